@@ -1,0 +1,69 @@
+"""Settings: frozen, complete, saved with every result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+from d2net.errors import InputError
+
+Settings = TypeVar("Settings", bound="ExtractionSettings")
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """How features are extracted. Unknown names and impossible values are errors."""
+
+    original: bool = False
+    """Reproduce the 2019 release, faults included; otherwise the corrected default."""
+
+    multiscale: bool = False
+    """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
+
+    max_edge: int | None = 1600
+    """Longest edge in pixels; larger photos are reduced. None: no limit."""
+
+    max_sum_edges: int | None = 2800
+    """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
+
+    max_keypoints: int | None = None
+    """Keep this many, those with the highest scores. None: all."""
+
+    score_threshold: float = 0.0
+    """Keep keypoints with at least this score."""
+
+    upright: bool = True
+    """Turn the photo as its EXIF orientation says; otherwise use it as stored."""
+
+    precision: str = "float32"
+    """Of the network: float32, bfloat16, or float16 (GPU). Detection is always float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_edge", "max_sum_edges", "max_keypoints"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a whole number of at least 1 or None, not {value!r}")
+        if not self.score_threshold >= 0:
+            raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise InputError(
+                f"precision must be float32, bfloat16 or float16, not {self.precision!r}"
+            )
+
+    @classmethod
+    def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+        """Settings from names and values; an unknown name is an InputError."""
+        return cls().updated(**values)
+
+    def updated(self: Settings, **changes: Any) -> Settings:  # noqa: ANN401 (any field's type)
+        """The same settings with some changed; an unknown name is an InputError."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, as saved with results."""
+        return asdict(self)

@@ -1,0 +1,265 @@
+"""The model: from a photo to its `Features`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2net import images
+from d2net.config import ExtractionSettings
+from d2net.errors import InputError
+from d2net.extraction.keypoints import Keypoints, find_keypoints
+from d2net.features import Features
+from d2net.geometry import coordinates
+from d2net.geometry.coordinates import GridMap, Size
+from d2net.images import ImageLike
+from d2net.network.trunk import Trunk
+from d2net.network.weights import CAFFE, Normalisation, load_weights
+
+POSITION_DEVIATION = 1.5
+"""Standard deviation per axis of a detection at level 1, in pixels."""
+
+
+class D2Net(nn.Module):
+    """D2-Net: joint description and detection of local features.
+
+    Dusmanu et al., CVPR 2019. One VGG-16 gives a dense map; each cell is a descriptor, and each
+    local maximum of a cell's strongest channel is a keypoint.
+
+    Most users want `D2Net.from_pretrained()`. The constructor gives an untrained network.
+
+    Args:
+        trunk: the network.
+        normalisation: what its weights want; it belongs to them and is no option.
+        settings: defaults of `extract`.
+        weights: name and checksum of the weights, saved with results.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk | None = None,
+        normalisation: Normalisation = CAFFE,
+        settings: ExtractionSettings | None = None,
+        weights: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk or Trunk()
+        self.normalisation = normalisation
+        self.settings = settings or ExtractionSettings()
+        self.weights = weights or {"name": "untrained", "sha256": ""}
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] = "default",
+        *,
+        device: str | torch.device = "cpu",
+        **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    ) -> D2Net:
+        """A model with trained weights.
+
+        Args:
+            name_or_path: a name that `d2net weights` lists, or a file: safetensors, or a `.pth` of
+                the 2019 release (read without executing it).
+            device: where the network runs.
+            **settings: fields of `ExtractionSettings`, as `original=True` or `max_keypoints=2000`.
+
+        Raises:
+            WeightsError: no such name or file, or the file is damaged or of another network.
+            InputError: unknown or impossible setting.
+        """
+        loaded = load_weights(name_or_path)
+        model = cls(
+            normalisation=loaded.normalisation,
+            settings=ExtractionSettings.from_dict(settings),
+            weights={"name": loaded.name, "sha256": loaded.sha256},
+        )
+        model.trunk.load_state_dict(loaded.state)
+        try:
+            return model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cannot use device {str(device)!r}: {reason}") from error
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and where features are returned."""
+        return next(self.parameters()).device
+
+    def provenance(self, settings: ExtractionSettings | None = None) -> dict[str, Any]:
+        """How features are made: package version, weights and settings, for saving with them."""
+        from d2net import __version__
+
+        return {
+            "d2net": __version__,
+            "weights": self.weights,
+            "extraction": (settings or self.settings).to_dict(),
+        }
+
+    def extract(
+        self,
+        image: ImageLike,
+        *,
+        mask: ImageLike | None = None,
+        **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    ) -> Features:
+        """The local features of a photo.
+
+        Args:
+            image: path, PIL image, array (H x W or H x W x 3; uint8, uint16, or float in [0, 1]) or
+                tensor (3 x H x W; uint8, or float in [0, 1]).
+            mask: image or array of the photo's size: no keypoints where it is 0.
+            **settings: changes to the model's settings for this call.
+
+        Returns:
+            Features on the model's device, best score first (in the release's order with
+            `original`); positions in pixels of the photo, upright unless `upright=False`.
+
+        Raises:
+            ImageError: the photo cannot be read.
+            InputError: wrong shape or type, mask of another size, unknown setting.
+        """
+        return self.extract_batch([image], masks=[mask], **settings)[0]
+
+    def extract_batch(
+        self,
+        batch: Sequence[ImageLike],
+        *,
+        masks: Sequence[ImageLike | None] | None = None,
+        **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    ) -> list[Features]:
+        """`extract` for photos of one size in one pass of the network.
+
+        Raises:
+            InputError: the photos differ in size, or there are not as many masks as photos.
+        """
+        chosen = self.settings.updated(**settings)
+        photos = [images.to_pixels(image, upright=chosen.upright) for image in batch]
+        if not photos:
+            return []
+        sizes = {(photo.shape[1], photo.shape[0]) for photo in photos}
+        if len(sizes) > 1:
+            listed = ", ".join(f"{w} x {h}" for w, h in sorted(sizes))
+            raise InputError(f"photos of one batch must have one size, not {listed}")
+        size = sizes.pop()
+        if masks is None:
+            masks = [None] * len(photos)
+        if len(masks) != len(photos):
+            raise InputError(f"there are {len(photos)} photos but {len(masks)} masks")
+        allowed = [
+            None if mask is None else images.read_mask(mask, size, upright=chosen.upright)
+            for mask in masks
+        ]
+        resized = [_within_limits(photo, chosen) for photo in photos]
+        tensor = torch.from_numpy(np.stack(resized)).to(self.device)
+        found = self._find(tensor, chosen)
+        entered = (resized[0].shape[1], resized[0].shape[0])
+        resize = coordinates.resize_ratio if chosen.original else coordinates.resize
+        photo_from_entered = resize(entered, size)
+        return [
+            _features(keypoints, photo_from_entered, size, mask, chosen)
+            for keypoints, mask in zip(found, allowed, strict=True)
+        ]
+
+    def forward(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features of image tensors, with the keys of LightGlue and kornia.
+
+        Args:
+            data: `image`, B x 3 x H x W (or B x 1 x H x W) float in [0, 1]. It is used at its own
+                size: `max_edge` and `max_sum_edges` do not apply.
+
+        Returns:
+            `keypoints` B x N x 2, `keypoint_scores` B x N, `descriptors` B x N x C, `image_size`
+            B x 2 (width, height). Images with fewer keypoints than the richest are filled up with
+            zeros; `num_keypoints` (B) says how many are real.
+        """
+        image = data["image"]
+        if image.ndim != 4 or image.shape[1] not in (1, 3) or not image.is_floating_point():
+            raise InputError(
+                "image must be a float tensor B x 3 x H x W in [0, 1], not "
+                f"{image.dtype} of shape {tuple(image.shape)}"
+            )
+        features = self.extract_batch(list(image), max_edge=None, max_sum_edges=None)
+        return _padded(features)
+
+    def _find(self, photos: Tensor, settings: ExtractionSettings) -> list[Keypoints]:
+        dtype = getattr(torch, settings.precision)
+        if dtype == torch.float16 and photos.device.type == "cpu":
+            raise InputError("float16 needs a GPU: on a CPU use float32 or bfloat16")
+        with torch.no_grad():
+            return find_keypoints(
+                self.trunk,
+                self.normalisation,
+                photos,
+                multiscale=settings.multiscale,
+                original=settings.original,
+                dtype=dtype,
+            )
+
+
+def _within_limits(photo: np.ndarray[Any, Any], settings: ExtractionSettings) -> np.ndarray[Any, Any]:
+    """The photo, reduced to the size limits."""
+    if settings.original:
+        return images.resize_like_release(photo, settings.max_edge, settings.max_sum_edges)
+    size = (photo.shape[1], photo.shape[0])
+    limited = images.limited_size(size, settings.max_edge, settings.max_sum_edges)
+    return images.resize(photo, limited)
+
+
+def _features(
+    found: Keypoints,
+    photo_from_entered: GridMap,
+    size: Size,
+    mask: np.ndarray[Any, Any] | None,
+    settings: ExtractionSettings,
+) -> Features:
+    """Positions to the photo; mask, threshold and budget applied; best first."""
+    positions = photo_from_entered(found.positions)
+    keep = found.scores >= settings.score_threshold
+    if mask is not None:
+        keep &= _allowed(positions, mask)
+    rows = keep.nonzero()[:, 0]
+    by_score = rows[found.scores[rows].argsort(descending=True, stable=True)]
+    chosen = by_score[: settings.max_keypoints]
+    if settings.original:
+        chosen = chosen.sort().values  # the release's order
+    magnification = max(photo_from_entered.x.scale, photo_from_entered.y.scale)
+    return Features(
+        keypoints=positions[chosen],
+        scores=found.scores[chosen],
+        scales=found.scales[chosen],
+        descriptors=found.descriptors[chosen],
+        image_size=size,
+        uncertainty=found.scales[chosen] * (POSITION_DEVIATION * magnification),
+    )
+
+
+def _allowed(positions: Tensor, mask: np.ndarray[Any, Any]) -> Tensor:
+    """N bool: the pixel that a keypoint lies in is not masked."""
+    height, width = mask.shape
+    cols, rows = positions.round().long().unbind(dim=1)
+    inside = torch.from_numpy(mask).to(positions.device)
+    return inside[rows.clamp(0, height - 1), cols.clamp(0, width - 1)]
+
+
+def _padded(features: list[Features]) -> dict[str, Tensor]:
+    """Features of several images as tensors with a batch dimension."""
+
+    def stack(name: str) -> Tensor:
+        rows = [getattr(f, name) for f in features]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    device = features[0].keypoints.device
+    return {
+        "keypoints": stack("keypoints"),
+        "keypoint_scores": stack("scores"),
+        "descriptors": stack("descriptors"),
+        "image_size": torch.tensor([f.image_size for f in features], device=device).float(),
+        "num_keypoints": torch.tensor([len(f) for f in features], device=device),
+    }

@@ -1,0 +1,71 @@
+"""Cutting the pyramid of a large photo into tiles that fit in memory.
+
+A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so
+each cell of each level has one owner and no keypoint is lost or doubled at a seam. Maps are
+computed with a margin beyond the owned cells, wide enough for everything that looks at neighbours
+(the 3 x 3 maximum, sub-pixel samples, the map of the level before, barred cells): the result is
+that of the whole photo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from d2net.extraction.pyramid import Level, Window
+from d2net.geometry.coordinates import AxisMap, Size
+
+CELLS_PER_TILE = 130_000
+"""Largest number of cells in one map (266 MB at 512 channels in float32): a photo of 1600 x 1200
+at its own size is one tile."""
+
+MARGIN = 8
+"""Cells computed beyond those a tile owns, at each level."""
+
+
+def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[list[Window]]:
+    """For each tile, the window of cells that it owns at each level.
+
+    Args:
+        size: (width, height) of the photo.
+        levels: its pyramid.
+        cells_per_tile: limit for the finest level, margins included.
+    """
+    if not levels:
+        return
+    rows, cols = levels[-1].cells
+    down, across = _divisions(rows, cols, cells_per_tile)
+    bounds_y = [size[1] * i / down for i in range(1, down)]
+    bounds_x = [size[0] * i / across for i in range(1, across)]
+    for i in range(down):
+        for j in range(across):
+            yield [
+                Window(
+                    _owned(level.photo_from_cells.y, level.cells[0], bounds_y, i),
+                    _owned(level.photo_from_cells.x, level.cells[1], bounds_x, j),
+                )
+                for level in levels
+            ]
+
+
+def _divisions(rows: int, cols: int, cells_per_tile: int) -> tuple[int, int]:
+    """Into how many tiles, down and across: as few and as square as the limit allows."""
+    if rows * cols <= cells_per_tile:
+        return 1, 1
+    side = max(math.isqrt(cells_per_tile) - 2 * MARGIN, 1)
+    if rows <= side:
+        return 1, math.ceil(cols / max(cells_per_tile // (rows + 2 * MARGIN) - 2 * MARGIN, 1))
+    if cols <= side:
+        return math.ceil(rows / max(cells_per_tile // (cols + 2 * MARGIN) - 2 * MARGIN, 1)), 1
+    return math.ceil(rows / side), math.ceil(cols / side)
+
+
+def _owned(photo_from_cells: AxisMap, size: int, bounds: Sequence[float], tile: int) -> range:
+    """Cells of an axis whose centres lie between a tile's bounds; outer tiles own the rest."""
+
+    def first_beyond(bound: float) -> int:
+        return min(max(math.ceil(photo_from_cells.inverse().of(bound)), 0), size)
+
+    start = 0 if tile == 0 else first_beyond(bounds[tile - 1])
+    stop = size if tile == len(bounds) else first_beyond(bounds[tile])
+    return range(start, stop)

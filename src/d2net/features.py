@@ -1,0 +1,165 @@
+"""What extraction gives and matching takes: `Features` and `Matches`.
+
+Layouts of other programs (hloc's D x N, the release's N x 3, COLMAP's half pixel) are converted in
+`d2net.formats` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2net.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The local features of one photo.
+
+    All tensors are on one device and have N rows. N = 0 is an ordinary result.
+
+    Attributes:
+        keypoints: N x 2 float32, (x, y) in pixels of the photo as given (upright unless asked
+            otherwise); the centre of the top-left pixel is (0, 0).
+        scores: N float32, larger is better.
+        scales: N float32, size of the receptive cell relative to pyramid level 1.
+        descriptors: N x D, unit length, float32 or float16.
+        image_size: (width, height) of the photo in pixels.
+        uncertainty: N float32, standard deviation of the position in pixels of the photo.
+    """
+
+    keypoints: Tensor
+    scores: Tensor
+    scales: Tensor
+    descriptors: Tensor
+    image_size: tuple[int, int]
+    uncertainty: Tensor
+
+    def __post_init__(self) -> None:
+        n = len(self.keypoints)
+        expected = {"keypoints": (n, 2), "scores": (n,), "scales": (n,), "uncertainty": (n,)}
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise InputError(
+                    f"{name} must be float32 of shape {shape}, not {tensor.dtype} of shape "
+                    f"{tuple(tensor.shape)}"
+                )
+        d = self.descriptors
+        if d.ndim != 2 or len(d) != n or d.dtype not in (torch.float32, torch.float16):
+            raise InputError(
+                f"descriptors must be float32 or float16 of shape ({n}, D), not {d.dtype} of "
+                f"shape {tuple(d.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    def __repr__(self) -> str:
+        width, height = self.image_size
+        return (
+            f"Features({len(self)} keypoints, {self.descriptors.shape[1]}-D "
+            f"{str(self.descriptors.dtype).removeprefix('torch.')}, {width} x {height} px)"
+        )
+
+    def __getitem__(self, rows: Tensor | slice) -> Features:
+        """The features at `rows`: indices, a boolean mask or a slice."""
+        return replace(
+            self,
+            keypoints=self.keypoints[rows],
+            scores=self.scores[rows],
+            scales=self.scales[rows],
+            descriptors=self.descriptors[rows],
+            uncertainty=self.uncertainty[rows],
+        )
+
+    def to(self, device: str | torch.device) -> Features:
+        """The same features with all tensors on `device`."""
+        return replace(
+            self,
+            keypoints=self.keypoints.to(device),
+            scores=self.scores.to(device),
+            scales=self.scales.to(device),
+            descriptors=self.descriptors.to(device),
+            uncertainty=self.uncertainty.to(device),
+        )
+
+    def half(self) -> Features:
+        """The same features with float16 descriptors; positions and scores stay float32."""
+        return replace(self, descriptors=self.descriptors.half())
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """The keys and the batch dimension of LightGlue and kornia.
+
+        Returns:
+            `keypoints` 1 x N x 2, `keypoint_scores` 1 x N, `descriptors` 1 x N x D and
+            `image_size` 1 x 2 (width, height), all float32.
+        """
+        size = torch.tensor([self.image_size], dtype=torch.float32, device=self.keypoints.device)
+        return {
+            "keypoints": self.keypoints[None],
+            "keypoint_scores": self.scores[None],
+            "descriptors": self.descriptors.float()[None],
+            "image_size": size,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Pairs of keypoints of two photos, after verification with the inliers marked.
+
+    Attributes:
+        indices: K x 2 int64, rows of the first and of the second photo's features.
+        similarity: K float32, cosine of the two descriptors.
+        inliers: K bool, or None while nothing has been verified.
+        model: what was fitted ("homography", "fundamental" or "essential"), None before.
+        matrix: 3 x 3 float64 that the inliers agree with (pixels, centres at integers), None
+            where none was found.
+    """
+
+    indices: Tensor
+    similarity: Tensor
+    inliers: Tensor | None = None
+    model: str | None = None
+    matrix: np.ndarray[Any, np.dtype[np.float64]] | None = None
+
+    def __post_init__(self) -> None:
+        k = len(self.indices)
+        if tuple(self.indices.shape) != (k, 2) or self.indices.dtype != torch.int64:
+            raise InputError(
+                f"indices must be int64 of shape (K, 2), not {self.indices.dtype} of shape "
+                f"{tuple(self.indices.shape)}"
+            )
+        if tuple(self.similarity.shape) != (k,):
+            raise InputError(f"similarity must have {k} entries, not {len(self.similarity)}")
+        if self.inliers is not None and tuple(self.inliers.shape) != (k,):
+            raise InputError(f"inliers must have {k} entries, not {len(self.inliers)}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        if self.inliers is None:
+            return f"Matches({len(self)})"
+        return f"Matches({len(self)}, {self.num_inliers} inliers of a {self.model} model)"
+
+    @property
+    def num_inliers(self) -> int:
+        """How many matches agree with the fitted model; all of them while none was fitted."""
+        return len(self) if self.inliers is None else int(self.inliers.sum())
+
+    def verified(self) -> Matches:
+        """Only the inliers; the matches themselves while nothing has been verified."""
+        if self.inliers is None:
+            return self
+        keep = self.inliers
+        return replace(
+            self,
+            indices=self.indices[keep],
+            similarity=self.similarity[keep],
+            inliers=keep[keep],
+        )

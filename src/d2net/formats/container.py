@@ -1,0 +1,409 @@
+"""HDF5 files of many small groups, one per photo or pair, with the settings they were made with.
+
+The bytes of a file depend on its content alone: groups and datasets are written sorted by name,
+without times, in a fixed version of the format. So an interrupted and resumed run ends with the
+same file as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeVar
+
+import h5py
+
+from d2net.errors import D2NetError, FormatError, InputError, OutputError
+from d2net.formats.atomic import locked, replacing
+from d2net.formats.journal import Journal, Record, Settings
+
+SETTINGS = "d2net"
+"""The attribute of the file that holds the settings as JSON."""
+
+_VERSION = ("v110", "v110")
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+
+_Self = TypeVar("_Self", bound="Container")
+_SelfWriter = TypeVar("_SelfWriter", bound="ContainerWriter")
+
+
+def check_name(name: str) -> str:
+    """Give `name` back if it can name a photo: a relative POSIX path in valid Unicode.
+
+    Raises:
+        InputError: it is absolute, or has a part that is empty, "." or "..", or a character that
+            no file of features can hold.
+    """
+    if not name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise InputError(
+            f"{name!r} cannot name a photo: expected its path relative to the photos' folder, "
+            "without empty, '.' or '..' parts."
+        )
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise InputError(f"{name!r} cannot name a photo: it is not valid Unicode; rename the file.")
+    return name
+
+
+class NoSuchEntryError(InputError, KeyError):
+    """A file of features or matches does not hold what was asked for."""
+
+    __str__ = Exception.__str__  # KeyError's would print quotes around the sentence
+
+
+class Container:
+    """An HDF5 file opened for reading; a context manager.
+
+    Attributes:
+        path: the file.
+        settings: how it was made, None for files that are not ours.
+    """
+
+    marker: str
+    """The dataset that every entry's group has."""
+    holds: str
+    """What the file should hold, for messages."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open `path`.
+
+        Raises:
+            InputError: it does not exist or cannot be opened.
+            FormatError: it is not an HDF5 file, or is damaged.
+        """
+        self.path = Path(path)
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            if error.errno is not None:
+                raise InputError(
+                    f"{self.path} cannot be opened ({os.strerror(error.errno)}); expected a file "
+                    f"of {self.holds}."
+                ) from error
+            raise FormatError(
+                f"{self.path} is not an HDF5 file or is damaged; expected {self.holds} as d2net or "
+                "hloc write them."
+            ) from error
+        self._names: tuple[str, ...] | None = None
+        try:
+            self.settings = self._read_settings()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was read from it stays valid."""
+        with suppress(*_H5_ERRORS):
+            self._file.close()
+
+    def entries(self) -> tuple[str, ...]:
+        """The names of all entries, sorted.
+
+        Raises:
+            FormatError: the file is damaged, or holds none and is not ours.
+        """
+        if self._names is None:
+            with self._damage():
+                self._names = tuple(sorted(self._walk(self._file, "")))
+            if not self._names and self.settings is None:
+                raise FormatError(
+                    f"{self.path} holds no {self.holds}: none of its groups has a dataset "
+                    f"{self.marker!r}."
+                )
+        return self._names
+
+    def has_entry(self, name: str) -> bool:
+        """Whether there is an entry `name`."""
+        try:
+            check_name(name)
+        except InputError:
+            return False
+        with self._damage():
+            group = self._file.get(name)
+            return isinstance(group, h5py.Group) and self.marker in group
+
+    def read_record(self, name: str) -> Record:
+        """The datasets and attributes of the entry `name` as they are.
+
+        Raises:
+            FormatError: the file is damaged there, or holds something other than arrays.
+        """
+        with self._damage(name):
+            group = self._file[name]
+            arrays, attributes = {}, {"": dict(group.attrs)}
+            for key, dataset in group.items():
+                if not isinstance(dataset, h5py.Dataset):
+                    raise FormatError(f"{self.path}: {name!r} holds {key!r}, which is no array.")
+                arrays[key] = dataset[()]
+                attributes[key] = dict(dataset.attrs)
+        return Record(arrays, attributes)
+
+    def _walk(self, group: Any, prefix: str) -> Iterator[str]:
+        for key, child in group.items():
+            if isinstance(child, h5py.Group):
+                name = prefix + key
+                if self.marker in child:
+                    yield name
+                else:
+                    yield from self._walk(child, name + "/")
+
+    def _read_settings(self) -> Settings | None:
+        with self._damage():
+            text = self._file.attrs.get(SETTINGS)
+        if text is None:
+            return None
+        try:
+            settings = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not JSON.") from error
+        if not isinstance(settings, dict):
+            raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not a JSON object.")
+        return settings
+
+    @contextmanager
+    def _damage(self, name: str | None = None) -> Iterator[None]:
+        """Turn the many exceptions by which h5py tells damage into one."""
+        try:
+            yield
+        except D2NetError:
+            raise
+        except _H5_ERRORS as error:
+            where = "" if name is None else f" at {name!r}"
+            raise FormatError(f"{self.path} is damaged{where} ({error}); write it anew.") from error
+
+
+class ContainerWriter:
+    """Writes the entries of a long run, so that a kill, a full disk or a second process harm none.
+
+    Use it as a context manager. Finished entries go to the journal `path`.partial; leaving the
+    block without an error assembles them, with those that `path` holds already, into a new file
+    that replaces `path`. After an error or a kill, `path` is as it was, and the same run started
+    again finds in `done` what it need not repeat.
+    """
+
+    reader: type[Container]
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        """Prepare to write `path`; nothing is touched before the `with` block.
+
+        Args:
+            path: the HDF5 file; its folder must exist.
+            settings: how the entries are made (JSON types only), stored in the file. Entries made
+                with other settings are never mixed.
+
+        Raises:
+            InputError: `settings` cannot be stored as JSON.
+        """
+        self.path = Path(path)
+        try:
+            self.settings: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
+        self._stack = ExitStack()
+        self._journal: Journal | None = None
+        self._existing: Container | None = None
+        self._names: set[str] = set()
+        self._folders: set[str] = set()
+
+    def __enter__(self: _SelfWriter) -> _SelfWriter:
+        """Take the lock and find out what is done.
+
+        Raises:
+            OutputBusyError: another process writes this file.
+            OutputError: it cannot be written, or was begun with other settings.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            if self.path.exists():
+                self._existing = stack.enter_context(self._open_existing())
+            partial = self.path.with_name(self.path.name + ".partial")
+            self._journal = stack.enter_context(Journal(partial, self.settings))
+            self._check_settings(self._journal.settings, partial)
+            self._recall(self._existing, self._journal)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._stack:
+            journal = self._opened()
+            self._journal = None
+            if error is None and (len(journal) or not self.path.exists()):
+                self._assemble(journal)
+            if error is None or not len(journal):
+                journal.remove()
+
+    def _recall(self, existing: Container | None, journal: Journal) -> None:
+        """Note what is done already."""
+        self._remember(journal if existing is None else (*existing.entries(), *journal))
+
+    def _append(self, name: str, record: Record) -> None:
+        journal = self._opened()
+        check_name(name)
+        if name in self._names:
+            raise InputError(f"{name!r} is in {self.path} already.")
+        if name in self._folders or any(folder in self._names for folder in _folders(name)):
+            raise InputError(
+                f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
+                "another; rename one of them."
+            )
+        journal.append(name, record)
+        self._remember([name])
+
+    def _assemble(self, journal: Journal) -> None:
+        existing = self._existing
+
+        def record(name: str) -> Record:
+            if name in journal or existing is None:
+                return journal[name]
+            return existing.read_record(name)
+
+        with replacing(self.path) as temporary:
+            names = sorted(self._names)
+            write_container(temporary, self.settings, ((name, record(name)) for name in names))
+            if existing is not None:
+                existing.close()  # Windows replaces no open file
+
+    def _open_existing(self) -> Container:
+        try:
+            existing = self.reader(self.path)
+        except D2NetError as error:
+            raise OutputError(f"{error} Delete it or choose another output.") from error
+        try:
+            if existing.settings is None:
+                raise OutputError(
+                    f"{self.path} was not written by d2net and is not added to; choose another "
+                    "output."
+                )
+            self._check_settings(existing.settings, self.path)
+        except BaseException:
+            existing.close()
+            raise
+        return existing
+
+    def _check_settings(self, found: Settings, path: Path) -> None:
+        differences = list(_differences(found, self.settings))
+        if differences:
+            raise OutputError(
+                f"{path} was made with other settings ({'; '.join(differences)}); use those, "
+                "delete it, or choose another output."
+            )
+
+    def _remember(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._names.add(name)
+            self._folders.update(_folders(name))
+
+    def _opened(self) -> Journal:
+        if self._journal is None:
+            raise InputError(f"the writer of {self.path} is not open; use it in a `with` block.")
+        return self._journal
+
+
+def write_container(path: Path, settings: Settings, records: Iterable[tuple[str, Record]]) -> None:
+    """Write an HDF5 file in place; `records` come sorted by name and are held one at a time.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    with path.open("wb+", buffering=0) as raw:
+        sink = _Sink(raw)
+        try:
+            with h5py.File(sink, "w", libver=_VERSION) as file:
+                file.attrs[SETTINGS] = json.dumps(settings, sort_keys=True)
+                for name, record in records:
+                    _write_record(file.create_group(name), record)
+                    if sink.error is not None:
+                        break
+        except Exception:
+            if sink.error is None:
+                raise
+        if sink.error is not None:
+            raise sink.error
+
+
+def _write_record(group: Any, record: Record) -> None:
+    for key in sorted(record.arrays):
+        group.create_dataset(key, data=record.arrays[key], track_times=False)
+    for key, attributes in sorted(record.attributes.items()):
+        target = group[key] if key else group
+        for attribute in sorted(attributes):
+            target.attrs[attribute] = attributes[attribute]
+
+
+class _Sink(io.RawIOBase):
+    """A file for h5py that remembers its first failure and goes on as if it had succeeded.
+
+    HDF5 crashes the process when a write fails while it closes a file (seen with 2.0 on a full
+    disk), so it must never be told.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self.error: OSError | None = None
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._raw.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.error is None:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+def _folders(name: str) -> Iterator[str]:
+    """a/b/c.jpg: a, a/b."""
+    position = name.find("/")
+    while position >= 0:
+        yield name[:position]
+        position = name.find("/", position + 1)
+
+
+def _differences(found: Settings, given: Settings, prefix: str = "") -> Iterator[str]:
+    missing = object()
+    for key in sorted(found.keys() | given.keys()):
+        a, b = found.get(key, missing), given.get(key, missing)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            was = "absent" if a is missing else repr(a)
+            now = "absent" if b is missing else repr(b)
+            yield f"{prefix}{key} is {was} there, {now} now"

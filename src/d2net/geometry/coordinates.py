@@ -1,0 +1,113 @@
+"""The one place where half pixels are added.
+
+Pixel centres are at integers: the centre of the top-left pixel is (0, 0), so a photo of width w
+spans -0.5 .. w - 0.5. Every change of grid in the package (resize, crop, map cell to pixel, COLMAP)
+is an `AxisMap` per axis made here.
+
+The 2019 release left the half pixel out in several places; its rules are here too, marked
+`original`, because reproducing it exactly needs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """target = scale * source + shift, along one axis."""
+
+    scale: float
+    shift: float
+
+    def inverse(self) -> AxisMap:
+        """source_from_target."""
+        return AxisMap(1 / self.scale, -self.shift / self.scale)
+
+    def after(self, first: AxisMap) -> AxisMap:
+        """The map that applies `first`, then this one."""
+        return AxisMap(self.scale * first.scale, self.scale * first.shift + self.shift)
+
+    def of(self, value: float) -> float:
+        """One coordinate mapped."""
+        return self.scale * value + self.shift
+
+
+@dataclass(frozen=True)
+class GridMap:
+    """Maps points (x, y) of one pixel grid to another, each axis on its own."""
+
+    x: AxisMap
+    y: AxisMap
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Map N x 2 (x, y) points; the type of `points` is kept."""
+        scale = torch.tensor([self.x.scale, self.y.scale], dtype=points.dtype, device=points.device)
+        shift = torch.tensor([self.x.shift, self.y.shift], dtype=points.dtype, device=points.device)
+        return points * scale + shift
+
+    def inverse(self) -> GridMap:
+        """source_from_target."""
+        return GridMap(self.x.inverse(), self.y.inverse())
+
+    def after(self, first: GridMap) -> GridMap:
+        """The map that applies `first`, then this one."""
+        return GridMap(self.x.after(first.x), self.y.after(first.y))
+
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+def resize(source: Size, target: Size) -> GridMap:
+    """target_from_source of a resize: borders map to borders, (x + 0.5) * f - 0.5."""
+
+    def axis(a: int, b: int) -> AxisMap:
+        return AxisMap(b / a, 0.5 * b / a - 0.5)
+
+    return GridMap(axis(source[0], target[0]), axis(source[1], target[1]))
+
+
+def resize_ratio(source: Size, target: Size) -> GridMap:
+    """target_from_source as the release maps keypoints back: x * f, without the half pixel."""
+    return GridMap(AxisMap(target[0] / source[0], 0.0), AxisMap(target[1] / source[1], 0.0))
+
+
+def resize_corners(source: Size, target: Size) -> GridMap:
+    """target_from_source of a resize with `align_corners=True`: corner centres stay corners.
+
+    A side of one pixel maps onto the first pixel of the other grid.
+    """
+
+    def axis(a: int, b: int) -> AxisMap:
+        return AxisMap((b - 1) / (a - 1) if a > 1 and b > 1 else 1.0, 0.0)
+
+    return GridMap(axis(source[0], target[0]), axis(source[1], target[1]))
+
+
+def crop(left: float, top: float) -> GridMap:
+    """crop_from_image: the image's pixel (left, top) becomes (0, 0)."""
+    return GridMap(AxisMap(1.0, -left), AxisMap(1.0, -top))
+
+
+def pixels_from_cells(stride: float, first_centre: float) -> GridMap:
+    """Image from map: cell c of a dense map is centred at pixel stride * c + first_centre."""
+    axis = AxisMap(stride, first_centre)
+    return GridMap(axis, axis)
+
+
+EXTRACTION_CELLS = pixels_from_cells(4, 3.5)
+"""Stride-4 map: two 2x2 max pools centre a cell at 4c + 1.5, the average pool of stride 1 over two
+such cells at 4c + 3.5."""
+
+ORIGINAL_EXTRACTION_CELLS = pixels_from_cells(4, 1.5)
+"""Where the release reports the same cells: it forgets the average pool (2 px up and left)."""
+
+TRAINING_CELLS = pixels_from_cells(8, 3.5)
+"""Stride-8 map: three 2x2 max pools."""
+
+COLMAP_FROM_PIXELS = GridMap(AxisMap(1.0, 0.5), AxisMap(1.0, 0.5))
+"""COLMAP puts the centre of the top-left pixel at (0.5, 0.5)."""

@@ -1,0 +1,49 @@
+"""Two views of a scene: fundamental and essential matrices.
+
+x_b^T F x_a = 0 for homogeneous points x_a and x_b of photos a and b (Hartley and Zisserman,
+"Multiple View Geometry", chapter 9; OpenCV and COLMAP write it in the same order).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def essential_from_pose(rotation: Array, translation: Array) -> Array:
+    """E = [t]x R of the pose x_b = R x_a + t (`b_from_a`): 3 x 3 from 3 x 3 and 3."""
+    x, y, z = translation
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=np.float64)
+    return np.asarray(cross @ rotation, dtype=np.float64)
+
+
+def fundamental_from_essential(essential: Array, intrinsics_a: Array, intrinsics_b: Array) -> Array:
+    """F = K_b^-T E K_a^-1, all 3 x 3, in the pixels that the intrinsics are in."""
+    f = np.linalg.inv(intrinsics_b).T @ essential @ np.linalg.inv(intrinsics_a)
+    return np.asarray(f, dtype=np.float64)
+
+
+def sampson_distance(fundamental: Array, points_a: Array, points_b: Array) -> Array:
+    """How far pairs of points are from satisfying x_b^T F x_a = 0, to first order, in pixels.
+
+    The square root of Sampson's error (Hartley and Zisserman, equation 11.9): about the distance
+    that the two points of a pair must move together to satisfy the equation exactly.
+
+    Args:
+        fundamental: 3 x 3, of any scale.
+        points_a: N x 2 (x, y) in pixels.
+        points_b: N x 2 (x, y) in pixels.
+
+    Returns:
+        N distances; not a number where the equation has no gradient (both points are epipoles).
+    """
+    line_b = points_a @ fundamental[:, :2].T + fundamental[:, 2]
+    line_a = points_b @ fundamental[:2] + fundamental[2]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        algebraic = np.sum(line_b[:, :2] * points_b, axis=1) + line_b[:, 2]
+        gradient = np.hypot(
+            np.hypot(line_b[:, 0], line_b[:, 1]), np.hypot(line_a[:, 0], line_a[:, 1])
+        )
+        return np.asarray(np.abs(algebraic) / gradient, dtype=np.float64)

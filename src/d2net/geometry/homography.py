@@ -1,0 +1,31 @@
+"""Points under a homography."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def transfer(b_from_a: Array, points: Array) -> Array:
+    """Where a homography takes points.
+
+    Args:
+        b_from_a: 3 x 3 homography.
+        points: N x 2 (x, y) in pixels of photo a.
+
+    Returns:
+        N x 2 (x, y) in pixels of photo b; not finite for points on the line that the homography
+        takes to infinity.
+    """
+    mapped = points @ b_from_a[:, :2].T + b_from_a[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.asarray(mapped[:, :2] / mapped[:, 2:], dtype=np.float64)
+
+
+def transfer_error(b_from_a: Array, points_a: Array, points_b: Array) -> Array:
+    """Distance in photo b (pixels) between each N x 2 point and where its partner is taken."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = transfer(b_from_a, points_a) - points_b
+        return np.asarray(np.hypot(difference[:, 0], difference[:, 1]), dtype=np.float64)

@@ -1,0 +1,296 @@
+"""Homography, fundamental and essential matrix from point pairs with outliers.
+
+The estimators are those of OpenCV (MAGSAC++), PoseLib (LO-RANSAC) and COLMAP (LO-RANSAC). They
+differ in how they mark inliers and in what they return when they fail, so both are done here, the
+same for all: an inlier is a pair within the threshold of the final matrix, and a matrix that its
+inliers do not determine is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from d2net.errors import InputError, MissingPackageError
+from d2net.geometry.epipolar import (
+    essential_from_pose,
+    fundamental_from_essential,
+    sampson_distance,
+)
+from d2net.geometry.homography import transfer, transfer_error
+
+Array = NDArray[np.float64]
+Method: TypeAlias = Literal["magsac", "poselib", "pycolmap"]
+Model: TypeAlias = Literal["homography", "fundamental", "essential"]
+Estimate: TypeAlias = tuple[Array | None, NDArray[np.bool_]]
+
+MIN_PAIRS: dict[Model, int] = {"homography": 4, "fundamental": 8, "essential": 5}
+"""Fewest pairs that a model is estimated from. Seven points would do for a fundamental matrix, but
+they always agree with one, so agreement would mean nothing."""
+
+
+@dataclass(frozen=True)
+class RobustOptions:
+    """Options that all estimators understand.
+
+    Attributes:
+        threshold: largest error of an inlier in pixels: distance in photo b for a homography,
+            Sampson distance for the others. The scale beyond which MAGSAC gives no weight.
+        method: "magsac" (OpenCV), "poselib" or "pycolmap".
+        confidence: probability with which the best model has been seen when the search stops
+            early (0.9999 is COLMAP's default).
+        max_iterations: samples tried at most.
+        seed: of the random samples; the same seed gives identical results.
+    """
+
+    threshold: float
+    method: Method = "magsac"
+    confidence: float = 0.9999
+    max_iterations: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < np.inf:
+            raise InputError(f"threshold must be a positive number of pixels, not {self.threshold}")
+        if self.method not in _ESTIMATORS:
+            raise InputError(f"method must be one of {', '.join(_ESTIMATORS)}, not {self.method!r}")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence must be between 0 and 1, not {self.confidence}")
+        if self.max_iterations < 1:
+            raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")
+
+
+def homography(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions) -> Estimate:
+    """Robustly estimate the homography that takes points of photo a to photo b.
+
+    Args:
+        points_a: N x 2 (x, y) in pixels of photo a.
+        points_b: N x 2 (x, y), their partners in photo b.
+        options: see `RobustOptions`.
+
+    Returns:
+        The 3 x 3 matrix `b_from_a` and N marks of inliers; None and no inlier where the points are
+        fewer than 4 or do not determine it.
+
+    Raises:
+        InputError: for points of another shape or not finite.
+        MissingPackageError: if the method needs a package that is not installed.
+    """
+    a, b = _checked(points_a, points_b)
+    return _estimate("homography", _Views(a, b), options, lambda H: transfer_error(H, a, b))
+
+
+def fundamental(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions) -> Estimate:
+    """Robustly estimate F with x_b^T F x_a = 0; arguments and results as for `homography`.
+
+    At least 8 pairs. Points of one plane leave F ambiguous, but whatever F is found holds for
+    them, so that they are still told from outliers.
+    """
+    a, b = _checked(points_a, points_b)
+    return _estimate("fundamental", _Views(a, b), options, lambda F: sampson_distance(F, a, b))
+
+
+def essential(
+    points_a: ArrayLike,
+    points_b: ArrayLike,
+    intrinsics_a: ArrayLike,
+    intrinsics_b: ArrayLike,
+    options: RobustOptions,
+) -> Estimate:
+    """Robustly estimate E with x_b^T K_b^-T E K_a^-1 x_a = 0; otherwise as for `homography`.
+
+    At least 5 pairs. Lens distortion must have been removed from the points.
+
+    Args:
+        points_a: N x 2 (x, y) in pixels of photo a.
+        points_b: N x 2 (x, y), their partners in photo b.
+        intrinsics_a: 3 x 3 camera matrix K_a in the same pixels (centres at integers).
+        intrinsics_b: 3 x 3 camera matrix K_b likewise.
+        options: see `RobustOptions`.
+    """
+    a, b = _checked(points_a, points_b)
+    Ka, Kb = _checked_intrinsics(intrinsics_a), _checked_intrinsics(intrinsics_b)
+    # Every estimator gets the points of two ideal cameras: own focal length (so that thresholds
+    # are still pixels), principal point at (0, 0). Then none has to know about principal points,
+    # skew or where pixel centres are.
+    views = _Views(_ideal(a, Ka), _ideal(b, Kb), _focal(Ka), _focal(Kb))
+
+    def error(E: Array) -> Array:
+        return sampson_distance(fundamental_from_essential(E, Ka, Kb), a, b)
+
+    return _estimate("essential", views, options, error)
+
+
+def _checked(points_a: ArrayLike, points_b: ArrayLike) -> tuple[Array, Array]:
+    a, b = (np.asarray(points, dtype=np.float64) for points in (points_a, points_b))
+    if a.ndim != 2 or a.shape[1:] != (2,) or a.shape != b.shape:
+        raise InputError(
+            f"point pairs must be two arrays of the same shape (N, 2), not {a.shape} and {b.shape}"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise InputError("point pairs must be finite numbers, but some are NaN or infinite")
+    return a, b
+
+
+def _checked_intrinsics(intrinsics: ArrayLike) -> Array:
+    K = np.asarray(intrinsics, dtype=np.float64)
+    if (
+        K.shape != (3, 3)
+        or not np.isfinite(K).all()
+        or not (K[0, 0] > 0 and K[1, 1] > 0)
+        or not np.array_equal(K[[1, 2, 2, 2], [0, 0, 1, 2]], [0, 0, 0, 1])
+    ):
+        raise InputError(
+            "intrinsics must be a camera matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with "
+            f"positive focal lengths, not {K.tolist()}"
+        )
+    return K
+
+
+def _focal(K: Array) -> float:
+    return float(K[0, 0] + K[1, 1]) / 2
+
+
+def _ideal(points: Array, K: Array) -> Array:
+    """The points as a camera of the same focal length sees them, principal point at (0, 0)."""
+    scale_to_focal = np.diag([_focal(K), _focal(K), 1.0])
+    return transfer(scale_to_focal @ np.linalg.inv(K), points)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Point pairs as an estimator gets them."""
+
+    a: Array
+    b: Array
+    focal_a: float = 1.0  # only for the essential matrix
+    focal_b: float = 1.0
+
+
+def _estimate(
+    model: Model, views: _Views, options: RobustOptions, error: Callable[[Array], Array]
+) -> Estimate:
+    none: Estimate = None, np.zeros(len(views.a), dtype=np.bool_)
+    if len(views.a) < MIN_PAIRS[model]:
+        return none
+    found = _ESTIMATORS[options.method](model, views, options)
+    if found is None or not np.isfinite(found).all():
+        return none
+    # OpenCV may return several solutions below one another.
+    solutions = found.reshape(-1, 3, 3)
+    masks = [error(matrix) <= options.threshold for matrix in solutions]
+    best = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
+    matrix, inliers = solutions[best], masks[best]
+    a, b = views.a[inliers], views.b[inliers]
+    distinct = len(np.unique(np.hstack([a, b]), axis=0))
+    if distinct < MIN_PAIRS[model] or any(_on_one_line(x, options.threshold) for x in (a, b)):
+        return none
+    return _scaled(model, matrix), inliers
+
+
+def _on_one_line(points: Array, tolerance: float) -> bool:
+    """Whether a line, or a point, passes all N x 2 points within the tolerance."""
+    centred = points - points.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    return bool(np.abs(centred @ directions[-1]).max() <= tolerance)
+
+
+def _scaled(model: Model, matrix: Array) -> Array:
+    """The matrix in its usual scale: last entry 1 for homographies, else unit Frobenius norm."""
+    norm = np.linalg.norm(matrix)
+    if model == "homography" and abs(matrix[2, 2]) > 1e-12 * norm:
+        norm = matrix[2, 2]
+    return np.asarray(matrix / norm, dtype=np.float64)
+
+
+def _magsac(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+    import cv2
+
+    params = cv2.UsacParams()
+    params.threshold = options.threshold
+    params.confidence = options.confidence
+    params.maxIterations = options.max_iterations
+    params.randomGeneratorState = options.seed
+    # What OpenCV's flag USAC_MAGSAC stands for; with the flag no seed could be given.
+    params.score = cv2.SCORE_METHOD_MAGSAC
+    params.loMethod = cv2.LOCAL_OPTIM_SIGMA
+    params.loSampleSize = 75 if model == "homography" else 50
+    params.loIterations = 15 if model == "homography" else 10
+    try:
+        if model == "homography":
+            matrix, _ = cv2.findHomography(views.a, views.b, params)
+        elif model == "fundamental":
+            matrix, _ = cv2.findFundamentalMat(views.a, views.b, params)
+        else:
+            Ka, Kb = (np.diag([f, f, 1.0]) for f in (views.focal_a, views.focal_b))
+            matrix, _ = cv2.findEssentialMat(views.a, views.b, Ka, Kb, None, None, params)
+    except cv2.error:  # some degenerate points fail a check inside OpenCV
+        return None
+    return None if matrix is None else np.asarray(matrix, dtype=np.float64)
+
+
+def _poselib(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+    try:
+        import poselib
+    except ImportError as error:
+        raise MissingPackageError(
+            'method "poselib" needs the package poselib: pip install "d2net[poselib]"'
+        ) from error
+
+    ransac = {
+        "max_reproj_error": options.threshold,
+        "max_epipolar_error": options.threshold,
+        "success_prob": options.confidence,
+        "max_iterations": options.max_iterations,
+        "seed": options.seed,
+    }
+    if model == "homography":
+        matrix, _ = poselib.estimate_homography(views.a, views.b, ransac, {})
+    elif model == "fundamental":
+        matrix, _ = poselib.estimate_fundamental(views.a, views.b, ransac, {})
+    else:
+        cameras = [
+            {"model": "SIMPLE_PINHOLE", "width": 0, "height": 0, "params": [focal, 0.0, 0.0]}
+            for focal in (views.focal_a, views.focal_b)
+        ]
+        pose, _ = poselib.estimate_relative_pose(views.a, views.b, *cameras, ransac, {})
+        matrix = essential_from_pose(pose.R, pose.t)
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def _pycolmap(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+    import pycolmap
+
+    ransac = pycolmap.RANSACOptions(
+        max_error=options.threshold,
+        confidence=options.confidence,
+        min_num_trials=min(1000, options.max_iterations),
+        max_num_trials=options.max_iterations,
+        random_seed=options.seed,
+    )
+    result: dict[str, Any] | None
+    if model == "homography":
+        result, key = pycolmap.estimate_homography_matrix(views.a, views.b, ransac), "H"
+    elif model == "fundamental":
+        result, key = pycolmap.estimate_fundamental_matrix(views.a, views.b, ransac), "F"
+    else:
+        camera_a, camera_b = (
+            pycolmap.Camera(model="SIMPLE_PINHOLE", width=1, height=1, params=[focal, 0.0, 0.0])
+            for focal in (views.focal_a, views.focal_b)
+        )
+        result = pycolmap.estimate_essential_matrix(views.a, views.b, camera_a, camera_b, ransac)
+        key = "E"
+    return None if result is None else np.asarray(result[key], dtype=np.float64)
+
+
+_ESTIMATORS: dict[Method, Callable[[Model, _Views, RobustOptions], Array | None]] = {
+    "magsac": _magsac,
+    "poselib": _poselib,
+    "pycolmap": _pycolmap,
+}

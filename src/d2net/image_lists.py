@@ -1,0 +1,157 @@
+"""Which photos are meant: files and folders, or a list of names in a text file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from d2net.errors import InputError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""Files with these extensions, in either case, are photos when a folder is walked."""
+
+# name CAMERA_MODEL width height parameters..., as in the query lists of hloc and COLMAP. Only a
+# whole line of that form is split, so that names may hold spaces.
+_WITH_CAMERA = re.compile(
+    r"(?P<name>.+?)\s+[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?)+", re.I
+)
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """A photo to be read.
+
+    Attributes:
+        path: the file.
+        name: its POSIX path relative to the root: the key of its features in every output.
+    """
+
+    path: Path
+    name: str
+
+
+def find_images(
+    paths: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None
+) -> list[FoundImage]:
+    """The photos among files and folders.
+
+    Folders are walked to the bottom; hidden files and folders are skipped, links to folders are
+    followed, and each folder is walked once. Files given by themselves are taken whatever their
+    extension. A file that is reached twice is listed once.
+
+    Args:
+        paths: files and folders.
+        root: names are relative to it. Without it, they are relative to the folder given, and
+            that of a file given by itself is its file name.
+
+    Returns:
+        The photos in the order of `paths`, each folder sorted by name.
+
+    Raises:
+        InputError: a path does not exist, cannot be listed or is not below `root`, or two
+            different files would get the same name.
+    """
+    found: dict[str, Path] = {}
+    seen_folders: set[Path] = set()
+    seen_files: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            here = Path(root) if root is not None else path
+            files = sorted(_walk(path, seen_folders), key=lambda file: file.as_posix())
+        elif path.exists() or path.is_symlink():
+            here = Path(root) if root is not None else path.parent
+            files = [path]
+        else:
+            raise InputError(f"there is no file or folder {str(path)!r}")
+        for file in files:
+            location = file.parent.resolve() / file.name
+            if location in seen_files:
+                continue
+            seen_files.add(location)
+            name = _name_below(here, file)
+            if name in found:
+                raise InputError(
+                    f"{str(found[name])!r} and {str(file)!r} would both be called {name!r}: "
+                    "give a root folder above both, so that their names differ"
+                )
+            found[name] = file
+    return [FoundImage(path, name) for name, path in found.items()]
+
+
+def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[FoundImage]:
+    """The photos named in a text file, one name a line, as hloc writes them.
+
+    Blank lines and lines that start with # are skipped; so is what is listed before. A name may
+    hold spaces. Only a line that as a whole reads `name CAMERA_MODEL width height parameters...`
+    (hloc's lists of queries) is cut after the name: a name that ends in a word and three numbers
+    cannot be listed.
+
+    Args:
+        file: UTF-8 text.
+        root: the folder to which the names are relative.
+
+    Returns:
+        The photos in the order of the file. Whether they exist shows when they are read.
+
+    Raises:
+        InputError: the list cannot be read, or a name leads out of `root`.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read the image list {os.fspath(file)!r}: {reason}") from None
+    found: dict[str, Path] = {}
+    for line in map(str.strip, text.split("\n")):
+        if not line or line.startswith("#"):
+            continue
+        with_camera = _WITH_CAMERA.fullmatch(line)
+        name = PurePosixPath(with_camera["name"] if with_camera else line)
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(
+                f"the image list {os.fspath(file)!r} names {str(name)!r}, but names must be "
+                f"relative to the root folder {os.fspath(root)!r} and stay below it"
+            )
+        found[str(name)] = Path(root, name)
+    return [FoundImage(path, name) for name, path in found.items()]
+
+
+def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Photos below `folder`. Links to folders come last, so that real paths give the names."""
+    waiting = [folder]
+    while waiting:
+        for here, folders, files in os.walk(waiting.pop(0), onerror=_cannot_list):
+            parent = Path(here)
+            real = parent.resolve()
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [parent / name for name in folders if (parent / name).is_symlink()]
+            for name in files:
+                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                    yield parent / name
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(f"cannot list the folder {str(error.filename)!r}: {error.strerror}") from None
+
+
+def _name_below(root: Path, file: Path) -> str:
+    """POSIX path of `file` relative to `root`: as written if that works, else by real folders."""
+    for base, path in (
+        (root.absolute(), file.absolute()),
+        (root.resolve(), file.parent.resolve() / file.name),
+    ):
+        if path.is_relative_to(base):
+            relative = path.relative_to(base)
+            if ".." not in relative.parts:
+                return relative.as_posix()
+    raise InputError(f"the photo {str(file)!r} is not below the root folder {str(root)!r}")

@@ -1,0 +1,192 @@
+"""Keypoints from the deep maps: soft scores for training, hard detections for extraction.
+
+Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of Local Features",
+CVPR 2019, section 3. A dense map of C channels is read as C detection maps: a cell is a keypoint
+where its strongest channel has a local maximum.
+
+The hard detection is sparse. A cell is a candidate only in its strongest channel, so one maximum
+over the channels leaves h * w values to look at in place of h * w * C; neighbours and derivatives
+are gathered for those alone. The result is that of the dense computation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EDGE_THRESHOLD = 5.0
+"""Largest ratio of principal curvatures of a keypoint (section 4.1; Lowe 2004 uses 10)."""
+
+_LARGEST_STEP = 0.5
+"""A refined position further from its cell than this belongs to another cell."""
+
+
+def soft_scores(maps: Tensor) -> Tensor:
+    """Soft detection scores of equations 4 to 7, differentiable, one distribution per image.
+
+    As in the release, and other than in equation 4, the exponent is divided by the largest value
+    of the image: without that it overflows. Cells where every channel is zero score zero.
+
+    Args:
+        maps: B x C x h x w, before the ReLU.
+
+    Returns:
+        B x h x w, not negative; each image sums to one (to zero where nothing is active).
+    """
+    maps = F.relu(maps)
+    batch = len(maps)
+    tiny = torch.finfo(maps.dtype).tiny
+    largest = maps.reshape(batch, -1).max(dim=1)[0].clamp_min(tiny)
+    e = torch.exp(maps / largest.view(batch, 1, 1, 1))
+    neighbourhood = 9 * F.avg_pool2d(F.pad(e, (1, 1, 1, 1), value=1.0), 3, 1)
+    alpha = e / neighbourhood
+    strongest = maps.max(dim=1, keepdim=True)[0]
+    beta = maps / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
+    gamma = (alpha * beta).max(dim=1)[0]
+    total = gamma.sum(dim=(1, 2), keepdim=True)
+    return gamma / torch.where(total > 0, total, torch.ones_like(total))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Hard detections in one map, ordered by row, column, channel.
+
+    Attributes:
+        channels, rows, cols: N int64, the cell and its strongest channel.
+        values: N float32, the map's value there.
+        steps: N x 2 float32, sub-pixel step (columns, rows) from the cell, in cells. The step is
+            trusted where both parts are under half a cell (`located`).
+    """
+
+    channels: Tensor
+    rows: Tensor
+    cols: Tensor
+    values: Tensor
+    steps: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, keep: Tensor) -> Detections:
+        return Detections(
+            self.channels[keep],
+            self.rows[keep],
+            self.cols[keep],
+            self.values[keep],
+            self.steps[keep],
+        )
+
+    @property
+    def located(self) -> Tensor:
+        """N bool: the sub-pixel position lies in the cell itself."""
+        return (self.steps.abs() < _LARGEST_STEP).all(dim=1)
+
+    @property
+    def positions(self) -> Tensor:
+        """N x 2 float32 (x, y) in cells."""
+        return torch.stack([self.cols, self.rows], dim=1) + self.steps
+
+
+def detect(maps: Tensor, *, original: bool = False) -> Detections:
+    """Hard detections: equation 3, the edge test and the sub-pixel step.
+
+    Args:
+        maps: h x w x C after the ReLU, any float type; compared in float32.
+        original: as the 2019 release: cells on the frame count (derivatives padded with zeros)
+            and equal neighbours are all detections. Otherwise a detection needs its eight
+            neighbours, and of equal ones the first in reading order wins.
+
+    Returns:
+        The detections, before `located` is asked for.
+    """
+    channels, rows, cols = _strongest_channels(maps, frame=original, ties=original)
+    patch, inside = _neighbourhoods(maps, channels, rows, cols)
+    keep = _is_local_maximum(patch, inside, ties=original)
+    channels, rows, cols, patch = channels[keep], rows[keep], cols[keep], patch[keep]
+    passed, steps = _edge_test_and_step(patch)
+    return Detections(channels, rows, cols, patch[:, 1, 1], steps)[passed]
+
+
+def _strongest_channels(
+    maps: Tensor, *, frame: bool, ties: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Channels, rows, columns where a positive value is the largest of its cell's channels.
+
+    Args:
+        maps: h x w x C.
+        frame: whether the cells on the map's frame take part.
+        ties: whether all channels that share the maximum count, or only the first.
+    """
+    if maps.numel() == 0:
+        none = torch.empty(0, dtype=torch.int64, device=maps.device)
+        return none, none, none
+    strongest = maps.amax(dim=2)
+    excluded = strongest <= 0
+    if not frame:
+        excluded[[0, -1], :] = True
+        excluded[:, [0, -1]] = True
+    # Nothing equals infinity: an excluded cell yields no candidate, an all-zero one least of all.
+    strongest = strongest.masked_fill(excluded, torch.inf)
+    rows, cols, channels = (maps == strongest[:, :, None]).nonzero(as_tuple=True)
+    if not ties:
+        cell = rows * maps.shape[1] + cols
+        first = torch.ones_like(cell, dtype=torch.bool)
+        first[1:] = cell[1:] != cell[:-1]
+        rows, cols, channels = rows[first], cols[first], channels[first]
+    return channels, rows, cols
+
+
+def _neighbourhoods(
+    maps: Tensor, channels: Tensor, rows: Tensor, cols: Tensor
+) -> tuple[Tensor, Tensor]:
+    """3 x 3 values around each cell in its channel (N x 3 x 3 float32), and which are inside.
+
+    Outside the map the value is zero.
+    """
+    height, width, _ = maps.shape
+    offsets = torch.arange(-1, 2, device=maps.device)
+    i = rows[:, None, None] + offsets[None, :, None]
+    j = cols[:, None, None] + offsets[None, None, :]
+    inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+    values = maps[i.clamp(0, height - 1), j.clamp(0, width - 1), channels[:, None, None]]
+    return values.float() * inside, inside
+
+
+def _is_local_maximum(patch: Tensor, inside: Tensor, *, ties: bool) -> Tensor:
+    """N bool: the centre is the largest of its 3 x 3 neighbourhood within the map.
+
+    With `ties` equal neighbours are allowed; without, only ones later in reading order.
+    """
+    n = len(patch)
+    patch, inside = patch.reshape(n, 9), inside.reshape(n, 9)
+    centre = patch[:, 4:5]
+    if ties:
+        return ((centre >= patch) | ~inside).all(dim=1)
+    earlier, later = patch[:, :4], patch[:, 5:]
+    return (centre > earlier).all(dim=1) & (centre >= later).all(dim=1)
+
+
+def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
+    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values.
+
+    Brown and Lowe, BMVC 2002: a quadratic through the neighbours, step = -H^-1 g. Where the
+    determinant is not positive there is no peak, and the step is zero.
+    """
+    up, centre, down = patch[:, 0, 1], patch[:, 1, 1], patch[:, 2, 1]
+    left, right = patch[:, 1, 0], patch[:, 1, 2]
+    dii = up - 2 * centre + down
+    djj = left - 2 * centre + right
+    dij = 0.25 * (patch[:, 0, 0] - patch[:, 0, 2] - patch[:, 2, 0] + patch[:, 2, 2])
+    di, dj = 0.5 * (down - up), 0.5 * (right - left)
+    det = dii * djj - dij * dij
+    trace = dii + djj
+    peak = det > 0
+    safe = torch.where(peak, det, torch.ones_like(det))
+    passed = peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD)
+    step_i = -(djj * di - dij * dj) / safe
+    step_j = -(dii * dj - dij * di) / safe
+    steps = torch.stack([step_j, step_i], dim=1)
+    return passed, torch.where(peak[:, None], steps, torch.zeros_like(steps))

@@ -1,0 +1,180 @@
+"""VGG-16 to conv4_3: one set of weights in two strides.
+
+Simonyan and Zisserman, ICLR 2015, cut as in D2-Net (Dusmanu et al., CVPR 2019, section 3 and
+section 4.1 "Feature extraction"):
+
+- stride 8, for training: three 2x2 max pools;
+- stride 4, for extraction: the third pool is a 2x2 average of stride 1 (the map loses one row and
+  one column) and conv4_1 to conv4_3 have dilation 2.
+
+`forward` is plain torch and differentiable. `extract` computes the stride-4 map for inference, on a
+CPU in bands of rows and by Winograd convolutions where those are faster: the same map up to
+rounding, in a fraction of the time and memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.network import winograd
+
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
+"""Output channels of the convolutions of each stage; a pool stands between two stages."""
+
+EXTRACTION_STRIDE = 4
+TRAINING_STRIDE = 8
+
+RECEPTIVE_FIELD = (-42, 49)
+"""Cell c of the stride-4 map depends on pixels 4c - 42 to 4c + 49 and on no others."""
+
+SMALLEST_SIDE = 8
+"""Shortest side of an image, in pixels, that leaves one cell at both strides."""
+
+_BAND_BYTES = 8 << 20
+_WINOGRAD_CHANNELS = 128
+"""Winograd needs this many input channels to beat a direct convolution (measured on two cores)."""
+
+
+class Trunk(nn.Module):
+    """The convolutions conv1_1 to conv4_3.
+
+    Args:
+        stages: output channels of the convolutions of each stage.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[int]] = VGG16_STAGES) -> None:
+        super().__init__()
+        channels = 3
+        self.stages: list[list[str]] = []
+        for i, widths in enumerate(stages, 1):
+            names = []
+            for j, width in enumerate(widths, 1):
+                names.append(f"conv{i}_{j}")
+                self.add_module(names[-1], nn.Conv2d(channels, width, 3, padding=1))
+                channels = width
+            self.stages.append(names)
+        self.channels = channels
+        self._transformed: OrderedDict[str, tuple[int, Tensor]] = OrderedDict()
+
+    def convolution(self, name: str) -> nn.Conv2d:
+        """The layer called `name`, as conv4_3."""
+        layer = getattr(self, name)
+        if not isinstance(layer, nn.Conv2d):
+            raise InputError(f"{name} is not a convolution of this network")
+        return layer
+
+    def forward(self, images: Tensor, stride: int = TRAINING_STRIDE) -> Tensor:
+        """Dense map before the last ReLU, differentiable.
+
+        Args:
+            images: B x 3 x H x W, normalised as the weights want it.
+            stride: 8 (training) or 4 (extraction).
+
+        Returns:
+            B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
+        """
+        if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
+            raise InputError(f"the trunk has strides 4 and 8, not {stride}")
+        x = images
+        last = len(self.stages) - 1
+        for i, names in enumerate(self.stages):
+            dilation = 2 if i == last and stride == EXTRACTION_STRIDE else 1
+            if i == last and stride == EXTRACTION_STRIDE:
+                x = F.avg_pool2d(x, 2, 1)
+            elif i > 0:
+                x = F.max_pool2d(x, 2, 2)
+            for name in names:
+                layer = self.convolution(name)
+                x = F.conv2d(x, layer.weight, layer.bias, padding=dilation, dilation=dilation)
+                if name != self.stages[-1][-1]:
+                    x = F.relu(x)
+        return x
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        """Dense map at stride 4 after the last ReLU, for inference.
+
+        Args:
+            images: B x 3 x H x W, normalised as the weights want it, in the precision of the
+                computation (float32, or bfloat16 and float16 where the device has them).
+
+        Returns:
+            B x h x w x C, h = H // 4 - 1, contiguous, in the precision of `images`. An image with
+            a side under 8 pixels has no cell: h or w is 0.
+        """
+        batch, _, height, width = images.shape
+        if min(height, width) < SMALLEST_SIDE:
+            cells = (max(side // 4 - 1, 0) for side in (height, width))
+            return images.new_empty(batch, *cells, self.channels)
+        x = images.contiguous(memory_format=torch.channels_last)
+        last = len(self.stages) - 1
+        for i in range(last):
+            x = self._stage_in_bands(x, i, pool=i < last - 1)
+        x = F.avg_pool2d(x, 2, 1)
+        for name in self.stages[last]:
+            x = self._convolve(x, name, dilation=2)
+        return x.permute(0, 2, 3, 1).contiguous()
+
+    def _stage_in_bands(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
+        """One stage and its max pool, a band of rows at a time.
+
+        A band is what stays in cache and keeps the widest maps from ever standing whole in memory.
+        The rows that a band's convolutions need from its neighbours are computed twice.
+        """
+        names = self.stages[stage]
+        widths = self.convolution(names[-1]).out_channels
+        batch, _, height, width = x.shape
+        step = 2 if pool else 1
+        out_height, out_width = height // step, width // step
+        row_bytes = step * batch * width * widths * x.element_size()
+        band = out_height
+        if x.device.type == "cpu" and not self._by_winograd(names[-1], x):
+            band = max(16, _BAND_BYTES // row_bytes)
+        out = x.new_empty(batch, out_height, out_width, widths).permute(0, 3, 1, 2)
+        halo = len(names)
+        for first in range(0, out_height, band):
+            end = min(first + band, out_height)
+            low = max(first * step - halo, 0)
+            y = x[:, :, low : min(end * step + halo, height)]
+            for name in names:
+                y = self._convolve(y, name)
+            y = y[:, :, first * step - low : end * step - low]
+            out[:, :, first:end] = F.max_pool2d(y, 2, 2) if pool else y
+        return out
+
+    def _by_winograd(self, name: str, x: Tensor) -> bool:
+        layer = self.convolution(name)
+        return (
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and layer.in_channels >= _WINOGRAD_CHANNELS
+            and layer.out_channels > _WINOGRAD_CHANNELS
+        )
+
+    def _convolve(self, x: Tensor, name: str, dilation: int = 1) -> Tensor:
+        """Convolution and ReLU of B x C x H x W in channels-last memory."""
+        layer = self.convolution(name)
+        assert layer.bias is not None  # noqa: S101 (for the type checker)
+        if self._by_winograd(name, x):
+            weight = self._transformed_weight(name)
+            maps = [winograd.convolve(y.permute(1, 2, 0), weight, layer.bias, dilation) for y in x]
+            joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+            return joined.relu_().permute(0, 3, 1, 2)
+        weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, layer.bias.to(x.dtype), padding=dilation, dilation=dilation)
+        return y.relu_()
+
+    def _transformed_weight(self, name: str) -> Tensor:
+        """Winograd's form of a layer's weight, kept until the weight changes."""
+        weight = self.convolution(name).weight
+        kept = self._transformed.get(name)
+        if kept is None or kept[0] != weight._version:
+            kept = (weight._version, winograd.transform_weight(weight.detach()))
+            self._transformed[name] = kept
+        return kept[1]

@@ -1,0 +1,144 @@
+"""3x3 convolution by Winograd's minimal filtering F(4x4, 3x3), in plain torch operations.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. An output tile of
+4 x 4 takes 36 products per channel pair in place of 144. The products are 36 matrix products; the
+transforms around them are sums of whole slices. It pays on a CPU, in float32, where channels are
+many (a direct convolution already runs at the cores' peak, so only less arithmetic is faster), and
+differs from it by rounding only (relative 4e-6).
+
+Maps are height x width x channels here, so that a slice is a matrix of (tiles, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TILES_PER_BLOCK = 200
+"""Tiles transformed and multiplied together: enough for efficient matrix products (512 x 512 by
+512 x 200), few enough that the transformed block (15 MB at 512 channels) stays in cache."""
+
+
+def transform_weight(weight: Tensor) -> Tensor:
+    """G w G^T: O x I x 3 x 3 -> 36 x I x O."""
+    g = weight.new_tensor(
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ]
+    )
+    outputs, inputs = weight.shape[:2]
+    return torch.einsum("ab,oibc,dc->adio", g, weight, g).reshape(36, inputs, outputs).contiguous()
+
+
+def _input_transform(x: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: Tensor) -> None:
+    """B^T x along one axis: six slices to six; s and t are scratch of a slice's shape."""
+    a, b, c, d, e, f = x
+    torch.sub(e, c, alpha=4, out=s)
+    torch.sub(d, b, alpha=4, out=t)
+    torch.add(s, t, out=out[1])
+    torch.sub(s, t, out=out[2])
+    torch.sub(e, c, out=s)
+    torch.sub(d, b, out=t)
+    torch.add(s, t, alpha=2, out=out[3])
+    torch.sub(s, t, alpha=2, out=out[4])
+    torch.sub(e, c, alpha=5, out=out[0]).add_(a, alpha=4)
+    torch.sub(f, d, alpha=5, out=out[5]).add_(b, alpha=4)
+
+
+def _output_transform(x: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: Tensor) -> None:
+    """A^T x along one axis: six slices to four; s and t are scratch of a slice's shape."""
+    a, b, c, d, e, f = x
+    torch.add(b, c, out=s)
+    torch.add(d, e, out=t)
+    torch.add(a, s, out=out[0]).add_(t)
+    torch.add(s, t, alpha=4, out=out[2])
+    torch.sub(b, c, out=s)
+    torch.sub(d, e, out=t)
+    torch.add(s, t, alpha=2, out=out[1])
+    torch.add(s, t, alpha=8, out=out[3]).add_(f)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Convolution with padding 1 and dilation 1 of x (H x W x I) into out (H x W x O)."""
+    height, width, inputs = x.shape
+    outputs = weight.shape[2]
+    tile_rows, tile_cols = -(-height // 4), -(-width // 4)
+    blocks = -(-tile_rows // max(1, round(TILES_PER_BLOCK / tile_cols)))
+    n = -(-tile_rows // blocks)  # tile rows in a block, as even as they come
+    padded_width = 4 * tile_cols + 2
+
+    padded = x.new_zeros(4 * n + 2, padded_width, inputs)
+    rows = x.new_empty(6, n, padded_width, inputs)
+    scratch = x.new_empty(2, 6 * n * max(padded_width * inputs, tile_cols * max(inputs, outputs)))
+    transformed = x.new_empty(36 * n * tile_cols * inputs)
+    products = x.new_empty(36 * n * tile_cols * outputs)
+    columns = x.new_empty(4, 6, n, tile_cols, outputs)
+    tiles = x.new_empty(n, 4, tile_cols, 4, outputs)
+
+    def pair(*shape: int) -> tuple[Tensor, Tensor]:
+        size = torch.Size(shape).numel()
+        return scratch[0, :size].view(shape), scratch[1, :size].view(shape)
+
+    for first in range(0, tile_rows, n):
+        m = min(n, tile_rows - first)
+        top = 4 * first - 1
+        low, high = max(top, 0), min(top + 4 * m + 2, height)
+        padded[: low - top].zero_()
+        padded[high - top :].zero_()
+        padded[low - top : high - top, 1 : width + 1] = x[low:high]
+
+        r = rows[:, :m]
+        _input_transform(
+            [padded[i : i + 4 * m : 4][:m] for i in range(6)],
+            list(r),
+            *pair(m, padded_width, inputs),
+        )
+        v = transformed[: 36 * m * tile_cols * inputs].view(6, 6, m, tile_cols, inputs)
+        _input_transform(
+            [r[:, :, j : j + 4 * tile_cols - 3 : 4] for j in range(6)],
+            [v[:, j] for j in range(6)],
+            *pair(6, m, tile_cols, inputs),
+        )
+        p = products[: 36 * m * tile_cols * outputs].view(36, m * tile_cols, outputs)
+        torch.bmm(v.view(36, m * tile_cols, inputs), weight, out=p)
+        c = columns[:, :, :m]
+        _output_transform(
+            list(p.view(6, 6, m, tile_cols, outputs)),
+            list(c),
+            *pair(6, m, tile_cols, outputs),
+        )
+        y = tiles[:m].permute(3, 1, 0, 2, 4)
+        _output_transform(
+            [c[:, j] for j in range(6)], list(y), *pair(4, m, tile_cols, outputs)
+        )
+        valid = min(4 * m, height - 4 * first)
+        block = tiles[:m].view(4 * m, 4 * tile_cols, outputs)[:valid, :width]
+        torch.add(block, bias, out=out[4 * first : 4 * first + valid])
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
+    """3x3 convolution, stride 1, padding equal to the dilation.
+
+    Args:
+        x: H x W x I, float32, any strides.
+        weight: 36 x I x O of `transform_weight`.
+        bias: O.
+        dilation: 1, or d > 1: then d * d interleaved plain convolutions.
+
+    Returns:
+        H x W x O.
+    """
+    height, width, _ = x.shape
+    out = x.new_empty(height, width, weight.shape[2])
+    for i in range(min(dilation, height)):
+        for j in range(min(dilation, width)):
+            grid = (slice(i, None, dilation), slice(j, None, dilation))
+            _plain(x[grid], weight, bias, out[grid])
+    return out
