@@ -1,3 +1,116 @@
-"""D2-Net."""
+"""d2net: match photos across night, season and years.
+
+D2-Net (Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of Local
+Features", CVPR 2019): exact, corrected, fast.
+
+```python
+import d2net
+
+model = d2net.D2Net.from_pretrained()
+a, b = model.extract("a.jpg"), model.extract("b.jpg")
+matches = d2net.match(a, b, verify="fundamental")
+d2net.plot_matches("a.jpg", "b.jpg", a, b, matches, output="matches.png")
+```
+
+Public names are loaded when first used, so that `import d2net` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from d2net.config import ExtractionSettings
+    from d2net.errors import (
+        D2NetError,
+        FormatError,
+        ImageError,
+        InputError,
+        MissingPackageError,
+        OutputBusyError,
+        OutputError,
+        WeightsError,
+    )
+    from d2net.extraction.d2net import D2Net
+    from d2net.extraction.folder import extract_folder
+    from d2net.features import Features, Matches
+    from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
+    from d2net.image_lists import find_images
+    from d2net.images import read_image
+    from d2net.matching import match
+    from d2net.matching.folder import match_pairs
+    from d2net.matching.nearest import mutual_nearest
+    from d2net.matching.verify import verify
+    from d2net.visualization import plot_keypoints, plot_matches
+
+_HOMES = {
+    "D2Net": "extraction.d2net",
+    "D2NetError": "errors",
+    "ExtractionSettings": "config",
+    "FeatureFile": "formats.h5",
+    "FeatureWriter": "formats.h5",
+    "Features": "features",
+    "FormatError": "errors",
+    "ImageError": "errors",
+    "InputError": "errors",
+    "MatchFile": "formats.h5",
+    "MatchWriter": "formats.h5",
+    "Matches": "features",
+    "MissingPackageError": "errors",
+    "OutputBusyError": "errors",
+    "OutputError": "errors",
+    "WeightsError": "errors",
+    "extract_folder": "extraction.folder",
+    "find_images": "image_lists",
+    "match": "matching",
+    "match_pairs": "matching.folder",
+    "mutual_nearest": "matching.nearest",
+    "plot_keypoints": "visualization",
+    "plot_matches": "visualization",
+    "read_image": "images",
+    "verify": "matching.verify",
+}
+
+__all__ = [
+    "D2Net",
+    "D2NetError",
+    "ExtractionSettings",
+    "FeatureFile",
+    "FeatureWriter",
+    "Features",
+    "FormatError",
+    "ImageError",
+    "InputError",
+    "MatchFile",
+    "MatchWriter",
+    "Matches",
+    "MissingPackageError",
+    "OutputBusyError",
+    "OutputError",
+    "WeightsError",
+    "__version__",
+    "extract_folder",
+    "find_images",
+    "match",
+    "match_pairs",
+    "mutual_nearest",
+    "plot_keypoints",
+    "plot_matches",
+    "read_image",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (any public object)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'd2net' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"d2net.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -43,7 +43,9 @@ class ExtractionSettings:
         for name in ("max_edge", "max_sum_edges", "max_keypoints"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a whole number of at least 1 or None, not {value!r}")
+                raise InputError(
+                    f"{name} must be a whole number of at least 1 or None, not {value!r}"
+                )
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
         if self.precision not in ("float32", "bfloat16", "float16"):

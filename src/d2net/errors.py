@@ -1,5 +1,7 @@
-"""Every error that d2net raises on purpose. The message says what was given, what was expected
-and what to do; a command prints it as it is."""
+"""Every error that d2net raises on purpose.
+
+The message says what was given, what was expected and what to do; a command prints it as it is.
+"""
 
 
 class D2NetError(Exception):

@@ -20,7 +20,8 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from d2net.decoder_state import MAX_PIXELS, large_photos, quiet_opencv, quiet_pillow
-from d2net.errors import ImageError
+from d2net.errors import ImageError, InputError
+from d2net.geometry.coordinates import Size
 
 Samples = npt.NDArray[Any]
 Result = TypeVar("Result", bound=np.generic)
@@ -29,7 +30,7 @@ Result = TypeVar("Result", bound=np.generic)
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _ORIENTATION = 254, 258, 262, 274
+_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 262, 274
 _SAMPLES_PER_PIXEL, _PLANAR, _DNG_VERSION = 277, 284, 50706
 
 
@@ -55,7 +56,12 @@ def decode(
 
     Raises:
         ImageError: whatever is wrong with the photo, in one sentence that names it.
+        InputError: `source` is of another type.
     """
+    if not isinstance(source, (str, os.PathLike, Image.Image)):
+        raise InputError(
+            f"an image must be given as a path or a pillow image, not {type(source).__name__}"
+        )
     name = "the pillow image" if isinstance(source, Image.Image) else repr(os.fspath(source))
     try:
         with quiet_pillow:
@@ -139,7 +145,7 @@ def _decode(source: str | os.PathLike[str] | Image.Image) -> _Decoded:
         if header[:4] in _TIFF_MAGIC:
             return _decode_tiff(file)
         image = Image.open(file, formats=_FORMATS)
-        _check_size(image)
+        _check_size(image.size, file)
         if image.format == "PPM" and image.tile[0][0] == "ppm":
             return _Decoded(_ppm_samples(file, image), orientation=1)
         decoded = _decode_pillow(image)
@@ -164,9 +170,16 @@ def _open_file(path: Path) -> BinaryIO:
         raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _check_size(size: Size, file: BinaryIO) -> None:
+    """Stop before memory is taken for what a damaged or hostile header claims."""
+    pixels = size[0] * size[1]
+    if pixels > MAX_PIXELS:
         raise UnreadableError(_TOO_LARGE)
+    length = os.fstat(file.fileno()).st_size
+    if pixels > max(100_000_000, 20_000 * length):  # not even an empty page packs that well
+        raise UnreadableError(
+            f"the file is damaged ({size[0]} x {size[1]} pixels cannot be in {length} bytes)"
+        )
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:
@@ -196,23 +209,28 @@ def _decode_tiff(file: BinaryIO) -> _Decoded:
         raise UnreadableError(
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
         )
-    bits = max(tags.get(_BITS, (1,)))
+    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), file)
+    bits, photometric = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
+    needs_opencv = False
     if tags.get(_SAMPLES_PER_PIXEL, 1) > 1 and bits > 8:
         if tags.get(_PLANAR, 1) == 2:  # pillow and OpenCV both mix the planes up
             raise UnreadableError(
                 f"it holds {bits}-bit colours in separate planes; save it with interleaved channels"
             )
-        # OpenCV always turns a TIFF upright.
+        needs_opencv = photometric in (0, 1, 2)  # grey or RGB; OpenCV knows no others
+    try:
+        image = None if needs_opencv else Image.open(file, formats=["TIFF"])
+    except UnidentifiedImageError:  # 64-bit floats, for example
+        image = None
+    if image is None:  # OpenCV always turns a TIFF upright
         orientation = _valid_orientation(tags.get(_ORIENTATION))
         return _Decoded(_opencv_samples(file), orientation, is_upright=True)
-    image = Image.open(file, formats=["TIFF"])
-    _check_size(image)
     decoded = _decode_pillow(image)
     samples = decoded.samples
     if samples.dtype == np.uint16:
         if bits == 12:
             samples = samples << 4 | samples >> 8
-        if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which pillow minds in 8 bits only
+        if photometric == 0:  # white is zero, which pillow minds in 8 bits only
             samples = 65535 - samples
     return _Decoded(samples, decoded.orientation, decoded.is_upright)
 
@@ -252,5 +270,5 @@ def _opencv_samples(file: BinaryIO) -> Samples:
     with quiet_opencv:
         samples: Samples | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if samples is None:
-        raise UnreadableError("it is damaged or of a kind that cannot be decoded")
+        raise UnreadableError("the file is damaged or of a kind that cannot be decoded")
     return samples if samples.ndim == 2 else samples[:, :, 2::-1]  # BGR or BGRA

@@ -19,7 +19,7 @@ EXTENSIONS = frozenset(
 # name CAMERA_MODEL width height parameters..., as in the query lists of hloc and COLMAP. Only a
 # whole line of that form is split, so that names may hold spaces.
 _WITH_CAMERA = re.compile(
-    r"(?P<name>.+?)\s+[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s+[-+]?[\d.]+(e[-+]?\d+)?)+", re.I
+    r"(?P<name>.+?)\s+[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+"
 )
 
 
@@ -63,14 +63,13 @@ def find_images(
     for path in map(Path, paths):
         if path.is_dir():
             here = Path(root) if root is not None else path
-            files = sorted(_walk(path, seen_folders), key=lambda file: file.as_posix())
+            files = sorted(_walk(path, seen_folders), key=lambda pair: pair[0].as_posix())
         elif path.exists() or path.is_symlink():
             here = Path(root) if root is not None else path.parent
-            files = [path]
+            files = [(path, path.parent.resolve() / path.name)]
         else:
             raise InputError(f"there is no file or folder {str(path)!r}")
-        for file in files:
-            location = file.parent.resolve() / file.name
+        for file, location in files:
             if location in seen_files:
                 continue
             seen_files.add(location)
@@ -122,8 +121,11 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
     return [FoundImage(path, name) for name, path in found.items()]
 
 
-def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Photos below `folder`. Links to folders come last, so that real paths give the names."""
+def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
+    """Photos below `folder`, each with its place in the real folder.
+
+    Links to folders come last, so that real paths give the names.
+    """
     waiting = [folder]
     while waiting:
         for here, folders, files in os.walk(waiting.pop(0), onerror=_cannot_list):
@@ -137,7 +139,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
             waiting += [parent / name for name in folders if (parent / name).is_symlink()]
             for name in files:
                 if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
-                    yield parent / name
+                    yield parent / name, real / name
 
 
 def _cannot_list(error: OSError) -> None:

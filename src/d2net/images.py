@@ -107,19 +107,15 @@ def read_mask(
 
     Raises:
         ImageError: the file cannot be read.
-        InputError: the mask has another size than the photo.
+        InputError: the mask is of another type, or has another size than the photo.
     """
     if isinstance(mask, np.ndarray):
         if mask.ndim not in (2, 3):
             raise InputError(f"a mask must be H x W or H x W x C, not of shape {mask.shape}")
         has_alpha = mask.ndim == 3 and mask.shape[2] in (2, 4)
         allowed = _is_set(mask[..., :-1] if has_alpha else mask)
-    elif isinstance(mask, (str, os.PathLike, Image.Image)):
-        allowed = decode(mask, _is_set, upright=upright)
     else:
-        raise InputError(
-            f"a mask must be a path, a pillow image or a NumPy array, not {type(mask).__name__}"
-        )
+        allowed = decode(mask, _is_set, upright=upright)
     height, width = allowed.shape
     if (width, height) != tuple(size):
         named = f" {os.fspath(mask)!r}" if isinstance(mask, (str, os.PathLike)) else ""
@@ -217,7 +213,7 @@ def _pixels_from_samples(samples: Samples) -> Pixels:
     """Samples of a file to 0..255 and three channels."""
     if samples.dtype.kind == "f":
         return _three_channels(_float_pixels(samples))
-    if samples.dtype in (np.uint8, np.uint16):
+    if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
         return _three_channels(_integer_pixels(samples))
     low, high = int(samples.min()), int(samples.max())  # pillow's I: 16 bits held in 32, usually
     if low < 0 or high > 65535:
@@ -275,7 +271,7 @@ def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
         array = _unit_floats(array) * np.float32(255)
-    elif array.dtype not in (np.uint8, np.uint16):
+    elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise InputError(
             f"image values must be bool, uint8, uint16 or float in [0, 1], not {array.dtype}"
         )

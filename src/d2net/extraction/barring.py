@@ -43,7 +43,7 @@ class BarredCells:
         return allowed
 
     def _nearest(self, cells: range, size: int, axis: int, previous: range) -> Tensor:
-        """Row or column of the previous window's mask for each cell: floor(c * ratio) in float32."""
+        """Row or column of the previous mask for each cell: floor(c * ratio), in float32."""
         ratio = torch.tensor(self._cells[axis] / size, dtype=torch.float32)
         index = (torch.arange(cells.start, cells.stop).float() * ratio).floor().long()
         return (index - previous.start).clamp(0, len(previous) - 1)

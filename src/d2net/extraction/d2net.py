@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from d2net.errors import InputError
 from d2net.extraction.keypoints import Keypoints, find_keypoints
 from d2net.features import Features
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import GridMap, Size
-from d2net.images import ImageLike
+from d2net.geometry.coordinates import Size
+from d2net.images import ImageLike, Pixels
+from d2net.network.catalogue import CAFFE, Normalisation
+from d2net.network.detection import soft_scores
 from d2net.network.trunk import Trunk
-from d2net.network.weights import CAFFE, Normalisation, load_weights
+from d2net.network.weights import load_weights
 
 POSITION_DEVIATION = 1.5
 """Standard deviation per axis of a detection at level 1, in pixels."""
@@ -140,32 +143,47 @@ class D2Net(nn.Module):
             InputError: the photos differ in size, or there are not as many masks as photos.
         """
         chosen = self.settings.updated(**settings)
-        photos = [images.to_pixels(image, upright=chosen.upright) for image in batch]
-        if not photos:
+        if masks is None:
+            masks = [None] * len(batch)
+        if len(masks) != len(batch):
+            raise InputError(f"there are {len(batch)} photos but {len(masks)} masks")
+        pairs = zip(batch, masks, strict=True)
+        return self.extract_prepared([prepare(image, chosen, mask) for image, mask in pairs])
+
+    def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:
+        """`extract` for photos of one size that `prepare` has read, perhaps in another thread.
+
+        Raises:
+            InputError: the photos differ in size or settings.
+        """
+        if not batch:
             return []
-        sizes = {(photo.shape[1], photo.shape[0]) for photo in photos}
+        sizes = {photo.size for photo in batch}
         if len(sizes) > 1:
             listed = ", ".join(f"{w} x {h}" for w, h in sorted(sizes))
             raise InputError(f"photos of one batch must have one size, not {listed}")
-        size = sizes.pop()
-        if masks is None:
-            masks = [None] * len(photos)
-        if len(masks) != len(photos):
-            raise InputError(f"there are {len(photos)} photos but {len(masks)} masks")
-        allowed = [
-            None if mask is None else images.read_mask(mask, size, upright=chosen.upright)
-            for mask in masks
-        ]
-        resized = [_within_limits(photo, chosen) for photo in photos]
-        tensor = torch.from_numpy(np.stack(resized)).to(self.device)
-        found = self._find(tensor, chosen)
-        entered = (resized[0].shape[1], resized[0].shape[0])
-        resize = coordinates.resize_ratio if chosen.original else coordinates.resize
-        photo_from_entered = resize(entered, size)
-        return [
-            _features(keypoints, photo_from_entered, size, mask, chosen)
-            for keypoints, mask in zip(found, allowed, strict=True)
-        ]
+        settings = batch[0].settings
+        if any(photo.settings != settings for photo in batch):
+            raise InputError("photos of one batch must be prepared with the same settings")
+        pixels = [torch.from_numpy(photo.pixels) for photo in batch]
+        found = self._find(torch.stack(pixels).to(self.device), settings)
+        return [_features(keypoints, photo) for keypoints, photo in zip(found, batch, strict=True)]
+
+    def score_map(
+        self,
+        image: ImageLike,
+        **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    ) -> Tensor:
+        """Soft detection scores (equations 4 to 7) of a photo within the size limits, to look at.
+
+        Returns:
+            h x w float32 at stride 4, one level, the whole summing to one.
+        """
+        photo = prepare(image, self.settings.updated(**settings))
+        pixels = torch.from_numpy(photo.pixels).to(self.device)
+        with torch.no_grad():
+            maps = self.trunk.extract(self.normalisation(pixels.permute(2, 0, 1)[None].float()))
+            return soft_scores(maps.permute(0, 3, 1, 2))[0]
 
     def forward(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """Features of image tensors, with the keys of LightGlue and kornia.
@@ -203,27 +221,48 @@ class D2Net(nn.Module):
             )
 
 
-def _within_limits(photo: np.ndarray[Any, Any], settings: ExtractionSettings) -> np.ndarray[Any, Any]:
-    """The photo, reduced to the size limits."""
-    if settings.original:
-        return images.resize_like_release(photo, settings.max_edge, settings.max_sum_edges)
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """A photo that has been read and reduced to the size limits.
+
+    Attributes:
+        pixels: H x W x 3, RGB, 0..255, uint8 or float32.
+        size: (width, height) of the photo before it was reduced.
+        mask: bool array of `size`, True where keypoints are allowed; None for everywhere.
+        settings: what it was prepared for.
+    """
+
+    pixels: Pixels
+    size: Size
+    mask: np.ndarray[Any, np.dtype[np.bool_]] | None
+    settings: ExtractionSettings
+
+
+def prepare(
+    image: ImageLike, settings: ExtractionSettings, mask: ImageLike | None = None
+) -> PreparedPhoto:
+    """Read a photo and its mask: all of `D2Net.extract` that needs no network."""
+    photo = images.to_pixels(image, upright=settings.upright)
     size = (photo.shape[1], photo.shape[0])
-    limited = images.limited_size(size, settings.max_edge, settings.max_sum_edges)
-    return images.resize(photo, limited)
+    allowed = None if mask is None else images.read_mask(mask, size, upright=settings.upright)
+    limits = (settings.max_edge, settings.max_sum_edges)
+    if settings.original:
+        pixels = images.resize_like_release(photo, *limits)
+    else:
+        pixels = images.resize(photo, images.limited_size(size, *limits))
+    return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
 
 
-def _features(
-    found: Keypoints,
-    photo_from_entered: GridMap,
-    size: Size,
-    mask: np.ndarray[Any, Any] | None,
-    settings: ExtractionSettings,
-) -> Features:
+def _features(found: Keypoints, photo: PreparedPhoto) -> Features:
     """Positions to the photo; mask, threshold and budget applied; best first."""
+    settings = photo.settings
+    entered = (photo.pixels.shape[1], photo.pixels.shape[0])
+    resize = coordinates.resize_ratio if settings.original else coordinates.resize
+    photo_from_entered = resize(entered, photo.size)
     positions = photo_from_entered(found.positions)
     keep = found.scores >= settings.score_threshold
-    if mask is not None:
-        keep &= _allowed(positions, mask)
+    if photo.mask is not None:
+        keep &= _allowed(positions, photo.mask)
     rows = keep.nonzero()[:, 0]
     by_score = rows[found.scores[rows].argsort(descending=True, stable=True)]
     chosen = by_score[: settings.max_keypoints]
@@ -235,12 +274,12 @@ def _features(
         scores=found.scores[chosen],
         scales=found.scales[chosen],
         descriptors=found.descriptors[chosen],
-        image_size=size,
+        image_size=photo.size,
         uncertainty=found.scales[chosen] * (POSITION_DEVIATION * magnification),
     )
 
 
-def _allowed(positions: Tensor, mask: np.ndarray[Any, Any]) -> Tensor:
+def _allowed(positions: Tensor, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Tensor:
     """N bool: the pixel that a keypoint lies in is not masked."""
     height, width = mask.shape
     cols, rows = positions.round().long().unbind(dim=1)

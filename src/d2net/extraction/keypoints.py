@@ -10,10 +10,10 @@ from torch import Tensor
 from d2net.extraction.barring import BarredCells, BarredNeighbourhoods
 from d2net.extraction.pyramid import PYRAMID, Level, Window, add_previous, level_map, levels
 from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
+from d2net.network.catalogue import Normalisation
 from d2net.network.detection import Detections, detect
 from d2net.network.sampling import describe
 from d2net.network.trunk import Trunk
-from d2net.network.weights import Normalisation
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,7 @@ def _joined(parts: list[Keypoints], channels: int, device: torch.device) -> Keyp
     """All parts in the release's order, whatever the tiles."""
     if not parts:
         none = torch.empty(0, device=device)
-        return Keypoints(
-            none.view(0, 2), none, none, none.view(0, channels), none.to(torch.int64)
-        )
+        return Keypoints(none.view(0, 2), none, none, none.view(0, channels), none.to(torch.int64))
     order = torch.cat([part.order for part in parts])
     # Levels only grow, so that every rank of a level is above all those of the level before.
     rank = order.argsort()

@@ -21,8 +21,8 @@ from torch import Tensor
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
 from d2net.network import sampling
+from d2net.network.catalogue import Normalisation
 from d2net.network.trunk import EXTRACTION_STRIDE, RECEPTIVE_FIELD, Trunk
-from d2net.network.weights import Normalisation
 
 PYRAMID = (0.5, 1.0, 2.0)
 
@@ -179,7 +179,13 @@ def _level_pixels(photo: Tensor, level: Level, rows: range, cols: range) -> Tens
 
 
 def add_previous(
-    maps: Tensor, window: Window, previous: Tensor, previous_window: Window, level: Level, *, original: bool
+    maps: Tensor,
+    window: Window,
+    previous: Tensor,
+    previous_window: Window,
+    level: Level,
+    *,
+    original: bool,
 ) -> Tensor:
     """Add the map of the level before, resized; in place.
 

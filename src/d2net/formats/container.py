@@ -7,20 +7,19 @@ same file as an undisturbed one.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import h5py
+import numpy as np
 
-from d2net.errors import D2NetError, FormatError, InputError, OutputError
-from d2net.formats.atomic import locked, replacing
-from d2net.formats.journal import Journal, Record, Settings
+from d2net.errors import D2NetError, FormatError, InputError
+from d2net.formats.journal import Record, Settings
 
 SETTINGS = "d2net"
 """The attribute of the file that holds the settings as JSON."""
@@ -29,7 +28,6 @@ _VERSION = ("v110", "v110")
 _H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 
 _Self = TypeVar("_Self", bound="Container")
-_SelfWriter = TypeVar("_SelfWriter", bound="ContainerWriter")
 
 
 def check_name(name: str) -> str:
@@ -147,13 +145,14 @@ class Container:
             group = self._file[name]
             arrays, attributes = {}, {"": dict(group.attrs)}
             for key, dataset in group.items():
-                if not isinstance(dataset, h5py.Dataset):
+                array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
+                if not isinstance(array, np.ndarray):
                     raise FormatError(f"{self.path}: {name!r} holds {key!r}, which is no array.")
-                arrays[key] = dataset[()]
+                arrays[key] = array
                 attributes[key] = dict(dataset.attrs)
         return Record(arrays, attributes)
 
-    def _walk(self, group: Any, prefix: str) -> Iterator[str]:
+    def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
             if isinstance(child, h5py.Group):
                 name = prefix + key
@@ -187,138 +186,6 @@ class Container:
             raise FormatError(f"{self.path} is damaged{where} ({error}); write it anew.") from error
 
 
-class ContainerWriter:
-    """Writes the entries of a long run, so that a kill, a full disk or a second process harm none.
-
-    Use it as a context manager. Finished entries go to the journal `path`.partial; leaving the
-    block without an error assembles them, with those that `path` holds already, into a new file
-    that replaces `path`. After an error or a kill, `path` is as it was, and the same run started
-    again finds in `done` what it need not repeat.
-    """
-
-    reader: type[Container]
-
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        """Prepare to write `path`; nothing is touched before the `with` block.
-
-        Args:
-            path: the HDF5 file; its folder must exist.
-            settings: how the entries are made (JSON types only), stored in the file. Entries made
-                with other settings are never mixed.
-
-        Raises:
-            InputError: `settings` cannot be stored as JSON.
-        """
-        self.path = Path(path)
-        try:
-            self.settings: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
-        self._stack = ExitStack()
-        self._journal: Journal | None = None
-        self._existing: Container | None = None
-        self._names: set[str] = set()
-        self._folders: set[str] = set()
-
-    def __enter__(self: _SelfWriter) -> _SelfWriter:
-        """Take the lock and find out what is done.
-
-        Raises:
-            OutputBusyError: another process writes this file.
-            OutputError: it cannot be written, or was begun with other settings.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(locked(self.path))
-            if self.path.exists():
-                self._existing = stack.enter_context(self._open_existing())
-            partial = self.path.with_name(self.path.name + ".partial")
-            self._journal = stack.enter_context(Journal(partial, self.settings))
-            self._check_settings(self._journal.settings, partial)
-            self._recall(self._existing, self._journal)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._stack:
-            journal = self._opened()
-            self._journal = None
-            if error is None and (len(journal) or not self.path.exists()):
-                self._assemble(journal)
-            if error is None or not len(journal):
-                journal.remove()
-
-    def _recall(self, existing: Container | None, journal: Journal) -> None:
-        """Note what is done already."""
-        self._remember(journal if existing is None else (*existing.entries(), *journal))
-
-    def _append(self, name: str, record: Record) -> None:
-        journal = self._opened()
-        check_name(name)
-        if name in self._names:
-            raise InputError(f"{name!r} is in {self.path} already.")
-        if name in self._folders or any(folder in self._names for folder in _folders(name)):
-            raise InputError(
-                f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
-                "another; rename one of them."
-            )
-        journal.append(name, record)
-        self._remember([name])
-
-    def _assemble(self, journal: Journal) -> None:
-        existing = self._existing
-
-        def record(name: str) -> Record:
-            if name in journal or existing is None:
-                return journal[name]
-            return existing.read_record(name)
-
-        with replacing(self.path) as temporary:
-            names = sorted(self._names)
-            write_container(temporary, self.settings, ((name, record(name)) for name in names))
-            if existing is not None:
-                existing.close()  # Windows replaces no open file
-
-    def _open_existing(self) -> Container:
-        try:
-            existing = self.reader(self.path)
-        except D2NetError as error:
-            raise OutputError(f"{error} Delete it or choose another output.") from error
-        try:
-            if existing.settings is None:
-                raise OutputError(
-                    f"{self.path} was not written by d2net and is not added to; choose another "
-                    "output."
-                )
-            self._check_settings(existing.settings, self.path)
-        except BaseException:
-            existing.close()
-            raise
-        return existing
-
-    def _check_settings(self, found: Settings, path: Path) -> None:
-        differences = list(_differences(found, self.settings))
-        if differences:
-            raise OutputError(
-                f"{path} was made with other settings ({'; '.join(differences)}); use those, "
-                "delete it, or choose another output."
-            )
-
-    def _remember(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._names.add(name)
-            self._folders.update(_folders(name))
-
-    def _opened(self) -> Journal:
-        if self._journal is None:
-            raise InputError(f"the writer of {self.path} is not open; use it in a `with` block.")
-        return self._journal
-
-
 def write_container(path: Path, settings: Settings, records: Iterable[tuple[str, Record]]) -> None:
     """Write an HDF5 file in place; `records` come sorted by name and are held one at a time.
 
@@ -341,7 +208,7 @@ def write_container(path: Path, settings: Settings, records: Iterable[tuple[str,
             raise sink.error
 
 
-def _write_record(group: Any, record: Record) -> None:
+def _write_record(group: h5py.Group, record: Record) -> None:
     for key in sorted(record.arrays):
         group.create_dataset(key, data=record.arrays[key], track_times=False)
     for key, attributes in sorted(record.attributes.items()):
@@ -350,7 +217,7 @@ def _write_record(group: Any, record: Record) -> None:
             target.attrs[attribute] = attributes[attribute]
 
 
-class _Sink(io.RawIOBase):
+class _Sink:
     """A file for h5py that remembers its first failure and goes on as if it had succeeded.
 
     HDF5 crashes the process when a write fails while it closes a file (seen with 2.0 on a full
@@ -358,52 +225,33 @@ class _Sink(io.RawIOBase):
     """
 
     def __init__(self, raw: BinaryIO) -> None:
-        super().__init__()
         self._raw = raw
         self.error: OSError | None = None
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
         return self._raw.tell()
 
-    def readinto(self, buffer: Any, /) -> int:
-        return self._raw.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+    def read(self, size: int) -> bytes:
+        return self._raw.read(size)
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: memoryview) -> int:
         rest = memoryview(data).cast("B")
-        size = len(rest)
         try:
             while rest and self.error is None:
                 rest = rest[self._raw.write(rest) :]
         except OSError as error:
             self.error = error
-        return size
+        return memoryview(data).nbytes
 
-    def truncate(self, size: int | None = None, /) -> int:
+    def truncate(self, size: int) -> int:
         try:
             return self._raw.truncate(size)
         except OSError as error:
             self.error = self.error or error
-            return size or 0
+            return size
 
-
-def _folders(name: str) -> Iterator[str]:
-    """a/b/c.jpg: a, a/b."""
-    position = name.find("/")
-    while position >= 0:
-        yield name[:position]
-        position = name.find("/", position + 1)
-
-
-def _differences(found: Settings, given: Settings, prefix: str = "") -> Iterator[str]:
-    missing = object()
-    for key in sorted(found.keys() | given.keys()):
-        a, b = found.get(key, missing), given.get(key, missing)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            was = "absent" if a is missing else repr(a)
-            now = "absent" if b is missing else repr(b)
-            yield f"{prefix}{key} is {was} there, {now} now"
+    def flush(self) -> None:
+        """Nothing is buffered."""

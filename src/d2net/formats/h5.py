@@ -25,8 +25,10 @@ from torch import Tensor
 
 from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
-from d2net.formats.container import Container, ContainerWriter, NoSuchEntryError, check_name
-from d2net.formats.journal import Array, Journal, Record
+from d2net.formats.arrays import as_numpy, floats
+from d2net.formats.container import Container, NoSuchEntryError, check_name
+from d2net.formats.journal import Journal, Record
+from d2net.formats.resumable import ResumableWriter
 
 Pair = tuple[str, str]
 
@@ -69,8 +71,8 @@ class FeatureFile(Container, Mapping[str, Features]):
         return _features(self.read_record(name), f"{self.path}, photo {name!r}")
 
 
-class FeatureWriter(ContainerWriter):
-    """Writes the features of many photos safely; see `ContainerWriter` for what that means.
+class FeatureWriter(ResumableWriter):
+    """Writes the features of many photos safely; see `ResumableWriter` for what that means.
 
     ```python
     with FeatureWriter("features.h5", settings) as writer:
@@ -98,11 +100,11 @@ class FeatureWriter(ContainerWriter):
             OutputError: the disk is full or fails.
         """
         arrays = {
-            "keypoints": _array(features.keypoints),
-            "descriptors": _array(features.descriptors).T,
-            "scores": _array(features.scores),
-            "scales": _array(features.scales),
-            "uncertainty": _array(features.uncertainty),
+            "keypoints": as_numpy(features.keypoints),
+            "descriptors": as_numpy(features.descriptors).T,
+            "scores": as_numpy(features.scores),
+            "scales": as_numpy(features.scales),
+            "uncertainty": as_numpy(features.uncertainty),
         }
         for key, array in arrays.items():
             if not np.isfinite(array).all():
@@ -141,6 +143,26 @@ class MatchFile(Container):
             for first, second in _split(entry)
             if first in by_group and second in by_group
         )
+
+    def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
+        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
+
+        Raises:
+            FormatError: the file is damaged, or names keypoints that a photo does not have.
+        """
+        seen = set()
+        for first, second in self.pairs_among(num_keypoints):
+            if (second, first) in seen:  # hloc's files may hold both orders
+                continue
+            seen.add((first, second))
+            matches = self.get(first, second)
+            bounds = torch.tensor([num_keypoints[first], num_keypoints[second]])
+            if (matches.indices >= bounds).any():
+                raise FormatError(
+                    f"{self.path}: the matches of {first!r} and {second!r} name keypoints that the "
+                    "features do not have; the two files are not of one run."
+                )
+            yield first, second, matches
 
     def __len__(self) -> int:
         return len(self.entries())
@@ -204,8 +226,8 @@ class MatchFile(Container):
         return pair[0], pair[1]
 
 
-class MatchWriter(ContainerWriter):
-    """Writes the matches of many pairs safely; see `ContainerWriter` for what that means."""
+class MatchWriter(ResumableWriter):
+    """Writes the matches of many pairs safely; see `ResumableWriter` for what that means."""
 
     reader = MatchFile
 
@@ -238,7 +260,7 @@ class MatchWriter(ContainerWriter):
         kept = matches.verified()
         if len(kept) and int(kept.indices.min()) < 0:
             raise InputError(f"the matches of {first!r} and {second!r} hold negative rows.")
-        rows, columns = _array(kept.indices).T
+        rows, columns = as_numpy(kept.indices).T
         occurrences = np.bincount(rows, minlength=num_keypoints)
         if len(occurrences) > num_keypoints or (occurrences > 1).any():
             raise InputError(
@@ -248,7 +270,7 @@ class MatchWriter(ContainerWriter):
         matches0 = np.full(num_keypoints, -1, dtype=np.int32)
         matches0[rows] = columns
         scores = np.zeros(num_keypoints, dtype=np.float32)
-        scores[rows] = _array(kept.similarity)
+        scores[rows] = as_numpy(kept.similarity)
         arrays = {"matches0": matches0, "matching_scores0": scores}
         names: dict[str, str | float] = {"name0": first, "name1": second}
         self._append(group_name(*pair), Record(arrays, {"": names}))
@@ -279,56 +301,28 @@ def _split(entry: str) -> Iterator[Pair]:
             yield entry[:position], entry[position + 1 :]
 
 
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
-    return array
-
-
 def _features(record: Record, where: str) -> Features:
-    keypoints = _floats(record, "keypoints", ("N", 2), where)
+    keypoints = floats(record.arrays, "keypoints", ("N", 2), where)
     n = len(keypoints)
-    descriptors = _floats(record, "descriptors", ("D", n), where)
+    descriptors = floats(record.arrays, "descriptors", ("D", n), where)
     uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
     if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
         raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
     return Features(
-        keypoints=torch.from_numpy(keypoints.astype(np.float32, copy=False)),
+        keypoints=torch.from_numpy(keypoints).float(),
         scores=_column(record, "scores", n, where),
         scales=_column(record, "scales", n, where),
-        descriptors=torch.from_numpy(np.ascontiguousarray(descriptors.T)),
+        descriptors=torch.from_numpy(descriptors.T).contiguous(),
         image_size=_image_size(record, where),
         uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
     )
 
 
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
-    """The N numbers of a dataset as float32, `missing` everywhere if it is not there."""
+    """The N numbers of an array as float32, `missing` everywhere if it is not there."""
     if key not in record.arrays:
         return torch.full((n,), missing)
-    return torch.from_numpy(_floats(record, key, (n,), where).astype(np.float32, copy=False))
-
-
-def _floats(record: Record, key: str, shape: tuple[str | int, ...], where: str) -> Array:
-    """A finite array of `shape` (a letter stands for any length); float16 or float32."""
-    array = record.arrays.get(key)
-    if array is None:
-        raise FormatError(f"{where}: there is no dataset {key!r}.")
-    expected = " x ".join(map(str, shape))
-    if array.dtype.kind != "f":
-        raise FormatError(
-            f"{where}: {key!r} must be {expected} floating-point numbers, not {array.dtype}."
-        )
-    if array.ndim != len(shape) or any(
-        wanted != length for wanted, length in zip(shape, array.shape) if isinstance(wanted, int)
-    ):
-        found = " x ".join(map(str, array.shape)) or "a single number"
-        raise FormatError(f"{where}: {key!r} must be {expected}, not {found}.")
-    if array.dtype != np.float16:
-        with np.errstate(over="ignore"):  # becomes infinity, told below
-            array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        raise FormatError(f"{where}: {key!r} holds NaN or infinity.")
-    return array
+    return torch.from_numpy(floats(record.arrays, key, (n,), where)).float()
 
 
 def _image_size(record: Record, where: str) -> tuple[int, int]:

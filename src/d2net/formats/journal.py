@@ -18,11 +18,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from d2net.formats.arrays import Array
 from d2net.formats.atomic import output_errors
 
-Array = npt.NDArray[Any]
 Settings = dict[str, Any]
 Attributes = dict[str, dict[str, str | float]]
 

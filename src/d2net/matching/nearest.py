@@ -31,8 +31,8 @@ def mutual_nearest(
     """The pairs that are each other's nearest neighbour by the cosine of their descriptors.
 
     Similarities are computed in float32 whatever the descriptors' precision, one block at a time,
-    so memory stays small for any number of keypoints. Of equally near neighbours the one with the
-    lowest index is taken.
+    so memory stays small for any number of keypoints. Of neighbours equally near (as rounded) the
+    one with the lowest index is taken.
 
     Args:
         descriptors_a: N x D, unit length, of any floating-point type.

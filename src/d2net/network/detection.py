@@ -110,9 +110,7 @@ def detect(maps: Tensor, *, original: bool = False) -> Detections:
     return Detections(channels, rows, cols, patch[:, 1, 1], steps)[passed]
 
 
-def _strongest_channels(
-    maps: Tensor, *, frame: bool, ties: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _strongest_channels(maps: Tensor, *, frame: bool, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Channels, rows, columns where a positive value is the largest of its cell's channels.
 
     Args:

@@ -80,7 +80,7 @@ class _CannotResumeError(Exception):
 def _transfer(url: str, part: Path, version: Path, target: Path, progress: Progress | None) -> None:
     """Bring `part` to its full length."""
     start = part.stat().st_size if part.exists() else 0
-    known = version.read_text() if start and version.exists() else ""
+    known = version.read_text("latin-1") if start and version.exists() else ""
     try:
         response = _request(url, start, known, target)
     except _CannotResumeError:
@@ -94,7 +94,7 @@ def _transfer(url: str, part: Path, version: Path, target: Path, progress: Progr
         cut_off = False
         with part.open("ab" if resumed else "wb") as file:
             if not resumed:
-                version.write_text(_version(response))
+                version.write_text(_version(response), "latin-1")
             try:
                 for piece in _pieces(response):
                     file.write(piece)

@@ -38,7 +38,8 @@ def resample(
 
     Args:
         maps: B x H x W x C, the source.
-        rows, cols: the window of the target grid.
+        rows: of the window of the target grid.
+        cols: of the window of the target grid.
         source_from_target: where a target position (x, y) lies in the source; outside, the source
             goes on with its last row and column.
         out: B x rows x cols x C to add the result to, in place of a new tensor.

@@ -14,7 +14,6 @@ rounding, in a fraction of the time and memory.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -37,8 +36,8 @@ SMALLEST_SIDE = 8
 """Shortest side of an image, in pixels, that leaves one cell at both strides."""
 
 _BAND_BYTES = 8 << 20
-_WINOGRAD_CHANNELS = 128
-"""Winograd needs this many input channels to beat a direct convolution (measured on two cores)."""
+_WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
+"""Fewest input channels at which Winograd beats a direct convolution (measured on two cores)."""
 
 
 class Trunk(nn.Module):
@@ -60,7 +59,7 @@ class Trunk(nn.Module):
                 channels = width
             self.stages.append(names)
         self.channels = channels
-        self._transformed: OrderedDict[str, tuple[int, Tensor]] = OrderedDict()
+        self._transformed: dict[str, tuple[int, Tensor]] = {}
 
     def convolution(self, name: str) -> nn.Conv2d:
         """The layer called `name`, as conv4_3."""
@@ -105,8 +104,8 @@ class Trunk(nn.Module):
                 computation (float32, or bfloat16 and float16 where the device has them).
 
         Returns:
-            B x h x w x C, h = H // 4 - 1, contiguous, in the precision of `images`. An image with
-            a side under 8 pixels has no cell: h or w is 0.
+            B x h x w x C, h = H // 4 - 1, contiguous, in the precision of `images` or float32. An
+            image with a side under 8 pixels has no cell: h or w is 0.
         """
         batch, _, height, width = images.shape
         if min(height, width) < SMALLEST_SIDE:
@@ -118,7 +117,7 @@ class Trunk(nn.Module):
             x = self._stage_in_bands(x, i, pool=i < last - 1)
         x = F.avg_pool2d(x, 2, 1)
         for name in self.stages[last]:
-            x = self._convolve(x, name, dilation=2)
+            x = self._convolve(x, name, images.dtype, dilation=2)
         return x.permute(0, 2, 3, 1).contiguous()
 
     def _stage_in_bands(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
@@ -134,7 +133,7 @@ class Trunk(nn.Module):
         out_height, out_width = height // step, width // step
         row_bytes = step * batch * width * widths * x.element_size()
         band = out_height
-        if x.device.type == "cpu" and not self._by_winograd(names[-1], x):
+        if x.device.type == "cpu" and not self._by_winograd(names[-1], x.device, x.dtype):
             band = max(16, _BAND_BYTES // row_bytes)
         out = x.new_empty(batch, out_height, out_width, widths).permute(0, 3, 1, 2)
         halo = len(names)
@@ -143,38 +142,37 @@ class Trunk(nn.Module):
             low = max(first * step - halo, 0)
             y = x[:, :, low : min(end * step + halo, height)]
             for name in names:
-                y = self._convolve(y, name)
+                y = self._convolve(y, name, x.dtype)
             y = y[:, :, first * step - low : end * step - low]
             out[:, :, first:end] = F.max_pool2d(y, 2, 2) if pool else y
         return out
 
-    def _by_winograd(self, name: str, x: Tensor) -> bool:
+    def _by_winograd(self, name: str, device: torch.device, dtype: torch.dtype) -> bool:
         layer = self.convolution(name)
-        return (
-            x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and layer.in_channels >= _WINOGRAD_CHANNELS
-            and layer.out_channels > _WINOGRAD_CHANNELS
-        )
+        fewest = _WINOGRAD_CHANNELS.get(dtype, torch.inf) if device.type == "cpu" else torch.inf
+        return layer.in_channels >= fewest and layer.out_channels > layer.in_channels // 2
 
-    def _convolve(self, x: Tensor, name: str, dilation: int = 1) -> Tensor:
-        """Convolution and ReLU of B x C x H x W in channels-last memory."""
+    def _convolve(self, x: Tensor, name: str, dtype: torch.dtype, dilation: int = 1) -> Tensor:
+        """Convolution and ReLU of B x C x H x W in channels-last memory.
+
+        Winograd takes and gives float32 around products in `dtype`.
+        """
         layer = self.convolution(name)
         assert layer.bias is not None  # noqa: S101 (for the type checker)
-        if self._by_winograd(name, x):
-            weight = self._transformed_weight(name)
+        if self._by_winograd(name, x.device, dtype):
+            weight = self._transformed_weight(name, dtype)
             maps = [winograd.convolve(y.permute(1, 2, 0), weight, layer.bias, dilation) for y in x]
             joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
             return joined.relu_().permute(0, 3, 1, 2)
-        weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
-        y = F.conv2d(x, weight, layer.bias.to(x.dtype), padding=dilation, dilation=dilation)
+        weight = layer.weight.to(dtype, memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, layer.bias.to(dtype), padding=dilation, dilation=dilation)
         return y.relu_()
 
-    def _transformed_weight(self, name: str) -> Tensor:
-        """Winograd's form of a layer's weight, kept until the weight changes."""
+    def _transformed_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Winograd's form of a layer's weight, kept until the weight or the precision changes."""
         weight = self.convolution(name).weight
         kept = self._transformed.get(name)
-        if kept is None or kept[0] != weight._version:
-            kept = (weight._version, winograd.transform_weight(weight.detach()))
+        if kept is None or kept[0] != weight._version or kept[1].dtype != dtype:
+            kept = (weight._version, winograd.transform_weight(weight.detach(), dtype))
             self._transformed[name] = kept
         return kept[1]

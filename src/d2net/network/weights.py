@@ -39,6 +39,8 @@ from d2net.network.download import Progress, download, record_sha256, recorded_s
 
 _log = logging.getLogger(__name__)
 
+_REINSTALL = "reinstall the package (pip install --force-reinstall --no-deps d2net)"
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedWeights:
@@ -271,6 +273,8 @@ def _accept(path: Path) -> None:
 
 def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[str, Tensor]]:
     """Read and check a file that is on this machine; record a cached file's first checksum."""
+    if record is not None and record.url is None and not path.exists():
+        raise WeightsError(f"the packaged weights file {path} is missing: {_REINSTALL}")
     data = read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
     if record is not None:
@@ -305,7 +309,7 @@ def _check(sha256: str, record: WeightsRecord) -> None:
     if expected in (None, sha256):
         return
     remedy = (
-        "reinstall the package (pip install --force-reinstall --no-deps d2net)"
+        _REINSTALL
         if packaged
         else f"delete it and {record.path.name}.sha256 beside it, then download it again"
     )

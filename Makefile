@@ -1,0 +1,34 @@
+# Two commands: `make demo` and `make test`. Each does all its set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test test-all check benchmark clean
+
+demo: $(VENV)/installed
+	mkdir -p demo
+	$(BIN)/d2net match tests/data/graf1.png tests/data/graf3.png --output demo/matches.png
+	$(BIN)/d2net show tests/data/graf1.png --output demo/keypoints.png
+
+test: $(VENV)/installed
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py
+
+benchmark: $(VENV)/installed
+	$(BIN)/python -m benchmarks
+
+$(VENV)/installed: pyproject.toml tools/setup
+	PYTHON=$(PYTHON) bash tools/setup $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist

@@ -1,0 +1,58 @@
+"""What every reader here does with an array that came from outside: believe nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from d2net.errors import FormatError
+
+Array = npt.NDArray[Any]
+
+
+def floats(
+    arrays: Mapping[str, Array], key: str, shape: tuple[str | int, ...], where: str
+) -> Array:
+    """The array `key`, checked.
+
+    Args:
+        arrays: what the file holds.
+        key: the array's name.
+        shape: what is expected; "N" and "D" stand for any length.
+        where: the file and the entry, to begin a message with.
+
+    Returns:
+        A contiguous, finite array, float16 where the file has float16, else float32.
+
+    Raises:
+        FormatError: it is missing, of another shape or type, or holds NaN or infinity.
+    """
+    array = arrays.get(key)
+    if array is None:
+        raise FormatError(f"{where}: there is no array {key!r}.")
+    expected = " x ".join(map(str, shape))
+    if array.dtype.kind != "f":
+        raise FormatError(
+            f"{where}: {key!r} must be {expected} floating-point numbers, not {array.dtype}."
+        )
+    if array.ndim != len(shape) or any(
+        wanted not in (length, "N", "D") for wanted, length in zip(shape, array.shape, strict=True)
+    ):
+        found = " x ".join(map(str, array.shape)) or "a single number"
+        raise FormatError(f"{where}: {key!r} must be {expected}, not {found}.")
+    kept = np.float16 if array.dtype == np.float16 else np.float32
+    with np.errstate(over="ignore"):  # becomes infinity, told next
+        array = np.ascontiguousarray(array, dtype=kept)
+    if not np.isfinite(array).all():
+        raise FormatError(f"{where}: {key!r} holds NaN or infinity.")
+    return array
+
+
+def as_numpy(tensor: Tensor) -> Array:
+    """The tensor's values on the CPU."""
+    array: Array = tensor.detach().cpu().numpy()
+    return array

@@ -1,0 +1,122 @@
+"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
+
+COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
+Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
+refuses others), and COLMAP has no matcher for D2-Net's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2net.errors import OutputError
+from d2net.features import Features
+from d2net.formats.arrays import as_numpy
+from d2net.formats.atomic import locked, replacing
+from d2net.formats.h5 import MatchFile
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+
+if TYPE_CHECKING:
+    import pycolmap
+
+_FOCAL_LENGTH_FACTOR = 1.2
+"""COLMAP's own guess, in units of the longer side (ImageReaderOptions.default_focal_length_factor).
+"""
+
+
+def write_database(
+    path: str | Path,
+    features: Mapping[str, Features],
+    matches: MatchFile | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a database that COLMAP verifies and maps from.
+
+    Each photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length, to be
+    refined by the mapping. Matches are written as raw matches: run `geometric_verification` of
+    pycolmap, or `colmap geometric_verifier`, before mapping.
+
+    Args:
+        path: the database.
+        features: the photos' features by name, for example a `FeatureFile`.
+        matches: the pairs in it whose photos are both in `features` are written.
+        overwrite: replace an existing database.
+
+    Raises:
+        OutputError: the file exists and `overwrite` is not set, or it cannot be written.
+        FormatError: matches name keypoints that the features do not have.
+    """
+    import pycolmap
+
+    path = Path(path)
+    with locked(path):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already; delete it or choose another name.")
+        with replacing(path) as temporary:
+            with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
+                ids, num_keypoints = {}, {}
+                for name in features:
+                    photo = features[name]
+                    ids[name] = _write_photo(database, name, photo)
+                    num_keypoints[name] = len(photo)
+                if matches is not None:
+                    for first, second, pair in matches.among(num_keypoints):
+                        rows = as_numpy(pair.indices).astype("uint32")
+                        database.write_matches(ids[first], ids[second], rows)
+            _remove_companions(path)  # an old database's journal would be replayed into the new
+
+
+def _write_photo(database: pycolmap.Database, name: str, features: Features) -> int:
+    """Returns the image's id in the database."""
+    import pycolmap
+
+    width, height = features.image_size
+    camera = pycolmap.Camera.create_from_model_name(
+        pycolmap.INVALID_CAMERA_ID,
+        "SIMPLE_RADIAL",
+        _FOCAL_LENGTH_FACTOR * max(width, height),
+        width,
+        height,
+    )
+    camera.camera_id = database.write_camera(camera)
+    rig = pycolmap.Rig()  # since COLMAP 3.12 every camera is part of a rig, every photo of a frame
+    rig.add_ref_sensor(camera.sensor_id)
+    image = pycolmap.Image(name=name, camera_id=camera.camera_id)
+    image.image_id = database.write_image(image)
+    frame = pycolmap.Frame()
+    frame.rig_id = database.write_rig(rig)
+    frame.add_data_id(image.data_id)
+    database.write_frame(frame)
+    database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(features.keypoints)))
+    image_id: int = image.image_id
+    return image_id
+
+
+@contextmanager
+def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
+    """Around the writing of `temporary`: tell SQLite's failures, leave none of its side files.
+
+    A transaction over all would be quicker, but pycolmap 4.2 aborts the process when one fails.
+    """
+    _remove_companions(temporary)
+    try:
+        yield
+        unfinished = any(companion.exists() for companion in _companions(temporary))
+    except RuntimeError as error:
+        raise OutputError(f"{path} cannot be written: {error}; is the disk full?") from error
+    finally:
+        _remove_companions(temporary)
+    if unfinished:
+        raise OutputError(f"{path} cannot be written: SQLite could not finish; is the disk full?")
+
+
+def _companions(database: Path) -> list[Path]:
+    return [database.with_name(database.name + end) for end in ("-journal", "-wal", "-shm")]
+
+
+def _remove_companions(database: Path) -> None:
+    for companion in _companions(database):
+        companion.unlink(missing_ok=True)

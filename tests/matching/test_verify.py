@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+
+from d2net.errors import InputError
+from d2net.features import Features, Matches
+from d2net.matching.verify import default_threshold, verify
+
+K = np.array([[800.0, 0, 399.5], [0, 800, 319.5], [0, 0, 1]])
+
+
+def features(points, uncertainty=1.0):
+    n = len(points)
+    return Features(
+        keypoints=torch.as_tensor(points, dtype=torch.float32).reshape(n, 2),
+        scores=torch.ones(n),
+        scales=torch.ones(n),
+        descriptors=torch.ones(n, 1),
+        image_size=(800, 640),
+        uncertainty=torch.full((n,), float(uncertainty)),
+    )
+
+
+def in_order(n):
+    return Matches(torch.arange(n)[:, None].expand(n, 2).contiguous(), torch.ones(n))
+
+
+def scene(n, deviation, rng):
+    """Matched features of a camera that moves through a scene, every fourth match wrong."""
+    X = rng.uniform([-4, -3, 6], [4, 3, 14], (n, 3))
+    a, b = (x[:, :2] / x[:, 2:] for x in (X @ K.T, (X + np.array([0.8, 0.1, -0.5])) @ K.T))
+    wrong = np.arange(n) % 4 == 0
+    b[wrong] = rng.uniform([0, 0], [800, 640], (wrong.sum(), 2))
+    noisy = (points + rng.normal(0, deviation, points.shape) for points in (a, b))
+    return *(features(points, deviation) for points in noisy), wrong
+
+
+@pytest.mark.parametrize("method", ["magsac", "poselib", "pycolmap"])
+@pytest.mark.parametrize("model", ["fundamental", "essential"])
+def test_default_threshold_suits_the_uncertainty(model, method):
+    """The right matches stay at the accuracy of D2-Net in a small photo and in a large one."""
+    for deviation in (1.5, 4.0):
+        a, b, wrong = scene(400, deviation, np.random.default_rng(0))
+        intrinsics = (K, K) if model == "essential" else None
+        found = verify(a, b, in_order(400), model, method=method, intrinsics=intrinsics)
+        assert found.model == model
+        assert found.matrix is not None
+        inliers = found.inliers.numpy()
+        assert inliers[~wrong].mean() > 0.9
+        assert inliers[wrong].mean() < 0.2
+
+
+def test_keeps_the_matches_and_their_order():
+    a, b, _ = scene(100, 1.0, np.random.default_rng(0))
+    matches = Matches(torch.arange(100).flip(0)[:, None].repeat(1, 2), torch.linspace(0, 1, 100))
+    found = verify(a, b, matches)
+    assert torch.equal(found.indices, matches.indices)
+    assert torch.equal(found.similarity, matches.similarity)
+    straight = verify(a, b, in_order(100))
+    agree = found.inliers.flip(0) == straight.inliers
+    assert agree.float().mean() > 0.95
+
+
+def test_a_seed_makes_it_repeatable():
+    a, b, _ = scene(100, 2.0, np.random.default_rng(0))
+    first, second = (verify(a, b, in_order(100), seed=5) for _ in range(2))
+    assert np.array_equal(first.matrix, second.matrix)
+    assert torch.equal(first.inliers, second.inliers)
+
+
+def test_threshold_is_in_pixels_of_the_photos():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 600, (60, 2))
+    moved = points.copy()
+    moved[0, 0] += 6
+    a, b = features(points), features(moved)
+    for threshold, expected in ((4, False), (8, True)):
+        found = verify(a, b, in_order(60), "homography", threshold=threshold)
+        assert bool(found.inliers[0]) is expected
+        assert found.inliers[1:].all()
+
+
+def test_default_threshold_grows_with_photos_that_were_reduced():
+    sharp, reduced = features(np.zeros((5, 2)), 1.0), features(np.zeros((5, 2)), 6.0)
+    matches = in_order(5)
+    smallest = default_threshold(sharp, sharp, matches, "fundamental")
+    assert 5 <= smallest <= 10  # what suited D2-Net in the image matching challenge
+    larger = default_threshold(sharp, reduced, matches, "fundamental")
+    largest = default_threshold(reduced, reduced, matches, "fundamental")
+    assert smallest < larger < largest
+    assert default_threshold(reduced, reduced, matches, "homography") > largest
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_too_few_matches_verify_nothing(n):
+    points = np.random.default_rng(0).uniform(0, 600, (n, 2))
+    found = verify(features(points), features(points), in_order(n))
+    assert found.matrix is None
+    assert found.model == "fundamental"
+    assert found.inliers.tolist() == [False] * n
+    assert len(found.verified()) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "affine"}, "homography, fundamental, essential, not 'affine'"),
+        ({"model": "essential"}, "intrinsics are not given"),
+        ({"model": "homography", "intrinsics": (K, K)}, "intrinsics are given"),
+        ({"threshold": -1}, "threshold"),
+        ({"method": "lmeds"}, "magsac, poselib, pycolmap"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        verify(features(np.zeros((9, 2))), features(np.zeros((9, 2))), in_order(9), **arguments)
+
+
+def test_matches_of_other_features_are_refused():
+    with pytest.raises(InputError, match="rows 0 to 8 of the second photo, which has 5 keypoints"):
+        verify(features(np.zeros((9, 2))), features(np.zeros((5, 2))), in_order(9))
