@@ -25,6 +25,9 @@ Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
 """What the package takes as a photo; `to_pixels` says in which shapes and types."""
 
+MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
+"""What the package takes as a mask; `read_mask` says in which shapes."""
+
 _FLOAT_SLACK = 1e-3  # resampling overshoots [0, 1] a little
 
 
@@ -86,7 +89,7 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
 
 
 def read_mask(
-    mask: str | os.PathLike[str] | Image.Image | npt.NDArray[Any],
+    mask: MaskLike,
     size: Size,
     *,
     upright: bool = True,

@@ -21,6 +21,7 @@ from d2net.formats.atomic import locked, replacing
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
 from d2net.images import ImageLike, resize, to_pixels
+from d2net.matching.verify import check_belongs
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB
 Colours: TypeAlias = NDArray[np.uint8]  # N x 3 RGB
@@ -73,10 +74,12 @@ def plot_matches(
 
     Raises:
         ImageError: a photo cannot be read.
-        InputError: a photo has another size than its features say; an unknown extension.
+        InputError: a photo has another size than its features say; matches of other features; an
+            unknown extension.
         OutputError: the picture cannot be written.
     """
     path = _checked_output(output)
+    check_belongs(matches, a, b)
     picture = _Picture([_photo(image_a, a), _photo(image_b, b)])
     rows_a, rows_b = matches.indices.cpu().unbind(1)
     ends_a = picture.slots[0].locate(a.keypoints.cpu()[rows_a])
@@ -352,16 +355,22 @@ class _ColourScale:
         """... x 3 RGB for values of one or two dimensions."""
         fraction = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
         levels = np.rint(self.darkest + (255 - self.darkest) * fraction).astype(np.uint8)
-        rgb = cv2.applyColorMap(np.atleast_2d(levels), self.colour_map)[:, :, ::-1]
-        return np.ascontiguousarray(rgb.reshape(*values.shape, 3))
+        return _palette(self.colour_map)[levels]
+
+
+def _palette(colour_map: int) -> Colours:
+    """The 256 colours of one of OpenCV's colour maps."""
+    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colour_map)
+    return np.ascontiguousarray(bgr[:, 0, ::-1])
 
 
 def _rainbow(fractions: Values) -> Colours:
     """N x 3 bright colours from red (0) over green to violet (1)."""
-    hsv = np.full((1, len(fractions), 3), 255, np.uint8)
-    hsv[0, :, 0] = np.rint(215 * np.clip(fractions, 0, 1))
-    hsv[0, :, 1] = 180
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)[0], dtype=np.uint8)
+    hue = np.arange(256, dtype=np.uint8)
+    hsv = np.stack([hue, np.full_like(hue, 180), np.full_like(hue, 255)], axis=1)
+    palette = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB_FULL)[0]
+    colours: Colours = palette[np.rint(215 * np.clip(fractions, 0, 1)).astype(np.intp)]
+    return colours
 
 
 # --- Small helpers ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -100,3 +101,11 @@ def write_release_of(path):
 def write_database_of(path, overwrite):
     photos = {name: make_features(2000, seed=i) for i, name in enumerate(NAMES)}
     write_database(path, photos, overwrite=overwrite)
+
+
+def read_database(path, ready):
+    connection = sqlite3.connect(path)
+    connection.execute("BEGIN")
+    connection.execute("SELECT * FROM images").fetchall()
+    ready.set()
+    time.sleep(30)

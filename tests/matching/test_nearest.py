@@ -52,23 +52,25 @@ def sign_vectors(dimensions):
 @given(
     sign_vectors(4),
     sign_vectors(4),
-    st.sampled_from([1, 2, 3, 5, 1024]),
+    st.sampled_from([(1, 1), (2, 2), (3, 1), (6, 2), (8, 4), (4096, 64)]),
     st.sampled_from([None, 0.8, 1.0]),
     st.sampled_from([None, -0.5, 0.5, 1.0]),
 )
 @settings(max_examples=300, deadline=None)
 def test_equals_definition_with_ties_and_duplicates_for_any_block(
-    a, b, block, ratio, min_similarity
+    a, b, sizes, ratio, min_similarity
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "_BLOCK_CPU", block)
+        patch.setattr(nearest, "_BLOCK", sizes[0])
+        patch.setattr(nearest, "_GROUP", sizes[1])
         matches = mutual_nearest(a, b, ratio=ratio, min_similarity=min_similarity)
     assert as_pairs(matches) == brute_force(a, b, ratio, min_similarity)
 
 
 @pytest.mark.parametrize(("rows_a", "rows_b"), [(1, 1500), (1500, 1), (1024, 1024), (1300, 2500)])
 @pytest.mark.parametrize("ratio", [None, 0.95])
-def test_equals_definition_over_several_blocks(rows_a, rows_b, ratio):
+def test_equals_definition_over_several_blocks(rows_a, rows_b, ratio, monkeypatch):
+    monkeypatch.setattr(nearest, "_BLOCK", 512)
     a, b = unit(rows_a, 32), unit(rows_b, 32, seed=1)
     common = (min(rows_a, rows_b) + 1) // 2
     a[:common] = torch.nn.functional.normalize(b[:common] + 0.1 * a[:common], dim=1)

@@ -1,39 +1,56 @@
 """The command line: a thin skin. A command reads its arguments, calls one function, prints.
 
-Exit codes: 0 all well, 1 partly failed, 2 bad input. Nothing here imports torch before a command
-that needs it runs, so that `--help` answers at once.
+Exit codes: 0 all well, 1 partly failed, 2 bad input or output, 130 stopped by Ctrl-C. Nothing here
+imports torch before a command that needs it runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import io
 import sys
+from typing import Any
 
 import typer
 
-from d2net.cli import console, export, extract, info, match, show
+from d2net.cli import console, export, extract, info, match, options, show
+from d2net.errors import D2NetError
 
 app = typer.Typer(
-    name="d2net",
     help="Match photos across night, season and years.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("match")(match.match)
-app.command("extract")(extract.extract)
-app.command("export")(export.export)
-app.command("show")(show.show)
-app.command("weights")(info.weights)
-app.command("info")(info.info)
+for _command in (match.match, extract.extract, export.export, show.show, info.weights, info.info):
+    app.command()(options.spread(_command))
+
+# Click's ClickException: typer has a copy of click, or none, and gives it no public name.
+_UsageError: Any = typer.BadParameter.__mro__[2]
 
 
 def main() -> None:
     """Entry point of the `d2net` command."""
-    from d2net.errors import D2NetError
-
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
+    except _UsageError as error:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "d2net"
+        code = _failed(f"{error.format_message().rstrip('.')}; see {command} --help")
     except D2NetError as error:
-        console.error(str(error))
-        sys.exit(console.BAD_INPUT)
+        code = _failed(str(error))
+    except OSError as error:  # of what no module expects to fail
+        code = _failed(f"{error.filename or ''}: {error.strerror or error}")
+    except typer.Abort:
+        code = console.INTERRUPTED
+    if code == console.INTERRUPTED:
+        _failed("stopped by Ctrl-C; start the same command again to go on")
+    sys.exit(code)
+
+
+def _failed(message: str) -> int:
+    console.error(message)
+    if "--json" in sys.argv:
+        console.print_json({"error": message})
+    return console.BAD_INPUT

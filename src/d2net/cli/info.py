@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,108 +10,93 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d2net.cli import console, options
+from d2net.errors import FormatError, InputError
 
 if TYPE_CHECKING:
-    from d2net.network.weights import WeightsInfo
+    from d2net.network.weights import WeightsInfo, WeightsStatus
 
 
 def weights(
+    *,
     name_or_path: Annotated[
-        str | None, typer.Argument(help="Name or file to describe.", show_default="list all")
+        str | None,
+        typer.Argument(metavar="NAME|FILE", help="Weights to describe.", show_default="list all"),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Download it to the cache first.")
+        bool, typer.Option("--download", help="Download them to the cache first.")
     ] = False,
-    quiet: options.Quiet = False,
-    json: options.Json = False,
+    printing: options.Printing,
 ) -> None:
-    """List weights: packaged, cached, downloadable, and which to use for what. Or describe one."""
-    from d2net.errors import InputError
-    from d2net.network import weights as module
+    """List weights: where they are and which to use for what. Or describe one file."""
+    from d2net.cli import progress
+    from d2net.network.weights import describe, download_weights, list_weights
 
-    if name_or_path is None:
+    if name_or_path is not None:
         if download:
-            raise InputError("say which weights to download: d2net weights NAME --download")
-        _list_weights(json=json)
-        return
-    if download:
-        with console.download_progress(name_or_path, quiet=quiet or json) as advance:
-            module.download_weights(name_or_path, advance)
-    info = module.describe(name_or_path)
-    if json:
-        console.print_json(_plain(asdict(info)))
+            with progress.download(printing) as advance:
+                download_weights(name_or_path, advance)
+        info = describe(name_or_path)
+        printing.result(_plain(asdict(info)), *_description(info))
+    elif download:
+        raise InputError("say which weights to download: d2net weights NAME --download")
     else:
-        _print_weights(info)
+        found = list_weights()
+        lines = [line for status in found for line in _summary(status)]
+        printing.result([_plain(asdict(status)) for status in found], *lines)
 
 
-def _list_weights(*, json: bool) -> None:
-    from d2net.network.weights import list_weights
-
-    found = list_weights()
-    if json:
-        console.print_json([_plain(asdict(status)) for status in found])
-        return
-    for status in found:
-        record = status.record
-        alias = f" (= {', '.join(status.aliases)})" if status.aliases else ""
-        size = "" if status.bytes is None else f", {status.bytes / 1e6:.1f} MB"
-        console.out.print(f"[bold]{record.name}[/bold]{alias}  {status.state}{size}")
-        for what in (record.advice, f"trained on: {record.training_data}", record.licence):
-            console.out.print(f"    {what}", markup=False)
-        if record.url is not None:
-            console.out.print(f"    {record.url}", markup=False)
+def _summary(status: WeightsStatus) -> Iterator[str]:
+    record = status.record
+    alias = f" (= {', '.join(status.aliases)})" if status.aliases else ""
+    size = "" if status.bytes is None else f", {status.bytes / 1e6:.1f} MB"
+    yield f"{record.name}{alias}: {status.state}{size}"
+    yield f"    {record.advice}"
+    yield f"    trained on: {record.training_data}"
+    yield f"    {record.licence}"
+    if record.url is not None:
+        yield f"    {record.url}"
 
 
-def _print_weights(info: WeightsInfo) -> None:
+def _description(info: WeightsInfo) -> list[str]:
     normalisation = info.normalisation
-    rows = {
+    licence, training_data = info.metadata.get("licence"), info.metadata.get("training_data")
+    if info.record is not None:
+        licence, training_data = info.record.licence, info.record.training_data
+    values = {
         "name": info.name,
-        "file": str(info.path),
+        "file": info.path,
         "format": f"{info.format}, names of {info.layout}",
         "size": f"{info.bytes:,} bytes, {info.parameters:,} parameters",
         "sha256": info.sha256,
         "input": f"{normalisation.order}, normalised as {normalisation.name}",
-        "other entries": str(info.unused) if info.unused else None,
-        "licence": info.record.licence if info.record else info.metadata.get("licence"),
-        "trained on": (
-            info.record.training_data if info.record else info.metadata.get("training_data")
-        ),
-        "epoch": str(info.training.epoch) if info.training and info.training.epoch else None,
+        "other entries": info.unused or None,
+        "licence": licence,
+        "trained on": training_data,
+        "epoch": None if info.training is None else info.training.epoch,
     }
-    table = console.table("", "")
-    table.show_header = False
-    for key, value in rows.items():
-        if value is not None:
-            table.add_row(key, value)
-    console.out.print(table)
-    layers = console.table("layer", "in the file", "shape", "type")
-    for array in info.arrays:
-        shape = " x ".join(map(str, array.shape))
-        layers.add_row(array.name, array.name_in_file, shape, array.dtype)
-    console.out.print(layers)
+    known = [(name, str(value)) for name, value in values.items() if value is not None]
+    arrays = [
+        (array.name, array.name_in_file, " x ".join(map(str, array.shape)), array.dtype)
+        for array in info.arrays
+    ]
+    return [*console.columns(known), "", *console.columns(arrays)]
 
 
 def info(
+    *,
     file: Annotated[
         Path | None,
-        typer.Argument(help="Features or matches file (.h5).", show_default="this installation"),
+        typer.Argument(
+            metavar="FILE",
+            help="Features or matches file (h5).",
+            show_default="this installation",
+        ),
     ] = None,
-    json: options.Json = False,
+    printing: options.Printing,
 ) -> None:
     """Describe this installation, or what a features or matches file holds."""
-    values = _installation() if file is None else _file(file)
-    if json:
-        console.print_json(values)
-        return
-    table = console.table("", "")
-    table.show_header = False
-    for key, value in values.items():
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                table.add_row(f"{key}.{name}", str(inner))
-        else:
-            table.add_row(key, str(value))
-    console.out.print(table)
+    values = _installation() if file is None else _contents(file)
+    printing.result(values, *console.columns(_flat(values)))
 
 
 def _installation() -> dict[str, Any]:
@@ -137,31 +123,35 @@ def _installation() -> dict[str, Any]:
     }
 
 
-def _file(path: Path) -> dict[str, Any]:
-    from d2net.errors import FormatError
+def _contents(path: Path) -> dict[str, Any]:
     from d2net.formats.h5 import FeatureFile, MatchFile
 
     try:
-        with FeatureFile(path) as features:
-            sizes = [len(features[name]) for name in features]
-            return {
-                "kind": "features",
-                "photos": len(sizes),
-                "keypoints": sum(sizes),
-                "made by": features.settings or "another program",
-            }
-    except FormatError as not_features:
-        try:
-            with MatchFile(path) as matches:
-                pairs = matches.pairs
+        with MatchFile(path) as matches:
+            if len(matches):
                 return {
                     "kind": "matches",
-                    "pairs": len(pairs),
-                    "matches": sum(len(matches.get(*pair)) for pair in pairs),
-                    "made by": matches.settings or "another program",
+                    "pairs": len(matches),
+                    "settings": matches.settings or "unknown: written by another program",
                 }
-        except FormatError:
-            raise not_features from None
+    except FormatError:  # a features file of another program
+        pass
+    with FeatureFile(path) as features:
+        return {
+            "kind": "features",
+            "photos": len(features),
+            "keypoints": sum(len(photo) for photo in features.values()),
+            "settings": features.settings or "unknown: written by another program",
+        }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values, nested ones under names with dots."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON)

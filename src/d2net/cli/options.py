@@ -2,89 +2,188 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-Weights = Annotated[
-    str, typer.Option(help="Name that `d2net weights` lists, or a file.", show_default=True)
-]
-Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")]
-Precision = Annotated[
-    str, typer.Option(help="Of the network: float32, bfloat16, or float16 (GPU).")
-]
-Original = Annotated[
-    bool, typer.Option("--original", help="Reproduce the 2019 release, faults included.")
-]
-Multiscale = Annotated[
-    bool, typer.Option("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
-]
-MaxKeypoints = Annotated[
-    int | None, typer.Option(min=1, help="Keep this many, the best by score.", show_default="all")
-]
-ScoreThreshold = Annotated[float, typer.Option(min=0, help="Keep keypoints with this score.")]
-MaxEdge = Annotated[
-    int, typer.Option(min=1, help="Photos with a longer edge are reduced (pixels).")
-]
-MaxSumEdges = Annotated[
-    int, typer.Option(min=1, help="Photos with a larger sum of edges are reduced (pixels).")
-]
-FullResolution = Annotated[
-    bool, typer.Option("--full-resolution", help="No size limits; large photos go in tiles.")
-]
-StoredOrientation = Annotated[
-    bool, typer.Option("--stored-orientation", help="Do not turn photos as their EXIF data say.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
-Verify = Annotated[
-    str, typer.Option(help="Model to verify matches with: fundamental, homography, or none.")
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(min=0, help="Largest error of an inlier (pixels).", show_default="by uncertainty"),
-]
-Ratio = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Ratio test. D2-Net is best without.", show_default="none"),
-]
-MinSimilarity = Annotated[
-    float | None,
-    typer.Option(min=-1, max=1, help="Least cosine of a match.", show_default="none"),
-]
-Photo = Annotated[Path, typer.Argument(show_default=False, help="A photo.")]
+from d2net.cli import console
+from d2net.config import ExtractionSettings
+
+if TYPE_CHECKING:
+    from d2net.extraction.d2net import D2Net
+
+_DEFAULT = ExtractionSettings()
 
 
-def extraction(
-    *,
-    original: bool,
-    multiscale: bool,
-    max_keypoints: int | None,
-    score_threshold: float,
-    max_edge: int,
-    max_sum_edges: int,
-    full_resolution: bool,
-    stored_orientation: bool,
-    precision: str,
-) -> dict[str, Any]:
-    """Fields of `ExtractionSettings` from the options above."""
-    return {
-        "original": original,
-        "multiscale": multiscale,
-        "max_keypoints": max_keypoints,
-        "score_threshold": score_threshold,
-        "max_edge": None if full_resolution else max_edge,
-        "max_sum_edges": None if full_resolution else max_sum_edges,
-        "upright": not stored_orientation,
-        "precision": precision,
-    }
+def _option(panel: str, *flags: str, **keywords: Any) -> Any:  # noqa: ANN401 (as typer.Option)
+    return typer.Option(*flags, rich_help_panel=panel, **keywords)
 
 
-def model_to_verify(name: str) -> Any:  # noqa: ANN401 (a Literal, known without importing cv2)
-    """The model that --verify names, None for none."""
-    from d2net.errors import InputError
+_photos = functools.partial(_option, "Photos")
+_network = functools.partial(_option, "Network")
+_keypoints = functools.partial(_option, "Keypoints")
+_matching = functools.partial(_option, "Matching")
 
-    if name not in ("fundamental", "homography", "none"):
-        raise InputError(f"--verify must be fundamental, homography or none, not {name!r}")
-    return None if name == "none" else name
+Device = Annotated[str, _network(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")]
+
+
+@dataclass(frozen=True)
+class Printing:
+    """Options of every command: how it tells what it did."""
+
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")] = (
+        False
+    )
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show progress bars."""
+        return not self.quiet and not self.json
+
+    def result(self, values: object, *lines: str) -> None:
+        """Print what came out: values for machines or lines for people."""
+        if self.json:
+            console.print_json(values)
+        elif not self.quiet:
+            for line in lines:
+                console.say(line)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Options of the commands that extract features."""
+
+    max_keypoints: Annotated[
+        int | None,
+        _keypoints(metavar="N", help="Keep the N best by score.", show_default="all"),
+    ] = _DEFAULT.max_keypoints
+    score_threshold: Annotated[
+        float, _keypoints(metavar="S", help="Keep those with at least this score.")
+    ] = _DEFAULT.score_threshold
+    multiscale: Annotated[
+        bool, _keypoints("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
+    ] = _DEFAULT.multiscale
+    original: Annotated[
+        bool, _keypoints("--original", help="Reproduce the 2019 release, faults included.")
+    ] = _DEFAULT.original
+    max_edge: Annotated[
+        int | None, _photos(metavar="PIXELS", help="Reduce photos with a longer edge.")
+    ] = _DEFAULT.max_edge
+    max_sum_edges: Annotated[
+        int | None,
+        _photos(metavar="PIXELS", help="Reduce photos whose width + height is larger."),
+    ] = _DEFAULT.max_sum_edges
+    full_resolution: Annotated[
+        bool, _photos("--full-resolution", help="Reduce nothing; large photos go in tiles.")
+    ] = False
+    stored_orientation: Annotated[
+        bool,
+        _photos("--stored-orientation", help="Do not turn photos as their EXIF data say."),
+    ] = not _DEFAULT.upright
+    weights: Annotated[
+        str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
+    ] = "default"
+    device: Device = "cpu"
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only)."),
+    ] = "float32"
+
+    @property
+    def settings(self) -> ExtractionSettings:
+        """What they mean to the model."""
+        return ExtractionSettings(
+            original=self.original,
+            multiscale=self.multiscale,
+            max_edge=None if self.full_resolution else self.max_edge,
+            max_sum_edges=None if self.full_resolution else self.max_sum_edges,
+            max_keypoints=self.max_keypoints,
+            score_threshold=self.score_threshold,
+            upright=not self.stored_orientation,
+            precision=self.precision,
+        )
+
+    def model(self, printing: Printing) -> D2Net:
+        """The model they ask for; its weights are downloaded if they must be."""
+        settings = self.settings.to_dict()  # wrong ones are told before the slow imports
+
+        from d2net.cli import progress
+        from d2net.extraction.d2net import D2Net
+        from d2net.network.catalogue import CATALOGUE
+        from d2net.network.weights import download_weights
+
+        if self.weights in CATALOGUE:
+            with progress.download(printing) as advance:
+                download_weights(self.weights, advance)
+        return D2Net.from_pretrained(self.weights, device=self.device, **settings)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Options of the commands that match."""
+
+    verify: Annotated[
+        Literal["fundamental", "homography", "none"],
+        _matching(metavar="MODEL", help="Mark inliers of fundamental, homography, or none."),
+    ] = "fundamental"
+    threshold: Annotated[
+        float | None,
+        _matching(
+            metavar="PIXELS", help="Largest error of an inlier.", show_default="by uncertainty"
+        ),
+    ] = None
+    ratio: Annotated[
+        float | None,
+        _matching(metavar="R", help="Ratio test, 0 to 1.", show_default="none, best for D2-Net"),
+    ] = None
+    min_similarity: Annotated[
+        float | None,
+        _matching(metavar="S", help="Least cosine of a match, -1 to 1.", show_default="none"),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What they mean to `match` and `match_pairs`."""
+        return {
+            "verify": None if self.verify == "none" else self.verify,
+            "threshold": self.threshold,
+            "ratio": self.ratio,
+            "min_similarity": self.min_similarity,
+        }
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of its dataclass parameters as options of their own.
+
+    Typer knows no dataclasses.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            group = groups[parameter.name]
+            types = get_type_hints(group, include_extras=True)
+            options = [(field.name, field.default, types[field.name]) for field in fields(group)]
+        else:
+            options = [(parameter.name, parameter.default, hints[parameter.name])]
+        for name, default, hint in options:
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+                )
+            )
+
+    @functools.wraps(command)
+    def spread_out(**values: object) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    spread_out.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread_out.__annotations__ = {p.name: p.annotation for p in parameters}
+    return spread_out

@@ -7,47 +7,38 @@ from typing import Annotated
 
 import typer
 
-from d2net.cli import console, options
+from d2net.cli import options
 
 
 def show(
-    photo: options.Photo,
+    *,
+    photo: Annotated[Path, typer.Argument(show_default=False, help="A photo.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The picture (.png, .jpg).")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The picture, png or jpg.")
     ] = Path("keypoints.png"),
-    original: options.Original = False,
-    multiscale: options.Multiscale = False,
-    max_keypoints: options.MaxKeypoints = None,
-    score_threshold: options.ScoreThreshold = 0.0,
-    max_edge: options.MaxEdge = 1600,
-    max_sum_edges: options.MaxSumEdges = 2800,
-    full_resolution: options.FullResolution = False,
-    stored_orientation: options.StoredOrientation = False,
-    weights: options.Weights = "default",
-    device: options.Device = "cpu",
-    precision: options.Precision = "float32",
-    quiet: options.Quiet = False,
+    printing: options.Printing,
+    extraction: options.Extraction,
 ) -> None:
-    """Draw keypoints, scales and the score map on a photo."""
-    from d2net import images, visualization
-    from d2net.extraction.d2net import D2Net
+    """Draw keypoints, their scales and the score map on a photo."""
+    model = extraction.model(printing)
 
-    settings = options.extraction(
-        original=original,
-        multiscale=multiscale,
-        max_keypoints=max_keypoints,
-        score_threshold=score_threshold,
-        max_edge=max_edge,
-        max_sum_edges=max_sum_edges,
-        full_resolution=full_resolution,
-        stored_orientation=stored_orientation,
-        precision=precision,
-    )
-    model = D2Net.from_pretrained(weights, device=device, **settings)
-    pixels = images.to_pixels(photo, upright=not stored_orientation)
-    features = model.extract(pixels)
-    visualization.plot_keypoints(
-        pixels, features, score_map=model.score_map(pixels), name=photo.name, output=output
+    from d2net.visualization import plot_keypoints
+
+    features = model.extract(photo)
+    plot_keypoints(
+        photo,
+        features,
+        score_map=model.score_map(photo),
+        upright=model.settings.upright,
+        output=output,
     )
     width, height = features.image_size
-    console.say(f"{len(features):,} keypoints in {width} x {height} px: {output}", quiet=quiet)
+    printing.result(
+        {
+            "photo": str(photo),
+            "image_size": [width, height],
+            "keypoints": len(features),
+            "picture": str(output),
+        },
+        f"{len(features):,} keypoints in {width} x {height} pixels: {output}",
+    )

@@ -18,7 +18,7 @@ from d2net.extraction.keypoints import Keypoints, find_keypoints
 from d2net.features import Features
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
-from d2net.images import ImageLike, Pixels
+from d2net.images import ImageLike, MaskLike, Pixels
 from d2net.network.catalogue import CAFFE, Normalisation
 from d2net.network.detection import soft_scores
 from d2net.network.trunk import Trunk
@@ -109,7 +109,7 @@ class D2Net(nn.Module):
         self,
         image: ImageLike,
         *,
-        mask: ImageLike | None = None,
+        mask: MaskLike | None = None,
         **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
     ) -> Features:
         """The local features of a photo.
@@ -134,7 +134,7 @@ class D2Net(nn.Module):
         self,
         batch: Sequence[ImageLike],
         *,
-        masks: Sequence[ImageLike | None] | None = None,
+        masks: Sequence[MaskLike | None] | None = None,
         **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
     ) -> list[Features]:
         """`extract` for photos of one size in one pass of the network.
@@ -239,7 +239,7 @@ class PreparedPhoto:
 
 
 def prepare(
-    image: ImageLike, settings: ExtractionSettings, mask: ImageLike | None = None
+    image: ImageLike, settings: ExtractionSettings, mask: MaskLike | None = None
 ) -> PreparedPhoto:
     """Read a photo and its mask: all of `D2Net.extract` that needs no network."""
     photo = images.to_pixels(image, upright=settings.upright)

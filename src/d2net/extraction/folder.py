@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from d2net.config import ExtractionSettings
-from d2net.errors import D2NetError, ImageError, InputError, OutputError
+from d2net.errors import FormatError, ImageError, InputError, OutputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.formats import release
@@ -30,10 +30,10 @@ _READ_AHEAD = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photo: its number of keypoints, or why there are none."""
+    """What became of one photo: its number of keypoints, or why it has no features."""
 
     name: str
-    num_keypoints: int | None
+    num_keypoints: int = 0
     error: str | None = None
 
 
@@ -43,7 +43,7 @@ class Summary:
 
     Attributes:
         extracted: outcomes of the photos done now.
-        failed: outcomes of the photos that could not be read.
+        failed: outcomes of the photos that could not be read or stored.
         skipped: names of photos that an earlier run had done.
     """
 
@@ -60,7 +60,7 @@ def extract_folder(
     format: Format = "h5",
     masks: str | os.PathLike[str] | None = None,
     half: bool = False,
-    report: Callable[[Outcome], None] | None = None,
+    report: Callable[[Outcome, int], None] | None = None,
     **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
 ) -> Summary:
     """Extract the features of many photos; safe to kill, and to start again.
@@ -77,28 +77,32 @@ def extract_folder(
         masks: folder with a mask per photo, `NAME.png` (COLMAP's custom, as `a.jpg.png`) or NAME
             with its extension replaced by .png; photos without one are not masked.
         half: store descriptors in half precision (h5 only); keypoints never are.
-        report: called after each photo.
+        report: called after each photo, with the number of photos that are left.
         **settings: changes to the model's settings.
 
     Raises:
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
-        InputError: unknown format or setting, no such folder of masks.
+        InputError: unknown format or setting, no photos, none that can be read, no masks for them.
     """
     chosen = model.settings.updated(**settings)
-    if masks is not None and not Path(masks).is_dir():
-        raise InputError(f"there is no folder of masks {os.fspath(masks)!r}")
-    provenance = {**model.provenance(chosen), "half": half}
+    if not photos:
+        raise InputError("there are no photos to extract: give files, or folders that hold some")
+    masked = {} if masks is None else _find_masks(photos, Path(masks))
+    provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
     summary = Summary([], [], [])
     with _open_output(output, photos, format, provenance) as sink:
         done = sink.done()
         summary.skipped.extend(photo.name for photo in photos if photo.name in done)
         todo = [photo for photo in photos if photo.name not in done]
-        for photo, prepared in _read_ahead(todo, chosen, masks):
-            outcome = _extract_one(model, photo, prepared, sink, half=half)
-            (summary.failed if outcome.error else summary.extracted).append(outcome)
-            if report is not None:
-                report(outcome)
+        with closing(_read_ahead(todo, chosen, masked)) as reading:
+            for left, (photo, prepared) in zip(reversed(range(len(todo))), reading, strict=True):
+                outcome = _extract_one(model, photo, prepared, sink, half=half)
+                (summary.failed if outcome.error else summary.extracted).append(outcome)
+                if report is not None:
+                    report(outcome, left)
+        if not summary.extracted and not summary.skipped:
+            raise InputError("no photo could be extracted, so no features are written")
     return summary
 
 
@@ -113,36 +117,50 @@ def _extract_one(
     try:
         ready = prepared.result()
     except (ImageError, InputError) as error:
-        return Outcome(photo.name, None, str(error))
+        return Outcome(photo.name, error=str(error))
     features = model.extract_prepared([ready])[0].to("cpu")
-    sink.add(photo.name, features.half() if half else features)
+    try:
+        sink.add(photo.name, features.half() if half else features)
+    except InputError as error:  # a name that the output cannot hold
+        return Outcome(photo.name, error=str(error))
     return Outcome(photo.name, len(features))
 
 
 def _read_ahead(
-    photos: Iterable[FoundImage],
-    settings: ExtractionSettings,
-    masks: str | os.PathLike[str] | None,
-) -> Iterator[tuple[FoundImage, Future[PreparedPhoto]]]:
+    photos: Iterable[FoundImage], settings: ExtractionSettings, masks: dict[str, Path]
+) -> Generator[tuple[FoundImage, Future[PreparedPhoto]], None, None]:
     """Photos in order, each with its pixels in the making."""
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
-        waiting: deque[tuple[FoundImage, Future[PreparedPhoto]]] = deque()
-        try:
-            for photo in photos:
-                mask = None if masks is None else _mask_of(photo.name, Path(masks))
-                waiting.append((photo, pool.submit(prepare, photo.path, settings, mask)))
-                if len(waiting) > _READ_AHEAD:
-                    yield waiting.popleft()
-            while waiting:
+    readers = min(_READ_AHEAD, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
+    waiting: deque[tuple[FoundImage, Future[PreparedPhoto]]] = deque()
+    try:
+        for photo in photos:
+            mask = masks.get(photo.name)
+            waiting.append((photo, pool.submit(prepare, photo.path, settings, mask)))
+            if len(waiting) > _READ_AHEAD:
                 yield waiting.popleft()
-        finally:
-            for _, prepared in waiting:
-                prepared.cancel()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _mask_of(name: str, masks: Path) -> Path | None:
-    candidates = (masks / f"{name}.png", masks / Path(name).with_suffix(".png"))
-    return next((path for path in candidates if path.is_file()), None)
+def _find_masks(photos: Iterable[FoundImage], folder: Path) -> dict[str, Path]:
+    """The masks by the photos' names."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder of masks {os.fspath(folder)!r}")
+    found = {}
+    for photo in photos:
+        for name in (f"{photo.name}.png", Path(photo.name).with_suffix(".png")):
+            if (folder / name).is_file():
+                found[photo.name] = folder / name
+                break
+    if not found:
+        raise InputError(
+            f"the folder {os.fspath(folder)!r} holds no mask of any of the photos; call the mask "
+            "of a.jpg a.jpg.png or a.png, in the same subfolder"
+        )
+    return found
 
 
 class _Sink(Protocol):
@@ -163,49 +181,42 @@ def _open_output(
         if output is None:
             raise InputError("h5 features go into one file: say which with an output path")
         return FeatureWriter(Path(output), provenance)
-    if format in ("npz", "mat"):
-        folder = None if output is None else Path(output)
-        return _ReleaseFolder(folder, photos, format, provenance)
-    raise InputError(f"the format must be h5, npz or mat, not {format!r}")
+    if format not in ("npz", "mat"):
+        raise InputError(f"the format must be h5, npz or mat, not {format!r}")
+    if provenance["half"]:
+        raise InputError("half precision is for h5; the release's files hold float32")
+    folder = None if output is None else Path(output)
+    return _ReleaseFiles(folder, photos, format, {**provenance, "format": format})
 
 
-class _ReleaseFolder:
+class _ReleaseFiles:
     """Files `NAME.d2-net`, below a folder or beside the photos.
 
-    A folder remembers how its files were made, as an HDF5 file does.
+    The folder that the names are relative to remembers in `d2net.json` how its files were made, as
+    an HDF5 file does. Of photos that lie in several such folders, each one does.
     """
 
     def __init__(
         self,
         folder: Path | None,
         photos: Sequence[FoundImage],
-        format: Literal["npz", "mat"],
+        format: release.Format,
         provenance: dict[str, Any],
     ) -> None:
         self._folder = folder
         self._format = format
-        self._provenance = {**provenance, "format": format}
-        self._files = {
-            photo.name: (photo.path if folder is None else folder / photo.name) for photo in photos
-        }
+        self._provenance = provenance
+        self._roots = {photo.name: folder or _root(photo) for photo in photos}
         self._stack = ExitStack()
 
-    def __enter__(self) -> _ReleaseFolder:
-        if self._folder is None:
-            return self
-        with output_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        record = self._folder / "d2net.json"
+    def __enter__(self) -> _ReleaseFiles:
+        if self._folder is not None:
+            with output_errors(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(locked(record))
-            if not record.exists():
-                with replacing(record) as temporary:
-                    temporary.write_text(json.dumps(self._provenance, indent=2) + "\n")
-            elif _read_json(record) != self._provenance:
-                raise OutputError(
-                    f"the files in {self._folder} were made with other settings (see {record}); "
-                    "use those, delete the folder, or choose another output"
-                )
+            for root in sorted(set(self._roots.values())):
+                stack.enter_context(locked(_record(root)))
+                self._check_record(root)
             self._stack = stack.pop_all()
         return self
 
@@ -218,21 +229,38 @@ class _ReleaseFolder:
         self._stack.close()
 
     def done(self) -> Set[str]:
-        return {name for name in self._files if self._path(name).exists()}
+        return {name for name in self._roots if self._path(name).exists()}
 
     def add(self, name: str, features: Features) -> None:
-        path = self._path(name)
+        path, record = self._path(name), _record(self._roots[name])
+        if not record.exists():
+            with replacing(record) as temporary:
+                temporary.write_text(json.dumps(self._provenance, indent=2) + "\n")
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         release.write_release(path, features, self._format)
 
     def _path(self, name: str) -> Path:
-        file = self._files[name]
-        return file.with_name(file.name + ".d2-net")
+        return self._roots[name] / f"{name}.d2-net"
+
+    def _check_record(self, root: Path) -> None:
+        record = _record(root)
+        try:
+            found = json.loads(record.read_text()) if record.exists() else self._provenance
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{record} is damaged or cannot be read: {error}") from error
+        if found != self._provenance:
+            raise OutputError(
+                f"the .d2-net files in {root} were made with other settings, which {record.name} "
+                "there tells; use those, delete both, or choose another output"
+            )
 
 
-def _read_json(path: Path) -> Any:  # noqa: ANN401 (JSON)
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise D2NetError(f"cannot read {path}: {error}") from error
+def _root(photo: FoundImage) -> Path:
+    """The folder that a photo's name is relative to."""
+    parents = photo.path.absolute().parents
+    return parents[min(photo.name.count("/"), len(parents) - 1)]
+
+
+def _record(root: Path) -> Path:
+    return root / "d2net.json"

@@ -11,7 +11,7 @@ from d2net.extraction.barring import BarredCells, BarredNeighbourhoods
 from d2net.extraction.pyramid import PYRAMID, Level, Window, add_previous, level_map, levels
 from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
 from d2net.network.catalogue import Normalisation
-from d2net.network.detection import Detections, detect
+from d2net.network.detection import LEAST_RISE, LEAST_RISE_ORIGINAL, Detections, detect
 from d2net.network.sampling import describe
 from d2net.network.trunk import Trunk
 
@@ -62,6 +62,7 @@ def find_keypoints(
     batch, height, width, _ = photos.shape
     factors = PYRAMID if multiscale else (1.0,)
     pyramid = levels((width, height), factors, original=original)
+    least_rise = LEAST_RISE_ORIGINAL if original and dtype == torch.float32 else LEAST_RISE
     parts: list[list[Keypoints]] = [[] for _ in range(batch)]
     for owned in tiles((width, height), pyramid, cells_per_tile):
         barring = [BarredCells() if original else BarredNeighbourhoods() for _ in range(batch)]
@@ -74,9 +75,14 @@ def find_keypoints(
                     maps, window, previous, previous_window, level, original=original
                 )
             for i in range(batch):
-                found = _find_in_window(maps[i], level, window, own, barring[i], trunk.channels)
+                found = _find_in_window(maps[i], level, window, own, barring[i], least_rise)
                 parts[i].append(found)
             previous, previous_window = maps, window
+    if not original:  # of a photo without contrast the network sees only the zeros around it
+        parts = [
+            [] if bool((photo == photo[0, 0]).all()) else found
+            for photo, found in zip(photos, parts, strict=True)
+        ]
     return [_joined(found, trunk.channels, photos.device) for found in parts]
 
 
@@ -86,11 +92,11 @@ def _find_in_window(
     window: Window,
     own: Window,
     barring: BarredCells | BarredNeighbourhoods,
-    channels: int,
+    least_rise: float,
 ) -> Keypoints:
     """Keypoints of the owned cells of one level, from the map of a window around them."""
     original = isinstance(barring, BarredCells)
-    found = detect(maps, original=original)
+    found = detect(maps, original=original, least_rise=least_rise)
     if isinstance(barring, BarredCells):
         found = barring.filter(found, level, window)
     found = found[found.located & _samples_inside(found, maps)]
@@ -103,7 +109,9 @@ def _find_in_window(
     mine = (rows >= own.rows.start) & (rows < own.rows.stop)
     mine &= (cols >= own.cols.start) & (cols < own.cols.stop)
     found, positions, rows, cols = found[mine], positions[mine], rows[mine], cols[mine]
-    order = ((level.number * channels + found.channels) * level.cells[0] + rows) * level.cells[1]
+    order = ((level.number * maps.shape[2] + found.channels) * level.cells[0] + rows) * level.cells[
+        1
+    ]
     values = found.values / level.number if original else found.values
     return Keypoints(
         positions,

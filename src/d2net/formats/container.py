@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
@@ -143,14 +143,23 @@ class Container:
         """
         with self._damage(name):
             group = self._file[name]
-            arrays, attributes = {}, {"": dict(group.attrs)}
+            arrays, attributes = {}, {"": _read_attributes(group)}
             for key, dataset in group.items():
                 array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
                 if not isinstance(array, np.ndarray):
                     raise FormatError(f"{self.path}: {name!r} holds {key!r}, which is no array.")
                 arrays[key] = array
-                attributes[key] = dict(dataset.attrs)
+                attributes[key] = _read_attributes(dataset)
         return Record(arrays, attributes)
+
+    def read_attributes(self, name: str) -> dict[str, Any]:
+        """The attributes of the entry `name` itself.
+
+        Raises:
+            FormatError: the file is damaged there.
+        """
+        with self._damage(name):
+            return _read_attributes(self._file[name])
 
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
@@ -163,12 +172,12 @@ class Container:
 
     def _read_settings(self) -> Settings | None:
         with self._damage():
-            text = self._file.attrs.get(SETTINGS)
+            text = _decoded(self._file.attrs.get(SETTINGS))
         if text is None:
             return None
         try:
-            settings = json.loads(text)
-        except (TypeError, ValueError) as error:
+            settings = json.loads(text) if isinstance(text, str) else text
+        except ValueError as error:
             raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not JSON.") from error
         if not isinstance(settings, dict):
             raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not a JSON object.")
@@ -196,7 +205,7 @@ def write_container(path: Path, settings: Settings, records: Iterable[tuple[str,
         sink = _Sink(raw)
         try:
             with h5py.File(sink, "w", libver=_VERSION) as file:
-                file.attrs[SETTINGS] = json.dumps(settings, sort_keys=True)
+                _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
                 for name, record in records:
                     _write_record(file.create_group(name), record)
                     if sink.error is not None:
@@ -212,9 +221,25 @@ def _write_record(group: h5py.Group, record: Record) -> None:
     for key in sorted(record.arrays):
         group.create_dataset(key, data=record.arrays[key], track_times=False)
     for key, attributes in sorted(record.attributes.items()):
-        target = group[key] if key else group
-        for attribute in sorted(attributes):
-            target.attrs[attribute] = attributes[attribute]
+        _write_attributes(group[key] if key else group, attributes)
+
+
+def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float]) -> None:
+    for name, value in sorted(attributes.items()):
+        if isinstance(value, str):
+            # Of fixed length: HDF5 2.0 can search damaged files for other strings without end.
+            text = value.encode()
+            target.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+        else:
+            target.attrs[name] = value
+
+
+def _read_attributes(source: h5py.HLObject) -> dict[str, Any]:
+    return {name: _decoded(value) for name, value in source.attrs.items()}
+
+
+def _decoded(value: object) -> object:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 class _Sink:

@@ -215,9 +215,8 @@ class MatchFile(Container):
         return None
 
     def _stored_pair(self, entry: str) -> Pair:
-        with self._damage(entry):
-            attributes = self._file[entry].attrs
-            pair = attributes.get("name0"), attributes.get("name1")
+        attributes = self.read_attributes(entry)
+        pair = attributes.get("name0"), attributes.get("name1")
         if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise FormatError(
                 f"{self.path} does not store the photos' names at {entry!r} (hloc's files do not); "

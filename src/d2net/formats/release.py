@@ -49,7 +49,8 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
     elif format == "mat":
         from scipy.io import savemat
 
-        savemat(buffer, dict(zip(_ARRAYS, (keypoints, scores, descriptors), strict=True)))
+        arrays = {"keypoints": keypoints, "scores": scores, "descriptors": descriptors}
+        savemat(buffer, arrays)  # type: ignore[arg-type]
         buffer.seek(0)
         buffer.write(b"MATLAB 5.0 MAT-file, written by d2net".ljust(_MAT_TEXT))
     else:
@@ -102,7 +103,7 @@ def _load(file: BinaryIO, path: str | Path) -> dict[str, Array]:
         if start.startswith(b"MATLAB 5"):
             from scipy.io import loadmat
 
-            found = loadmat(file, variable_names=_ARRAYS)
+            found = loadmat(file, variable_names=_ARRAYS)  # type: ignore[arg-type]
             # MATLAB has no one-dimensional arrays: SciPy writes scores as 1 x N.
             return {k: a.reshape(-1) if k == "scores" else a for k, a in found.items()}
     except Exception as error:  # damage shows in many ways, in zip as in mat

@@ -23,7 +23,7 @@ class ResumableWriter:
     Use it as a context manager. Finished entries go to the journal `path`.partial; leaving the
     block without an error assembles them, with those that `path` holds already, into a new file
     that replaces `path`. After an error or a kill, `path` is as it was, and the same run started
-    again finds in `done` what it need not repeat.
+    again finds in `done` what it need not repeat. The disk must hold everything twice for a moment.
     """
 
     reader: type[Container]

@@ -9,13 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.formats.h5 import FeatureFile, MatchWriter
 from d2net.geometry.robust import Method, Model
 from d2net.matching import match
 
-_PHOTOS_KEPT = 32
+_PHOTOS_KEPT = 8
 """Photos whose features stay in memory: pairs usually come sorted by their first photo."""
 
 
@@ -26,6 +28,19 @@ class PairOutcome:
     first: str
     second: str
     num_matches: int
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """What became of all pairs.
+
+    Attributes:
+        matched: outcomes of the pairs matched now.
+        skipped: the pairs (first, second) that an earlier run had matched.
+    """
+
+    matched: list[PairOutcome]
+    skipped: list[tuple[str, str]]
 
 
 def match_pairs(
@@ -39,13 +54,14 @@ def match_pairs(
     threshold: float | None = None,
     method: Method = "magsac",
     device: str = "cpu",
-    report: Callable[[PairOutcome], None] | None = None,
-) -> list[PairOutcome]:
+    report: Callable[[PairOutcome, int], None] | None = None,
+) -> PairSummary:
     """Match pairs of photos; safe to kill, and to start again.
 
     Args:
         features: HDF5 file in hloc's layout, ours or another program's.
-        pairs: names of photos in it. A pair that occurs twice, in either order, is matched once.
+        pairs: names of photos in it. A pair that occurs twice, in either order, is matched once;
+            a photo paired with itself is left out.
         output: HDF5 file of matches in hloc's layout; of verified matches the inliers.
         ratio: see `matching.nearest.mutual_nearest`.
         min_similarity: see `matching.nearest.mutual_nearest`.
@@ -53,52 +69,47 @@ def match_pairs(
         threshold: see `matching.match`.
         method: see `matching.match`.
         device: where descriptors are compared.
-        report: called after each pair.
-
-    Returns:
-        The pairs matched now; those that `output` held already are not among them.
+        report: called after each pair, with the number of pairs that are left.
 
     Raises:
-        InputError: a pair names a photo that has no features.
+        InputError: there are no pairs, one names a photo that has no features, or the device
+            cannot be used.
         FormatError: the features file is damaged or none.
-        OutputError: the output cannot be written, is being written, or has other settings.
+        OutputBusyError: another process writes this output.
+        OutputError: the output cannot be written or was made with other settings.
     """
-    outcomes = []
+    summary = PairSummary([], [])
+    wanted = _unique(pairs)
+    if not wanted:
+        raise InputError("there are no pairs of two different photos to match")
     with FeatureFile(os.fspath(features)) as file:
-        wanted = _unique(pairs)
         _check_names(wanted, file)
-        settings: dict[str, Any] = {
-            "features": file.settings,
+        _check_device(device)
+        choices: dict[str, Any] = {
             "ratio": ratio,
             "min_similarity": min_similarity,
             "verify": verify,
             "threshold": threshold,
-            "method": method if verify else None,
+            "method": method,
         }
 
         @lru_cache(maxsize=_PHOTOS_KEPT)
         def load(name: str) -> Features:
             return file[name].to(device)
 
-        with MatchWriter(os.fspath(output), settings) as writer:
-            for first, second in wanted:
-                if (first, second) in writer.done():
-                    continue
-                a = load(first)
-                found = match(
-                    a,
-                    load(second),
-                    ratio=ratio,
-                    min_similarity=min_similarity,
-                    verify=verify,
-                    threshold=threshold,
-                    method=method,
-                )
+        with MatchWriter(os.fspath(output), {"features": file.settings, **choices}) as writer:
+            done = {frozenset(pair) for pair in writer.done()}
+            summary.skipped.extend(pair for pair in wanted if frozenset(pair) in done)
+            todo = [pair for pair in wanted if frozenset(pair) not in done]
+            for left, (first, second) in zip(reversed(range(len(todo))), todo, strict=True):
+                a, b = load(first), load(second)
+                found = match(a, b, **choices)
                 writer.add(first, second, found, len(a))
-                outcomes.append(PairOutcome(first, second, found.num_inliers))
+                outcome = PairOutcome(first, second, found.num_inliers)
+                summary.matched.append(outcome)
                 if report is not None:
-                    report(outcomes[-1])
-    return outcomes
+                    report(outcome, left)
+    return summary
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -117,3 +128,11 @@ def _check_names(pairs: Iterable[tuple[str, str]], file: FeatureFile) -> None:
         raise InputError(
             f"the pairs name {missing[0]!r}{more}, which {Path(file.path)} holds no features of"
         )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot use device {device!r}: {reason}") from error

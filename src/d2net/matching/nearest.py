@@ -14,8 +14,8 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.features import Matches
 
-_BLOCK_CPU = 1024  # 1024 x 1024 similarities (4 MB) stay in cache while they are searched
-_BLOCK_GPU = 4096  # more work per launch, and still only 64 MB
+_BLOCK = 4096  # rows and columns of similarities at a time: 64 MB
+_GROUP = 64  # similarities searched together, see _improve; divides _BLOCK
 
 _UNIT_LENGTH_TOLERANCE = 0.01  # far above what rounding to float16 or bfloat16 does to a length
 
@@ -101,11 +101,27 @@ def _check_descriptors(a: Tensor, b: Tensor) -> None:
             )
 
 
-def _blocks(d: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The rows of `d` in float32, some at a time, each with the index of its first row."""
-    size = _BLOCK_CPU if d.device.type == "cpu" else _BLOCK_GPU
-    for start in range(0, len(d), size):
-        yield start, d[start : start + size].float()
+def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Blocks of a @ b.T in float32, each with its first row and column.
+
+    Rows and columns are filled up with -inf to whole groups. The next block overwrites the last.
+    """
+    edges = [min(_BLOCK, len(d)) + _GROUP for d in (a, b)]
+    # Fresh memory for every block would cost as much time as searching it.
+    memory = torch.empty(edges[0] * edges[1], dtype=torch.float32, device=a.device)
+    for i in range(0, len(a), _BLOCK):
+        rows = _whole_groups(a[i : i + _BLOCK])
+        for j in range(0, len(b), _BLOCK):
+            columns = _whole_groups(b[j : j + _BLOCK])
+            block = memory[: len(rows) * len(columns)].view(len(rows), len(columns))
+            torch.mm(rows, columns.T, out=block)
+            block[len(a) - i :] = -torch.inf
+            block[:, len(b) - j :] = -torch.inf
+            yield i, j, block
+
+
+def _whole_groups(d: Tensor) -> Tensor:
+    return torch.nn.functional.pad(d.float(), (0, 0, 0, -len(d) % _GROUP))
 
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,30 +131,32 @@ def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     best_a, b_of_a = _nothing_yet(a)
     best_b, a_of_b = _nothing_yet(b)
-    for i, rows in _blocks(a):
-        for j, columns in _blocks(b):
-            similarity = rows @ columns.T
-            in_a, in_b = slice(i, i + len(rows)), slice(j, j + len(columns))
-            _improve(similarity, 1, best_a[in_a], b_of_a[in_a], j)
-            _improve(similarity, 0, best_b[in_b], a_of_b[in_b], i)
+    for i, j, block in _similarities(a, b):
+        height, width = block.shape
+        groups = block.view(height, -1, _GROUP).amax(2)
+        _improve(block, groups, best_a[i : i + _BLOCK], b_of_a[i : i + _BLOCK], j)
+        groups = block.view(-1, _GROUP, width).amax(1)  # much faster than from block.T
+        _improve(block.T, groups.T, best_b[j : j + _BLOCK], a_of_b[j : j + _BLOCK], i)
     return best_a, b_of_a, a_of_b
 
 
 def _nothing_yet(d: Tensor) -> tuple[Tensor, Tensor]:
-    best = torch.full((len(d),), -torch.inf, device=d.device)
+    best = torch.full((len(d),), -torch.inf, dtype=torch.float32, device=d.device)
     return best, torch.zeros(len(d), dtype=torch.int64, device=d.device)
 
 
-def _improve(similarity: Tensor, dim: int, best: Tensor, nearest: Tensor, start: int) -> None:
-    """Update the best value and index so far (in place) by the maxima of a block along `dim`.
+def _improve(block: Tensor, groups: Tensor, best: Tensor, nearest: Tensor, start: int) -> None:
+    """Update the best value and index so far (in place) by the maxima of a block's rows.
 
-    Maxima without indices are many times faster than with, so indices are looked up only where
-    the block beats all earlier ones; that gets rare as blocks go by.
+    Torch finds maxima many times faster without their indices than with, so `groups` holds the
+    maximum of every _GROUP values, and indices are looked up in one group per row.
     """
-    value = similarity.amax(dim)
-    better = (value > best).nonzero().squeeze(1)
+    value, group = groups.max(1)
+    better = (value[: len(best)] > best).nonzero().squeeze(1)
+    first = group[better, None] * _GROUP
+    members = block[better[:, None], first + torch.arange(_GROUP, device=block.device)]
     best[better] = value[better]
-    nearest[better] = similarity.index_select(1 - dim, better).argmax(dim) + start
+    nearest[better] = start + first.squeeze(1) + members.argmax(1)
 
 
 def _second_best(a: Tensor, b: Tensor, pairs: Tensor) -> Tensor:
@@ -146,16 +164,14 @@ def _second_best(a: Tensor, b: Tensor, pairs: Tensor) -> Tensor:
 
     -inf where b has one row only.
     """
-    best = torch.full((len(pairs),), -torch.inf, device=a.device)
+    best = torch.full((len(pairs),), -torch.inf, dtype=torch.float32, device=a.device)
     # Only the rows in pairs are asked for: doing this apart keeps the plain search fast.
-    for i, rows in _blocks(a[pairs[:, 0]]):
-        block = slice(i, i + len(rows))
-        for j, columns in _blocks(b):
-            similarity = rows @ columns.T
-            partner = pairs[block, 1] - j
-            inside = ((partner >= 0) & (partner < len(columns))).nonzero().squeeze(1)
-            similarity[inside, partner[inside]] = -torch.inf
-            best[block] = torch.maximum(best[block], similarity.amax(1))
+    for i, j, block in _similarities(a[pairs[:, 0]], b):
+        so_far = best[i : i + _BLOCK]
+        partner = pairs[i : i + _BLOCK, 1] - j
+        inside = ((partner >= 0) & (partner < block.shape[1])).nonzero().squeeze(1)
+        block[inside, partner[inside]] = -torch.inf
+        torch.maximum(so_far, block.amax(1)[: len(so_far)], out=so_far)
     return best
 
 

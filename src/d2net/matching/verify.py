@@ -73,13 +73,14 @@ def verify(
             f"with no other, but model is {model!r} and intrinsics "
             f"{'are not given' if intrinsics is None else 'are given'}"
         )
-    rows_a, rows_b = matches.indices.cpu().unbind(1)
-    _check_rows(rows_a, a, "first")
-    _check_rows(rows_b, b, "second")
+    check_belongs(matches, a, b)
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, method=method, seed=seed)
-    points_a, points_b = _points(a, rows_a), _points(b, rows_b)
+    points_a, points_b = (
+        _points(features, rows)
+        for features, rows in zip((a, b), matches.indices.unbind(1), strict=True)
+    )
     if model == "homography":
         matrix, inliers = robust.homography(points_a, points_b, options)
     elif intrinsics is None:
@@ -103,14 +104,18 @@ def default_threshold(a: Features, b: Features, matches: Matches, model: Model) 
     return factor * max(MIN_THRESHOLD, SIGMAS * deviation)
 
 
-def _check_rows(rows: Tensor, features: Features, which: str) -> None:
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(features):
-        raise InputError(
-            f"matches hold rows {int(rows.min())} to {int(rows.max())} of the {which} photo, which "
-            f"has {len(features)} keypoints; they belong to other features"
-        )
+def check_belongs(matches: Matches, a: Features, b: Features) -> None:
+    """Raise InputError if matches hold rows that the features of the two photos do not have."""
+    for features, rows, which in zip(
+        (a, b), matches.indices.unbind(1), ("first", "second"), strict=True
+    ):
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(features):
+            raise InputError(
+                f"matches hold rows {int(rows.min())} to {int(rows.max())} of the {which} photo, "
+                f"which has {len(features)} keypoints; they belong to other features"
+            )
 
 
 def _points(features: Features, rows: Tensor) -> NDArray[np.float64]:
-    points: NDArray[Any] = features.keypoints.cpu()[rows].double().numpy()
+    points: NDArray[Any] = features.keypoints.cpu()[rows.cpu()].double().numpy()
     return points

@@ -1,0 +1,74 @@
+"""Progress bars with rate and time left, on standard error where that is a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from d2net.cli import console
+from d2net.cli.options import Printing
+
+
+class _Rate(ProgressColumn):
+    """Things per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s")
+
+
+@contextmanager
+def things(what: str, printing: Printing) -> Iterator[Callable[[str, int], None]]:
+    """A bar for things that are done one by one.
+
+    Yields:
+        What to call after each with its name and how many are left.
+    """
+    name = TextColumn("{task.fields[name]}", markup=False)
+    columns = (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), name)
+    with _bar(SpinnerColumn(), TextColumn(what), BarColumn(), *columns, printing=printing) as bar:
+        task = bar.add_task(what, total=None, name="")
+        done = 0
+
+        def advance(name: str, left: int) -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, completed=done, total=done + left, name=console.one_line(name))
+
+        yield advance
+
+
+@contextmanager
+def download(printing: Printing) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download.
+
+    Yields:
+        What to call with the bytes so far and in all.
+    """
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _bar(TextColumn("downloading"), BarColumn(), *columns, printing=printing) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def advance(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield advance
+
+
+def _bar(*columns: ProgressColumn, printing: Printing) -> Progress:
+    hidden = not printing.progress or not console.err.is_terminal
+    return Progress(*columns, console=console.err, disable=hidden, transient=True)

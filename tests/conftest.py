@@ -1,0 +1,42 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+import pytest
+
+from d2net import D2Net
+from d2net.network.trunk import Trunk
+
+from .tiny import make_tiny_model, make_tiny_network
+
+
+@pytest.fixture
+def tiny_network() -> Trunk:
+    """The real code with few channels and random weights, its activations alive."""
+    return make_tiny_network()
+
+
+@pytest.fixture
+def tiny_model() -> D2Net:
+    """A model around `tiny_network`."""
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Starts processes quickly: they fork from a server that has imported everything, and no more.
+
+    (A process with threads, as pytest is after torch has computed, should not be forked.)
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["d2net.extraction.folder", "d2net.matching.folder"])
+    with pytest.MonkeyPatch.context() as patch:  # the server knows no other way to find modules
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context

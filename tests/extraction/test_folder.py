@@ -1,0 +1,411 @@
+"""Many photos: what is stored, bad files, masks, reading ahead, and runs that are cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d2net import D2Net
+from d2net.errors import FormatError, InputError, OutputBusyError, OutputError
+from d2net.extraction import folder
+from d2net.extraction.d2net import PreparedPhoto, prepare
+from d2net.extraction.folder import Format, Outcome, extract_folder
+from d2net.features import Features
+from d2net.formats.h5 import FeatureFile
+from d2net.formats.release import read_release
+from d2net.image_lists import FoundImage, find_images, read_image_list
+
+from ..formats.samples import assert_same_features
+from ..formats.workers import watched
+from ..tiny import SIZE, make_tiny_model, write_photos
+from . import workers
+
+NAMES = ("a.png", "day 1/ü b.png", "new\nline.png", "z.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos", *NAMES)
+
+
+def run(model: D2Net, photos: Path, output: Path | None, **arguments: Any) -> folder.Summary:
+    return extract_folder(model, find_images([photos]), output, **arguments)
+
+
+def release_files(root: Path) -> dict[str, bytes]:
+    """What a run has left below a folder."""
+    files = [*root.rglob("*.d2-net"), *root.rglob("d2net.json")]
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+
+
+# --- What is stored --------------------------------------------------------------------------
+
+
+def test_h5_holds_what_extract_gives(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
+    summary = run(tiny_model, photos, tmp_path / "f.h5", max_keypoints=50)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.names == tuple(sorted(NAMES))
+        for outcome in summary.extracted:
+            expected = tiny_model.extract(photos / outcome.name, max_keypoints=50)
+            assert 0 < len(expected) == outcome.num_keypoints
+            assert_same_features(file[outcome.name], expected)
+        assert file.settings is not None
+        assert file.settings["extraction"]["max_keypoints"] == 50
+    assert [outcome.name for outcome in summary.extracted] == [*sorted(NAMES)]
+    assert summary.failed == []
+    assert summary.skipped == []
+
+
+def test_half_is_for_descriptors_alone(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
+    run(tiny_model, photos, tmp_path / "f.h5", half=True)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        half, full = file["a.png"], tiny_model.extract(photos / "a.png")
+    assert_same_features(half, full.half())
+    assert half.descriptors.dtype == torch.float16
+    assert half.keypoints.dtype == torch.float32
+
+
+@pytest.mark.parametrize("format", ["npz", "mat"])
+@pytest.mark.parametrize("beside", [False, True], ids=["in a folder", "beside the photos"])
+def test_the_releases_files(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, format: Format, beside: bool
+) -> None:
+    output = None if beside else tmp_path / "new" / "features"
+    run(tiny_model, photos, output, format=format)
+    root = output or photos
+    assert {name for name in release_files(root) if name.endswith(".d2-net")} == {
+        f"{name}.d2-net" for name in NAMES
+    }
+    for name in NAMES:
+        found = read_release(root / f"{name}.d2-net", SIZE)
+        expected = tiny_model.extract(photos / name)
+        assert len(found) > 0
+        assert torch.equal(found.keypoints, expected.keypoints)
+        assert torch.equal(found.descriptors, expected.descriptors)
+        assert torch.equal(found.scales, expected.scales)
+    record = json.loads((root / "d2net.json").read_text())
+    assert record["format"] == format
+    assert record["extraction"] == tiny_model.settings.to_dict()
+
+
+def test_photos_of_a_list_lie_beside_their_own_root(tiny_model: D2Net, photos: Path) -> None:
+    (photos / "list.txt").write_text("day 1/ü b.png\n")
+    listed = read_image_list(photos / "list.txt", photos)
+    extract_folder(tiny_model, listed, None, format="npz")
+    assert set(release_files(photos)) == {"day 1/ü b.png.d2-net", "d2net.json"}
+
+
+@pytest.mark.parametrize(
+    ("size", "colour"),
+    [((1, 1), 90), ((1, 5000), 90), ((20000, 40), 0), (SIZE, 0), ((7, 7), 200)],
+    ids=["1 x 1", "1 x 5000", "20000 x 40 black", "black", "7 x 7"],
+)
+def test_photos_without_keypoints_are_ordinary(
+    tiny_model: D2Net, tmp_path: Path, size: tuple[int, int], colour: int
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", size, (colour,) * 3).save(tmp_path / "photos" / "a.png")
+    summary = run(tiny_model, tmp_path / "photos", tmp_path / "f.h5")
+    assert summary.extracted == [Outcome("a.png", 0)]
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert len(file["a.png"]) == 0
+        assert file["a.png"].image_size == size
+
+
+# --- Bad input -------------------------------------------------------------------------------
+
+
+def test_a_bad_file_does_not_stop_the_others(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:500])
+    (photos / "text.jpg").write_text("no photo")
+    listed = [*find_images([photos]), FoundImage(photos / "none.jpg", "none.jpg")]
+    told = []
+    summary = extract_folder(
+        tiny_model, listed, tmp_path / "f.h5", report=lambda *outcome: told.append(outcome)
+    )
+    assert {outcome.name for outcome in summary.extracted} == set(NAMES)
+    assert {outcome.name for outcome in summary.failed} == {"broken.png", "text.jpg", "none.jpg"}
+    for outcome in summary.failed:
+        assert outcome.name in str(outcome.error)
+    assert [outcome.name for outcome, _ in told] == [photo.name for photo in listed]
+    assert [left for _, left in told] == [6, 5, 4, 3, 2, 1, 0]
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert set(file) == set(NAMES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_a_name_that_h5_cannot_hold_fails_alone(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    (photos / "a.png").rename(photos / odd)
+    summary = run(tiny_model, photos, tmp_path / "f.h5")
+    assert [outcome.name for outcome in summary.failed] == [odd]
+    assert "rename" in str(summary.failed[0].error)
+    assert len(summary.extracted) == len(NAMES) - 1
+
+
+def test_nothing_is_written_when_no_photo_can_be_read(tiny_model: D2Net, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "text.jpg").write_text("no photo")
+    for format, output in (("h5", tmp_path / "f.h5"), ("npz", tmp_path / "photos")):
+        with pytest.raises(InputError, match="no photo could be extracted"):
+            run(tiny_model, tmp_path / "photos", output, format=format)
+    assert {path.name for path in tmp_path.rglob("*")} == {"photos", "text.jpg"}
+
+
+def test_what_is_wrong_with_all_photos_stops_the_run(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="float16 needs a GPU"):
+        run(tiny_model, photos, tmp_path / "f.h5", precision="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output": None}, "one file"),
+        ({"format": "csv"}, "must be h5, npz or mat"),
+        ({"format": "npz", "half": True}, "half precision is for h5"),
+        ({"masks": "no such folder"}, "no folder of masks"),
+        ({"colour": True}, "unknown setting 'colour'"),
+    ],
+)
+def test_wrong_arguments(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    output = arguments.pop("output", tmp_path / "f.h5")
+    with pytest.raises(InputError, match=message):
+        run(tiny_model, photos, output, **arguments)
+
+
+def test_no_photos(tiny_model: D2Net, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no photos"):
+        run(tiny_model, tmp_path, tmp_path / "f.h5")
+
+
+# --- Masks -----------------------------------------------------------------------------------
+
+
+def left_half(size: tuple[int, int] = SIZE) -> Image.Image:
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[:, : size[0] // 2] = 255
+    return Image.fromarray(mask)
+
+
+@pytest.mark.parametrize("name", ["a.jpg.png", "a.png"])
+def test_masks_bar_keypoints(tiny_model: D2Net, photos: Path, tmp_path: Path, name: str) -> None:
+    (photos / "a.png").rename(photos / "a.jpg")
+    (tmp_path / "masks").mkdir()
+    left_half().save(tmp_path / "masks" / name)
+    run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    with FeatureFile(tmp_path / "f.h5") as file:
+        masked, free = file["a.jpg"], file["z.png"]
+        assert len(masked) > 0
+        assert (masked.keypoints[:, 0] <= SIZE[0] / 2).all()
+        assert (free.keypoints[:, 0] > SIZE[0] / 2).any()
+
+
+def test_a_mask_of_another_size_fails_alone(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "masks" / "day 1").mkdir(parents=True)
+    left_half((10, 10)).save(tmp_path / "masks" / "day 1" / "ü b.png")
+    summary = run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    assert [outcome.name for outcome in summary.failed] == ["day 1/ü b.png"]
+    assert "10 x 10" in str(summary.failed[0].error)
+
+
+def test_masks_of_other_photos_are_told(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    left_half().save(tmp_path / "masks" / "other.png")
+    with pytest.raises(InputError, match="holds no mask of any of the photos"):
+        run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+
+
+# --- Reading ahead ---------------------------------------------------------------------------
+
+
+class Reader:
+    """Stands in for `prepare`: counts, and knows which threads it ran in."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.threads: set[int] = set()
+        self.second = threading.Event()
+
+    def __call__(self, *arguments: Any) -> PreparedPhoto:
+        self.started += 1
+        self.threads.add(threading.get_ident())
+        if self.started > 1:
+            self.second.set()
+        return prepare(*arguments)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
+    reader = Reader()
+    monkeypatch.setattr(folder, "prepare", reader)
+    return reader
+
+
+def test_photos_are_read_while_the_network_works(
+    tiny_model: D2Net,
+    photos: Path,
+    tmp_path: Path,
+    reader: Reader,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extract_prepared = tiny_model.extract_prepared
+
+    def slow(batch: list[PreparedPhoto]) -> list[Features]:
+        assert reader.second.wait(30), "the second photo is not read while the first is extracted"
+        return extract_prepared(batch)
+
+    monkeypatch.setattr(tiny_model, "extract_prepared", slow)
+    run(tiny_model, photos, tmp_path / "f.h5")
+    assert threading.get_ident() not in reader.threads
+
+
+def test_only_a_few_photos_wait_in_memory(
+    tiny_model: D2Net, tmp_path: Path, reader: Reader
+) -> None:
+    photos = write_photos(tmp_path / "photos", *(f"{i:02}.png" for i in range(12)))
+    waiting = []
+
+    def report(outcome: Outcome, left: int) -> None:
+        waiting.append(reader.started - (12 - left))
+
+    run(tiny_model, photos, tmp_path / "f.h5", report=report)
+    assert 1 <= max(waiting) <= 5
+
+
+# --- Runs that are cut off -------------------------------------------------------------------
+
+
+def cut_off(outcome: Outcome, left: int) -> None:
+    if left == 1:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("format", ["h5", "npz", "mat"])
+def test_a_run_that_was_stopped_goes_on(photos: Path, tmp_path: Path, format: Format) -> None:
+    def content(output: Path) -> object:
+        return output.read_bytes() if format == "h5" else release_files(output)
+
+    whole, output = tmp_path / "whole", tmp_path / "stopped"
+    run(make_tiny_model(), photos, whole, format=format)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_tiny_model(), photos, output, format=format, report=cut_off)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+    summary = run(make_tiny_model(), photos, output, format=format)
+    assert summary.skipped == sorted(NAMES)[:-1]
+    assert [outcome.name for outcome in summary.extracted] == sorted(NAMES)[-1:]
+    assert content(output) == content(whole)
+    assert run(make_tiny_model(), photos, output, format=format).skipped == sorted(NAMES)
+    assert content(output) == content(whole)
+
+
+@pytest.mark.parametrize("format", ["h5", "npz", "mat"])
+def test_killed_at_any_moment_and_resumed_gives_the_same_files(
+    processes: ForkServerContext, photos: Path, tmp_path: Path, format: Format
+) -> None:
+    def content(output: Path) -> object:
+        return output.read_bytes() if format == "h5" else release_files(output)
+
+    whole = tmp_path / "whole"
+    steps = watched(None, workers.extract, photos, whole, format)
+    chance = random.Random(format)
+    for attempt in range(2):
+        output = tmp_path / f"killed {attempt}"
+        kills = 0
+        for _ in range(4):
+            step = chance.randrange(1, steps)
+            process = processes.Process(
+                target=watched, args=(step, workers.extract, photos, output, format)
+            )
+            process.start()
+            process.join(60)
+            kills += process.exitcode == -signal.SIGKILL
+        assert kills >= 1
+        run(make_tiny_model(), photos, output, format=format)
+        assert content(output) == content(whole)
+
+
+@pytest.mark.parametrize("format", ["h5", "npz"])
+def test_an_output_of_other_settings_is_left_alone(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, format: Format
+) -> None:
+    run(tiny_model, photos, tmp_path / "f", format=format)
+    for changed in ({"multiscale": True}, {"format": "npz" if format == "h5" else "mat"}):
+        with pytest.raises(OutputError):
+            run(tiny_model, photos, tmp_path / "f", **{"format": format, **changed})
+    assert run(tiny_model, photos, tmp_path / "f", format=format).skipped == sorted(NAMES)
+
+
+def test_other_settings_beside_the_photos(tiny_model: D2Net, photos: Path) -> None:
+    run(tiny_model, photos, None, format="npz")
+    with pytest.raises(OutputError, match="other settings"):
+        run(tiny_model, photos, None, format="npz", multiscale=True)
+    (photos / "d2net.json").write_text("{")
+    with pytest.raises(FormatError, match=r"d2net\.json is damaged"):
+        run(tiny_model, photos, None, format="npz")
+
+
+@pytest.mark.parametrize(("format", "beside"), [("h5", False), ("npz", False), ("npz", True)])
+def test_two_processes_cannot_write_one_output(
+    processes: ForkServerContext,
+    tiny_model: D2Net,
+    photos: Path,
+    tmp_path: Path,
+    format: Format,
+    beside: bool,
+) -> None:
+    output = None if beside else tmp_path / "f"
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=workers.hold, args=(photos, output, format, sender))
+    process.start()
+    try:
+        assert receiver.poll(60)
+        with pytest.raises(OutputBusyError, match="another process"):
+            run(tiny_model, photos, output, format=format)
+    finally:
+        process.kill()
+        process.join()
+    assert run(tiny_model, photos, output, format=format).skipped == ["a.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5 at all", b"\x89HDF\r\n\x1a\n" + b"\0" * 99])
+def test_files_of_others_are_not_overwritten(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "f.h5").write_bytes(content)
+    with pytest.raises(OutputError, match=r"f\.h5"):
+        run(tiny_model, photos, tmp_path / "f.h5")
+    assert (tmp_path / "f.h5").read_bytes() == content
+
+
+def test_more_photos_are_added_to_a_finished_file(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    some = [photo for photo in find_images([photos]) if photo.name != "a.png"]
+    extract_folder(tiny_model, some, tmp_path / "f.h5")
+    run(tiny_model, photos, tmp_path / "f.h5")
+    run(tiny_model, photos, tmp_path / "whole.h5")
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

@@ -1,0 +1,75 @@
+"""Tiles give the untiled result, none lost or doubled at seams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from d2net.extraction import pyramid
+from d2net.extraction.keypoints import Keypoints, find_keypoints
+from d2net.extraction.tiling import MARGIN, tiles
+from d2net.network.catalogue import CAFFE
+from d2net.network.trunk import Trunk
+from d2net.network.weights import load_weights
+
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 900),
+    height=st.integers(1, 900),
+    limit=st.integers(400, 40_000),
+    multiscale=st.booleans(),
+    original=st.booleans(),
+)
+def test_every_cell_has_one_owner(
+    width: int, height: int, limit: int, multiscale: bool, original: bool
+) -> None:
+    factors = pyramid.PYRAMID if multiscale else (1.0,)
+    levels = pyramid.levels((width, height), factors, original=original)
+    owners = [np.zeros(level.cells, dtype=int) for level in levels]
+    for tile in tiles((width, height), levels, limit):
+        for level, window, count in zip(levels, tile, owners, strict=True):
+            count[window.rows.start : window.rows.stop, window.cols.start : window.cols.stop] += 1
+            grown = window.grown(MARGIN, level.cells)
+            smallest = (2 * MARGIN + 3) ** 2
+            assert len(grown.rows) * len(grown.cols) <= max(limit * 1.3, smallest)
+    assert all((count == 1).all() for count in owners)
+
+
+@pytest.fixture(scope="module")
+def vgg() -> Trunk:
+    trunk = Trunk()
+    trunk.load_state_dict(load_weights("ots").state)
+    return trunk
+
+
+def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: bool) -> Keypoints:
+    tensor = torch.from_numpy(photo.copy())[None]
+    with torch.no_grad():
+        return find_keypoints(
+            trunk, CAFFE, tensor, dtype=torch.float32, cells_per_tile=limit, **kwargs
+        )[0]
+
+
+@pytest.mark.parametrize("multiscale", [False, True])
+@pytest.mark.parametrize("original", [False, True])
+def test_tiles_equal_the_whole(vgg: Trunk, multiscale: bool, original: bool) -> None:
+    photo = np.asarray(Image.open(PHOTO))[150:387, 200:513]
+    kwargs = {"multiscale": multiscale, "original": original}
+    whole = find(vgg, photo, 10**9, **kwargs)
+    limit = 7_000 if multiscale else 2_000
+    tiled = find(vgg, photo, limit, **kwargs)
+    assert len(whole.positions) > 300
+    assert torch.equal(whole.order, tiled.order)
+    assert float((whole.positions - tiled.positions).abs().max()) < 1e-3
+    torch.testing.assert_close(whole.scores, tiled.scores, rtol=1e-4, atol=0)
+    cosine = (whole.descriptors * tiled.descriptors).sum(dim=1)
+    assert float(cosine.min()) > 0.99999

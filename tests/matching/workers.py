@@ -1,0 +1,29 @@
+"""What the tests let other processes do."""
+
+from __future__ import annotations
+
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from d2net.matching.folder import PairOutcome, match_pairs
+
+Pair = tuple[str, str]
+
+
+def match(features: Path, pairs: list[Pair], output: Path) -> None:
+    torch.set_num_threads(1)
+    match_pairs(features, pairs, output)
+
+
+def hold(features: Path, pairs: list[Pair], output: Path, ready: Connection) -> None:
+    """Match, but stop for ever after the first pair, when `ready` is told."""
+    torch.set_num_threads(1)
+
+    def stop(outcome: PairOutcome, left: int) -> None:
+        ready.send(outcome.first)
+        time.sleep(60)
+
+    match_pairs(features, pairs, output, report=stop)

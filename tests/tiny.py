@@ -1,0 +1,43 @@
+"""The real code around a network so small that it takes milliseconds, and small photos for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from d2net import D2Net
+from d2net.config import ExtractionSettings
+from d2net.network.trunk import Trunk
+
+DATA = Path(__file__).with_name("data")
+SIZE = (96, 80)
+
+
+def make_tiny_network() -> Trunk:
+    """Few channels and random weights, with activations that are alive."""
+    torch.manual_seed(0)
+    trunk = Trunk(((8, 8), (8, 8), (8, 8, 8), (16, 16, 16)))
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            if parameter.ndim == 4:
+                torch.nn.init.kaiming_normal_(parameter)
+            else:
+                parameter.zero_()
+    return trunk
+
+
+def make_tiny_model(**settings: Any) -> D2Net:
+    return D2Net(make_tiny_network(), settings=ExtractionSettings.from_dict(settings))
+
+
+def write_photos(folder: Path, *names: str) -> Path:
+    """Write a different part of a real photo under each name."""
+    with Image.open(DATA / "graf1.png") as photo:
+        for i, name in enumerate(names):
+            left, top = 60 + 90 * (i % 7), 150 + 70 * (i // 7)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            photo.crop((left, top, left + SIZE[0], top + SIZE[1])).save(folder / name)
+    return folder
