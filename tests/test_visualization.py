@@ -273,6 +273,6 @@ def test_features_of_the_stored_orientation_are_drawn_on_it(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned: upright it is 50 x 60
     Image.new("RGB", (60, 50)).save(tmp_path / "turned.jpg", exif=exif)
-    for size, wide in (((60, 50), True), ((50, 60), False)):
-        picture = plot_keypoints(tmp_path / "turned.jpg", features([], size))
-        assert (picture.width > picture.height) is wide
+    for size, upright in (((60, 50), False), ((50, 60), True)):
+        picture = plot_keypoints(tmp_path / "turned.jpg", features([], size), upright=upright)
+        assert (picture.width < picture.height) is upright

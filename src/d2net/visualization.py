@@ -52,6 +52,7 @@ def plot_matches(
     b: Features,
     matches: Matches,
     *,
+    upright: bool = True,
     output: PathLike | None = None,
 ) -> Image.Image:
     """Both photos side by side with their matches.
@@ -67,6 +68,7 @@ def plot_matches(
         a: features of the first photo.
         b: features of the second photo.
         matches: pairs of rows of `a` and `b`.
+        upright: whether the features are those of the upright photos, or of the photos as stored.
         output: where to write the picture as well: a .png or .jpg file.
 
     Returns:
@@ -80,7 +82,7 @@ def plot_matches(
     """
     path = _checked_output(output)
     check_belongs(matches, a, b)
-    picture = _Picture([_photo(image_a, a), _photo(image_b, b)])
+    picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
     rows_a, rows_b = matches.indices.cpu().unbind(1)
     ends_a = picture.slots[0].locate(a.keypoints.cpu()[rows_a])
     ends_b = picture.slots[1].locate(b.keypoints.cpu()[rows_b])
@@ -118,6 +120,7 @@ def plot_keypoints(
     features: Features,
     *,
     score_map: ArrayLike | Tensor | None = None,
+    upright: bool = True,
     output: PathLike | None = None,
 ) -> Image.Image:
     """A photo with its keypoints, and beside it the score map if one is given.
@@ -128,6 +131,7 @@ def plot_keypoints(
         image: the photo, in any form that `to_pixels` takes.
         features: its features.
         score_map: h x w scores of a dense map, which is stretched over the photo.
+        upright: whether the features are those of the upright photo, or of the photo as stored.
         output: where to write the picture as well: a .png or .jpg file.
 
     Returns:
@@ -140,7 +144,7 @@ def plot_keypoints(
         OutputError: the picture cannot be written.
     """
     path = _checked_output(output)
-    photo = _photo(image, features)
+    photo = _photo(image, features, upright)
     heat = None if score_map is None else _heat_values(score_map)
     picture = _Picture([photo] if heat is None else [photo, photo])
     best_last = features.scores.cpu().argsort()
@@ -395,17 +399,16 @@ def _summary(matches: Matches) -> str:
     return f"{matches.num_inliers:,} inliers of {total} ({share:.0%}), {model}"
 
 
-def _photo(image: ImageLike, features: Features) -> Canvas:
+def _photo(image: ImageLike, features: Features, upright: bool) -> Canvas:
     """The pixels in 8 bits, in the orientation that the features were found in."""
-    for upright in (True, False):
-        pixels = to_pixels(image, upright=upright)
-        if pixels.shape[1::-1] == tuple(features.image_size):
-            return np.rint(pixels).astype(np.uint8)
-    width, height = features.image_size
-    raise InputError(
-        f"the features are of a photo of {width} x {height} pixels, but {_name(image)} has "
-        f"{pixels.shape[1]} x {pixels.shape[0]}"
-    )
+    pixels = to_pixels(image, upright=upright)
+    if pixels.shape[1::-1] != tuple(features.image_size):
+        width, height = features.image_size
+        raise InputError(
+            f"the features are of a photo of {width} x {height} pixels, but {_name(image)} has "
+            f"{pixels.shape[1]} x {pixels.shape[0]}"
+        )
+    return np.rint(pixels).astype(np.uint8)
 
 
 def _name(image: ImageLike) -> str:

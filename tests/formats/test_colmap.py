@@ -152,9 +152,9 @@ def test_an_existing_database_is_replaced_only_on_demand(tmp_path):
     (tmp_path / "database.db-wal").write_bytes(b"old")
     (tmp_path / "database.db.tmp-wal").write_bytes(b"old")
     write_database(path, {"b": make_features()}, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["database.db"]
     with pycolmap.Database.open(path) as database:
         assert [image.name for image in database.read_all_images()] == ["b"]
-    assert [p.name for p in tmp_path.iterdir()] == ["database.db"]
 
 
 def test_places_that_cannot_be_written(tmp_path):

@@ -135,6 +135,20 @@ def test_a_torn_or_corrupt_journal_loses_only_what_is_damaged(kind, undisturbed,
         assert_nothing_left_beside(path)
 
 
+def test_what_is_added_after_a_torn_entry_survives_the_next_kill(tmp_path):
+    path = tmp_path / "features.h5"
+    partial = tmp_path / "features.h5.partial"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_at_the_end("features", path)
+    partial.write_bytes(partial.read_bytes()[:-10])
+    with pytest.raises(KeyboardInterrupt), h5.FeatureWriter(path, workers.SETTINGS) as writer:
+        assert writer.done() == set(workers.NAMES[:-1])
+        writer.add("another.jpg", make_features())
+        raise KeyboardInterrupt
+    with h5.FeatureWriter(path, workers.SETTINGS) as writer:
+        assert writer.done() == {*workers.NAMES[:-1], "another.jpg"}
+
+
 def test_a_whole_journal_is_not_done_again(tmp_path):
     path = tmp_path / "features.h5"
     with pytest.raises(KeyboardInterrupt):
@@ -166,6 +180,13 @@ def test_a_full_disk_is_one_sentence_and_a_resume(kind, processes, undisturbed, 
     assert len(endings) > 8
     assert path.read_bytes() == undisturbed
     assert_nothing_left_beside(path)
+
+
+def test_a_photo_too_large_for_the_disk_takes_no_other_with_it(processes, tmp_path):
+    path = tmp_path / "features.h5"
+    assert limited(processes, 10_000, workers.write_one_too_large, path) == "done"
+    with h5.FeatureWriter(path, workers.SETTINGS) as writer:
+        assert writer.done() == {"first", "third"}
 
 
 def limited(processes, limit, work, *arguments):

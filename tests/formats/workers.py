@@ -5,9 +5,10 @@ import signal
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from d2net.errors import D2NetError
+from d2net.errors import D2NetError, OutputError
 from d2net.formats import h5
 from d2net.formats.atomic import locked
 from d2net.formats.colmap import write_database
@@ -32,6 +33,16 @@ def write_matches(path, pairs=PAIRS):
         for pair in pairs:
             if pair not in writer.done():
                 writer.add(*pair, make_matches(10, seed=PAIRS.index(pair)), 20)
+
+
+def write_one_too_large(path):
+    """Add three photos; there is no room for the second, and the run is interrupted."""
+    with suppress(KeyboardInterrupt), h5.FeatureWriter(path, SETTINGS) as writer:
+        writer.add("first", make_features(10))
+        with suppress(OutputError):
+            writer.add("too large", make_features(10_000))
+        writer.add("third", make_features(10))
+        raise KeyboardInterrupt
 
 
 def watched(step, work, *arguments):

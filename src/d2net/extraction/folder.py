@@ -180,6 +180,11 @@ def _open_output(
     if format == "h5":
         if output is None:
             raise InputError("h5 features go into one file: say which with an output path")
+        if Path(output).is_dir():
+            raise InputError(
+                f"{os.fspath(output)} is a folder; h5 features go into one file, such as "
+                f"{Path(output, 'features.h5')}"
+            )
         return FeatureWriter(Path(output), provenance)
     if format not in ("npz", "mat"):
         raise InputError(f"the format must be h5, npz or mat, not {format!r}")

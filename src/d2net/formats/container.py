@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -201,20 +201,11 @@ def write_container(path: Path, settings: Settings, records: Iterable[tuple[str,
     Raises:
         OSError: the disk is full or fails.
     """
-    with path.open("wb+", buffering=0) as raw:
-        sink = _Sink(raw)
-        try:
-            with h5py.File(sink, "w", libver=_VERSION) as file:
-                _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
-                for name, record in records:
-                    _write_record(file.create_group(name), record)
-                    if sink.error is not None:
-                        break
-        except Exception:
-            if sink.error is None:
-                raise
-        if sink.error is not None:
-            raise sink.error
+    # Through a Python file: HDF5's own access to files crashes the process when the disk is full.
+    with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
+        _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
+        for name, record in records:
+            _write_record(file.create_group(name), record)
 
 
 def _write_record(group: h5py.Group, record: Record) -> None:
@@ -240,43 +231,3 @@ def _read_attributes(source: h5py.HLObject) -> dict[str, Any]:
 
 def _decoded(value: object) -> object:
     return value.decode() if isinstance(value, bytes) else value
-
-
-class _Sink:
-    """A file for h5py that remembers its first failure and goes on as if it had succeeded.
-
-    HDF5 crashes the process when a write fails while it closes a file (seen with 2.0 on a full
-    disk), so it must never be told.
-    """
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self.error: OSError | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def read(self, size: int) -> bytes:
-        return self._raw.read(size)
-
-    def write(self, data: memoryview) -> int:
-        rest = memoryview(data).cast("B")
-        try:
-            while rest and self.error is None:
-                rest = rest[self._raw.write(rest) :]
-        except OSError as error:
-            self.error = error
-        return memoryview(data).nbytes
-
-    def truncate(self, size: int) -> int:
-        try:
-            return self._raw.truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size
-
-    def flush(self) -> None:
-        """Nothing is buffered."""

@@ -1,0 +1,45 @@
+"""`python -m benchmarks [NAME ...]`: print the table; `--write` puts it into BENCHMARKS.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import extraction, matching, memory, precision
+from benchmarks.table import Row, machine, markdown
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "extraction": extraction.rows,
+    "matching": matching.rows,
+    "memory": memory.rows,
+    "precision": precision.rows,
+    "gpu": extraction.gpu_rows,
+}
+FILE = Path(__file__).parents[1] / "BENCHMARKS.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
+
+
+def main() -> None:
+    """Run the parts named on the command line, or all."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--write"]
+    unknown = [name for name in arguments if name not in PARTS]
+    if unknown:
+        sys.exit(f"unknown part {unknown[0]!r}: known are {', '.join(PARTS)}")
+    torch.set_grad_enabled(False)
+    rows: list[Row] = []
+    for name in arguments or PARTS:
+        rows += PARTS[name]()
+        print(markdown(rows), flush=True)
+    if "--write" in sys.argv:
+        text = FILE.read_text()
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        table = f"Measured on: {machine()}.\n\n{markdown(rows)}\n"
+        FILE.write_text(f"{before}{BEGIN}{table}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

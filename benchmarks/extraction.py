@@ -1,0 +1,137 @@
+"""Extraction end to end against the literal dense transcription of the release."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.table import Row
+from benchmarks.timing import medians_in_turn
+from d2net import D2Net
+from d2net.geometry import coordinates
+from d2net.network.detection import detect
+from d2net.network.sampling import describe
+from tests import oracle
+
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.png"
+PYRAMID = (0.5, 1.0, 2.0)
+
+
+def rows() -> list[Row]:
+    """Ratios at 800 x 640 on the CPU."""
+    model = D2Net.from_pretrained("ots")
+    photo = np.asarray(Image.open(PHOTO))
+    layers = [model.trunk.convolution(name) for names in model.trunk.stages for name in names]
+    single = medians_in_turn(
+        {
+            "release": lambda: oracle.extract(photo, layers),
+            "original": lambda: model.extract(photo, original=True),
+            "default": lambda: model.extract(photo),
+            "bfloat16": lambda: model.extract(photo, precision="bfloat16"),
+        },
+        rounds=3,
+    )
+    multi = medians_in_turn(
+        {
+            "release": lambda: oracle.extract(photo, layers, PYRAMID),
+            "original": lambda: model.extract(photo, original=True, multiscale=True),
+            "default": lambda: model.extract(photo, multiscale=True),
+            "bfloat16": lambda: model.extract(photo, multiscale=True, precision="bfloat16"),
+        },
+        rounds=3,
+        warm_up=False,
+    )
+    return [
+        _ratio("float32, identical output, single-scale", single, "original", 3.6),
+        _ratio("float32, default, single-scale", single, "default", 3.6),
+        _ratio("bfloat16, default, single-scale", single, "bfloat16", 5.3),
+        _ratio("float32, identical output, multi-scale", multi, "original", 4.5),
+        _ratio("float32, default, multi-scale", multi, "default", 4.5),
+        _ratio("bfloat16, default, multi-scale", multi, "bfloat16", 5.3),
+        _share(model, photo),
+    ]
+
+
+def _ratio(what: str, seconds: dict[str, float], name: str, target: float) -> Row:
+    ratio = seconds["release"] / seconds[name]
+    return Row(
+        f"extraction at 800 x 640, {what}: faster than the release's algorithm",
+        f"{ratio:.1f} x",
+        f"at least {target} x",
+        ratio >= target,
+        f"{seconds[name]:.2f} s and {seconds['release']:.2f} s",
+    )
+
+
+def _share(model: D2Net, photo: np.ndarray) -> Row:
+    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()
+    maps = model.trunk.extract(model.normalisation(pixels))[0]
+
+    def after_the_trunk() -> None:
+        found = detect(maps)
+        found = found[found.located]
+        describe(maps, found.positions)
+        coordinates.EXTRACTION_CELLS(found.positions)
+
+    seconds = medians_in_turn(
+        {"after": after_the_trunk, "all": lambda: model.extract(photo)}, rounds=5
+    )
+    share = seconds["after"] / seconds["all"]
+    return Row(
+        "detection, localisation and sampling, share of float32 extraction at 800 x 640",
+        f"{share:.1%}",
+        "under 8%",
+        share < 0.08,
+        f"{seconds['after'] * 1000:.0f} ms of {seconds['all']:.2f} s",
+    )
+
+
+def gpu_rows() -> list[Row]:
+    """Photos per second on a GPU; none without one."""
+    if not torch.cuda.is_available():
+        return []
+    model = D2Net.from_pretrained("ots", device="cuda")
+    layers = [model.trunk.convolution(name) for names in model.trunk.stages for name in names]
+    photo = np.asarray(Image.open(PHOTO).resize((1600, 1200)))
+    work = _operations(model, 1600, 1200)
+    size = 8192
+    a = torch.randn(size, size, device="cuda", dtype=torch.float16)
+    found = []
+    for precision in ("float16", "bfloat16"):
+        seconds = medians_in_turn(
+            {
+                "release": lambda: oracle.extract(photo, layers),
+                "ours": partial(model.extract, photo, precision=precision),
+                "product": lambda: a @ a,
+            },
+            rounds=5,
+        )
+        ratio = seconds["release"] / seconds["ours"]
+        share = work / seconds["ours"] / (2 * size**3 / seconds["product"])
+        found.append(
+            Row(
+                f"{torch.cuda.get_device_name()}, 1600 x 1200, {precision}, single-scale",
+                f"{1 / seconds['ours']:.1f} photos/s",
+                "-",
+                True,
+                f"{ratio:.1f} x the dense transcription, {share:.0%} of matrix throughput",
+            )
+        )
+    return found
+
+
+def _operations(model: D2Net, width: int, height: int) -> int:
+    """Floating-point operations of the trunk at stride 4, by direct convolution."""
+    total, size = 0, (height, width)
+    for stage, names in enumerate(model.trunk.stages):
+        if stage == len(model.trunk.stages) - 1:
+            size = (size[0] - 1, size[1] - 1)
+        elif stage > 0:
+            size = (size[0] // 2, size[1] // 2)
+        for name in names:
+            total += 2 * model.trunk.convolution(name).weight.numel() * size[0] * size[1]
+    return total

@@ -1,0 +1,50 @@
+"""Peak memory of a process that extracts one photo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.table import Row
+
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.png"
+
+SCRIPT = """
+import resource, sys
+import numpy as np
+from PIL import Image
+import d2net
+width, height = int(sys.argv[2]), int(sys.argv[3])
+photo = np.asarray(Image.open(sys.argv[1]).resize((width, height)))
+features = d2net.D2Net.from_pretrained("ots").extract(photo, max_edge=None, max_sum_edges=None)
+unit = 1 if sys.platform == "darwin" else 1024
+print(len(features), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+
+
+def peak(width: int, height: int) -> tuple[int, int, float]:
+    """Keypoints, peak resident bytes and seconds of a process that extracts one photo."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", SCRIPT, str(PHOTO), str(width), str(height)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    keypoints, size = map(int, run.stdout.split())
+    return keypoints, size, time.perf_counter() - start
+
+
+def rows() -> list[Row]:
+    """At the default's largest size, and at full resolution in tiles."""
+    found = []
+    for width, height, limit in ((1600, 1200, 1.5), (6000, 4000, 2.5)):
+        keypoints, size, seconds = peak(width, height)
+        found.append(
+            Row(
+                f"peak memory of the process, {width} x {height}, float32, single-scale",
+                f"{size / 1e9:.2f} GB",
+                f"at most {limit} GB",
+                size <= limit * 1e9,
+                f"{keypoints:,} keypoints, {seconds:.1f} s with start and import",
+            )
+        )
+    return found

@@ -1,0 +1,77 @@
+"""`d2net export`."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from d2net.formats.h5 import FeatureFile
+
+from .conftest import Run
+
+
+@pytest.fixture
+def files(d2net: Run, photos: Path) -> tuple[str, str]:
+    """A features file and a matches file."""
+    (photos / "new\nline.png").unlink()
+    d2net("extract", photos, "-o", "f.h5")
+    Path("pairs.txt").write_text("a.png\tday 1/ü b.png\n")
+    pairs = ("--pairs", "pairs.txt", "--verify", "none")
+    d2net("match", "--features", "f.h5", *pairs, "-o", "m.h5")
+    return "f.h5", "m.h5"
+
+
+def test_colmap(d2net: Run, files: tuple[str, str]) -> None:
+    features, matches = files
+    run = d2net("export", "--features", features, "--matches", matches, "--to", "colmap", "db")
+    assert (run.code, run.err) == (0, "")
+    assert run.out == "2 photos and 1 pairs written: db\n"
+    with sqlite3.connect("db") as database, FeatureFile(features) as file:
+        names = {name for (name,) in database.execute("select name from images")}
+        rows = dict(
+            database.execute("select name, rows from images join keypoints using (image_id)")
+        )
+        assert database.execute("select count(*) from matches").fetchone() == (1,)
+        assert names == set(file)
+        assert rows == {name: len(file[name]) for name in file}
+    database.close()
+    assert d2net("export", "--features", features, "--to", "colmap", "db").code == 2
+
+
+def test_kapture(d2net: Run, files: tuple[str, str]) -> None:
+    features, matches = files
+    arguments = ("export", "--features", features, "--matches", matches, "--to", "kapture")
+    run = d2net(*arguments, "folder", "--json")
+    assert run.json == {"photos": 2, "pairs": 1, "output": "folder"}
+    keypoints = np.fromfile("folder/reconstruction/keypoints/d2net/a.png.kpt", "<f4")
+    with FeatureFile(features) as file:
+        expected = file["a.png"].keypoints.numpy() + 0.5
+    assert np.array_equal(keypoints.reshape(-1, 3)[:, :2], expected)
+    assert d2net(*arguments, "folder").code == 2
+
+
+@pytest.mark.parametrize("to", ["colmap", "kapture"])
+def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) -> None:
+    features, matches = files
+    with h5py.File("empty.h5", "w") as file:
+        file["numbers"] = [1, 2, 3]
+    for arguments, message in (
+        (("--features", matches), "m.h5 holds no features"),
+        (("--features", features, "--matches", features), "f.h5 holds no matches"),
+        (("--features", "empty.h5"), "empty.h5 holds no features"),
+    ):
+        run = d2net("export", *arguments, "--to", to, "out")
+        assert (run.code, run.out) == (2, "")
+        assert message in run.err
+        assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("to", ["colmap", "kapture"])
+def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to: str) -> None:
+    run = d2net("export", "--features", files[0], "--to", to, "none/out")
+    assert run.code == 2
+    assert "none does not exist" in run.err

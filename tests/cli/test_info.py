@@ -1,0 +1,138 @@
+"""`d2net info` and `d2net weights`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import d2net as package
+from d2net.network.weights import load_weights
+
+from .conftest import Real, Run
+
+
+def test_this_installation(d2net: Run) -> None:
+    run = d2net("info", "--json")
+    assert run.code == 0
+    assert run.json["d2net"] == package.__version__
+    assert run.json["packages"]["torch"] == torch.__version__
+    lines = d2net("info").out.splitlines()
+    assert lines[0].split() == ["d2net", package.__version__]
+    assert ["packages.torch", torch.__version__] in [line.split() for line in lines]
+
+
+def test_a_features_file_and_a_matches_file(d2net: Run, photos: Path) -> None:
+    counts = d2net("extract", photos, "-o", "f.h5", "--json").json["extracted"]
+    Path("p.txt").write_text("a.png\tday 1/ü b.png\n")
+    d2net("match", "--features", "f.h5", "--pairs", "p.txt", "-o", "m.h5")
+    features, matches = (d2net("info", name, "--json").json for name in ("f.h5", "m.h5"))
+    assert features["kind"] == "features"
+    assert features["photos"] == 3
+    assert features["keypoints"] == sum(counts.values())
+    assert features["settings"]["weights"]["name"] == "untrained"
+    assert matches["kind"] == "matches"
+    assert matches["pairs"] == 1
+    assert matches["settings"]["verify"] == "fundamental"
+    text = d2net("info", "f.h5").out
+    assert "settings.extraction.max_edge" in text
+    assert "…" not in text
+
+
+def test_files_of_another_program(d2net: Run, here: Path) -> None:
+    with h5py.File("f.h5", "w") as file:
+        group = file.create_group("db/1.jpg")
+        group["keypoints"] = np.zeros((4, 2), np.float16)
+        group["descriptors"] = np.zeros((8, 4), np.float16)
+        group["image_size"] = [640, 480]
+    with h5py.File("m.h5", "w") as file:
+        file["db-1.jpg/db-2.jpg/matches0"] = np.array([0, -1, 1, -1], np.int16)
+    assert d2net("info", "f.h5", "--json").json["keypoints"] == 4
+    assert d2net("info", "m.h5", "--json").json["pairs"] == 1
+    assert "another program" in d2net("info", "f.h5").out
+    with h5py.File("other.h5", "w") as file:
+        file["numbers"] = [1, 2, 3]
+    assert d2net("info", "other.h5").code == 2
+
+
+@pytest.mark.parametrize("name", ["keypoints", "descriptors", "image_size"])
+def test_features_that_are_damaged(d2net: Run, photos: Path, name: str) -> None:
+    d2net("extract", photos, "-o", "f.h5")
+    with h5py.File("f.h5", "a") as file:
+        del file[f"a.png/{name}"]
+        file[f"a.png/{name}"] = np.zeros((3, 3), "S5")
+    run = d2net("info", "f.h5")
+    assert (run.code, run.out) == (2, "")
+    assert "f.h5, photo 'a.png'" in run.err
+
+
+# --- Weights ---------------------------------------------------------------------------------
+
+
+def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    found = {status["record"]["name"]: status for status in d2net("weights", "--json").json}
+    assert found["ots"]["state"] == "packaged"
+    assert found["ots"]["aliases"] == ["default"]
+    for name in ("d2_ots", "d2_tf", "d2_tf_no_phototourism"):
+        assert found[name]["state"] == "downloadable"
+        assert found[name]["record"]["url"].endswith(f"/{name}.pth")
+    text = d2net("weights").out
+    assert "ots (= default): packaged, 15.3 MB" in text
+    assert all(status["record"]["advice"] in text for status in found.values())
+    assert d2net("weights", "--quiet").out == ""
+
+
+def test_one_file(real: Real) -> None:
+    run = real("weights", "ots")
+    assert (run.code, run.err) == (0, "")
+    loaded = load_weights("ots")
+    assert loaded.sha256 in run.out
+    assert "CC BY 4.0" in run.out
+    layers = [line.split() for line in run.out.splitlines() if line.startswith("conv")]
+    assert [layer[0] for layer in layers] == list(loaded.state)
+
+
+def test_weights_as_json(d2net: Run) -> None:
+    info = d2net("weights", "default", "--json").json
+    assert info["name"] == "ots"
+    assert info["normalisation"]["name"] == "caffe"
+    assert len(info["arrays"]) == 20
+    assert json.dumps(info)
+
+
+def test_broken_weights(d2net: Run, here: Path) -> None:
+    whole = Path(str(d2net("weights", "ots", "--json").json["path"])).read_bytes()
+    for content in (b"", b"no weights", whole[:1000], whole[:-1]):
+        Path("broken.pth").write_bytes(content)
+        run = d2net("weights", "broken.pth")
+        assert (run.code, run.out) == (2, "")
+        assert run.err.startswith("error: broken.pth")
+        assert run.err.count("\n") == 1
+
+
+def test_broken_weights_stop_an_extraction(real: Real, photos: Path) -> None:
+    (real.folder / "broken.pth").write_bytes(b"\x80\x02no pickle is executed")
+    run = real("extract", photos, "-o", "f.h5", "--weights", "broken.pth")
+    assert (run.code, run.out) == (2, "")
+    assert "broken.pth is not a weights file" in run.err
+    assert not (real.folder / "f.h5").exists()
+
+
+@pytest.mark.parametrize("command", ["weights d2_tf --download", "extract photos --weights d2_tf"])
+def test_downloading_without_a_network(
+    d2net: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, here: Path, command: str
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    run = d2net(*command.split(), "--quiet")
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error: https://dusmanu.com/files/d2-net/d2_tf.pth")
+    assert run.err.count("\n") == 1

@@ -1,0 +1,148 @@
+"""What holds for every command: help, errors, exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import Real, Run
+
+COMMANDS = ("match", "extract", "export", "show", "weights", "info")
+
+
+def assert_error(err: str) -> None:
+    """One sentence, and never a traceback."""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_help_answers_in_half_a_second() -> None:
+    command = shutil.which("d2net", path=str(Path(sys.executable).parent))
+    start = [command] if command else [sys.executable, "-m", "d2net"]
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        run = subprocess.run([*start, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+        assert all(name in run.stdout for name in COMMANDS)
+    assert statistics.median(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_within_80_columns(
+    d2net: Run, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run = d2net(command, "--help")
+    assert run.code == 0
+    lines = run.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    options = [line.strip("│* ").split() for line in lines if line.strip("│* ").startswith("--")]
+    assert len(options) >= 3
+    for option in options:
+        words = [word for word in option if not word.startswith(("-", "<", "["))]
+        assert len(words) >= 2, f"{option[0]} has no help text"
+
+
+def test_no_arguments_show_the_help(d2net: Run) -> None:
+    assert d2net().out == d2net("--help").out
+    assert d2net("-h").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("extrac", "'extract'"),
+        ("extract --colour", "--colour"),
+        ("extract photos --format zip", "'zip' is not one of 'h5', 'npz', 'mat'"),
+        ("extract photos --max-keypoints many", "--max-keypoints"),
+        ("extract photos -o f.h5 --max-keypoints 0", "max_keypoints must be"),
+        ("extract photos -o f.h5 --max-edge -3", "max_edge must be"),
+        ("extract photos -o f.h5 --score-threshold nan", "score_threshold must be"),
+        ("extract photos -o f.h5 --precision int4", "int4"),
+        ("extract photos", "h5 features go into one file"),
+        ("extract", "photos and folders"),
+        ("extract photos --image-list list.txt -o f.h5", "photos and folders"),
+        ("extract --image-list none.txt -o f.h5", "cannot read the image list 'none.txt'"),
+        ("extract none.png -o f.h5", "there is no file or folder 'none.png'"),
+        ("extract empty -o f.h5", "no photos"),
+        ("extract photos -o none/f.h5", "none does not exist"),
+        ("extract photos -o photos", "folder"),
+        ("extract photos -o text.txt/f.h5", "text.txt"),
+        ("extract photos -o f.h5 --masks none", "no folder of masks 'none'"),
+        ("extract photos --root empty -o f.h5", "not below the root folder 'empty'"),
+        ("match", "two photos"),
+        ("match photos/a.png", "two photos"),
+        ("match photos/a.png photos/a.png photos/a.png", "two photos"),
+        ("match photos/a.png photos/none.png", "none.png"),
+        ("match photos photos", "folder"),
+        ("match photos/a.png photos/a.png --ratio 2", "ratio"),
+        ("match photos/a.png photos/a.png --verify affine", "affine"),
+        ("match photos/a.png photos/a.png --verify none --threshold 3", "threshold"),
+        ("match photos/a.png photos/a.png -o matches.txt", "matches.txt"),
+        ("match photos/a.png photos/a.png -o none/matches.png", "none does not exist"),
+        ("match --features f.h5", "two photos"),
+        ("match --features f.h5 --pairs p.txt -o m.h5", "p.txt"),
+        ("match photos/a.png photos/a.png --features f.h5", "two photos"),
+        ("export db", "--features"),
+        ("export db --features none.h5 --to colmap", "none.h5"),
+        ("export db --features text.txt --to colmap", "text.txt is not an HDF5 file"),
+        ("export db --features none.h5 --to excel", "excel"),
+        ("show none.png", "none.png"),
+        ("show text.txt", "text.txt"),
+        ("show photos/a.png -o a.bmp", "a.bmp"),
+        ("info none.h5", "none.h5"),
+        ("info text.txt", "text.txt is not an HDF5 file"),
+        ("info photos", "photos"),
+        ("weights nonsense", "nonsense"),
+        ("weights text.txt", "text.txt is not a weights file"),
+        ("weights none.pth", "none.pth"),
+        ("weights --download", "which weights"),
+        ("weights text.txt --download", "text.txt"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    d2net: Run, here: Path, photos: Path, line: str, message: str
+) -> None:
+    (here / "text.txt").write_text("only text\n")
+    (here / "empty").mkdir()
+    run = d2net(*line.split())
+    assert run.code == 2
+    assert run.out == ""
+    assert_error(run.err)
+    assert message in run.err
+    assert {path.name for path in here.iterdir()} == {"photos", "text.txt", "empty"}
+
+
+def test_an_error_is_a_json_document_too(real: Real) -> None:
+    run = real("extract", "none.png", "-o", "f.h5", "--json")
+    assert run.code == 2
+    assert run.json == {"error": "there is no file or folder 'none.png'"}
+    assert_error(run.err)
+
+
+def test_names_that_would_garble_the_terminal_are_escaped(d2net: Run) -> None:
+    run = d2net("extract", "a\n\x1b[31mb.png", "-o", "f.h5")
+    assert_error(run.err)
+    assert "\x1b" not in run.err
+
+
+def test_output_without_unicode(real: Real, photos: Path) -> None:
+    run = real("info", "ü.h5", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"})
+    assert run.code == 2
+    assert_error(run.err)
+
+
+def test_a_reader_that_goes_away_is_no_error(real: Real) -> None:
+    with real.start("weights") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()

@@ -1,0 +1,163 @@
+"""`d2net match`: two photos, and the pairs of a features file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2net.formats.h5 import FeatureFile, MatchFile
+
+from ..tiny import DATA
+from .conftest import Real, Run
+
+GRAF1, GRAF3 = DATA / "graf1.png", DATA / "graf3.png"
+H = np.loadtxt(DATA / "H1to3p.txt")
+SMALL = ("--max-edge", 320)
+
+
+# --- Two photos ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["homography", "fundamental"])
+def test_a_real_pair(real: Real, verify: str) -> None:
+    run = real("match", GRAF1, GRAF3, "--verify", verify, "--multiscale", *SMALL, "--json")
+    assert (run.code, run.err) == (0, "")
+    found = run.json
+    assert found["photos"] == [str(GRAF1), str(GRAF3)]
+    assert all(count > 100 for count in found["keypoints"])
+    assert found["model"] == verify
+    assert 20 < found["inliers"] < found["matches"]
+    if verify == "homography":
+        matrix = np.array(found["matrix"])
+        corners = np.array([[0, 0, 1], [799, 0, 1], [799, 639, 1], [0, 639, 1]]).T
+        ends, true = (m @ corners / (m @ corners)[2] for m in (matrix, H))
+        assert np.linalg.norm(ends - true, axis=0).mean() < 30  # pixels of 800 x 640
+    with Image.open(real.folder / found["picture"]) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 900
+
+
+def test_counts_are_told_and_the_picture_is_written(d2net: Run, photos: Path) -> None:
+    run = d2net("match", photos / "a.png", photos / "day 1/ü b.png", "-o", "out.jpg")
+    assert run.code == 0
+    assert run.err == ""
+    assert " keypoints, " in run.out
+    assert " of a fundamental model: out.jpg\n" in run.out
+    assert run.out.count("\n") == 1
+    with Image.open("out.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
+def test_without_verification(d2net: Run, photos: Path) -> None:
+    photo = photos / "a.png"
+    run = d2net("match", photo, photo, "--verify", "none", "--json")
+    assert run.json["keypoints"][0] == run.json["keypoints"][1] == run.json["matches"] > 0
+    assert (run.json["model"], run.json["inliers"], run.json["matrix"]) == (None, None, None)
+    assert run.json["picture"] == "matches.png"
+    run = d2net("match", photo, photo, "--verify", "none", "--min-similarity", 0.5, "-q")
+    assert run.out == run.err == ""
+
+
+def test_photos_without_keypoints(d2net: Run, here: Path) -> None:
+    Image.new("RGB", (60, 50)).save("black.png")
+    run = d2net("match", "black.png", "black.png", "--json")
+    assert run.code == 0
+    assert (run.json["keypoints"], run.json["matches"], run.json["inliers"]) == ([0, 0], 0, 0)
+
+
+@pytest.mark.parametrize("command", ["match", "show"])
+@pytest.mark.parametrize("stored", [False, True], ids=["upright", "stored orientation"])
+def test_photos_are_turned_alike_for_keypoints_and_picture(
+    d2net: Run, photos: Path, command: str, stored: bool
+) -> None:
+    with Image.open(photos / "a.png") as photo:
+        exif = photo.getexif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        photo.save("turned.png", exif=exif)
+    inputs = ["turned.png"] * (2 if command == "match" else 1)
+    options = ["--stored-orientation"] if stored else []
+    run = d2net(command, *inputs, "-o", "picture.png", "--json", *options)
+    assert run.code == 0, run.err
+    if command == "show":
+        assert run.json["image_size"] == ([96, 80] if stored else [80, 96])
+
+
+def test_16_bit_photos(d2net: Run, here: Path) -> None:
+    with Image.open(GRAF1) as photo:
+        grey = np.asarray(photo.convert("L").resize((160, 128)), np.uint16) * 257
+    Image.fromarray(grey).save("deep.png")
+    assert d2net("match", "deep.png", "deep.png").code == 0
+    assert d2net("show", "deep.png").code == 0
+
+
+# --- Pairs of a features file ----------------------------------------------------------------
+
+
+@pytest.fixture
+def features(d2net: Run, photos: Path) -> Path:
+    d2net("extract", photos, "-o", "f.h5")
+    Path("pairs.txt").write_text("a.png\tday 1/ü b.png\nday 1/ü b.png\ta.png\n")
+    return Path("f.h5")
+
+
+def test_pairs_of_a_file(d2net: Run, features: Path) -> None:
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5", "--json")
+    assert run.code == 0
+    (pair,) = run.json["matched"]
+    assert (pair["first"], pair["second"]) == ("a.png", "day 1/ü b.png")
+    with MatchFile("m.h5") as file, FeatureFile(features) as photos:
+        assert len(file.get("a.png", "day 1/ü b.png")) == pair["matches"]
+        assert file.settings is not None
+        assert file.settings["verify"] == "fundamental"
+        assert file.settings["features"] == photos.settings
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5")
+    assert run.out == "0 pairs matched, 0 matches; 1 were done before: m.h5\n"
+
+
+def test_options_reach_the_matcher(d2net: Run, features: Path) -> None:
+    options = ("--verify", "homography", "--threshold", 5, "--ratio", 0.9, "--min-similarity", 0.1)
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5", *options)
+    assert run.code == 0
+    with MatchFile("m.h5") as file:
+        assert file.settings is not None
+        assert file.settings["verify"] == "homography"
+        assert file.settings["threshold"] == 5
+        assert file.settings["ratio"] == 0.9
+        assert file.settings["min_similarity"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png none.png\n", "'none.png'"),
+        ("a.png\n", "line 1: expected two names"),
+        ("\n", "no pairs"),
+        ("a.png ../b.png\n", "line 1"),
+    ],
+)
+def test_wrong_pairs(d2net: Run, features: Path, text: str, message: str) -> None:
+    Path("pairs.txt").write_text(text)
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5")
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error: ")
+    assert message in run.err
+    assert not Path("m.h5").exists()
+
+
+def test_wrong_files(d2net: Run, features: Path) -> None:
+    for wrong, message in (("none.h5", "none.h5"), ("pairs.txt", "not an HDF5 file")):
+        run = d2net("match", "--features", wrong, "--pairs", "pairs.txt", "-o", "m.h5")
+        assert run.code == 2
+        assert message in run.err
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", features)
+    assert run.code == 2
+    assert "other settings" in run.err
+    run = d2net(
+        *("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5"),
+        *("--device", "cuda:77"),
+    )
+    assert run.code == 2
+    assert "cannot use device" in run.err
