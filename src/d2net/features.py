@@ -136,8 +136,12 @@ class Matches:
             )
         if tuple(self.similarity.shape) != (k,):
             raise InputError(f"similarity must have {k} entries, not {len(self.similarity)}")
-        if self.inliers is not None and tuple(self.inliers.shape) != (k,):
-            raise InputError(f"inliers must have {k} entries, not {len(self.inliers)}")
+        marks = self.inliers
+        if marks is not None and (tuple(marks.shape) != (k,) or marks.dtype != torch.bool):
+            raise InputError(
+                f"inliers must be bool of shape ({k},), not {marks.dtype} of shape "
+                f"{tuple(marks.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)

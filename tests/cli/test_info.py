@@ -111,7 +111,8 @@ def test_broken_weights(d2net: Run, here: Path) -> None:
         Path("broken.pth").write_bytes(content)
         run = d2net("weights", "broken.pth")
         assert (run.code, run.out) == (2, "")
-        assert run.err.startswith("error: broken.pth")
+        assert run.err.startswith("error: ")
+        assert "broken.pth" in run.err
         assert run.err.count("\n") == 1
 
 
@@ -119,7 +120,8 @@ def test_broken_weights_stop_an_extraction(real: Real, photos: Path) -> None:
     (real.folder / "broken.pth").write_bytes(b"\x80\x02no pickle is executed")
     run = real("extract", photos, "-o", "f.h5", "--weights", "broken.pth")
     assert (run.code, run.out) == (2, "")
-    assert "broken.pth is not a weights file" in run.err
+    assert run.err.startswith("error: ")
+    assert "broken.pth" in run.err
     assert not (real.folder / "f.h5").exists()
 
 

@@ -10,6 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
+
+from d2net.cli import console, progress
+from d2net.cli.options import Printing
 
 from .conftest import Real, Run
 
@@ -146,3 +151,24 @@ def test_a_reader_that_goes_away_is_no_error(real: Real) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
+
+
+def test_progress_has_a_rate_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "err", Console(stderr=True, force_terminal=True, width=90))
+    with progress.things("extracting", Printing()) as advance:
+        advance("[bold]first\n.png", 2)
+        advance("second.png", 1)
+    shown = Text.from_ansi(capsys.readouterr().err).plain
+    assert "extracting" in shown
+    assert "2/3" in shown
+    assert "/s" in shown
+    assert "0:00:" in shown
+    assert "second.png" in shown
+    for hidden in (Printing(quiet=True), Printing(json=True)):
+        with progress.things("extracting", hidden) as advance:
+            advance("first.png", 0)
+        with progress.download(hidden) as received:
+            received(10, 20)
+    assert capsys.readouterr().err == ""

@@ -24,11 +24,13 @@ from d2net.cli.options import Printing
 
 
 class _Rate(ProgressColumn):
-    """Things per second."""
+    """Things per second since the start."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if not speed else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s")
+        if not task.completed or not task.elapsed:
+            return Text("")
+        rate = task.completed / task.elapsed
+        return Text(f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from d2net.cli import options
+from d2net.config import ExtractionSettings
 
 
 def show(
@@ -28,7 +29,7 @@ def show(
     plot_keypoints(
         photo,
         features,
-        score_map=model.score_map(photo),
+        score_map=model.score_map(photo, **_limits(model.settings)),
         upright=model.settings.upright,
         output=output,
     )
@@ -42,3 +43,9 @@ def show(
         },
         f"{len(features):,} keypoints in {width} x {height} pixels: {output}",
     )
+
+
+def _limits(settings: ExtractionSettings) -> dict[str, int]:
+    """Size limits for the score map: it is never tiled, and small in the picture anyway."""
+    most = {"max_edge": 1600, "max_sum_edges": 2800}
+    return {name: min(getattr(settings, name) or limit, limit) for name, limit in most.items()}

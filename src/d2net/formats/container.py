@@ -25,7 +25,16 @@ SETTINGS = "d2net"
 """The attribute of the file that holds the settings as JSON."""
 
 _VERSION = ("v110", "v110")
-_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+_H5_ERRORS = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 _Self = TypeVar("_Self", bound="Container")
 
@@ -192,7 +201,10 @@ class Container:
             raise
         except _H5_ERRORS as error:
             where = "" if name is None else f" at {name!r}"
-            raise FormatError(f"{self.path} is damaged{where} ({error}); write it anew.") from error
+            reason = str(error).partition("\n")[0]  # HDF5's can go on for lines
+            raise FormatError(
+                f"{self.path} is damaged{where} ({reason}); write it anew."
+            ) from error
 
 
 def write_container(path: Path, settings: Settings, records: Iterable[tuple[str, Record]]) -> None:

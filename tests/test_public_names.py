@@ -1,0 +1,32 @@
+"""What users may import: changing it is a decision, so it is written down here."""
+
+from __future__ import annotations
+
+import pytest
+
+import d2net
+
+PUBLIC = [
+    *("D2Net", "D2NetError", "ExtractionSettings", "FeatureFile", "FeatureWriter", "Features"),
+    *("FormatError", "ImageError", "InputError", "MatchFile", "MatchWriter", "Matches"),
+    *("MissingPackageError", "OutputBusyError", "OutputError", "WeightsError", "__version__"),
+    *("extract_folder", "find_images", "match", "match_pairs", "mutual_nearest"),
+    *("plot_keypoints", "plot_matches", "read_image", "verify"),
+]
+
+
+def test_inventory() -> None:
+    assert sorted(d2net.__all__) == sorted(PUBLIC)
+    assert dir(d2net) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(d2net, name)
+    if name != "__version__":
+        assert value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Superpoint'"):
+        _ = d2net.Superpoint
