@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export OMP_WAIT_POLICY ?= passive
+# Tests to run: all but the long ones, which `make test MARKERS=` runs too.
+MARKERS ?= not slow
 
-.PHONY: demo test test-all check benchmark clean
+.PHONY: demo test check benchmark clean
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -12,10 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/d2net show tests/data/graf1.png --output demo/keypoints.png
 
 test: $(VENV)/installed
-	$(BIN)/pytest -m "not slow"
-
-test-all: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(if $(MARKERS),-m "$(MARKERS)")
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

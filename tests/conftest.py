@@ -7,6 +7,7 @@ import os
 import sys
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,18 @@ def processes() -> ForkServerContext:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         forkserver.ensure_running()
     return context
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of photos and truth beside the repository, which the repository cannot hold.
+
+    Without it the test is skipped, or fails where D2NET_REQUIRE_SHARED is set.
+    """
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        reason = "wants the folder ../shared (photos with truth, not part of the repository)"
+        if os.environ.get("D2NET_REQUIRE_SHARED"):
+            pytest.fail(f"D2NET_REQUIRE_SHARED is set, and this test {reason}")
+        pytest.skip(reason)
+    return folder

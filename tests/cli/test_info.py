@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import d2net as package
+from d2net.network.catalogue import CATALOGUE
 from d2net.network.weights import load_weights
 
 from .conftest import Real, Run
@@ -88,9 +90,11 @@ def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) ->
 
 
 def test_one_file(real: Real) -> None:
-    run = real("weights", "ots")
-    assert (run.code, run.err) == (0, "")
     loaded = load_weights("ots")
+    shutil.copy(CATALOGUE["ots"].path, real.folder / "ü.safetensors")
+    run = real("weights", "ü.safetensors", env={"PYTHONIOENCODING": "ascii"})
+    assert (run.code, run.err) == (0, "")
+    assert r"\xfc.safetensors" in run.out
     assert loaded.sha256 in run.out
     assert "CC BY 4.0" in run.out
     layers = [line.split() for line in run.out.splitlines() if line.startswith("conv")]
@@ -106,7 +110,7 @@ def test_weights_as_json(d2net: Run) -> None:
 
 
 def test_broken_weights(d2net: Run, here: Path) -> None:
-    whole = Path(str(d2net("weights", "ots", "--json").json["path"])).read_bytes()
+    whole = CATALOGUE["ots"].path.read_bytes()
     for content in (b"", b"no weights", whole[:1000], whole[:-1]):
         Path("broken.pth").write_bytes(content)
         run = d2net("weights", "broken.pth")

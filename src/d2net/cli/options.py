@@ -28,17 +28,13 @@ _network = functools.partial(_option, "Network")
 _keypoints = functools.partial(_option, "Keypoints")
 _matching = functools.partial(_option, "Matching")
 
-Device = Annotated[str, _network(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")]
-
 
 @dataclass(frozen=True)
 class Printing:
     """Options of every command: how it tells what it did."""
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")] = (
-        False
-    )
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
 
     @property
     def progress(self) -> bool:
@@ -88,7 +84,9 @@ class Extraction:
     weights: Annotated[
         str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
     ] = "default"
-    device: Device = "cpu"
+    device: Annotated[
+        str, _network(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")
+    ] = "cpu"
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"],
         _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only)."),

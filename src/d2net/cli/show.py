@@ -29,7 +29,8 @@ def show(
     plot_keypoints(
         photo,
         features,
-        score_map=model.score_map(photo, **_limits(model.settings)),
+        # Without keypoints the photo may be too small for a map.
+        score_map=model.score_map(photo, **_limits(model.settings)) if len(features) else None,
         upright=model.settings.upright,
         output=output,
     )
