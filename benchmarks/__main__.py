@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import extraction, matching, memory, precision
-from benchmarks.table import Row, machine, markdown
+from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "extraction": extraction.rows,
@@ -18,8 +18,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "precision": precision.rows,
     "gpu": extraction.gpu_rows,
 }
-FILE = Path(__file__).parents[1] / "BENCHMARKS.md"
-BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -34,11 +33,16 @@ def main() -> None:
         rows += PARTS[name]()
         print(markdown(rows), flush=True)
     if "--write" in sys.argv:
-        text = FILE.read_text()
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        table = f"Measured on: {machine()}.\n\n{markdown(rows)}\n"
-        FILE.write_text(f"{before}{BEGIN}{table}{END}{after}")
+        text = f"Measured on: {machine()}.\n\n{markdown(rows)}"
+        _write(ROOT / "BENCHMARKS.md", text)
+        _write(ROOT / "README.md", brief(row for row in rows if row.headline))
+
+
+def _write(file: Path, table: str) -> None:
+    """Put a table between a file's markers."""
+    before, begin, rest = file.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->")
+    file.write_text(f"{before}{begin}{table}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def rows() -> list[Row]:
                 f"at most {limit} GB",
                 size <= limit * 1e9,
                 f"{keypoints:,} keypoints, {seconds:.1f} s with start and import",
+                headline=True,
             )
         )
     return found

@@ -10,13 +10,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line: what was measured, what came out, what it should be."""
+    """One line: what was measured, what came out, what it should be; headlines go to the README."""
 
     what: str
     measured: str
     target: str
     met: bool
     detail: str = ""
+    headline: bool = False
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -25,6 +26,13 @@ def markdown(rows: Iterable[Row]) -> str:
     for row in rows:
         met = "yes" if row.met else "**no**"
         lines.append(f"| {row.what} | {row.measured} | {row.target} | {met} | {row.detail} |")
+    return "\n".join(lines)
+
+
+def brief(rows: Iterable[Row]) -> str:
+    """The rows with their results alone."""
+    lines = ["| what | measured | |", "|---|---|---|"]
+    lines += [f"| {row.what} | {row.measured} | {row.detail} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -36,8 +36,9 @@ SMALLEST_SIDE = 8
 """Shortest side of an image, in pixels, that leaves one cell at both strides."""
 
 _BAND_BYTES = 8 << 20
-_WINOGRAD_CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
-"""Fewest input channels at which Winograd beats a direct convolution (measured on two cores)."""
+_WINOGRAD_FROM = {torch.float32: 128 * 256, torch.bfloat16: 256 * 512}
+"""Fewest channels (input times output) at which Winograd beats a direct convolution on a CPU: from
+conv3_1 on in float32, from conv4_1 on in bfloat16 (measured on two cores)."""
 
 
 class Trunk(nn.Module):
@@ -114,43 +115,48 @@ class Trunk(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         last = len(self.stages) - 1
         for i in range(last):
-            x = self._stage_in_bands(x, i, pool=i < last - 1)
+            x = self._stage(x, i, pool=i < last - 1)
         x = F.avg_pool2d(x, 2, 1)
         for name in self.stages[last]:
             x = self._convolve(x, name, images.dtype, dilation=2)
         return x.permute(0, 2, 3, 1).contiguous()
 
-    def _stage_in_bands(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
-        """One stage and its max pool, a band of rows at a time.
+    def _stage(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
+        """One stage and its max pool, on a CPU a band of rows at a time.
 
         A band is what stays in cache and keeps the widest maps from ever standing whole in memory.
-        The rows that a band's convolutions need from its neighbours are computed twice.
+        The rows that a band's convolutions need from its neighbours are computed twice. (Winograd
+        works in blocks of its own.)
         """
         names = self.stages[stage]
-        widths = self.convolution(names[-1]).out_channels
         batch, _, height, width = x.shape
+        channels = self.convolution(names[-1]).out_channels
         step = 2 if pool else 1
         out_height, out_width = height // step, width // step
-        row_bytes = step * batch * width * widths * x.element_size()
-        band = out_height
-        if x.device.type == "cpu" and not self._by_winograd(names[-1], x.device, x.dtype):
-            band = max(16, _BAND_BYTES // row_bytes)
-        out = x.new_empty(batch, out_height, out_width, widths).permute(0, 3, 1, 2)
-        halo = len(names)
+        band = max(16, _BAND_BYTES // (step * batch * width * channels * x.element_size()))
+        by_winograd = any(self._by_winograd(name, x.device, x.dtype) for name in names)
+        if x.device.type != "cpu" or by_winograd or band >= out_height:
+            return self._convolve_and_pool(x, names, pool=pool)
+        out = x.new_empty(batch, out_height, out_width, channels).permute(0, 3, 1, 2)
+        halo = step * -(-len(names) // step)
         for first in range(0, out_height, band):
             end = min(first + band, out_height)
             low = max(first * step - halo, 0)
-            y = x[:, :, low : min(end * step + halo, height)]
-            for name in names:
-                y = self._convolve(y, name, x.dtype)
-            y = y[:, :, first * step - low : end * step - low]
-            out[:, :, first:end] = F.max_pool2d(y, 2, 2) if pool else y
+            high = min(end * step + halo, height)
+            y = self._convolve_and_pool(x[:, :, low:high], names, pool=pool)
+            skip = first - low // step
+            out[:, :, first:end] = y[:, :, skip : skip + end - first]
         return out
+
+    def _convolve_and_pool(self, x: Tensor, names: Sequence[str], *, pool: bool) -> Tensor:
+        for name in names:
+            x = self._convolve(x, name, x.dtype)
+        return F.max_pool2d(x, 2, 2) if pool else x
 
     def _by_winograd(self, name: str, device: torch.device, dtype: torch.dtype) -> bool:
         layer = self.convolution(name)
-        fewest = _WINOGRAD_CHANNELS.get(dtype, torch.inf) if device.type == "cpu" else torch.inf
-        return layer.in_channels >= fewest and layer.out_channels > layer.in_channels // 2
+        fewest = _WINOGRAD_FROM.get(dtype, torch.inf) if device.type == "cpu" else torch.inf
+        return layer.in_channels * layer.out_channels >= fewest
 
     def _convolve(self, x: Tensor, name: str, dtype: torch.dtype, dilation: int = 1) -> Tensor:
         """Convolution and ReLU of B x C x H x W in channels-last memory.

@@ -1,0 +1,96 @@
+"""Features and Matches: shapes are checked, rows stay together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from d2net import Features, InputError, Matches
+
+
+def make(n: int = 5) -> Features:
+    return Features(
+        keypoints=torch.arange(2 * n).view(n, 2).float(),
+        scores=torch.arange(n).float(),
+        scales=torch.ones(n),
+        descriptors=torch.nn.functional.normalize(torch.eye(n, 8) + 0.1, dim=1),
+        image_size=(640, 480),
+        uncertainty=torch.full((n,), 1.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keypoints", torch.zeros(5, 3)),
+        ("keypoints", torch.zeros(5, 2).half()),
+        ("scores", torch.zeros(4)),
+        ("scales", torch.zeros(5, 1)),
+        ("uncertainty", torch.zeros(5).double()),
+        ("descriptors", torch.zeros(8, 5)),
+        ("descriptors", torch.zeros(5, 8).int()),
+    ],
+)
+def test_wrong_shapes_and_types_are_refused(name: str, value: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=f"{name} must be"):
+        replace(make(), **{name: value})
+
+
+def test_rows_stay_together() -> None:
+    some = make()[torch.tensor([3, 1])]
+    assert len(some) == 2
+    assert some.keypoints.tolist() == [[6, 7], [2, 3]]
+    assert some.scores.tolist() == [3, 1]
+    assert some.image_size == (640, 480)
+    assert len(make()[:0]) == 0
+
+
+def test_half_halves_descriptors_only() -> None:
+    halved = make().half()
+    assert halved.descriptors.dtype == torch.float16
+    assert halved.keypoints.dtype == halved.scores.dtype == torch.float32
+
+
+def test_to_dict_has_lightglues_keys_and_batch_dimension() -> None:
+    values = make().half().to_dict()
+    assert set(values) == {"keypoints", "keypoint_scores", "descriptors", "image_size"}
+    assert values["keypoints"].shape == (1, 5, 2)
+    assert values["descriptors"].shape == (1, 5, 8)
+    assert values["descriptors"].dtype == torch.float32
+    assert values["image_size"].tolist() == [[640, 480]]
+
+
+def test_verified_keeps_the_inliers() -> None:
+    indices = torch.tensor([[0, 4], [1, 3], [2, 2]])
+    matches = Matches(indices, torch.tensor([0.9, 0.8, 0.7]))
+    assert matches.verified() is matches
+    assert matches.num_inliers == 3
+    marked = replace(matches, inliers=torch.tensor([True, False, True]), model="homography")
+    assert marked.num_inliers == 2
+    kept = marked.verified()
+    assert kept.indices.tolist() == [[0, 4], [2, 2]]
+    assert kept.similarity.tolist() == pytest.approx([0.9, 0.7])
+    assert kept.num_inliers == len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("indices", torch.zeros(3, 2).float()),
+        ("indices", torch.zeros(2, 3).long()),
+        ("similarity", torch.zeros(2)),
+        ("inliers", torch.zeros(3)),
+        ("inliers", torch.zeros(2).bool()),
+    ],
+)
+def test_matches_are_checked(name: str, value: torch.Tensor) -> None:
+    matches = Matches(torch.zeros(3, 2).long(), torch.zeros(3))
+    with pytest.raises(InputError, match=name):
+        replace(matches, **{name: value})
+
+
+def test_they_print_in_a_line() -> None:
+    assert repr(make()) == "Features(5 keypoints, 8-D float32, 640 x 480 px)"
+    assert repr(Matches(torch.zeros(3, 2).long(), torch.zeros(3))) == "Matches(3)"
