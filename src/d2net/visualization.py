@@ -80,7 +80,7 @@ def plot_matches(
             unknown extension.
         OutputError: the picture cannot be written.
     """
-    path = _checked_output(output)
+    path = picture_path(output)
     check_belongs(matches, a, b)
     picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
     rows_a, rows_b = matches.indices.cpu().unbind(1)
@@ -143,7 +143,7 @@ def plot_keypoints(
             h x w; an unknown extension.
         OutputError: the picture cannot be written.
     """
-    path = _checked_output(output)
+    path = picture_path(output)
     photo = _photo(image, features, upright)
     heat = None if score_map is None else _heat_values(score_map)
     picture = _Picture([photo] if heat is None else [photo, photo])
@@ -428,8 +428,12 @@ def _heat_values(score_map: ArrayLike | Tensor) -> Values:
     return values
 
 
-def _checked_output(output: PathLike | None) -> Path | None:
-    """The path, if its extension is known: told before the work, not after it."""
+def picture_path(output: PathLike | None) -> Path | None:
+    """The path of a picture to be written, if its extension is known: to ask before the work.
+
+    Raises:
+        InputError: the extension is none of .png, .jpg, .jpeg.
+    """
     if output is None:
         return None
     path = Path(output)

@@ -187,4 +187,4 @@ def test_memory_for_30000_keypoints():
     result = subprocess.run(
         [sys.executable, "-c", MEMORY_OF_30000], capture_output=True, text=True, check=True
     )
-    assert int(result.stdout) < 300_000  # kB on top of the descriptors; 1 GB is the promise
+    assert int(result.stdout) < 500_000  # kB on top of the descriptors; 1 GB is the promise

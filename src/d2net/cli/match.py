@@ -69,8 +69,9 @@ def _match_photos(
     model = extraction.model(printing)
 
     from d2net.matching import match
-    from d2net.visualization import plot_matches
+    from d2net.visualization import picture_path, plot_matches
 
+    picture_path(picture)
     a, b = model.extract(first), model.extract(second)
     found = match(a, b, **matching.arguments())
     plot_matches(first, second, a, b, found, upright=model.settings.upright, output=picture)

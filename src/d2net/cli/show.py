@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from d2net.cli import options
-from d2net.config import ExtractionSettings
 
 
 def show(
@@ -23,14 +22,14 @@ def show(
     """Draw keypoints, their scales and the score map on a photo."""
     model = extraction.model(printing)
 
-    from d2net.visualization import plot_keypoints
+    from d2net.visualization import picture_path, plot_keypoints
 
-    features = model.extract(photo)
+    picture_path(output)
+    features, scores = model.extract(photo), model.score_map(photo)
     plot_keypoints(
         photo,
         features,
-        # Without keypoints the photo may be too small for a map.
-        score_map=model.score_map(photo, **_limits(model.settings)) if len(features) else None,
+        score_map=scores if scores.numel() else None,
         upright=model.settings.upright,
         output=output,
     )
@@ -44,9 +43,3 @@ def show(
         },
         f"{len(features):,} keypoints in {width} x {height} pixels: {output}",
     )
-
-
-def _limits(settings: ExtractionSettings) -> dict[str, int]:
-    """Size limits for the score map: it is never tiled, and small in the picture anyway."""
-    most = {"max_edge": 1600, "max_sum_edges": 2800}
-    return {name: min(getattr(settings, name) or limit, limit) for name, limit in most.items()}

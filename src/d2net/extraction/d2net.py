@@ -174,12 +174,22 @@ class D2Net(nn.Module):
         image: ImageLike,
         **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
     ) -> Tensor:
-        """Soft detection scores (equations 4 to 7) of a photo within the size limits, to look at.
+        """Soft detection scores (equations 4 to 7) of a photo, to look at.
+
+        The photo is reduced to the default size limits at least: this map is never tiled.
 
         Returns:
-            h x w float32 at stride 4, one level, the whole summing to one.
+            h x w float32 at stride 4, one level, the whole summing to one; h or w is 0 where the
+            photo is too small for a cell.
         """
-        photo = prepare(image, self.settings.updated(**settings))
+        chosen, most = self.settings.updated(**settings), ExtractionSettings()
+        photo = prepare(
+            image,
+            chosen.updated(
+                max_edge=_smaller(chosen.max_edge, most.max_edge),
+                max_sum_edges=_smaller(chosen.max_sum_edges, most.max_sum_edges),
+            ),
+        )
         pixels = torch.from_numpy(photo.pixels).to(self.device)
         with torch.no_grad():
             maps = self.trunk.extract(self.normalisation(pixels.permute(2, 0, 1)[None].float()))
@@ -219,6 +229,11 @@ class D2Net(nn.Module):
                 original=settings.original,
                 dtype=dtype,
             )
+
+
+def _smaller(*limits: int | None) -> int | None:
+    """The strictest of some size limits, of which None is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ def soft_scores(maps: Tensor) -> Tensor:
     Returns:
         B x h x w, not negative; each image sums to one (to zero where nothing is active).
     """
+    if maps.numel() == 0:
+        return maps.new_zeros(len(maps), *maps.shape[2:])
     maps = F.relu(maps)
     batch = len(maps)
     tiny = torch.finfo(maps.dtype).tiny
