@@ -25,7 +25,9 @@ from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
 
 POSITION_DEVIATION = 1.5
-"""Standard deviation per axis of a detection at level 1, in pixels."""
+"""Standard deviation per axis of a detection at level 1, in pixels; it goes with the square root of
+the scale. Measured (median absolute deviation of right matches under random homographies with
+photometric change, over sqrt 2): 1.2 px at scale 0.5, 1.4 to 1.6 at 1, 2.1 to 2.4 at 2."""
 
 
 class D2Net(nn.Module):
@@ -290,7 +292,7 @@ def _features(found: Keypoints, photo: PreparedPhoto) -> Features:
         scales=found.scales[chosen],
         descriptors=found.descriptors[chosen],
         image_size=photo.size,
-        uncertainty=found.scales[chosen] * (POSITION_DEVIATION * magnification),
+        uncertainty=found.scales[chosen].sqrt() * (POSITION_DEVIATION * magnification),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +113,7 @@ def _find_in_window(
     order = ((level.number * maps.shape[2] + found.channels) * level.cells[0] + rows) * level.cells[
         1
     ]
-    values = found.values / level.number if original else found.values
+    values = found.values * _score_factor(level, original=original)
     return Keypoints(
         positions,
         values,
@@ -120,6 +121,16 @@ def _find_in_window(
         describe(maps, found.positions),
         order + cols,
     )
+
+
+def _score_factor(level: Level, *, original: bool) -> float:
+    """Makes scores of levels comparable.
+
+    The release sums maps and divides by the level's number. The default's maps are means, and a
+    value counts in proportion to the square root of the resolution: of the exponents tried, the
+    one whose best 500 keypoints matched most accurately (0.57 at 3 px; 0.52 for plain values).
+    """
+    return 1 / level.number if original else math.sqrt(level.factor)
 
 
 def _samples_inside(found: Detections, maps: Tensor) -> Tensor:
