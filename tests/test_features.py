@@ -47,6 +47,11 @@ def test_rows_stay_together() -> None:
     assert len(make()[:0]) == 0
 
 
+def test_best_goes_by_score() -> None:
+    assert make().best(2).scores.tolist() == [4, 3]
+    assert make().best(None).scores.tolist() == make().best(9).scores.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_half_halves_descriptors_only() -> None:
     halved = make().half()
     assert halved.descriptors.dtype == torch.float16

@@ -8,7 +8,7 @@ from benchmarks.memory import peak
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("width", "height", "limit"), [(1600, 1200, 1.5e9), (6000, 4000, 2.5e9)])
 def test_peak_memory(width: int, height: int, limit: float) -> None:
     keypoints, size, _ = peak(width, height)

@@ -77,6 +77,12 @@ class Features:
             uncertainty=self.uncertainty[rows],
         )
 
+    def best(self, n: int | None) -> Features:
+        """The n features with the highest scores, best first; all as they are if n is None."""
+        if n is None or len(self) <= n:
+            return self
+        return self[self.scores.argsort(descending=True, stable=True)[:n]]
+
     def to(self, device: str | torch.device) -> Features:
         """The same features with all tensors on `device`."""
         return replace(

@@ -1,0 +1,1 @@
+"""The field's protocols on any data, with any features."""

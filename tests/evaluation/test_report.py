@@ -1,0 +1,342 @@
+"""Reports: what a person reads in the terminal and on the page."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from d2net.errors import InputError
+from d2net.evaluation.gallery import draw_pair
+from d2net.evaluation.published import published_rows
+from d2net.evaluation.report import terminal_tables, write_html
+from d2net.evaluation.results import Drawing, PairResult, Result, averaged
+
+PHOTOS = Path(__file__).parent.parent / "data"
+GRAF = ("graf1.png", "graf3.png")
+ODD = '<script>alert(1)</script> & "quoted" [bold]'
+
+
+def pair(group: str, share: float, photos: tuple[str, str] = GRAF, matches: int = 60) -> PairResult:
+    random = np.random.default_rng(round(1000 * share))
+    ends = random.uniform(0, (799, 639), (2, matches, 2)).astype(np.float32)
+    right = np.arange(matches) < share * matches
+    figures = {f"MMA@{t}": share * t / 10 for t in range(1, 11)}
+    figures |= {"corner@3": float(share > 0.5), "features": 2282.0, "matches": float(matches)}
+    return PairResult(group, photos, figures, Drawing(ends[0], ends[1], right))
+
+
+def result(method: str, pairs: list[PairResult], **changes: object) -> Result:
+    names = sorted({p.group for p in pairs})
+    kinds = {
+        "illumination": [name for name in names if name.startswith("i_")],
+        "viewpoint": [name for name in names if name.startswith("v_")],
+    }
+    made = Result(
+        protocol="homography",
+        method=method,
+        folder="photos/planar",
+        provenance={"weights": {"sha256": "0123abcd"}},
+        settings={"seed": 7},
+        pairs=pairs,
+        groups=averaged(pairs, kinds),
+        headline=["MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches"],
+        curve={float(t): f"MMA@{t}" for t in range(1, 11)},
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def two_methods() -> list[Result]:
+    return [
+        result("first", [pair("i_dome", 0.25), pair("v_wall", 0.55)]),
+        result(ODD, [pair("i_dome", 0.75), pair("v_wall", 0.35)]),
+    ]
+
+
+def hpatches(method: str, share: float, sequences: int = 108) -> Result:
+    names = [f"{'iv'[i % 2]}_{i}" for i in range(sequences)]
+    drawn = pair("", share)
+    return result(method, [dataclasses.replace(drawn, group=n, drawing=None) for n in names])
+
+
+def page(tmp_path: Path, results: list[Result], name: str = "page.html") -> str:
+    path = tmp_path / name
+    write_html(path, results, PHOTOS)
+    return path.read_text(encoding="utf-8")
+
+
+def printed(results: list[Result], *, colour: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=200, force_terminal=colour)
+    console.print(*terminal_tables(results))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+class _Parser(HTMLParser):
+    """Tables as rows of cells, images, and the tags that were met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.images: list[str] = []
+        self.references: list[str] = []
+        self.tags: set[str] = set()
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.references += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self._cell = tag in ("td", "th")
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+def tables(text: str) -> list[str]:
+    return re.findall(r"<table>.*?</table>", text, re.DOTALL)
+
+
+def parsed(text: str) -> _Parser:
+    parser = _Parser()
+    parser.feed(text)
+    return parser
+
+
+# --- The terminal ----------------------------------------------------------------------------
+
+
+def test_terminal_shows_the_figures_of_every_method_overall_and_by_group() -> None:
+    lines = printed(two_methods()).splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    overall = ["0.040", "0.120", "0.200", "0.400", "0.500", "2,282", "60"]
+    assert ["first", *overall] in rows
+    assert ["i_dome", "first", "0.025", "0.075", "0.125", "0.250"] in rows
+    assert ["", ODD, "0.035", "0.105", "0.175", "0.350"] in rows
+    assert {row[0] for row in rows} >= {"illumination", "viewpoint", "v_wall"}
+
+
+def test_terminal_prints_the_better_figure_bold_but_not_the_larger_count() -> None:
+    few, many = pair("wall", 0.2, matches=10), pair("wall", 0.8, matches=90)
+    text = printed([result("a", [few]), result("b", [many])], colour=True)
+    bold = {cell.strip() for cell in re.findall(r"\x1b\[1m([^\x1b]*)\x1b\[0m", text)}
+    assert "0.240" in bold  # MMA@3 of b
+    assert "0.060" not in bold
+    assert "90" not in bold
+
+
+def test_terminal_leaves_many_sequences_to_the_page() -> None:
+    text = printed([hpatches("a", 0.5)])
+    assert "viewpoint" in text
+    assert "i_0" not in text
+
+
+def test_smaller_errors_are_better() -> None:
+    results = [
+        result(
+            method,
+            [PairResult("wall", GRAF, {"position error": value})],
+            groups={"overall": {"position error": value}},
+            headline=["position error"],
+            curve={},
+        )
+        for method, value in (("a", 0.25), ("b", 2.5), ("failed", float("inf")))
+    ]
+    text = printed(results, colour=True)
+    assert re.search(r"\x1b\[1m\s*0\.25", text)
+    assert not re.search(r"\x1b\[1m\s*2\.50", text)
+    assert "∞" in text
+
+
+@pytest.mark.parametrize("results", [[], ["homography", "pose"]])
+def test_results_of_several_protocols_or_none_are_refused(
+    results: list[str], tmp_path: Path
+) -> None:
+    given = [result("a", [pair("wall", 0.5)], protocol=protocol) for protocol in results]
+    with pytest.raises(InputError, match="one protocol"):
+        terminal_tables(given)
+    with pytest.raises(InputError, match="one protocol"):
+        write_html(tmp_path / "page.html", given, PHOTOS)
+    assert not (tmp_path / "page.html").exists()
+
+
+# --- The page --------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    text = page(tmp_path, two_methods())
+    found = parsed(text)
+    assert found.references
+    assert all(reference.startswith("data:image/jpeg;base64,") for reference in found.references)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert not found.tags & {"script", "link", "iframe", "object"}
+
+
+def test_page_shows_every_figure_of_every_method_and_group(tmp_path: Path) -> None:
+    found = parsed(page(tmp_path, two_methods()))
+    assert ["first", "0.040", "0.120", "0.200", "0.400", "0.500", "2,282", "60"] in found.rows
+    by_group = {tuple(row[:3]) for row in found.rows}
+    assert ("i_dome", "first", "0.025") in by_group
+    assert ("", ODD, "0.035") in by_group
+    assert {"illumination", "viewpoint", "v_wall"} <= {row[0] for row in found.rows}
+
+
+def test_page_shows_names_as_they_are(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    odd = "<img src=x onerror=y>.png"
+    photos.mkdir()
+    Image.new("RGB", (90, 60)).save(photos / odd)
+    results = [result(ODD, [pair("<b>group", 0.5, (odd, odd))], folder="<i>folder")]
+    path = tmp_path / "page.html"
+    write_html(path, results, photos)
+    text = path.read_text(encoding="utf-8")
+    for raw in ("<script", "<img src=x", "<b>group", "<i>folder"):
+        assert raw not in text
+    assert any(ODD in row for row in parsed(text).rows)
+
+
+def test_page_says_how_it_was_made(tmp_path: Path) -> None:
+    text = page(tmp_path, two_methods())
+    about = two_methods()[0].to_dict()
+    for shown in ("0123abcd", "settings.seed", str(about["machine"]), str(about["d2net"])):
+        assert shown in text
+
+
+def test_gallery_shows_the_best_and_the_worst_pairs_once_and_small(tmp_path: Path) -> None:
+    shares = [i / 20 for i in range(1, 13)]
+    text = page(tmp_path, [result("a", [pair(f"s{i}", s) for i, s in enumerate(shares)])])
+    counts = re.findall(r"([\d,]+) right</b>, <b class=\"wrong\">([\d,]+) wrong", text)
+    right = [int(r) for r, _ in counts]
+    assert right == [36, 33, 30, 27, 3, 6, 9, 12]  # best first, then worst first
+    images = parsed(text).images
+    assert len(images) == 8
+    for uri in images:
+        assert len(uri) <= 150_000
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+            assert image.width <= 1000
+
+
+def test_few_pairs_are_shown_once(tmp_path: Path) -> None:
+    text = page(tmp_path, [result("a", [pair("x", 0.2), pair("y", 0.4)])])
+    assert len(parsed(text).images) == 2
+    assert "Worst" not in text
+
+
+def test_page_without_drawings_or_curve_has_no_gallery_and_no_plot(tmp_path: Path) -> None:
+    bare = dataclasses.replace(pair("x", 0.5), drawing=None)
+    found = parsed(page(tmp_path, [result("a", [bare], curve={})]))
+    assert not found.images
+    assert "polyline" not in found.tags
+
+
+def test_a_match_is_drawn_between_its_ends_in_its_colour(tmp_path: Path) -> None:
+    for name, size in (("a.png", (200, 100)), ("b.png", (100, 100))):
+        Image.new("RGB", size, (90, 90, 90)).save(tmp_path / name)
+    drawing = Drawing(
+        np.array([[20, 20], [20, 80]], np.float32),
+        np.array([[50, 20], [50, 80]], np.float32),
+        np.array([True, False]),
+    )
+    canvas = draw_pair(tmp_path / "a.png", tmp_path / "b.png", drawing).astype(int)
+    scale = canvas.shape[0] / 100
+    for height, first, second in ((20, 2, 0), (80, 0, 2)):  # blue above, red below
+        y = round((height + 0.5) * scale - 0.5)
+        for x in (20, canvas.shape[1] / scale - 50):
+            pixel = canvas[y, round((x + 0.5) * scale - 0.5)]
+            assert pixel[first] > pixel[second] + 100
+
+
+def test_curves_have_a_plot_for_each_kind_and_a_line_for_each_method(tmp_path: Path) -> None:
+    text = page(tmp_path, two_methods())
+    plots = re.findall(
+        r'<figure class="plot">\s*<figcaption>(\w+)</figcaption>(.*?)</figure>', text, re.S
+    )
+    assert [name for name, _ in plots] == ["overall", "illumination", "viewpoint"]
+    for _, plot in plots:
+        assert plot.count("<polyline") == 2
+    assert "first: 0.120 at 3" in plots[0][1]
+
+
+def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
+    first, again = (two_methods()[:1] for _ in range(2))
+    assert page(tmp_path, first) == page(tmp_path, again, "again.html")
+
+
+def test_an_unreadable_photo_leaves_the_old_page(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    missing = [result("a", [pair("x", 0.5, ("gone.png", "gone.png"))])]
+    with pytest.raises(Exception, match=r"gone\.png"):
+        write_html(path, missing, PHOTOS)
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+    assert path.read_text() == "old"
+
+
+# --- Published rows --------------------------------------------------------------------------
+
+
+def test_published_curves_are_drawn_only_with_hpatches_itself(tmp_path: Path) -> None:
+    whole = page(tmp_path, [hpatches("a", 0.5)])
+    part = page(tmp_path, [hpatches("a", 0.5, sequences=20)])
+    rows = published_rows("homography")[0].rows
+    assert whole.count('<polyline class="reference"') == 3 * len(rows) + 1  # one in the legend
+    assert '<polyline class="reference"' not in part
+    assert "do not compare with the figures above" in part
+    assert "do not compare with the figures above" not in whole
+    for text in (whole, part):
+        assert "Published, on HPatches, 108 sequences" in text
+        published = [table for table in tables(text) if "D2-Net MS Trained" in table]
+        assert len(published) == 1
+        assert ">a<" not in published[0]
+        assert "0.640" in published[0]  # its MMA@5
+        assert "d2-net-trained-ms.npy" in published[0]
+
+
+def test_published_rows_have_figures_and_sources() -> None:
+    for protocol in ("homography", "pose", "localization", "reconstruction"):
+        published = published_rows(protocol)
+        assert published
+        for table in published:
+            for row in table.rows:
+                assert row.source
+                assert row.figures
+    assert published_rows("epipolar") == ()
+
+
+def test_published_hpatches_rows_are_those_of_the_authors() -> None:
+    rows = {row.method: row.figures for row in published_rows("homography")[0].rows}
+    assert rows["D2-Net SS (off-the-shelf)"]["overall"]["MMA@3"] == pytest.approx(0.406, abs=5e-4)
+    for figures in rows.values():
+        weighted = 52 / 108 * figures["illumination"]["MMA@5"]
+        weighted += 56 / 108 * figures["viewpoint"]["MMA@5"]
+        assert figures["overall"]["MMA@5"] == pytest.approx(weighted, abs=1e-5)
+
+
+def test_aachen_before_and_after_its_new_ground_truth_are_apart(tmp_path: Path) -> None:
+    old = [table for table in published_rows("localization") if "before summer 2020" in table.data]
+    assert len(old) == 1
+    assert {row.method for row in old[0].rows} == {
+        "Upright RootSIFT",
+        "D2-Net SS (trained), as quoted",
+    }
+    text = page(tmp_path, [result("a", [pair("x", 0.5)], protocol="localization")])
+    with_old = [table for table in tables(text) if "Upright RootSIFT" in table]
+    assert len(with_old) == 1
+    assert "website entry" not in with_old[0]
+    assert "hloc" not in with_old[0].lower()
