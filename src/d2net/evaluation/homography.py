@@ -210,7 +210,9 @@ def _shared(
 
     def inside(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
         x, y = points.T
-        return (x >= -0.5) & (x <= size[0] - 0.5) & (y >= -0.5) & (y <= size[1] - 0.5)
+        within: NDArray[np.bool_] = (x >= -0.5) & (x <= size[0] - 0.5)
+        within &= (y >= -0.5) & (y <= size[1] - 0.5)
+        return within
 
     return a[inside(transfer(H, a), size_b)], b[inside(transfer(_inverse(H), b), size_a)]
 
