@@ -26,21 +26,15 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         overall = result["groups"]["overall"]
         cells = [_number(overall[name]) for name in columns]
-        lines.append(f"| `{_short(result['method'])}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{result['method']}` | " + " | ".join(cells) + " |")
     groups = [name for name in results[0]["groups"] if name != "overall"]
     main = columns[min(1, len(columns) - 1)]
     lines += ["", f"{main} per group:", "", "| features | " + " | ".join(groups) + " |"]
     lines.append("|---" * (len(groups) + 1) + "|")
     for result in results:
         cells = [_number(result["groups"][name][main]) for name in groups]
-        lines.append(f"| `{_short(result['method'])}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{result['method']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _short(method: str) -> str:
-    """Without the folders of a weights file."""
-    head, equals, path = method.partition("weights=")
-    return f"{head}{equals}{Path(path).name}" if equals else method
 
 
 def _number(value: float) -> str:

@@ -171,20 +171,16 @@ import resource, torch
 from d2net.matching.nearest import mutual_nearest
 torch.manual_seed(0)
 a, b = (torch.nn.functional.normalize(torch.randn(30_000, 512), dim=1).half() for _ in range(2))
-mutual_nearest(a[:2000], b[:2000], ratio=0.99)  # what libraries set aside once
-def resident():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-before = resident()
 mutual_nearest(a, b, ratio=0.99)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
 def test_memory_for_30000_keypoints():
+    """The whole process, torch and descriptors included, stays under 1 GB."""
     result = subprocess.run(
         [sys.executable, "-c", MEMORY_OF_30000], capture_output=True, text=True, check=True
     )
-    assert int(result.stdout) < 500_000  # kB on top of the descriptors; 1 GB is the promise
+    assert int(result.stdout) < 1_000_000

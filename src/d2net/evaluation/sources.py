@@ -52,7 +52,7 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
         return RootSift(specification, **settings)
     if name in KORNIA:
         _check_settings(name, settings, ("max_keypoints", "max_edge", "weights"))
-        return KorniaSource(specification, name, device=device, **settings)
+        return KorniaSource(_label(specification, settings), name, device=device, **settings)
     return NetworkSource(specification, name, device, settings)
 
 
@@ -66,6 +66,12 @@ def _parsed(specification: str) -> tuple[str, dict[str, Any]]:
         key, equals, text = part.partition("=")
         settings[key.strip()] = _value(text) if equals else True
     return head, settings
+
+
+def _label(specification: str, settings: Mapping[str, Any]) -> str:
+    """The specification without the folders of its weights file."""
+    weights = settings.get("weights")
+    return specification.replace(weights, Path(weights).name) if weights else specification
 
 
 def _check_settings(name: str, settings: Mapping[str, Any], known: tuple[str, ...]) -> None:
