@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "gpu": extraction.gpu_rows,
 }
 ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results.json")
 
 
 def main() -> None:
@@ -33,9 +36,23 @@ def main() -> None:
         rows += PARTS[name]()
         print(markdown(rows), flush=True)
     if "--write" in sys.argv:
+        rows = _merged(rows)
         text = f"Measured on: {machine()}.\n\n{markdown(rows)}"
         _write(ROOT / "BENCHMARKS.md", text)
         _write(ROOT / "README.md", brief(row for row in rows if row.headline))
+
+
+def _merged(rows: list[Row]) -> list[Row]:
+    """The rows measured before, on this machine, with these in place of older ones."""
+    kept: dict[str, Row] = {}
+    if RESULTS.exists():
+        saved = json.loads(RESULTS.read_text())
+        if saved["machine"] == machine():
+            kept = {values["what"]: Row(**values) for values in saved["rows"]}
+    kept.update({row.what: row for row in rows})
+    saved = {"machine": machine(), "rows": [asdict(row) for row in kept.values()]}
+    RESULTS.write_text(json.dumps(saved, indent=2) + "\n")
+    return list(kept.values())
 
 
 def _write(file: Path, table: str) -> None:

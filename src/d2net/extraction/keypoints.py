@@ -110,16 +110,16 @@ def _find_in_window(
     mine = (rows >= own.rows.start) & (rows < own.rows.stop)
     mine &= (cols >= own.cols.start) & (cols < own.cols.stop)
     found, positions, rows, cols = found[mine], positions[mine], rows[mine], cols[mine]
-    order = ((level.number * maps.shape[2] + found.channels) * level.cells[0] + rows) * level.cells[
-        1
-    ]
+    rank = level.number * maps.shape[2] + found.channels
+    for size, index in zip(level.cells, (rows, cols), strict=True):
+        rank = rank * size + index
     values = found.values * _score_factor(level, original=original)
     return Keypoints(
         positions,
         values,
         torch.full_like(values, 1 / level.factor),
         describe(maps, found.positions),
-        order + cols,
+        rank,
     )
 
 
