@@ -90,6 +90,7 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
         "under 8%",
         share < 0.08,
         f"{seconds['after'] * 1000:.0f} ms of {seconds['all']:.2f} s",
+        headline=True,
     )
 
 
