@@ -171,6 +171,18 @@ def test_against_an_independent_implementation(tmp_path: Path) -> None:
     assert result.groups["illumination"]["MMA@3"] == pytest.approx(np.mean(expected[:2]))
 
 
+def test_features_are_counted_once_per_photo(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_sequence(folder, "v_one", {2: H, 3: H, 4: H})
+    rng = np.random.default_rng(2)
+    by_name = {
+        f"v_one/{k}.ppm": features(rng.uniform(0, 99, (n, 2)), rng.normal(size=(n, 8)))
+        for k, n in ((1, 10), (2, 20), (3, 30), (4, 40))
+    }
+    result = evaluate_homography(CachedFeatures(Known(by_name), tmp_path / "cache"), folder)
+    assert result.groups["overall"]["features"] == result.groups["v_one"]["features"] == 25
+
+
 def test_layouts_of_hpatches_and_oxford(tmp_path: Path) -> None:
     write_sequence(tmp_path, "i_x", {2: H, 10: H})
     (tmp_path / "graf").mkdir()

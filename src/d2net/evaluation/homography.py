@@ -128,10 +128,12 @@ def evaluate_homography(
     Returns:
         Per pair, with means per sequence, over `i_*` and `v_*`, and overall: `MMA@t` for 1 to 10
         px; `corner@t`, 1 if the estimated homography puts the photo's corners within t px on
-        average; `repeatability` at 3 px; `matching score`; `features` and `matches`.
+        average; `repeatability` at 3 px; `matching score`; `matches`, and `features` (of both
+        photos; in means, each photo counts once).
     """
     pairs = find_pairs(folder)
     results = []
+    counts: dict[str, dict[str, int]] = {pair.sequence: {} for pair in pairs}
     for left, pair in zip(range(len(pairs) - 1, -1, -1), pairs, strict=True):
         names = tuple(str(p.relative_to(folder).as_posix()) for p in (pair.first, pair.second))
         a, b = (
@@ -139,13 +141,18 @@ def evaluate_homography(
             for path, name in zip((pair.first, pair.second), names, strict=True)
         )
         results.append(_evaluate_pair(pair, (names[0], names[1]), a, b, seed))
+        counts[pair.sequence] |= {names[0]: len(a), names[1]: len(b)}
         if report is not None:
             report(f"{pair.sequence} {pair.second.stem}", left)
-    sequences = sorted({pair.sequence for pair in pairs})
     kinds = {
-        "illumination": [name for name in sequences if name.startswith("i_")],
-        "viewpoint": [name for name in sequences if name.startswith("v_")],
+        "illumination": [name for name in counts if name.startswith("i_")],
+        "viewpoint": [name for name in counts if name.startswith("v_")],
     }
+    groups = averaged(results, kinds)
+    for name, figures in groups.items():
+        members = [name] if name in counts else kinds.get(name, list(counts))
+        photos = [n for member in members for n in counts[member].values()]
+        figures["features"] = float(np.mean(photos))  # photo 1 is in every pair, and counts once
     return Result(
         protocol="homography",
         method=source.name,
@@ -153,7 +160,7 @@ def evaluate_homography(
         provenance=source.source.provenance(),
         settings={"max_keypoints": max_keypoints, "seed": seed, "magsac_px": MAGSAC_THRESHOLD},
         pairs=results,
-        groups=averaged(results, kinds),
+        groups=groups,
         headline=["MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches"],
         curve={float(t): f"MMA@{t}" for t in THRESHOLDS},
     )
