@@ -124,11 +124,11 @@ def parsed(text: str) -> _Parser:
 
 def test_terminal_shows_the_figures_of_every_method_overall_and_by_group() -> None:
     lines = printed(two_methods()).splitlines()
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
     overall = ["0.040", "0.120", "0.200", "0.400", "0.500", "2,282", "60"]
     assert ["first", *overall] in rows
     assert ["i_dome", "first", "0.025", "0.075", "0.125", "0.250"] in rows
-    assert ["", ODD, "0.035", "0.105", "0.175", "0.350"] in rows
+    assert [ODD, "0.035", "0.105", "0.175", "0.350"] in rows
     assert {row[0] for row in rows} >= {"illumination", "viewpoint", "v_wall"}
 
 

@@ -22,6 +22,7 @@ from d2net.evaluation.published import PublishedTable, published_rows
 from d2net.evaluation.results import Figures, Result
 from d2net.evaluation.tables import (
     OVERALL,
+    Cell,
     Table,
     group_table,
     groups_of,
@@ -31,6 +32,7 @@ from d2net.evaluation.tables import (
 from d2net.formats.atomic import locked, replacing
 
 _TERMINAL_GROUPS = 20  # more sequences are for the page
+_FIGURES_WIDTH = 60  # characters that figures may take of a line of 80
 _TERMINAL_FIGURES = 4
 _HPATCHES_SEQUENCES = 100  # HPatches proper has more of them
 
@@ -140,20 +142,38 @@ def _check(results: Sequence[Result]) -> None:
 
 
 def _rich(table: Table, title: str) -> RichTable:
-    """For the terminal; names are never read as markup."""
-    drawn = RichTable(title=Text(title), title_justify="left")
+    """For the terminal, readable at 80 columns; names are never read as markup.
+
+    Methods are rows while their figures fit on a line, and columns when there are more.
+    """
+    drawn = RichTable(
+        title=Text(title), title_justify="left", box=None, padding=(0, 1), header_style="bold"
+    )
+    width = sum(max(len(name), 5) + 2 for name in table.figures)
+    if len(table.labels) == 1 and width > _FIGURES_WIDTH:
+        drawn.add_column("figure")
+        for row in table.rows:
+            drawn.add_column(Text(row.labels[0]), justify="right", overflow="fold")
+        for i, name in enumerate(table.figures):
+            drawn.add_row(Text(name), *(_rich_cell(row.cells[i]) for row in table.rows))
+        return drawn
     for label in table.labels:
-        drawn.add_column(label, overflow="fold")
+        drawn.add_column(label, overflow="fold", min_width=min(16, _longest(table)))
     for name in table.figures:
-        drawn.add_column(Text(name), justify="right", no_wrap=True)
+        drawn.add_column(Text(name), justify="right", min_width=5)
     for i, row in enumerate(table.rows):
         if i and row.starts:
-            drawn.add_section()
-        drawn.add_row(
-            *(Text(label) for label in row.labels),
-            *(Text(cell.text, style="bold" if cell.best else "") for cell in row.cells),
-        )
+            drawn.add_row()
+        drawn.add_row(*(Text(label) for label in row.labels), *map(_rich_cell, row.cells))
     return drawn
+
+
+def _rich_cell(cell: Cell) -> Text:
+    return Text(cell.text, style="bold" if cell.best else "")
+
+
+def _longest(table: Table) -> int:
+    return max(len(label) for row in table.rows for label in row.labels)
 
 
 def _page(results: Sequence[Result], photos_root: Path) -> str:
