@@ -15,6 +15,9 @@ from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.formats.h5 import FeatureFile
+from d2net.geometry import coordinates
+from d2net.geometry.coordinates import Size
+from d2net.images import Pixels
 
 
 class FeatureSource(Protocol):
@@ -148,13 +151,9 @@ class RootSift:
         """Detect and describe on the grey photo."""
         import cv2
 
-        from d2net.geometry import coordinates
-
-        pixels = images.to_pixels(photo)
-        size = (pixels.shape[1], pixels.shape[0])
-        limited = images.limited_size(size, self._max_edge, None)
-        reduced = np.rint(images.resize(pixels, limited)).astype(np.uint8)
-        grey = cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)
+        pixels, size = _reduced(photo, self._max_edge)
+        limited = (pixels.shape[1], pixels.shape[0])
+        grey = cv2.cvtColor(np.rint(pixels).astype(np.uint8), cv2.COLOR_RGB2GRAY)
         sift = cv2.SIFT.create(self._max_keypoints)
         found, descriptors = sift.detectAndCompute(grey, None)
         if descriptors is None:
@@ -172,6 +171,13 @@ class RootSift:
             image_size=size,
             uncertainty=torch.full((len(found),), magnification),
         )
+
+
+def _reduced(photo: Path, max_edge: int | None) -> tuple[Pixels, Size]:
+    """The photo within its longest edge, and its own size."""
+    pixels = images.to_pixels(photo)
+    size = (pixels.shape[1], pixels.shape[0])
+    return images.resize(pixels, images.limited_size(size, max_edge, None)), size
 
 
 KORNIA = ("aliked", "disk", "xfeat")
@@ -216,13 +222,10 @@ class KorniaSource:
 
     def extract(self, photo: Path, name: str) -> Features:
         """Run the network on the photo in colour, reduced to the longest edge."""
-        from d2net.geometry import coordinates
-
-        pixels = images.to_pixels(photo)
-        size = (pixels.shape[1], pixels.shape[0])
-        limited = images.limited_size(size, self._max_edge, None)
-        reduced = torch.from_numpy(np.ascontiguousarray(images.resize(pixels, limited)))
-        image = (reduced.permute(2, 0, 1)[None].float() / 255).to(self._device)
+        pixels, size = _reduced(photo, self._max_edge)
+        limited = (pixels.shape[1], pixels.shape[0])
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        image = (tensor[None].float() / 255).to(self._device)
         with torch.no_grad():
             points, scores, descriptors = self._run(image)
         n = len(points)
