@@ -2,8 +2,8 @@
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. An output tile of
 4 x 4 takes 36 products per channel pair in place of 144. The products are 36 matrix products; the
-transforms around them are sums of whole slices. It pays on a CPU, in float32, where channels are
-many: a direct convolution already runs at the cores' peak, so only less arithmetic is faster.
+transforms around them are sums of whole slices. It pays on a CPU where channels are many: a direct
+convolution already runs at the cores' peak, so only less arithmetic is faster.
 
 The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity. Against the usual 0, +-1, +-2
 they cost the same and round better (Barabasz et al., "Error Analysis and Improving the Accuracy of
