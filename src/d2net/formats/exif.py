@@ -1,0 +1,75 @@
+"""Where a photo was taken, from its EXIF data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from d2net.decoder_state import quiet_pillow
+from d2net.image_lists import FoundImage
+
+_GPS = 0x8825
+_LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
+
+_SEMI_MAJOR = 6_378_137.0  # metres; WGS84
+_FLATTENING = 1 / 298.257223563
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place on the earth in WGS84, degrees: north and east are positive."""
+
+    latitude: float
+    longitude: float
+
+    def on_ellipsoid(self) -> NDArray[np.float64]:
+        """3, metres: its earth-centred, earth-fixed coordinates at height 0."""
+        latitude, longitude = math.radians(self.latitude), math.radians(self.longitude)
+        e2 = _FLATTENING * (2 - _FLATTENING)
+        normal = _SEMI_MAJOR / math.sqrt(1 - e2 * math.sin(latitude) ** 2)
+        return normal * np.array(
+            [
+                math.cos(latitude) * math.cos(longitude),
+                math.cos(latitude) * math.sin(longitude),
+                (1 - e2) * math.sin(latitude),
+            ]
+        )
+
+
+def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:
+    """The positions of the photos that have one, by name, in the photos' order.
+
+    A photo that cannot be read has none: what is wrong with it is told by who reads its pixels.
+    """
+    found = {photo.name: gps_position(photo.path) for photo in photos}
+    return {name: position for name, position in found.items() if position is not None}
+
+
+def gps_position(path: Path) -> Position | None:
+    """Where the photo was taken; None if its EXIF data do not say so or make no sense.
+
+    0, 0 counts as none: cameras write it before they know.
+    """
+    try:
+        with quiet_pillow, Image.open(path) as image:
+            tags = image.getexif().get_ifd(_GPS)
+        latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], "NS")
+        longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], "EW")
+    except Exception:  # pillow's readers let nearly every kind of exception through
+        return None
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
+        return None
+    return Position(latitude, longitude)
+
+
+def _degrees(parts: tuple[float, float, float], reference: str, directions: str) -> float:
+    """From degrees, minutes, seconds, and one of two directions; the second is negative."""
+    sign = (1, -1)[directions.index(reference.strip("\0 ").upper())]
+    degrees, minutes, seconds = map(float, parts)
+    return sign * (degrees + minutes / 60 + seconds / 3600)
