@@ -8,7 +8,7 @@ from a list are read by `formats.pairs.read_pairs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -105,23 +105,30 @@ def from_gps(
     )
 
 
-def from_covisibility(model: pycolmap.Reconstruction, num_matched: int = 20) -> list[Pair]:
+def from_covisibility(
+    model: pycolmap.Reconstruction, num_matched: int = 20, *, names: Collection[str] | None = None
+) -> list[Pair]:
     """Each photo of a model with those that see the most of the same points.
 
-    Photos come in the order of their names. Those that share no point are no pair.
+    Photos come sorted by name. Those that share no point are no pair.
 
     Args:
         model: with points.
         num_matched: how many others for each photo.
+        names: only these photos; None for all of the model.
 
     Raises:
         InputError: `num_matched` is below 1.
     """
     _check_count("num_matched", num_matched)
-    names, shared = shared_points(model)
+    in_model, shared = shared_points(model)
+    if names is not None:
+        wanted = set(names)
+        rows = [i for i, name in enumerate(in_model) if name in wanted]
+        in_model, shared = [in_model[i] for i in rows], shared[np.ix_(rows, rows)]
     ranked = (-shared).argsort(axis=1, kind="stable")[:, :num_matched]
     return _pairs(
-        names,
+        in_model,
         ([j for j in row if shared[i, j] > 0] for i, row in enumerate(ranked.tolist())),
     )
 
