@@ -126,7 +126,10 @@ def _choose(
         photos = find_images([source])
         names = [photo.name for photo in photos]
         if method == "gps":
-            return names, pairs.from_gps(gps_positions(photos), **chosen)
+            positions = gps_positions(photos)
+            if not positions:
+                raise InputError(f"none of the {len(names)} photos in {source} has a GPS position")
+            return names, pairs.from_gps(positions, **chosen)
     if method == "exhaustive":
         return names, pairs.exhaustive(names)
     if method == "sequential":

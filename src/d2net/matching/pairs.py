@@ -37,9 +37,10 @@ def exhaustive(names: Sequence[str]) -> list[Pair]:
 def sequential(names: Sequence[str], overlap: int = 10, *, quadratic: bool = True) -> list[Pair]:
     """Pairs of photos that follow each other, for videos and walks.
 
-    As COLMAP's sequential matching (`SequentialPairingOptions`): each photo with the `overlap` next
-    ones and, if `quadratic`, with those 1, 2, 4, ... 2^(overlap - 1) later, which hold a long
-    sequence together where it slows down or comes back.
+    Each photo with the `overlap` next ones and, if `quadratic`, with those 1, 2, 4, ...
+    2^(overlap - 1) later, which hold a long sequence together where it slows down or comes back.
+    These are the pairs of COLMAP's sequential matching without and with its `quadratic_overlap`,
+    both together (COLMAP 4 makes one or the other).
 
     Args:
         names: in the order in which they were taken; see `natural_order`.
