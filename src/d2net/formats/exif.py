@@ -59,8 +59,8 @@ def gps_position(path: Path) -> Position | None:
     try:
         with quiet_pillow, Image.open(path) as image:
             tags = image.getexif().get_ifd(_GPS)
-        latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], "NS")
-        longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], "EW")
+        latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], {"N": 1, "S": -1})
+        longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], {"E": 1, "W": -1})
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
@@ -68,8 +68,7 @@ def gps_position(path: Path) -> Position | None:
     return Position(latitude, longitude)
 
 
-def _degrees(parts: tuple[float, float, float], reference: str, directions: str) -> float:
-    """From degrees, minutes, seconds, and one of two directions; the second is negative."""
-    sign = (1, -1)[directions.index(reference.strip("\0 ").upper())]
+def _degrees(parts: tuple[float, float, float], reference: str, signs: dict[str, int]) -> float:
+    """From degrees, minutes, seconds and the letter of a direction."""
     degrees, minutes, seconds = map(float, parts)
-    return sign * (degrees + minutes / 60 + seconds / 3600)
+    return signs[reference.strip("\0 ").upper()] * (degrees + minutes / 60 + seconds / 3600)
