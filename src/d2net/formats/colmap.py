@@ -1,4 +1,4 @@
-"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
+"""COLMAP's database of photos, keypoints and matches, and its models, through pycolmap.
 
 COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
 Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2net.errors import OutputError
+from d2net.errors import FormatError, InputError, OutputError
 from d2net.features import Features
 from d2net.formats.arrays import as_numpy
 from d2net.formats.atomic import locked, replacing
@@ -25,6 +25,31 @@ if TYPE_CHECKING:
 _FOCAL_LENGTH_FACTOR = 1.2
 """COLMAP's own guess, in units of the longer side (ImageReaderOptions.default_focal_length_factor).
 """
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, text or binary."""
+    return any((folder / f"images{ending}").is_file() for ending in (".txt", ".bin"))
+
+
+def read_model(folder: Path) -> pycolmap.Reconstruction:
+    """Read a model, text or binary.
+
+    Raises:
+        InputError: the folder holds none.
+        FormatError: it is damaged.
+    """
+    import pycolmap
+
+    if not is_model(folder):
+        raise InputError(
+            f"{folder} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
+        )
+    try:
+        return pycolmap.Reconstruction(folder)
+    except (ValueError, LookupError, RuntimeError) as error:  # what its checks throw
+        reason = " ".join(str(error).split())
+        raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
 
 
 def write_database(
