@@ -133,5 +133,83 @@ def pose(
     evaluation.run(partial(evaluate_pose, **arguments), folder, printing)
 
 
-for _command in (homography, epipolar, pose):
+def localization(
+    *,
+    folder: Folder,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Queries and photos of the map to match them with; repeatable.",
+            show_default="pairs-query-*.txt in DIR",
+        ),
+    ] = None,
+    queries: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Queries with intrinsics; repeatable.",
+            show_default="queries/*_time_queries_with_intrinsics.txt in DIR",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="COLMAP model (a folder) or .nvm file of the map.",
+            show_default="found in DIR/3D-models",
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="True poses of the queries: name qw qx qy qz tx ty tz.",
+            show_default="none",
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write poses as visuallocalization.net takes them.",
+            show_default="none",
+        ),
+    ] = None,
+    num_covisible: Annotated[
+        int, typer.Option(metavar="N", help="Photos that each one of the map is matched with.")
+    ] = 20,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Largest reprojection error of an inlier.",
+            show_default="12, InLoc 48",
+        ),
+    ] = None,
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
+    """Photos placed in a map: Aachen Day-Night, InLoc.
+
+    DIR is in the layout of either, see docs/localization-benchmarks.md.
+    """
+    if submission is not None and evaluation.compare:
+        raise InputError("--submission is for the poses of one method; leave --compare out")
+    from d2net.evaluation.localization import evaluate_localization
+
+    arguments: dict[str, Any] = {
+        "pairs": tuple(pairs or ()),
+        "queries": tuple(queries or ()),
+        "model": model,
+        "truth": truth,
+        "submission": submission,
+        "num_covisible": num_covisible,
+        "threshold": threshold,
+        "device": evaluation.device,
+    }
+    evaluation.run(partial(evaluate_localization, **arguments), folder, printing)
+
+
+for _command in (homography, epipolar, pose, localization):
     app.command()(options.spread(_command))

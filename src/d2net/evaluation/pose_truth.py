@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from d2net.errors import FormatError, InputError
 from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import read_pairs
+from d2net.formats.text import word_lines
 from d2net.geometry.cameras import pinhole
 from d2net.image_lists import find_images
 
@@ -202,43 +203,33 @@ def _photo(folder: Path, name: str) -> Path:
 _NUMBERS = 2 + 9 + 9 + 16
 
 
-def _lines(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected pairs") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not a list of pairs: it is not UTF-8 text") from error
-    return [words for words in (line.split() for line in text.splitlines()) if words]
-
-
 def _holds_truth(path: Path) -> bool:
     """Whether a file of pairs is SuperGlue's: then its first line has numbers after the names."""
-    lines = _lines(path)
-    return bool(lines) and len(lines[0]) > 10
+    _, words = next(word_lines(path, "pairs"), (0, []))
+    return len(words) > 10
 
 
 def _superglue(path: Path, folder: Path) -> list[PosedPair]:
     pairs = []
-    for number, words in enumerate(_lines(path), start=1):
+    for number, words in word_lines(path, "pairs with truth"):
         try:
             values = np.array(words[2:], dtype=np.float64)
         except ValueError:
             values = np.empty(0)
         if len(values) != _NUMBERS or not np.isfinite(values).all():
             raise FormatError(
-                f"{path}, pair {number}: two names and {_NUMBERS} numbers are expected, "
+                f"{path}, line {number}: two names and {_NUMBERS} numbers are expected, "
                 "name0 name1 rot0 rot1 K0 K1 T_0to1"
             )
         if values[:2].any():
             raise FormatError(
-                f"{path}, pair {number}: asks to turn photos (rot0, rot1), which is not supported; "
+                f"{path}, line {number}: asks to turn photos (rot0, rot1), which is not supported; "
                 "those of MegaDepth-1500 and ScanNet-1500 are upright"
             )
         try:
             cameras = pinhole(values[2:11].reshape(3, 3)), pinhole(values[11:20].reshape(3, 3))
         except InputError as error:
-            raise FormatError(f"{path}, pair {number}: {error}") from error
+            raise FormatError(f"{path}, line {number}: {error}") from error
         pose = values[20:].reshape(4, 4)
         _check_rotation(pose[:3, :3], path, number)
         photos = _photo(folder, words[0]), _photo(folder, words[1])
@@ -250,4 +241,4 @@ def _check_rotation(rotation: Array, path: Path, number: int) -> None:
     # ScanNet's poses are good to a few digits.
     wrong = np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0
     if wrong:
-        raise FormatError(f"{path}, pair {number}: T_0to1 does not begin with a rotation")
+        raise FormatError(f"{path}, line {number}: T_0to1 does not begin with a rotation")

@@ -57,6 +57,8 @@ class Result:
         groups: mean figures per group, "overall" among them.
         headline: names of the figures for the table, most important first.
         curve: threshold -> name of the figure, for the plot over thresholds.
+        ranking: the figure that pairs are ordered by in pictures; "" for the one at the middle of
+            the curve.
     """
 
     protocol: str
@@ -68,6 +70,7 @@ class Result:
     groups: Mapping[str, Figures]
     headline: Sequence[str]
     curve: Mapping[float, str]
+    ranking: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with package and machine."""

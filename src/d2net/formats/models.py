@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def find_model(folder: Path) -> Path | None:
     """Where a scene keeps its model: `model`, `sparse/0`, `sparse` or the folder itself."""
     places = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
-    return next((place for place in places if _is_model(place)), None)
+    return next((place for place in places if is_model(place)), None)
 
 
 def read_model(path: Path) -> pycolmap.Reconstruction:
@@ -26,7 +26,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
     """
     import pycolmap
 
-    if not _is_model(path):
+    if not is_model(path):
         raise InputError(
             f"{path} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
         )
@@ -37,5 +37,6 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
         raise FormatError(f"the COLMAP model {path} cannot be read: {reason}") from error
 
 
-def _is_model(place: Path) -> bool:
+def is_model(place: Path) -> bool:
+    """Whether a folder holds a model, text or binary."""
     return any((place / f"images{ending}").is_file() for ending in (".txt", ".bin"))
