@@ -205,8 +205,7 @@ def test_few_features(tmp_path, n):
     assert np.isfinite(found.vectors.astype(np.float32)).all()
     found.save(tmp_path / "g.h5")
     assert_same(GlobalDescriptors.open(tmp_path / "g.h5"), found)
-    if n == 50:
-        assert pairs.from_retrieval(found, 1) == [("0/0", "0/1"), ("1/0", "1/1")]
+    assert all(len(hits) == 1 for hits in found.neighbours(1).values())
 
 
 def test_identical_photos():
