@@ -18,7 +18,7 @@ from d2net.mapping.cloud import Array, Cloud
 from d2net.mapping.cloud_picture import CAMERA_COLOUR, SLOPE, draw_oblique
 from d2net.mapping.glyphs import frustums, point_radii
 from d2net.mapping.summary import MapSummary, count, duration
-from d2net.mapping.viewpoint import oblique
+from d2net.mapping.viewpoint import Look, from_above, oblique
 
 MAX_POINTS = 200_000
 _LEVELS = 65535  # of a position along an axis
@@ -101,10 +101,18 @@ def page_data(cloud: Cloud, kept: NDArray[np.int64], summary: MapSummary) -> dic
         ],
         "camera_colour": list(CAMERA_COLOUR),
         "scene_from_world": _numbers(look.scene_from_world.ravel()),
-        "target": _numbers(look.frame.target),
-        "extent": _numbers(look.frame.extent),
+        "slope": float(SLOPE[1]),
+        "oblique": _look(look),
+        "above": _look(from_above(cloud, SLOPE)),
+    }
+
+
+def _look(look: Look) -> dict[str, Any]:
+    return {
         "yaw": look.yaw,
         "pitch": look.pitch,
+        "target": _numbers(look.frame.target),
+        "extent": _numbers(look.frame.extent),
     }
 
 

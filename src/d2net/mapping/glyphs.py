@@ -47,7 +47,7 @@ def frustums(cloud: Cloud, half_width: float) -> Array:
 
 def _frustum_length(centres: Array, half_width: float) -> float:
     """Small beside the scene and beside the way from one camera to the next."""
-    longest = _LENGTH * half_width / (1 + len(centres) / _MANY) ** 0.5
+    longest: float = _LENGTH * half_width / (1 + len(centres) / _MANY) ** 0.5
     if len(centres) < 2:
         return longest
     some = centres[:: -(-len(centres) // _SOME)]

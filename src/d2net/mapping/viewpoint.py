@@ -13,13 +13,13 @@ import numpy as np
 
 from d2net.mapping.cloud import Array, Cloud
 
-_RIDGE = 0.1  # how much the mean of the photos' up counts beside their horizons
+_RIDGE = 0.01  # how much the mean of the photos' up counts beside their horizons
 _CELLS = 30  # of a coarse grid, over half the picture
 _ROUNDS = 5
 _SAME_WAY = np.cos(np.radians(40))  # photos that are held alike
 _YAW, _PITCH = 25, 20  # degrees beside and above the photos' mean view
 _INSIDE = 0.012  # share of the points that may lie beyond each end of the frame
-_ROOM = 1.4  # cameras are framed up to so many extents of the points from them
+_ROOM = 1.2, 4.0  # sizes of the cloud, from which and up to which cameras are framed
 
 
 def scene_from_world(cloud: Cloud) -> Array:
@@ -150,9 +150,9 @@ def _frame(cloud: Cloud, view_from_world: Array, slope: Array) -> Frame:
         return Frame(np.zeros(3), np.ones(2))
     if len(points):
         low, high = np.quantile(points, [_INSIDE, 1 - _INSIDE], axis=0)
-        room = _ROOM * np.max(high - low)
         points = points[((points >= low) & (points <= high)).all(axis=1)]
-        centres = centres[((centres >= low - room) & (centres <= high + room)).all(axis=1)]
+        beyond = np.maximum(low - centres, centres - high).max(axis=1, initial=0.0)
+        centres = centres[beyond <= _room(beyond, float(np.max(high - low)))]
     both = np.concatenate([points, centres])
     target = (both.min(axis=0) + both.max(axis=0)) / 2
     extent = _at_least(np.ptp(both, axis=0)[:2] / 2)
@@ -166,6 +166,12 @@ def _frame(cloud: Cloud, view_from_world: Array, slope: Array) -> Frame:
         target[:2] += (low + high) / 2
         extent = _at_least((high - low) / 2)
     return Frame(target @ view_from_world, extent)
+
+
+def _room(beyond: Array, size: float) -> float:
+    """How far from the points cameras are shown: at least the nearer half, if that is sensible."""
+    half = float(np.median(beyond)) if len(beyond) else 0.0
+    return float(np.clip(1.05 * half, _ROOM[0] * size, _ROOM[1] * size))
 
 
 def _projected(seen: Array, distance: float) -> Array:

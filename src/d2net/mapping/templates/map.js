@@ -2,7 +2,6 @@
 // Draws the points and cameras of the map with WebGL 2, and turns them as the pointer says.
 // The scene has x to the right, y away and z up; a viewer has x right, y down and z away.
 
-const SLOPE = 0.25; // half the shorter side of the picture, over the distance to the middle
 const MARGIN = 0.9; // share of the picture that the frame fills
 const NEAR = 0.02, FAR = 200; // over the distance to the middle
 const PICKED_COLOUR = [0.91, 0.35, 0.05];
@@ -79,6 +78,7 @@ out vec4 result;
 void main() { result = vec4(mix(colour, pickedColour, chosen), max(opacity, 0.8 * chosen)); }`;
 
 const data = JSON.parse(document.getElementById("data").textContent);
+// data.slope: half the shorter side of the picture, over the distance to the middle.
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas");
 const gl = canvas.getContext("webgl2", { antialias: true, alpha: false });
@@ -88,20 +88,19 @@ const gl = canvas.getContext("webgl2", { antialias: true, alpha: false });
 const view = {};
 let moved = false, picked = -1, pinned = false;
 
-function start() {
-  Object.assign(view, { yaw: data.yaw, pitch: data.pitch, target: [...data.target] });
-  view.distance = fittingDistance();
+function start(look = data.oblique) {
+  Object.assign(view, { ...look, distance: fittingDistance(look) });
   moved = false;
   redraw();
 }
 
 function slopes() {
   const shorter = Math.min(canvas.clientWidth, canvas.clientHeight);
-  return [(SLOPE * canvas.clientWidth) / shorter, (SLOPE * canvas.clientHeight) / shorter];
+  return [canvas.clientWidth, canvas.clientHeight].map((side) => (data.slope * side) / shorter);
 }
 
-function fittingDistance() {
-  const [x, y] = slopes(), [width, height] = data.extent;
+function fittingDistance(look) {
+  const [x, y] = slopes(), [width, height] = look.extent;
   return Math.max(width / x, height / y) / MARGIN;
 }
 
@@ -138,7 +137,7 @@ function shift(dx, dy) {
 }
 
 function zoom(factor) {
-  const fit = fittingDistance();
+  const fit = fittingDistance(data.oblique);
   view.distance = Math.max(0.01 * fit, Math.min(20 * fit, view.distance * factor));
 }
 
@@ -206,7 +205,7 @@ function pointsArray() {
 function linesArray() {
   const lines = [];
   data.cameras.forEach((camera, index) => {
-    const corner = (i) => minus(camera.shape.slice(3 * i, 3 * i + 3), data.target);
+    const corner = (i) => minus(camera.shape.slice(3 * i, 3 * i + 3), data.oblique.target);
     for (const [a, b] of [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
       lines.push(...corner(a), ...corner(b), index);
   });
@@ -244,7 +243,7 @@ function prepare() {
     gl.drawArrays(gl.POINTS, 0, data.count);
     if (!byId("cameras").checked) return;
     useLines({
-      ...common, shift: minus(data.target, view.target), size: [width, height],
+      ...common, shift: minus(data.oblique.target, view.target), size: [width, height],
       width: 1.3 * RATIO, picked, colour: data.camera_colour.map((c) => c / 255),
       pickedColour: PICKED_COLOUR,
     });
@@ -374,10 +373,9 @@ function listen() {
   }, { passive: false });
   byId("size").addEventListener("input", redraw);
   byId("cameras").addEventListener("change", redraw);
-  byId("start").addEventListener("click", start);
+  byId("start").addEventListener("click", () => start());
   byId("above").addEventListener("click", () => {
-    start();
-    Object.assign(view, { yaw: 0, pitch: Math.PI / 2 });
+    start(data.above);
     moved = true;
   });
   byId("registered")?.addEventListener("click", (event) => {
