@@ -312,7 +312,7 @@ def test_without_photos_points_are_grey_and_it_is_said(tmp_path: Path) -> None:
     _, looks = decoded(drawn(text))
     assert (looks[:, :3] == looks[0, 0]).all()
     assert looks[0, 0] > 0
-    assert "5 photos of the map could not be read; 150 points of unknown colour in grey" in text
+    assert "5 photos of the map could not be read. 150 points of unknown colour in grey." in text
 
 
 # --- The page --------------------------------------------------------------------------------

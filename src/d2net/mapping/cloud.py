@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from d2net.geometry.coordinates import Size
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+_NEIGHBOURS = 5  # the nearest points to a point, the first being itself
 _WIDEST = 1.5  # half a photo's diagonal over its focal length, as drawn; fisheyes have more
 
 
@@ -67,6 +70,14 @@ class Cloud:
     def centres(self) -> Array:
         """M x 3 positions of the cameras."""
         return np.array([view.centre for view in self.views]).reshape(-1, 3)
+
+    @cached_property
+    def gaps(self) -> Array:
+        """N distances from each point to its fourth neighbour; none if there are too few points."""
+        if len(self.points) < _NEIGHBOURS:
+            return np.zeros(0)
+        distances = np.asarray(cKDTree(self.points).query(self.points, _NEIGHBOURS)[0])
+        return np.asarray(distances[:, -1])
 
     @property
     def num_observations(self) -> int:

@@ -17,7 +17,7 @@ from d2net.mapping.album import Album
 from d2net.mapping.cloud import Array, Cloud
 from d2net.mapping.cloud_picture import CAMERA_COLOUR, SLOPE, draw_oblique
 from d2net.mapping.glyphs import frustums, point_radii
-from d2net.mapping.summary import MapSummary, count, duration
+from d2net.mapping.summary import MapSummary, count, duration, sentence
 from d2net.mapping.viewpoint import Look, from_above, oblique
 
 MAX_POINTS = 200_000
@@ -51,7 +51,7 @@ def make_page(
         title=title,
         summary=summary,
         figures=_figures(summary),
-        notes=[*_left_out(cloud, kept), *notes],
+        notes=[sentence(note) for note in [*_left_out(cloud, kept), *notes]],
         thumbnails={name: _uri(jpeg) for name, jpeg in album.thumbnails.items()},
         stages=_stages(summary),
         settings=list(_flat("", summary.settings)),
@@ -101,7 +101,7 @@ def page_data(cloud: Cloud, kept: NDArray[np.int64], summary: MapSummary) -> dic
         ],
         "camera_colour": list(CAMERA_COLOUR),
         "scene_from_world": _numbers(look.scene_from_world.ravel()),
-        "slope": float(SLOPE[1]),
+        "slope": _numbers(SLOPE),
         "oblique": _look(look),
         "above": _look(from_above(cloud, SLOPE)),
     }

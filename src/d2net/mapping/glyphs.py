@@ -7,8 +7,8 @@ from scipy.spatial import cKDTree
 
 from d2net.mapping.cloud import Array, Cloud
 
-_NEIGHBOURS = 5  # a point's distance to its fourth neighbour, itself being the first
-_ISOLATED = 6  # times the median of these distances; such points are mostly wrong
+_ISOLATED = 6  # times the median gap between points; points so far apart are mostly wrong
+_SMALLEST, _LARGEST = 0.002, 0.0085  # radius of a point, over half the picture's size
 _LENGTH = 0.12  # of a camera, over half the picture's size
 _MANY = 60  # cameras, from which on they are drawn smaller
 _SOME = 200  # cameras are enough for the median distance to the next
@@ -21,13 +21,12 @@ def point_radii(cloud: Cloud, half_width: float) -> Array:
         cloud: the points.
         half_width: half the width of what is seen, in the world's unit.
     """
-    number = len(cloud.points)
-    if number < _NEIGHBOURS:
-        return np.full(number, 0.008 * half_width)
-    gaps = _gaps(cloud.points, cloud.points, _NEIGHBOURS)
+    number, gaps = len(cloud.points), cloud.gaps
+    if not len(gaps):
+        return np.full(number, _LARGEST * half_width)
     median = float(np.median(gaps))
     radius = max(0.5 * median, 0.38 * half_width / number**0.5)
-    radius = float(np.clip(radius, 0.002 * half_width, 0.0085 * half_width))
+    radius = float(np.clip(radius, _SMALLEST * half_width, _LARGEST * half_width))
     return np.where(gaps > _ISOLATED * median, 0.5 * radius, radius)
 
 
@@ -51,11 +50,5 @@ def _frustum_length(centres: Array, half_width: float) -> float:
     if len(centres) < 2:
         return longest
     some = centres[:: -(-len(centres) // _SOME)]
-    gap = float(np.median(_gaps(centres, some, 2)))
-    return min(max(0.8 * gap, 0.4 * longest), longest)
-
-
-def _gaps(points: Array, some: Array, neighbours: int) -> Array:
-    """How far the last of so many nearest points is from each of some points, itself the first."""
-    distances = np.asarray(cKDTree(points).query(some, neighbours)[0])
-    return np.asarray(distances[:, -1])
+    distances = np.asarray(cKDTree(centres).query(some, 2)[0])
+    return min(max(0.8 * float(np.median(distances[:, 1])), 0.4 * longest), longest)

@@ -14,7 +14,7 @@ from d2net.mapping.album import Album, colour
 from d2net.mapping.cloud import Cloud, read_cloud
 from d2net.mapping.cloud_page import make_page
 from d2net.mapping.cloud_picture import draw_picture
-from d2net.mapping.summary import MapSummary, count, figure_lines
+from d2net.mapping.summary import MapSummary, count, figure_lines, sentence
 
 if TYPE_CHECKING:
     import pycolmap
@@ -89,7 +89,7 @@ def _dressed(
 
 def _save_picture(path: Path, cloud: Cloud, album: Album, summary: MapSummary) -> None:
     lines = [*figure_lines(summary), *_missing(album)]
-    picture = draw_picture(cloud, [line[0].upper() + line[1:] + "." for line in lines])
+    picture = draw_picture(cloud, [sentence(line) for line in lines])
     with locked(path), replacing(path) as temporary:
         picture.save(temporary, "PNG", optimize=True)
 

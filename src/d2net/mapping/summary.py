@@ -182,6 +182,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def duration(seconds: float) -> str:
     """A time in the units that a person would say."""
     if seconds < 100:

@@ -23,9 +23,9 @@ void main() {
   vec3 p = viewFromWorld * (offset + span * position) + vec3(0.0, 0.0, distance_);
   float z = p.z;
   gl_Position = vec4(focal.x * p.x, -focal.y * p.y, (2.0 * depthOf(z) - 1.0) * z, z);
-  float size = max(2.0 * radius * look.a * pixels / z, 2.5);
-  gl_PointSize = min(size, 128.0);
-  rim = 1.0 - min(2.2 / gl_PointSize, 0.4); // where the rim begins, over the radius
+  float size = max(2.0 * radius * look.a * pixels / z, 3.0);
+  gl_PointSize = min(size, 128.0) + 1.6;
+  rim = 1.0 - 1.8 / gl_PointSize; // where the rim begins, over the radius
   rimDepth = depthOf(1.01 * z);
   colour = look.rgb;
 }`;
@@ -78,7 +78,6 @@ out vec4 result;
 void main() { result = vec4(mix(colour, pickedColour, chosen), max(opacity, 0.8 * chosen)); }`;
 
 const data = JSON.parse(document.getElementById("data").textContent);
-// data.slope: half the shorter side of the picture, over the distance to the middle.
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas");
 const gl = canvas.getContext("webgl2", { antialias: true, alpha: false });
@@ -94,14 +93,15 @@ function start(look = data.oblique) {
   redraw();
 }
 
+// Half the width and height of the picture over the distance to the middle, data.slope or more.
 function slopes() {
-  const shorter = Math.min(canvas.clientWidth, canvas.clientHeight);
-  return [canvas.clientWidth, canvas.clientHeight].map((side) => (data.slope * side) / shorter);
+  const aspect = canvas.clientWidth / canvas.clientHeight;
+  const x = Math.max(data.slope[0], data.slope[1] * aspect);
+  return [x, x / aspect];
 }
 
 function fittingDistance(look) {
-  const [x, y] = slopes(), [width, height] = look.extent;
-  return Math.max(width / x, height / y) / MARGIN;
+  return Math.max(look.extent[0] / data.slope[0], look.extent[1] / data.slope[1]) / MARGIN;
 }
 
 // Rows: the viewer's right, down and away in the world.
