@@ -1,4 +1,4 @@
-"""Where a photo was taken, from its EXIF data."""
+"""Where a photo was taken and with what, from its EXIF data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from d2net.decoder_state import quiet_pillow
 from d2net.image_lists import FoundImage
 
 _GPS = 0x8825
+_EXIF = 0x8769
+_MAKE, _MODEL, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM, _LENS = (
+    0x010F,
+    0x0110,
+    0x920A,
+    0xA405,
+    0xA404,
+    0xA434,
+)
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 
 _SEMI_MAJOR = 6_378_137.0  # metres; WGS84
@@ -66,6 +75,20 @@ def gps_position(path: Path) -> Position | None:
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         return None
     return Position(latitude, longitude)
+
+
+def camera_name(path: Path) -> str | None:
+    """What a calibration holds for: make, model, lens, focal length, zoom; None if not told."""
+    try:
+        with quiet_pillow, Image.open(path) as image:
+            tags = image.getexif()
+            details = tags.get_ifd(_EXIF)
+            body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]
+            focal = str(float(details[_FOCAL_LENGTH]))
+            rest = [str(details.get(key, "")) for key in (_FOCAL_LENGTH_35MM, _ZOOM, _LENS)]
+    except Exception:  # pillow's readers let nearly every kind of exception through
+        return None
+    return "|".join([*body, focal, *rest])
 
 
 def _degrees(parts: tuple[float, float, float], reference: str, signs: dict[str, int]) -> float:
