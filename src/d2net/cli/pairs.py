@@ -13,6 +13,7 @@ from d2net.errors import InputError
 
 if TYPE_CHECKING:
     from d2net.formats.pairs import Pair
+    from d2net.matching.choice import PairChoice
 
 _OWN_OPTIONS = {
     "overlap": ("sequential",),
@@ -73,17 +74,19 @@ def pairs(
         "max_distance": max_distance,
         "model": model,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if method not in _OWN_OPTIONS[name]:
             raise InputError(
                 f"--{name.replace('_', '-')} is for {', '.join(_OWN_OPTIONS[name])}, not {method}"
             )
-    names, found = _choose(source, method, chosen)
-    if not found:
-        raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
 
     from d2net.formats.pairs import write_pairs
+    from d2net.matching.choice import PairChoice
+
+    names, found = _choose(source, PairChoice(method, **chosen))
+    if not found:
+        raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
 
     write_pairs(output, found)
     paired = {name for pair in found for name in pair}
@@ -97,45 +100,15 @@ def pairs(
     )
 
 
-def _choose(
-    source: Path, method: str, chosen: dict[str, Any]
-) -> tuple[Sequence[str], Sequence[Pair]]:
+def _choose(source: Path, choice: PairChoice) -> tuple[Sequence[str], Sequence[Pair]]:
     """The photos' names and the pairs."""
-    from d2net.formats.exif import gps_positions
     from d2net.formats.h5 import FeatureFile
-    from d2net.formats.models import find_model, read_model
     from d2net.image_lists import find_images
-    from d2net.matching import pairs
-    from d2net.matching.retrieval import GlobalDescriptors
+    from d2net.matching.choice import choose_pairs
 
     if source.is_file():
-        if method == "gps":
-            raise InputError(
-                f"{source} is a file; the photos themselves tell their position: give their folder"
-            )
         with FeatureFile(source) as features:
-            names: Sequence[str] = features.names
-            if method == "retrieval":
-                return names, pairs.from_retrieval(GlobalDescriptors.build(features), **chosen)
-    else:
-        if method == "retrieval":
-            raise InputError(
-                f"{source} is no features file, which retrieval needs: run first "
-                f"d2net extract {source} --output features.h5"
-            )
-        photos = find_images([source])
-        names = [photo.name for photo in photos]
-        if method == "gps":
-            positions = gps_positions(photos)
-            if not positions:
-                raise InputError(f"none of the {len(names)} photos in {source} has a GPS position")
-            return names, pairs.from_gps(positions, **chosen)
-    if method == "exhaustive":
-        return names, pairs.exhaustive(names)
-    if method == "sequential":
-        return names, pairs.sequential(pairs.natural_order(names), **chosen)
-    if "model" not in chosen:
-        raise InputError("covisibility needs a COLMAP model: --model DIR")
-    folder = chosen.pop("model")
-    model = read_model(find_model(folder) or folder)
-    return names, pairs.from_covisibility(model, names=names, **chosen)
+            return features.names, choose_pairs(choice, features.names, features=features)
+    photos = find_images([source])
+    names = [photo.name for photo in photos]
+    return names, choose_pairs(choice, names, photos=photos)
