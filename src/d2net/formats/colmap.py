@@ -47,7 +47,7 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         )
     try:
         return pycolmap.Reconstruction(folder)
-    except (ValueError, LookupError, RuntimeError) as error:  # what its checks throw
+    except (ValueError, LookupError, RuntimeError, MemoryError) as error:  # its checks, or none
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
 
