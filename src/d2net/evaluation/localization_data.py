@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.colmap import is_model, read_model
 from d2net.formats.intrinsics import read_intrinsics
+from d2net.formats.models import is_model, read_model
 from d2net.formats.nvm import read_nvm
 from d2net.formats.pairs import read_pairs
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.colmap import is_model, read_model
+from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import read_pairs
 from d2net.formats.text import word_lines
 from d2net.geometry.cameras import pinhole
@@ -96,20 +96,15 @@ def find_pairs(
 
 
 def _scene_folders(folder: Path, model: Path | None) -> list[Path]:
-    if model is not None or _model_of(folder) is not None:
+    if model is not None or find_model(folder) is not None:
         return [folder]
-    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and _model_of(path)]
+    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and find_model(path)]
     if not scenes:
         raise InputError(
             f"{folder} holds no COLMAP model (cameras and images as .txt or .bin, in the folder or "
             "in model, sparse or sparse/0); give the folder of the model"
         )
     return scenes
-
-
-def _model_of(folder: Path) -> Path | None:
-    places = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
-    return next((place for place in places if is_model(place)), None)
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class _Scene:
     def __init__(self, folder: Path, model: Path | None) -> None:
         self._folder = folder
         self._photos = folder / "images" if (folder / "images").is_dir() else folder
-        self._path = model or _model_of(folder) or folder
+        self._path = model or find_model(folder) or folder
         self._model = read_model(self._path)
         self._images: dict[str, pycolmap.Image] = {
             image.name: image for image in self._model.images.values()

@@ -1,4 +1,4 @@
-"""COLMAP's database of photos, keypoints and matches, and its models, through pycolmap.
+"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
 
 COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
 Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
@@ -7,16 +7,16 @@ refuses others), and COLMAP has no matcher for D2-Net's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from d2net.errors import FormatError, InputError, OutputError
-from d2net.features import Features
+from d2net.errors import OutputError
+from d2net.features import Features, Matches
 from d2net.formats.arrays import as_numpy
 from d2net.formats.atomic import locked, replacing
-from d2net.formats.h5 import MatchFile
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 
 if TYPE_CHECKING:
@@ -27,47 +27,34 @@ _FOCAL_LENGTH_FACTOR = 1.2
 """
 
 
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model, text or binary."""
-    return any((folder / f"images{ending}").is_file() for ending in (".txt", ".bin"))
+class MatchedPairs(Protocol):
+    """Matches of pairs of photos, as a `MatchFile` holds them."""
 
-
-def read_model(folder: Path) -> pycolmap.Reconstruction:
-    """Read a model, text or binary.
-
-    Raises:
-        InputError: the folder holds none.
-        FormatError: it is damaged.
-    """
-    import pycolmap
-
-    if not is_model(folder):
-        raise InputError(
-            f"{folder} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
-        )
-    try:
-        return pycolmap.Reconstruction(folder)
-    except (ValueError, LookupError, RuntimeError, MemoryError) as error:  # its checks, or none
-        reason = " ".join(str(error).split())
-        raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
+    def among(self, num_keypoints: Mapping[str, int]) -> Iterable[tuple[str, str, Matches]]:
+        """The pairs whose photos are both in `num_keypoints`, which is checked, each once."""
 
 
 def write_database(
     path: str | Path,
     features: Mapping[str, Features],
-    matches: MatchFile | None = None,
+    matches: MatchedPairs | None = None,
+    *,
+    cameras: Mapping[str, pycolmap.Camera] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a database that COLMAP verifies and maps from.
 
-    Each photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length, to be
-    refined by the mapping. Matches are written as raw matches: run `geometric_verification` of
-    pycolmap, or `colmap geometric_verifier`, before mapping.
+    Matches are written as raw matches: run `geometric_verification` of pycolmap, or `colmap
+    geometric_verifier`, before mapping.
 
     Args:
         path: the database.
-        features: the photos' features by name, for example a `FeatureFile`.
+        features: the photos' features by name, for example a `FeatureFile`. COLMAP numbers photos
+            in this order, from 1.
         matches: the pairs in it whose photos are both in `features` are written.
+        cameras: by photo; photos with one and the same object share a camera. Without it, each
+            photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length,
+            to be refined by the mapping.
         overwrite: replace an existing database.
 
     Raises:
@@ -83,9 +70,13 @@ def write_database(
         with replacing(path) as temporary:
             with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
                 ids, num_keypoints = {}, {}
+                written: dict[int, tuple[int, int]] = {}
                 for name in features:
                     photo = features[name]
-                    ids[name] = _write_photo(database, name, photo)
+                    camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
+                    if id(camera) not in written or cameras is None:
+                        written[id(camera)] = _write_camera(database, camera)
+                    ids[name] = _write_photo(database, name, photo, *written[id(camera)])
                     num_keypoints[name] = len(photo)
                 if matches is not None:
                     for first, second, pair in matches.among(num_keypoints):
@@ -94,25 +85,49 @@ def write_database(
             _remove_companions(path)  # an old database's journal would be replayed into the new
 
 
-def _write_photo(database: pycolmap.Database, name: str, features: Features) -> int:
+def guessed_camera(
+    size: tuple[int, int], model: str = "SIMPLE_RADIAL", focal_length: float | None = None
+) -> pycolmap.Camera:
+    """A camera without distortion, its principal point in the middle.
+
+    Args:
+        size: (width, height) of the photo in pixels.
+        model: of COLMAP.
+        focal_length: in pixels, taken for known; None for COLMAP's guess.
+    """
+    import pycolmap
+
+    camera = pycolmap.Camera.create_from_model_name(
+        pycolmap.INVALID_CAMERA_ID,
+        model,
+        focal_length or _FOCAL_LENGTH_FACTOR * max(size),
+        *size,
+    )
+    camera.has_prior_focal_length = focal_length is not None
+    return camera
+
+
+def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple[int, int]:
+    """Returns the camera's and its rig's ids in the database."""
+    import pycolmap
+
+    numbered = copy(camera)
+    numbered.camera_id = database.write_camera(camera)
+    rig = pycolmap.Rig()  # since COLMAP 3.12 every camera is part of a rig, every photo of a frame
+    rig.add_ref_sensor(numbered.sensor_id)
+    return numbered.camera_id, database.write_rig(rig)
+
+
+def _write_photo(
+    database: pycolmap.Database, name: str, features: Features, camera_id: int, rig_id: int
+) -> int:
     """Returns the image's id in the database."""
     import pycolmap
 
-    width, height = features.image_size
-    camera = pycolmap.Camera.create_from_model_name(
-        pycolmap.INVALID_CAMERA_ID,
-        "SIMPLE_RADIAL",
-        _FOCAL_LENGTH_FACTOR * max(width, height),
-        width,
-        height,
-    )
-    camera.camera_id = database.write_camera(camera)
-    rig = pycolmap.Rig()  # since COLMAP 3.12 every camera is part of a rig, every photo of a frame
-    rig.add_ref_sensor(camera.sensor_id)
-    image = pycolmap.Image(name=name, camera_id=camera.camera_id)
+    image = pycolmap.Image(name=name, camera_id=camera_id)
     image.image_id = database.write_image(image)
     frame = pycolmap.Frame()
-    frame.rig_id = database.write_rig(rig)
+    frame.rig_id = rig_id
     frame.add_data_id(image.data_id)
     database.write_frame(frame)
     database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(features.keypoints)))
