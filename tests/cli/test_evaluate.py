@@ -62,10 +62,14 @@ def test_epipolar(d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     points = np.array([[x, y, 1.0] for x in (150, 300, 450) for y in (150, 300, 450)])
     there = points @ H.T
     np.savetxt(folder / "corrs.txt", np.c_[points[:, :2], there[:, :2] / there[:, 2:]])
-    run = d2net("evaluate", "epipolar", here / "wxbs", "--features", "rootsift", "--json")
+    arguments = ("evaluate", "epipolar", here / "wxbs", "--features", "rootsift", "--json")
+    run = d2net(*arguments)
     assert run.code == 0
     (result,) = run.json
     assert result["groups"]["overall"]["mAA"] > 0.5
+    (other,) = d2net(*arguments, "--seeds", "7,8", "--threshold", 2).json
+    assert other["settings"]["seeds"] == [7, 8]
+    assert other["settings"]["threshold"] == 2
 
 
 def test_pose_without_a_model_is_one_sentence(d2net: Run, here: Path) -> None:
@@ -75,6 +79,58 @@ def test_pose_without_a_model_is_one_sentence(d2net: Run, here: Path) -> None:
     assert run.code == 2
     assert run.err.startswith("error: ")
     assert run.err.count("\n") == 1
+
+
+@pytest.fixture
+def scene(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OpenCV's pair and a copy of its first photo, as if a camera had moved along a wall."""
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    folder = here / "scene"
+    (folder / "images").mkdir(parents=True)
+    (folder / "model").mkdir()
+    for name, k in (("a.png", 1), ("b.png", 3), ("c.png", 1)):
+        shutil.copy(DATA / f"graf{k}.png", folder / "images" / name)
+    with Image.open(DATA / "graf1.png") as photo:
+        width, height = photo.size
+    (folder / "model/cameras.txt").write_text(
+        f"1 SIMPLE_PINHOLE {width} {height} 900 {width / 2} {height / 2}\n"
+    )
+    (folder / "model/points3D.txt").write_text("")
+    turned = np.cos(np.radians(20)), np.sin(np.radians(20))  # of half the angle
+    (folder / "model/images.txt").write_text(
+        f"1 1 0 0 0 0 0 0 1 a.png\n\n2 {turned[0]} 0 {turned[1]} 0 1 0 0 1 b.png\n\n"
+        "3 1 0 0 0 1 0 0 1 c.png\n\n"
+    )
+    return folder
+
+
+def test_pose_with_its_options(d2net: Run, scene: Path) -> None:
+    arguments = ("evaluate", "pose", scene, "--features", "rootsift:max_keypoints=500", "--json")
+    (every,) = d2net(*arguments, "--thresholds", "2").json
+    assert len(every["pairs"]) == 3
+    (result,) = d2net(
+        *arguments,
+        *("--max-angle", 30, "--solver", "magsac"),
+        *("--thresholds", "1,2.5"),
+        "--seeds=4",
+    ).json
+    assert [pair["photos"] for pair in result["pairs"]] == [["images/a.png", "images/c.png"]]
+    settings = {key: result["settings"][key] for key in ("solver", "thresholds", "seeds")}
+    assert settings == {"solver": "magsac", "thresholds": [1.0, 2.5], "seeds": [4]}
+    assert "AUC@5 t=2.5" in result["groups"]["overall"]
+    run = d2net(*arguments, "--min-overlap", 0.2)
+    assert "has no points, by which overlap is measured" in run.err
+    assert "separated by commas, not '1;2'" in d2net(*arguments, "--seeds", "1;2").err
+
+
+def test_localization_without_a_dataset_is_one_sentence(d2net: Run, here: Path) -> None:
+    run = d2net("evaluate", "localization", here, "--features", "rootsift")
+    assert run.code == 2
+    assert "neither in Aachen Day-Night's layout" in run.err
+    assert run.err.count("\n") == 1
+    run = d2net("evaluate", "localization", here, "--compare", "rootsift", "--submission", "p.txt")
+    assert run.code == 2
+    assert "poses of one method" in run.err
 
 
 @pytest.mark.parametrize(
