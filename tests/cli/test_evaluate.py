@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
+from ..evaluation.miniature import write_aachen, write_inloc
+from ..formats.nvm import write_nvm
+from ..tiny import SIZE, write_photos
 from .conftest import Run
 
 DATA = Path(__file__).parents[1] / "data"
@@ -121,6 +126,55 @@ def test_pose_with_its_options(d2net: Run, scene: Path) -> None:
     run = d2net(*arguments, "--min-overlap", 0.2)
     assert "has no points, by which overlap is measured" in run.err
     assert "separated by commas, not '1;2'" in d2net(*arguments, "--seeds", "1;2").err
+
+
+DOCUMENTED = re.findall(
+    r"^d2net (.*)$",
+    (Path(__file__).parents[2] / "docs/localization-benchmarks.md").read_text(),
+    flags=re.MULTILINE,
+)
+
+
+@pytest.fixture
+def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Aachen (both models) and InLoc, as the documentation draws them, with small photos."""
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    options = pycolmap.SyntheticDatasetOptions(
+        num_rigs=3, num_cameras_per_rig=1, num_frames_per_rig=1, num_points3D=30
+    )
+    options.camera_width, options.camera_height = SIZE
+    options.camera_params = [90, SIZE[0] / 2, SIZE[1] / 2, 0]
+    model = pycolmap.synthesize_dataset(options)
+    pose = pycolmap.Rigid3d()
+    camera = next(iter(model.cameras.values()))
+    for i, image in model.images.items():
+        image.name = f"db/{i}.png"
+    database = [image.name for image in model.images.values()]
+    queries = {"query/day/a.png": (camera, pose), "query/night/b.png": (camera, pose)}
+    photos = write_photos(here / "photos", *database, *queries, "c.jpg", "d.JPG")
+    files = {name: photos / name for name in (*database, *queries)}
+    write_aachen(here / "aachen", model, queries, files)
+    nvm = here / "aachen/3D-models/aachen_cvpr2018_db.nvm"
+    write_nvm(nvm, nvm.with_name("database_intrinsics.txt"), model)
+    (here / "aachen/truth.txt").rename(here / "truth.txt")
+    cutout = photos / "c.jpg", np.ones((SIZE[1], SIZE[0], 3))
+    query = photos / "d.JPG", pose
+    cutouts = {"DUC1/024/DUC_cutout_024_0_0.jpg": cutout}
+    write_inloc(here / "inloc", cutouts, {"DUC1/024": np.eye(4)}, {"IMG_0731.JPG": query})
+    return here
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, command: str) -> None:
+    words = command.split()
+    run = d2net(*words, "--json")
+    assert run.code == 0, run.err
+    layout = run.json[0]["settings"]["layout"]
+    assert layout == (
+        "inloc" if "inloc" in words else "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
+    )
+    if "--submission" in words:
+        assert Path(words[words.index("--submission") + 1]).exists()
 
 
 def test_localization_without_a_dataset_is_one_sentence(d2net: Run, here: Path) -> None:
