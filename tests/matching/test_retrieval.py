@@ -109,15 +109,23 @@ def test_more_neighbours_than_photos(described):
 # --- What a vector is ------------------------------------------------------------------------
 
 
-def test_vlad_by_hand():
+@pytest.mark.parametrize(
+    ("scores", "weights"),
+    [([4.0, 2, 1], [4, 2, 1]), ([0.0, 0, 0], [1, 1, 1]), ([-1.0, 2, 5], [1, 1, 1])],
+    ids=["by score", "no scores", "logarithms"],
+)
+def test_vlad_by_hand(scores, weights):
     centres = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
     descriptors = normalize(torch.tensor([[3.0, 4, 0], [4.0, 3, 0], [0.0, 1, 0.1]]), dim=1)
-    photo = replace(make_features(3, dimension=3), descriptors=descriptors)
-    first = descriptors[1].numpy() - centres[0]
-    second = descriptors[0].numpy() + descriptors[2].numpy() - 2 * centres[1]
-    expected = np.zeros((3, 3))
-    expected[0] = first / np.linalg.norm(first) / np.sqrt(2)
-    expected[1] = second / np.linalg.norm(second) / np.sqrt(2)
+    photo = replace(
+        make_features(3, dimension=3), descriptors=descriptors, scores=torch.tensor(scores)
+    )
+    a, b, c = descriptors.numpy()
+    sums = np.zeros((3, 3))
+    sums[0] = weights[1] * (b - centres[0])
+    sums[1] = weights[0] * (a - centres[1]) + weights[2] * (c - centres[1])
+    rooted = np.sign(sums) * np.sqrt(np.abs(sums))
+    expected = rooted / np.linalg.norm(rooted)
     assert_allclose(Codebook(centres).describe(photo), expected.ravel(), atol=1e-6)
 
 
@@ -190,12 +198,14 @@ def test_one_photo(photos):
     assert found.query(view(0, 8), 5)[0][0] == NAMES[0]
 
 
-def test_fewer_features_than_centres(tmp_path):
-    few = {name: view(0, i, n=1) for i, name in enumerate("ab")}
+@pytest.mark.parametrize("n", [1, 2, 10, 50])
+def test_few_features(tmp_path, n):
+    few = {f"{place}/{i}": view(place, i, n=n) for place in range(2) for i in range(2)}
     found = GlobalDescriptors.build(few)
     assert np.isfinite(found.vectors.astype(np.float32)).all()
     found.save(tmp_path / "g.h5")
     assert_same(GlobalDescriptors.open(tmp_path / "g.h5"), found)
+    assert all(len(hits) == 1 for hits in found.neighbours(1).values())
 
 
 def test_identical_photos():

@@ -1,11 +1,9 @@
 """Which photos look alike: one vector per photo, pooled from its local features, and their search.
 
-Nothing but local features is needed, so those of any method do. The vector is VLAD: how the
-descriptors around each centre of a small codebook deviate from it, summed.
-
-Sources: Jégou et al., "Aggregating local image descriptors into compact codes", PAMI 2012;
-Arandjelović and Zisserman, "All about VLAD", CVPR 2013 (each centre's sum scaled to unit length).
-EXPERIMENTS.md says what else was tried.
+Nothing but local features is needed, so those of any method do. The vector is VLAD (Jégou et al.,
+"Aggregating local image descriptors into compact codes", PAMI 2012): how the descriptors around
+each centre of a small codebook deviate from it, summed, and the square root taken of each sum. What
+is added here: descriptors count by their score. EXPERIMENTS.md says what else was tried.
 """
 
 from __future__ import annotations
@@ -34,7 +32,9 @@ Hit = tuple[str, float]
 NUM_CENTRES = 64
 _LEARN_PHOTOS = 256  # at most so many photos are read to learn from
 _LEARN_DESCRIPTORS = 256 * NUM_CENTRES  # faiss uses no more either
+_LEAST_PER_CENTRE = 39  # faiss warns below; a centre that is a descriptor tells nothing of it
 _SEED = 0
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Codebook:
             raise InputError(
                 "the photos have no local features, so it cannot be told which look alike"
             )
-        k = min(NUM_CENTRES, len(samples))
+        k = max(1, min(NUM_CENTRES, len(samples) // _LEAST_PER_CENTRE))
         means = faiss.Kmeans(samples.shape[1], k, seed=_SEED, min_points_per_centroid=1)
         means.train(samples)
         return cls(np.array(means.centroids, np.float32))
@@ -88,10 +88,11 @@ class Codebook:
             )
         nearest = (descriptors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
         members = np.zeros((len(centres), len(descriptors)), np.float32)
-        members[nearest, np.arange(len(descriptors))] = 1
+        members[nearest, np.arange(len(descriptors))] = _weights(as_numpy(features.scores))
         sums = members @ descriptors - members.sum(axis=1, keepdims=True) * centres
-        whole: Array = _unit(_unit(sums).reshape(1, -1))[0]
-        return whole
+        rooted = (np.sign(sums) * np.sqrt(np.abs(sums))).ravel()
+        vector: Array = rooted / max(float(np.linalg.norm(rooted)), _TINY)
+        return vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +223,9 @@ class GlobalDescriptors:
         return index, rows
 
 
-def _unit(rows: Array) -> Array:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: Array = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return scaled
+def _weights(scores: Array) -> Array:
+    """N, the share of each local feature; equal where scores are logarithms or of no sign."""
+    if len(scores) == 0 or scores.min() < 0 or scores.max() == 0:
+        return np.ones_like(scores)
+    weights: Array = scores / scores.max()
+    return weights
