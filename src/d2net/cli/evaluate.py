@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,11 +19,26 @@ if TYPE_CHECKING:
 
     Protocol = Callable[..., Result]
 
+Number = TypeVar("Number", int, float)
+
 _features = partial(typer.Option, rich_help_panel="Features")
 
+_ransac = partial(typer.Option, rich_help_panel="RANSAC")
+
+Seeds = Annotated[
+    str, _ransac(metavar="N,...", help="Of random samples; figures are means over them.")
+]
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", show_default=False, help="Photos with their truth.")
 ]
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """What `0.5,1,2` says."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} must be numbers separated by commas, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -99,14 +114,22 @@ def homography(*, folder: Folder, evaluation: Evaluation, printing: options.Prin
     evaluation.run(evaluate_homography, folder, printing)
 
 
-def epipolar(*, folder: Folder, evaluation: Evaluation, printing: options.Printing) -> None:
+def epipolar(
+    *,
+    folder: Folder,
+    threshold: Annotated[float, _ransac(metavar="PIXELS", help="Largest error of MAGSAC.")] = 1.0,
+    seeds: Seeds = "0,1,2",
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
     """Fundamental matrices against hand-marked points: WxBS, day against night, seasons.
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
-    evaluation.run(evaluate_epipolar, folder, printing)
+    arguments: dict[str, Any] = {"threshold": threshold, "seeds": _numbers("--seeds", seeds, int)}
+    evaluation.run(partial(evaluate_epipolar, **arguments), folder, printing)
 
 
 def pose(
@@ -118,8 +141,36 @@ def pose(
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Pairs, or SuperGlue's pairs with poses."),
+        typer.Option(
+            metavar="FILE",
+            help="Pairs, or SuperGlue's pairs with poses.",
+            show_default="all in the model",
+        ),
     ] = None,
+    min_overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Only pairs that both see this share of the points, 0 to 1.",
+            show_default="none",
+        ),
+    ] = None,
+    max_angle: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Only pairs whose optical axes differ by no more.",
+            show_default="none",
+        ),
+    ] = None,
+    solver: Annotated[
+        Literal["poselib", "pycolmap", "magsac"],
+        _ransac(metavar="NAME", help="poselib, pycolmap (slower) or magsac (OpenCV)."),
+    ] = "poselib",
+    thresholds: Annotated[
+        str, _ransac(metavar="PIXELS,...", help="Largest errors, all of them reported.")
+    ] = "0.5,1,2,4,8",
+    seeds: Seeds = "0,1,2",
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
@@ -129,7 +180,15 @@ def pose(
     """
     from d2net.evaluation.pose import evaluate_pose
 
-    arguments: dict[str, Any] = {"model": model, "pairs": pairs}
+    arguments: dict[str, Any] = {
+        "model": model,
+        "pairs": pairs,
+        "min_overlap": min_overlap,
+        "max_angle": max_angle,
+        "solver": solver,
+        "thresholds": _numbers("--thresholds", thresholds, float),
+        "seeds": _numbers("--seeds", seeds, int),
+    }
     evaluation.run(partial(evaluate_pose, **arguments), folder, printing)
 
 

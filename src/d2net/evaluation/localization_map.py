@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.errors import D2NetError, InputError
+from d2net.errors import D2NetError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.localization_data import check_size
 from d2net.features import Features, Matches
@@ -97,37 +97,6 @@ class Photos:
 
     def _writer(self) -> MatchWriter:
         return MatchWriter(self._matches_path, self._settings)
-
-
-def covisible_pairs(model: pycolmap.Reconstruction, num_covisible: int) -> list[Pair]:
-    """Each photo of a model with those that see the most of the same points, each pair once.
-
-    Raises:
-        InputError: no photo shares a point with another.
-    """
-    from scipy.sparse import coo_array
-
-    if num_covisible < 1:
-        raise InputError(f"num_covisible must be at least 1, not {num_covisible}")
-    images = sorted(model.images.values(), key=lambda image: image.name)
-    seen = [np.unique([p.point3D_id for p in i.get_observation_points2D()]) for i in images]
-    photos = np.repeat(np.arange(len(images)), [len(points) for points in seen])
-    ids, points = np.unique(np.concatenate([np.empty(0), *seen]), return_inverse=True)
-    shape = (len(images), len(ids))
-    sees = coo_array((np.ones(len(photos), np.int64), (photos, points)), shape=shape).tocsr()
-    shared = (sees @ sees.T).toarray()
-    np.fill_diagonal(shared, 0)
-    pairs = {
-        (min(i, j), max(i, j))
-        for i, row in enumerate((-shared).argsort(axis=1, kind="stable")[:, :num_covisible])
-        for j in row.tolist()
-        if shared[i, j] > 0
-    }
-    if not pairs:
-        raise InputError(
-            "the model has no points that two photos see, by which photos of the map are paired"
-        )
-    return [(images[i].name, images[j].name) for i, j in sorted(pairs)]
 
 
 def build_map(

@@ -1,4 +1,4 @@
-"""COLMAP's database of photos, keypoints and matches, and its models, through pycolmap.
+"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
 
 COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
 Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
