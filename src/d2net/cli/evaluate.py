@@ -192,6 +192,40 @@ def pose(
     evaluation.run(partial(evaluate_pose, **arguments), folder, printing)
 
 
+def reconstruction(
+    *,
+    folder: Folder,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="True cameras (COLMAP).", show_default="found in DIR"),
+    ] = None,
+    camera_mode: Annotated[
+        Literal["auto", "single", "per-folder", "per-image"],
+        typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
+    ] = "auto",
+    mapper: Annotated[
+        Literal["incremental", "global"],
+        typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
+    ] = "incremental",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
+    """Structure from motion: the columns of the Local Feature Evaluation Benchmark.
+
+    DIR holds photos of one place, or folders that do; where a COLMAP model of the true cameras is
+    there, their errors are told too.
+    """
+    from d2net.evaluation.reconstruction import evaluate_reconstruction
+    from d2net.mapping.settings import MappingSettings
+
+    arguments: dict[str, Any] = {
+        "model": model,
+        "settings": MappingSettings(camera_mode=camera_mode, mapper=mapper, seed=seed),
+    }
+    evaluation.run(partial(evaluate_reconstruction, **arguments), folder, printing)
+
+
 def localization(
     *,
     folder: Folder,
@@ -270,5 +304,5 @@ def localization(
     evaluation.run(partial(evaluate_localization, **arguments), folder, printing)
 
 
-for _command in (homography, epipolar, pose, localization):
+for _command in (homography, epipolar, pose, reconstruction, localization):
     app.command()(options.spread(_command))

@@ -36,7 +36,7 @@ class Picture:
     """A pair for the page."""
 
     group: str
-    photos: tuple[str, str]
+    photos: tuple[str, ...]
     uri: str
     width: int
     height: int

@@ -22,13 +22,14 @@ from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.inloc import scan_places
 from d2net.evaluation.localization_data import Limit, LocalizationData, Query, find_dataset
-from d2net.evaluation.localization_map import Photos, build_map
-from d2net.evaluation.pose import rotation_angle
+from d2net.evaluation.localization_map import build_map
+from d2net.evaluation.photos import Photos
 from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
 from d2net.features import Matches
 from d2net.formats.pairs import Pair
 from d2net.formats.poses import read_poses, write_poses
 from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import project
 from d2net.matching.pairs import from_covisibility
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from d2net.errors import InputError, MappingError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
-from d2net.features import Features, Matches
+from d2net.features import LazyFeatures, Matches
 from d2net.formats.atomic import locked, output_errors
 from d2net.formats.colmap import write_database
 from d2net.formats.h5 import FeatureFile, MatchFile
@@ -287,7 +287,7 @@ def _verify(
         with FeatureFile(folder.features) as features, MatchFile(folder.matches) as matches:
             write_database(
                 folder.database,
-                _Only(features, survey.usable),
+                LazyFeatures(features.__getitem__, survey.usable),
                 _OnlyPairs(matches, pairs),
                 cameras=cameras,
                 overwrite=not extend,
@@ -392,23 +392,6 @@ def _finish(
     write_report(models[0], folder.path, result, folder.photo_folders)
     folder.save_record()
     return result
-
-
-class _Only(Mapping[str, Features]):
-    """Some of the photos of a features file."""
-
-    def __init__(self, features: Mapping[str, Features], names: Sequence[str]) -> None:
-        self._features = features
-        self._names = names
-
-    def __getitem__(self, name: str) -> Features:
-        return self._features[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class _OnlyPairs:
