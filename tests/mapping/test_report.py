@@ -101,7 +101,7 @@ def decoded(data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def page(
     made: pycolmap.Reconstruction, path: Path, photos: Path | None = None, **known: Any
 ) -> str:
-    write_html(made, path, summarise(made, **known), photos)
+    write_html(made, path, summarise(made, **known), [photos])
     return path.read_text(encoding="utf-8")
 
 
@@ -277,7 +277,7 @@ def test_points_take_their_colours_from_the_photos(tmp_path: Path) -> None:
     points = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0.6, 0.1, 0.3]])
     cloud = read_cloud(upright(points, np.array([[0, -5.0, 0], [0.1, -5, 0.2]])))
     paint(tmp_path, ["photo1.png", "photo2.png"])
-    coloured, album = colour(cloud, tmp_path)
+    coloured, album = colour(cloud, [tmp_path])
     assert coloured.colours.tolist() == [[200, 0, 0], [0, 200, 0], [0, 200, 0]]
     assert sorted(album.thumbnails) == ["photo1.png", "photo2.png"]
     assert not album.unreadable
@@ -292,7 +292,7 @@ def test_photos_stored_on_their_side_are_taken_as_the_map_has_them(tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "photo1.png", exif=exif)
-    coloured, _ = colour(cloud, tmp_path)
+    coloured, _ = colour(cloud, [tmp_path])
     assert coloured.colours.tolist() == [[200, 0, 0], [0, 0, 0]]
 
 
@@ -301,7 +301,7 @@ def test_colours_of_the_map_are_kept(tmp_path: Path) -> None:
     for point in made.points3D.values():
         point.color = [10, 20, 30]
     paint(tmp_path, [f"photo{i}.png" for i in range(1, 6)])
-    assert (colour(read_cloud(made), tmp_path)[0].colours == [10, 20, 30]).all()
+    assert (colour(read_cloud(made), [tmp_path])[0].colours == [10, 20, 30]).all()
 
 
 def test_without_photos_points_are_grey_and_it_is_said(tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_every_map_gets_a_report_twice_the_same(name: str, tmp_path: Path) -> No
     summary = summarise(made, {"dark.jpg": NO_FEATURES})
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_report(made, folder, summary, tmp_path / "missing")
+        write_report(made, folder, summary, [tmp_path / "missing"])
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["map.html", "map.png", "report.json"]
     for file in files:

@@ -12,7 +12,18 @@ from typing import Any
 
 import typer
 
-from d2net.cli import console, evaluate, export, extract, info, match, options, pairs, show
+from d2net.cli import (
+    console,
+    evaluate,
+    export,
+    extract,
+    info,
+    match,
+    options,
+    pairs,
+    reconstruct,
+    show,
+)
 from d2net.errors import D2NetError
 
 app = typer.Typer(
@@ -23,7 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    *(match.match, extract.extract, pairs.pairs, export.export, show.show),
+    *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct),
+    *(export.export, show.show),
     *(info.weights, info.info),
 ):
     app.command()(options.spread(_command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,14 +14,6 @@ from d2net.errors import InputError
 if TYPE_CHECKING:
     from d2net.formats.pairs import Pair
     from d2net.matching.choice import PairChoice
-
-_OWN_OPTIONS = {
-    "overlap": ("sequential",),
-    "num_matched": ("retrieval", "gps", "covisibility"),
-    "max_distance": ("gps",),
-    "model": ("covisibility",),
-}
-"""The methods that an option is for."""
 
 
 def pairs(
@@ -37,28 +29,7 @@ def pairs(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Text file, two names a line.")
     ] = Path("pairs.txt"),
-    num_matched: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="retrieval, gps, covisibility: others for each photo.",
-            show_default="20",
-        ),
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="sequential: next photos for each photo.", show_default="10"
-        ),
-    ] = None,
-    max_distance: Annotated[
-        float | None,
-        typer.Option(metavar="METRES", help="gps: at most so far apart.", show_default="100"),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="covisibility: COLMAP model.", show_default=False),
-    ] = None,
+    choice: options.Pairing,
     printing: options.Printing,
 ) -> None:
     """Choose pairs of photos, for `d2net match --pairs`.
@@ -68,25 +39,11 @@ def pairs(
     a features file. **gps**: those taken close to each other, by the photos' EXIF data.
     **covisibility**: those that see the same points of a model.
     """
-    given = {
-        "num_matched": num_matched,
-        "overlap": overlap,
-        "max_distance": max_distance,
-        "model": model,
-    }
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name in chosen:
-        if method not in _OWN_OPTIONS[name]:
-            raise InputError(
-                f"--{name.replace('_', '-')} is for {', '.join(_OWN_OPTIONS[name])}, not {method}"
-            )
-
-    from d2net.formats.pairs import write_pairs
-    from d2net.matching.choice import PairChoice
-
-    names, found = _choose(source, PairChoice(method, **chosen))
+    names, found = _chosen(source, choice.of(method))
     if not found:
         raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
+
+    from d2net.formats.pairs import write_pairs
 
     write_pairs(output, found)
     paired = {name for pair in found for name in pair}
@@ -100,7 +57,7 @@ def pairs(
     )
 
 
-def _choose(source: Path, choice: PairChoice) -> tuple[Sequence[str], Sequence[Pair]]:
+def _chosen(source: Path, choice: PairChoice) -> tuple[Sequence[str], Sequence[Pair]]:
     """The photos' names and the pairs."""
     from d2net.formats.h5 import FeatureFile
     from d2net.image_lists import find_images

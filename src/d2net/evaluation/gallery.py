@@ -36,7 +36,7 @@ class Picture:
     """A pair for the page."""
 
     group: str
-    photos: tuple[str, str]
+    photos: tuple[str, ...]
     uri: str
     width: int
     height: int
@@ -96,7 +96,8 @@ def _picture(result: Result, pair: PairResult, drawing: Drawing, root: Path) -> 
     canvas = draw_pair(root / pair.photos[0], root / pair.photos[1], drawing)
     encoded = base64.b64encode(_jpeg(canvas)).decode("ascii")
     ranking = ranking_figure(result)
-    shown = [*([] if ranking in result.headline else [ranking]), *result.headline]
+    headline = [name.removeprefix("median ") for name in result.headline]
+    shown = [*([] if ranking in headline else [ranking]), *headline]
     return Picture(
         pair.group,
         pair.photos,

@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.errors import FormatError
+from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.inloc import scan_places
 from d2net.evaluation.localization_data import Limit, LocalizationData, Query, find_dataset
-from d2net.evaluation.localization_map import Photos, build_map, covisible_pairs
-from d2net.evaluation.pose import rotation_angle
+from d2net.evaluation.localization_map import build_map
+from d2net.evaluation.photos import Photos
 from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
 from d2net.features import Matches
 from d2net.formats.pairs import Pair
 from d2net.formats.poses import read_poses, write_poses
 from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import project
+from d2net.matching.pairs import from_covisibility
 
 if TYPE_CHECKING:
     import pycolmap
@@ -97,7 +99,7 @@ def evaluate_localization(
     true = None if truth is None else _true_poses(truth, data.queries)
     options = AbsolutePoseOptions(threshold=threshold or data.threshold, seed=seed)
     photos = Photos(source, data.photos, max_keypoints, device)
-    of_map = [] if data.model is None else covisible_pairs(data.model, num_covisible)
+    of_map = _map_pairs(data, num_covisible)
     of_queries = [(query.name, name) for query in data.queries for name in query.candidates]
     todo = photos.unmatched([*of_map, *of_queries])
     advance = _countdown(len(todo) + (data.model is not None) + len(data.queries), report)
@@ -157,6 +159,18 @@ def _true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigi
             "give a list of those queries whose poses it has"
         )
     return {query.name: poses[Path(query.name).name] for query in queries}
+
+
+def _map_pairs(data: LocalizationData, num_covisible: int) -> list[Pair]:
+    """Pairs of the map's photos; none for scans."""
+    if data.model is None:
+        return []
+    pairs = from_covisibility(data.model, num_covisible)
+    if not pairs:
+        raise InputError(
+            "the model has no points that two photos see, by which photos of the map are paired"
+        )
+    return pairs
 
 
 def _countdown(steps: int, report: Callable[[str, int], None] | None) -> Callable[[str], None]:

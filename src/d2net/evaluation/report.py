@@ -224,8 +224,8 @@ def _page(results: Sequence[Result], photos_root: Path) -> str:
 
 def _shown(results: Sequence[Result], table: PublishedTable) -> list[str] | None:
     """The headline figures that published rows have too; None (all of theirs) if there are none."""
-    known = {name for row in table.rows for f in row.figures.values() for name in f}
-    return [name for name in results[0].headline if name in known] or None
+    known = dict.fromkeys(name for row in table.rows for f in row.figures.values() for name in f)
+    return [name for name in known if name in results[0].headline] or None
 
 
 def _charts(

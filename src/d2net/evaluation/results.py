@@ -32,13 +32,14 @@ class PairResult:
 
     Attributes:
         group: sequence, scene or kind that figures are averaged in.
-        photos: paths of both photos, relative to the evaluated folder.
+        photos: paths of both photos, relative to the evaluated folder; of a reconstruction's
+            photo its own alone.
         figures: by name, as "MMA@3".
         drawing: matches for the gallery; not saved.
     """
 
     group: str
-    photos: tuple[str, str]
+    photos: tuple[str, ...]
     figures: Figures
     drawing: Drawing | None = field(default=None, repr=False, compare=False)
 

@@ -1,4 +1,4 @@
-"""COLMAP's database of photos, keypoints and matches, and its models, through pycolmap.
+"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
 
 COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
 Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
@@ -7,6 +7,7 @@ refuses others), and COLMAP has no matcher for D2-Net's.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -41,6 +42,7 @@ def write_database(
     *,
     cameras: Mapping[str, pycolmap.Camera] | None = None,
     overwrite: bool = False,
+    extend: bool = False,
 ) -> None:
     """Write a database that COLMAP verifies and maps from.
 
@@ -56,33 +58,56 @@ def write_database(
             photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length,
             to be refined by the mapping.
         overwrite: replace an existing database.
+        extend: add to an existing database. What it holds keeps its numbers, and only photos and
+            pairs that it lacks are written.
 
     Raises:
-        OutputError: the file exists and `overwrite` is not set, or it cannot be written.
+        OutputError: the file exists and neither `overwrite` nor `extend` is set, or it cannot be
+            written.
         FormatError: matches name keypoints that the features do not have.
     """
     import pycolmap
 
     path = Path(path)
     with locked(path):
-        if path.exists() and not overwrite:
+        if path.exists() and not (overwrite or extend):
             raise OutputError(f"{path} exists already; delete it or choose another name.")
         with replacing(path) as temporary:
+            if extend:
+                shutil.copyfile(path, temporary)
             with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
-                ids, num_keypoints = {}, {}
-                written: dict[int, tuple[int, int]] = {}
-                for name in features:
-                    photo = features[name]
-                    camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
-                    if id(camera) not in written or cameras is None:
-                        written[id(camera)] = _write_camera(database, camera)
-                    ids[name] = _write_photo(database, name, photo, *written[id(camera)])
-                    num_keypoints[name] = len(photo)
+                _write_photos(database, features, cameras)
                 if matches is not None:
-                    for first, second, pair in matches.among(num_keypoints):
-                        rows = as_numpy(pair.indices).astype("uint32")
-                        database.write_matches(ids[first], ids[second], rows)
+                    _write_matches(database, matches)
             _remove_companions(path)  # an old database's journal would be replayed into the new
+
+
+def _write_photos(
+    database: pycolmap.Database,
+    features: Mapping[str, Features],
+    cameras: Mapping[str, pycolmap.Camera] | None,
+) -> None:
+    written: dict[int, tuple[int, int]] = {}
+    known = {image.name for image in database.read_all_images()}
+    for name in features:
+        if name in known:
+            continue
+        photo = features[name]
+        camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
+        if cameras is None or id(camera) not in written:
+            written[id(camera)] = _write_camera(database, camera)
+        _write_photo(database, name, photo, *written[id(camera)])
+
+
+def _write_matches(database: pycolmap.Database, matches: MatchedPairs) -> None:
+    images = {image.name: image.image_id for image in database.read_all_images()}
+    num_keypoints = {
+        name: database.num_keypoints_for_image(number) for name, number in images.items()
+    }
+    for first, second, pair in matches.among(num_keypoints):
+        if not database.exists_matches(images[first], images[second]):
+            rows = as_numpy(pair.indices).astype("uint32")
+            database.write_matches(images[first], images[second], rows)
 
 
 def guessed_camera(
@@ -120,8 +145,7 @@ def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple
 
 def _write_photo(
     database: pycolmap.Database, name: str, features: Features, camera_id: int, rig_id: int
-) -> int:
-    """Returns the image's id in the database."""
+) -> None:
     import pycolmap
 
     image = pycolmap.Image(name=name, camera_id=camera_id)
@@ -131,8 +155,6 @@ def _write_photo(
     frame.add_data_id(image.data_id)
     database.write_frame(frame)
     database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(features.keypoints)))
-    image_id: int = image.image_id
-    return image_id
 
 
 @contextmanager

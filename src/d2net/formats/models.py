@@ -32,7 +32,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
         )
     try:
         return pycolmap.Reconstruction(path)
-    except (ValueError, LookupError, RuntimeError) as error:  # what its checks throw
+    except (ValueError, LookupError, RuntimeError, MemoryError) as error:  # its checks, or none
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {path} cannot be read: {reason}") from error
 

@@ -240,7 +240,8 @@ def _poselib(model: Model, views: _Views, options: RobustOptions) -> Array | Non
         import poselib
     except ImportError as error:
         raise MissingPackageError(
-            'method "poselib" needs the package poselib: pip install "d2net[poselib]"'
+            'method "poselib" needs the package poselib: pip install "d2net[poselib]", or choose '
+            "pycolmap or magsac"
         ) from error
 
     ransac = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Size
+from d2net.image_lists import find_photo
 from d2net.images import Pixels, resize, to_pixels
 from d2net.mapping.cloud import Cloud, View
 
@@ -41,14 +42,16 @@ class Album:
     uncoloured: int = 0
 
 
-def colour(cloud: Cloud, photos: Path | None, others: Iterable[str] = ()) -> tuple[Cloud, Album]:
+def colour(
+    cloud: Cloud, folders: Sequence[Path], others: Iterable[str] = ()
+) -> tuple[Cloud, Album]:
     """Give colours to the points that have none, and make thumbnails of all photos.
 
     A point's colour is the mean over the photos that see it; grey where none can be read.
 
     Args:
         cloud: points that are black have no colour yet, as COLMAP has it.
-        photos: the folder that the photos' names are relative to; None if there is none.
+        folders: where photos are; their names are relative to one of them.
         others: further photos that get a thumbnail.
 
     Returns:
@@ -65,7 +68,8 @@ def colour(cloud: Cloud, photos: Path | None, others: Iterable[str] = ()) -> tup
         view = views.get(name)
         if name not in with_thumbnail and (view is None or not bare[view.points].any()):
             continue
-        photo = _read(photos / name, view) if photos is not None else None
+        path = find_photo(folders, name)
+        photo = None if path is None else _read(path, view)
         if photo is None:
             if view is not None:
                 unreadable.append(name)

@@ -6,6 +6,7 @@ Equal maps give equal bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def write_report(
     reconstruction: pycolmap.Reconstruction,
     folder: Path,
     summary: MapSummary,
-    photos: Path | None = None,
+    photos: Sequence[Path] = (),
 ) -> None:
     """Write `report.json`, `map.png` and `map.html` into a folder, which exists.
 
@@ -32,7 +33,7 @@ def write_report(
         reconstruction: the map, which is left as it is.
         folder: where to write.
         summary: of the map.
-        photos: the folder of the photos, for thumbnails and for the colours of points that have
+        photos: the folders of the photos, for thumbnails and for the colours of points that have
             none; photos that are gone are told in the picture and on the page.
 
     Raises:
@@ -57,7 +58,7 @@ def write_picture(
     reconstruction: pycolmap.Reconstruction,
     path: Path,
     summary: MapSummary,
-    photos: Path | None = None,
+    photos: Sequence[Path] = (),
 ) -> None:
     """Write a PNG of the points and cameras, obliquely and from above, with figures.
 
@@ -71,7 +72,7 @@ def write_html(
     reconstruction: pycolmap.Reconstruction,
     path: Path,
     summary: MapSummary,
-    photos: Path | None = None,
+    photos: Sequence[Path] = (),
 ) -> None:
     """Write a page that shows the map from all sides, and what became of each photo.
 
@@ -82,7 +83,7 @@ def write_html(
 
 
 def _dressed(
-    reconstruction: pycolmap.Reconstruction, photos: Path | None, summary: MapSummary
+    reconstruction: pycolmap.Reconstruction, photos: Sequence[Path], summary: MapSummary
 ) -> tuple[Cloud, Album]:
     return colour(read_cloud(reconstruction), photos, [photo.name for photo in summary.failed])
 
@@ -95,9 +96,9 @@ def _save_picture(path: Path, cloud: Cloud, album: Album, summary: MapSummary) -
 
 
 def _save_page(
-    path: Path, cloud: Cloud, album: Album, summary: MapSummary, photos: Path | None
+    path: Path, cloud: Cloud, album: Album, summary: MapSummary, photos: Sequence[Path]
 ) -> None:
-    title = photos.resolve().name if photos is not None else ""
+    title = ", ".join(folder.resolve().name for folder in photos)
     _write(path, make_page(cloud, album, summary, title, _missing(album)))
 
 

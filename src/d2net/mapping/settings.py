@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.features import Features
 from d2net.mapping.cameras import CameraMode
 
 Mapper: TypeAlias = Literal["incremental", "global"]
@@ -85,12 +84,9 @@ class Thresholds:
     reprojection: float
 
 
-def thresholds(settings: MappingSettings, features: Iterable[Features]) -> Thresholds:
-    """The thresholds of some photos: as set, or by the typical uncertainty of their keypoints."""
-    if settings.verification_error is not None and settings.reprojection_error is not None:
-        return Thresholds(settings.verification_error, settings.reprojection_error)
-    typical = [float(f.uncertainty.median()) for f in features if len(f)]
-    sigma = float(np.median(typical)) if typical else 0.0
+def thresholds(settings: MappingSettings, uncertainty: Collection[float]) -> Thresholds:
+    """As set, or by the typical uncertainty (pixels) of each photo's keypoints."""
+    sigma = float(np.median(list(uncertainty))) if uncertainty else 0.0
     return Thresholds(
         settings.verification_error or max(LEAST_ERROR, VERIFICATION_SIGMAS * sigma),
         settings.reprojection_error or max(LEAST_ERROR, REPROJECTION_SIGMAS * sigma),

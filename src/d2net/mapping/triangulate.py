@@ -6,8 +6,7 @@ known already, not one that is estimated from the matches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from d2net.geometry.epipolar import (
     fundamental_from_essential,
     sampson_distance,
 )
+from d2net.mapping.engine import quiet
 
 if TYPE_CHECKING:
     import pycolmap
@@ -38,7 +38,6 @@ def triangulate(
     keypoints: Mapping[str, Points],
     matches: Iterable[tuple[str, str, Rows]],
     *,
-    photos: Path | None = None,
     max_error: float = 4.0,
     seed: int = 0,
 ) -> pycolmap.Reconstruction:
@@ -50,14 +49,13 @@ def triangulate(
             top-left pixel at (0, 0).
         matches: names of two photos and K x 2 rows of their keypoints. Those whose distance from
             the known epipolar geometry is larger than `max_error` are left out.
-        photos: the photos' folder, to take the points' colours from; black without.
         max_error: largest reprojection error of a point in pixels (4 is COLMAP's).
         seed: of random samples.
 
     Returns:
         A new model with the same photos, poses and cameras. Row i of a photo's keypoints is its
-        `points2D[i]`, moved by COLMAP's half pixel. Points seen in two photos are in it, unless
-        COLMAP holds their rays for too parallel (1.5 degrees).
+        `points2D[i]`, moved by COLMAP's half pixel. Points have no colour; those seen in two
+        photos only are among them, unless COLMAP holds their rays for too parallel (1.5 degrees).
 
     Raises:
         InputError: a photo of the model has no pose or no keypoints, or matches name a photo that
@@ -75,7 +73,7 @@ def triangulate(
     options.triangulation.merge_max_reproj_error = max_error
     options.triangulation.ignore_two_view_tracks = False
     options.triangulation.random_seed = seed
-    with _quiet(), TemporaryDirectory() as folder:
+    with quiet(), TemporaryDirectory() as folder:
         path = Path(folder, "database.db")
         with pycolmap.Database.open(path) as database:
             _write_photos(database, model, keypoints)
@@ -87,21 +85,8 @@ def triangulate(
                     right = _distances(model, a, b, *points) <= max_error
                     _write_pair(database, a.image_id, b.image_id, rows[right])
         return pycolmap.triangulate_points(
-            pycolmap.Reconstruction(model), path, photos or folder, folder, options=options
+            pycolmap.Reconstruction(model), path, folder, folder, options=options
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without COLMAP's log, which has a line for every photo."""
-    import pycolmap
-
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
-    try:
-        yield
-    finally:
-        pycolmap.logging.minloglevel = before
 
 
 def _check(images: Mapping[str, pycolmap.Image], keypoints: Mapping[str, Points]) -> None:

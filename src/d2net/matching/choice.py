@@ -69,7 +69,8 @@ def choose_pairs(
 
     Args:
         choice: the method.
-        names: of the photos. A listed pair with another photo is an error.
+        names: of the photos. A listed pair with a photo that is neither here nor in `photos` is
+            an error.
         photos: where they are, for gps.
         features: of the photos, for retrieval.
 
@@ -92,7 +93,7 @@ def choose_pairs(
     if choice.model is not None:
         model = read_model(find_model(choice.model) or choice.model)
         return pairs.from_covisibility(model, choice.num_matched, names=names)
-    return _listed(choice, names)
+    return _listed(choice, names, photos or ())
 
 
 def _described(names: Sequence[str], features: Mapping[str, Features] | None) -> GlobalDescriptors:
@@ -126,11 +127,13 @@ def _by_position(
     return found
 
 
-def _listed(choice: PairChoice, names: Sequence[str]) -> list[Pair]:
+def _listed(choice: PairChoice, names: Sequence[str], photos: Sequence[FoundImage]) -> list[Pair]:
     if choice.file is None:  # the choice has been checked
         return []
     found = read_pairs(choice.file)
-    unknown = sorted({name for pair in found for name in pair} - set(names))
+    usable = set(names)
+    known = usable | {photo.name for photo in photos}  # some may have no features
+    unknown = sorted({name for pair in found for name in pair} - known)
     if unknown:
         raise InputError(f"{choice.file} names {unknown[0]!r}, which is none of the photos")
-    return found
+    return [pair for pair in found if usable.issuperset(pair)]
