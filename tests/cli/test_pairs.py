@@ -9,13 +9,20 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from d2net.formats.h5 import MatchFile
+from d2net.formats.h5 import FeatureWriter, MatchFile
 from d2net.formats.pairs import read_pairs
 
+from ..formats.samples import make_features
 from ..tiny import write_photos
 from .conftest import Run
 
 NAMES = [f"video 1/frame {i}.png" for i in range(12)]
+
+
+def write_features(path: Path) -> None:
+    with FeatureWriter(path, {}) as writer:
+        for name in ("a.png", "b.png"):
+            writer.add(name, make_features())
 
 
 @pytest.fixture
@@ -83,10 +90,10 @@ def test_covisibility(d2net: Run, here: Path) -> None:
         ("frames", "--method"),
         ("none --method exhaustive", "there is no file or folder 'none'"),
         ("list.txt --method exhaustive", "not an HDF5 file"),
-        ("frames --method retrieval", "d2net extract frames --output features.h5"),
-        ("frames --method gps", "none of the 12 photos in frames has a GPS position"),
-        ("list.txt --method gps", "give their folder"),
-        ("frames --method covisibility", "--model DIR"),
+        ("frames --method retrieval", "extract PHOTOS --output features.h5"),
+        ("frames --method gps", "none of the 12 photos has a GPS position"),
+        ("f.h5 --method gps", "give their folder"),
+        ("frames --method covisibility", "covisibility needs a COLMAP model"),
         ("frames --method covisibility --model frames", "holds no COLMAP model"),
         ("frames --method sequential --overlap 0", "overlap must be"),
         ("frames --method exhaustive --overlap 3", "--overlap is for sequential, not exhaustive"),
@@ -97,6 +104,7 @@ def test_covisibility(d2net: Run, here: Path) -> None:
 )
 def test_bad_input(d2net: Run, frames: Path, line: str, message: str) -> None:
     write_photos(Path("one"), "a.png")
+    write_features(Path("f.h5"))
     Path("list.txt").write_text("a.png b.png\n")
     run = d2net("pairs", *line.split())
     assert (run.code, run.out) == (2, "")

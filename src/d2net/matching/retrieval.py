@@ -62,7 +62,7 @@ class Codebook:
 
         chosen = names[:: -(-len(names) // _LEARN_PHOTOS) or 1]
         each = -(-_LEARN_DESCRIPTORS // max(1, len(chosen)))
-        parts = [as_numpy(features[name].best(each).descriptors.float()) for name in chosen]
+        parts = [_spread(as_numpy(features[name].descriptors.float()), each) for name in chosen]
         samples = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
         if not len(samples):
             raise InputError(
@@ -228,6 +228,11 @@ class GlobalDescriptors:
         index = faiss.IndexFlatIP(self.vectors.shape[1])
         index.add(self.vectors[rows].astype(np.float32))
         return index, rows
+
+
+def _spread(rows: Array, most: int) -> Array:
+    """At most so many of the rows, evenly: the best by score alone make a worse codebook."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
 
 
 def _weights(scores: Array) -> Array:
