@@ -108,11 +108,12 @@ def test_fountain_in_the_layout_of_aachen(shared, tmp_path, evaluate, version):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fountain_by_the_network_as_it_is_packaged(shared, tmp_path, evaluate):
     put_fountain(tmp_path / "aachen", shared / "data/eval/strecha/fountain-P11", "1.1")
-    result, _ = evaluate(tmp_path / "aachen", "--features", "ots")
+    result, _ = evaluate(tmp_path / "aachen", "--features", "ots:max_edge=512")
     assert result["groups"]["overall"]["0.25 m, 2°"] == 100
-    assert result["groups"]["overall"]["median position error"] < 0.03
+    assert result["groups"]["overall"]["median position error"] < 0.05
 
 
 def test_an_office_in_the_layout_of_inloc(shared, tmp_path, evaluate):

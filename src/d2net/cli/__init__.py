@@ -18,6 +18,7 @@ from d2net.cli import (
     export,
     extract,
     info,
+    localize,
     match,
     options,
     pairs,
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct),
+    *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
     *(export.export, show.show),
     *(info.weights, info.info),
 ):

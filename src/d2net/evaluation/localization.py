@@ -31,6 +31,7 @@ from d2net.formats.poses import read_poses, write_poses
 from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import project
+from d2net.mapping.links import Links, link
 from d2net.matching.pairs import from_covisibility
 
 if TYPE_CHECKING:
@@ -204,9 +205,7 @@ class _Placed:
         camera: its camera.
         num_features: how many keypoints it has.
         pixels: N x 2, its keypoints that are matched with a place.
-        points: N x 3, the places.
-        photo: N, of which candidate the place is.
-        row: N, of which keypoint of that photo.
+        links: N, where they are in the world; photos are counted as candidates.
         pose: what was found.
     """
 
@@ -214,15 +213,13 @@ class _Placed:
     camera: pycolmap.Camera
     num_features: int
     pixels: Array
-    points: Array
-    photo: NDArray[np.int64]
-    row: NDArray[np.int64]
+    links: Links
     pose: AbsolutePose | None
 
     @property
     def inliers(self) -> NDArray[np.bool_]:
         """N marks of what agrees with the pose."""
-        return np.zeros(len(self.photo), np.bool_) if self.pose is None else self.pose.inliers
+        return np.zeros(len(self.links), np.bool_) if self.pose is None else self.pose.inliers
 
 
 def _place(
@@ -234,20 +231,10 @@ def _place(
 ) -> _Placed:
     features = photos.features(query.name)
     camera = query.camera(features.image_size)
-    links = []  # photo, row, our row, x, y, z
-    for i, name in enumerate(query.candidates):
-        ours, theirs = matches(query.name, name).indices.T.numpy()
-        found = places(name)[theirs]
-        link = np.column_stack([np.full(len(ours), i), theirs, ours, found])
-        links.append(link[np.isfinite(found).all(axis=1)])
-    link = np.concatenate(links)
-    # What several photos say of a keypoint, that it is one point of the map, counts once.
-    _, first = np.unique(link[:, 2:], axis=0, return_index=True)
-    link = link[np.sort(first)]
-    photo, row, ours = link[:, :3].astype(np.int64).T
-    x = features.keypoints.double().numpy()[ours]
-    pose = absolute_pose(x, link[:, 3:], camera, options)
-    return _Placed(query, camera, len(features), x, link[:, 3:], photo, row, pose)
+    links = link((matches(query.name, name), places(name)) for name in query.candidates)
+    x = features.keypoints.double().numpy()[links.rows]
+    pose = absolute_pose(x, links.points, camera, options)
+    return _Placed(query, camera, len(features), x, links, pose)
 
 
 def _figures(placed: _Placed, limits: Sequence[Limit], true: pycolmap.Rigid3d | None) -> Figures:
@@ -255,7 +242,7 @@ def _figures(placed: _Placed, limits: Sequence[Limit], true: pycolmap.Rigid3d | 
     figures: Figures = {
         "localized": 0.0 if pose is None else 100.0,
         "inliers": float(np.count_nonzero(placed.inliers)),
-        "2D-3D matches": float(len(placed.photo)),
+        "2D-3D matches": float(len(placed.links)),
         "features": float(placed.num_features),
     }
     position, rotation = np.inf, np.inf
@@ -280,15 +267,17 @@ def _drawing(
 
     Right are those that agree with the true pose or, where it is not known, with the found one.
     """
-    inliers = np.bincount(placed.photo[placed.inliers], minlength=len(placed.query.candidates))
+    inliers = np.bincount(
+        placed.links.photos[placed.inliers], minlength=len(placed.query.candidates)
+    )
     best = int(inliers.argmax())
     name = placed.query.candidates[best]
     right = placed.inliers
     if true is not None:
-        errors = project(placed.camera, true, placed.points) - placed.pixels
+        errors = project(placed.camera, true, placed.links.points) - placed.pixels
         right = np.linalg.norm(errors, axis=1) <= threshold  # False for NaN
-    shown = placed.photo == best
-    partners = photos.features(name).keypoints.numpy()[placed.row[shown]]
+    shown = placed.links.photos == best
+    partners = photos.features(name).keypoints.numpy()[placed.links.partners[shown]]
     return name, Drawing(placed.pixels[shown].astype(np.float32), partners, right[shown])
 
 

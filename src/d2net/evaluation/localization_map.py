@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,13 @@ from d2net.evaluation.photos import Photos
 from d2net.formats.atomic import locked, new_folder
 from d2net.formats.models import read_model
 from d2net.formats.pairs import Pair
+from d2net.mapping.links import keypoint_places
 from d2net.mapping.triangulate import triangulate
 
 if TYPE_CHECKING:
     import pycolmap
 
 Array = NDArray[np.float64]
-
-_PLACES_KEPT = 2000
-"""Photos of the map whose keypoints' places stay in memory (some 100 KB each)."""
 
 
 def build_map(
@@ -75,18 +72,7 @@ def build_map(
             )
         with locked(path), new_folder(path) as folder:
             built.write_binary(folder)
-    names = {image.name: image for image in built.images.values()}
-
-    @lru_cache(maxsize=_PLACES_KEPT)
-    def places(name: str) -> Array:
-        points = names[name].points2D
-        found = np.full((len(points), 3), np.nan)
-        for row, point in enumerate(points):
-            if point.has_point3D():
-                found[row] = built.points3D[point.point3D_id].xyz
-        return found
-
-    return places
+    return keypoint_places(built)
 
 
 def _known(image: pycolmap.Image, camera: pycolmap.Camera) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,8 @@ def camera_errors(
     options = pycolmap.RANSACOptions()
     options.max_error = MAX_ERROR * spread
     options.random_seed = seed
-    found = pycolmap.estimate_sim3d_robust(mine, theirs, options)
+    # A dictionary, whatever its annotation says.
+    found: Any = pycolmap.estimate_sim3d_robust(mine, theirs, options)
     if found is None:
         return None
     agree = _distances(found["tgt_from_src"], mine, theirs) <= options.max_error

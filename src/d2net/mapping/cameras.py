@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
 
 
-def photo_camera(path: Path, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
+def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
     """The camera that a photo's EXIF data tell, or COLMAP's guess.
 
     Args:
-        path: the photo.
+        path: the photo; None where it is no file.
         size: (width, height) of the photo as its features were extracted, upright. COLMAP itself
             does not turn photos.
         model: of COLMAP.
@@ -35,6 +35,8 @@ def photo_camera(path: Path, size: Size, model: str = "SIMPLE_RADIAL") -> pycolm
         raise InputError(
             f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"
         )
+    if path is None:
+        return guessed_camera(size, model)
     try:
         told = pycolmap.infer_camera_from_image(path)
     except (RuntimeError, ValueError):  # COLMAP reads fewer kinds of files than pillow

@@ -179,6 +179,13 @@ class GlobalDescriptors:
         vectors = np.concatenate([self.vectors, new.vectors])
         return type(self)(self.names + new.names, vectors, self.codebook, self.settings)
 
+    def only(self, names: Iterable[str]) -> GlobalDescriptors:
+        """Those of some of the photos."""
+        places = {name: row for row, name in enumerate(self.names)}
+        names = tuple(name for name in names if name in places)
+        rows = [places[name] for name in names]
+        return type(self)(names, self.vectors[rows], self.codebook, self.settings)
+
     def query(self, features: Features, k: int) -> list[Hit]:
         """The k photos that look most like one with these local features.
 
