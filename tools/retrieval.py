@@ -73,7 +73,10 @@ def read_scene(features: Path, folder: Path) -> Scene:
 
 
 def recalls(scenes: list[Scene], describe: Describe) -> dict[str, list[float]]:
-    """Recall at each of KS by scene, searched among the photos of all scenes."""
+    """By scene, recall at each of KS, searched among the photos of all scenes; and `own`.
+
+    `own` is the share of the first 5 that are of the same scene.
+    """
     vectors = [describe(scene) for scene in scenes]
     every = np.concatenate(vectors)
     starts = np.cumsum([0] + [len(part) for part in vectors])
@@ -87,10 +90,13 @@ def recalls(scenes: list[Scene], describe: Describe) -> dict[str, list[float]]:
         cosines[np.arange(len(part)), start + np.arange(len(part))] = -np.inf
         right = np.zeros(cosines.shape, bool)
         right[:, start : start + len(part)] = belongs
-        ranked = np.take_along_axis(right, (-cosines).argsort(axis=1, kind="stable"), axis=1)[rows]
+        order = (-cosines).argsort(axis=1, kind="stable")[rows]
+        ranked = np.take_along_axis(right[rows], order, axis=1)
+        own = (order[:, :5] >= start) & (order[:, :5] < start + len(part))
         wanted = belongs[rows].sum(axis=1)
         found[scene.name] = [
-            float((ranked[:, :k].sum(axis=1) / np.minimum(k, wanted)).mean()) for k in KS
+            *(float((ranked[:, :k].sum(axis=1) / np.minimum(k, wanted)).mean()) for k in KS),
+            float(own.mean()),
         ]
     return found
 
@@ -188,11 +194,14 @@ def shipped(scenes: list[Scene], scene: Scene) -> Array:
 
 
 def by_codebook(
-    scenes: list[Scene], choose: Callable[[Scene], list[Scene]]
+    scenes: list[Scene], choose: Callable[[Scene], list[Scene]], alone: bool
 ) -> dict[str, list[float]]:
-    """Recall by scene, each with a codebook from the scenes that are chosen for it."""
+    """`recalls`, each scene with a codebook from the scenes that are chosen for it.
+
+    The search is among the scene's own photos if `alone`.
+    """
     return {
-        scene.name: recalls(scenes, best(learn(choose(scene))))[scene.name]
+        scene.name: recalls([scene] if alone else scenes, best(learn(choose(scene))))[scene.name]
         for scene in scenes
         if scene.shared is not None
     }
@@ -253,21 +262,25 @@ def main() -> None:
     files = sorted(path for path in given.features.glob("*.h5"))
     scenes = [read_scene(path, given.scenes / path.stem) for path in files]
     print(f"{sum(len(scene.names) for scene in scenes)} photos of {len(scenes)} folders")
-    columns = ["", *(f"@{k}" for k in KS), *(s.name for s in scenes if s.shared is not None)]
+    columns = ["", *(f"@{k}" for k in KS), "own", *(s.name for s in scenes if s.shared is not None)]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     for name, describe in variants(scenes).items():
         print(row(name, recalls(scenes, describe)), flush=True)
     permissive = [scene for scene in scenes if scene.name in PERMISSIVE]
     sources: dict[str, Callable[[Scene], list[Scene]]] = {
-        "codebook of all": lambda _: scenes,
-        "of the scene itself": lambda scene: [scene],
-        "of all other scenes": lambda scene: [other for other in scenes if other is not scene],
-        "of other scenes with a permissive licence": lambda scene: [
+        "codebook of all scenes": lambda _: scenes,
+        "codebook of the scene itself": lambda scene: [scene],
+        "codebook of all other scenes": lambda scene: [
+            other for other in scenes if other is not scene
+        ],
+        "codebook of other scenes with a permissive licence": lambda scene: [
             other for other in permissive if other is not scene
         ],
     }
     for name, choose in sources.items():
-        print(row(name, by_codebook(scenes, choose)), flush=True)
+        for alone in (False, True):
+            label = f"{name}, {'scene' if alone else 'all'} searched"
+            print(row(label, by_codebook(scenes, choose, alone)), flush=True)
     if given.dense:
         model = D2Net.from_pretrained(max_edge=640, max_sum_edges=None)
         found = recalls(scenes, partial(dense_gem, 3, given.scenes, model))
