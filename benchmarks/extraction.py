@@ -72,12 +72,12 @@ def _ratio(
 
 def _share(model: D2Net, photo: np.ndarray) -> Row:
     pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()
-    maps = model.trunk.extract(model.normalisation(pixels))[0]
+    deep, shallow = (maps[0] for maps in model.trunk.extract_both(model.normalisation(pixels)))
 
     def after_the_trunk() -> None:
-        found = detect(maps)
+        found = detect(deep)
         found = found[found.located]
-        describe(maps, found.positions)
+        describe(deep, shallow, found.positions, "plain")
         coordinates.EXTRACTION_CELLS(found.positions)
 
     seconds = medians_in_turn(

@@ -30,6 +30,8 @@ class Features:
         descriptors: N x D, unit length, float32 or float16.
         image_size: (width, height) of the photo in pixels.
         uncertainty: N float32, standard deviation of the position in pixels of the photo.
+        descriptor: what the descriptors are, as "ots plain": weights and form. Only equal ones can
+            be compared. None where nobody knows, as of other programs' files.
     """
 
     keypoints: Tensor
@@ -38,6 +40,7 @@ class Features:
     descriptors: Tensor
     image_size: tuple[int, int]
     uncertainty: Tensor
+    descriptor: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)

@@ -56,7 +56,7 @@ def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: bool) -> Keypoin
     with torch.no_grad():
         return find_keypoints(
             trunk, CAFFE, tensor, dtype=torch.float32, cells_per_tile=limit, **kwargs
-        )[0]
+        )[0][0]
 
 
 @pytest.mark.parametrize("multiscale", [False, True])

@@ -17,13 +17,15 @@ def linear_map(height: int, width: int) -> torch.Tensor:
 
 def test_descriptors_are_bilinear_and_unit_length() -> None:
     positions = torch.tensor([[2.25, 3.5], [0.0, 0.0], [6.0, 4.0], [5.999, 0.001]])
-    found = describe(linear_map(5, 7), positions)
+    found = describe(linear_map(5, 7), linear_map(6, 8), positions, "plain")
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(found[:, 1:] / found[:, :1], positions, rtol=1e-4, atol=1e-4)
 
 
 def test_no_positions_give_no_descriptors() -> None:
-    assert describe(linear_map(5, 7).bfloat16(), torch.empty(0, 2)).shape == (0, 3)
+    maps = linear_map(5, 7).bfloat16()
+    for form, length in (("plain", 3), ("root", 3), ("fused", 6)):
+        assert describe(maps, maps, torch.empty(0, 2), form).shape == (0, length)
 
 
 def test_resample_equals_interpolate_with_aligned_corners() -> None:
