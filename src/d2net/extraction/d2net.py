@@ -169,7 +169,8 @@ class D2Net(nn.Module):
             raise InputError("photos of one batch must be prepared with the same settings")
         pixels = [torch.from_numpy(photo.pixels) for photo in batch]
         found = self._find(torch.stack(pixels).to(self.device), settings)
-        descriptor = f"{self.weights['name']} {settings.descriptor}"
+        made_by = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
+        descriptor = " ".join(word for word in made_by if word)
         return [
             _features(keypoints, photo, descriptor)
             for keypoints, photo in zip(found, batch, strict=True)
