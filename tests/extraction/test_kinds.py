@@ -14,7 +14,7 @@ from PIL import Image
 from d2net import D2Net, ExtractionSettings, InputError, match
 from d2net.extraction.barring import near
 from d2net.extraction.keypoints import Keypoints
-from d2net.extraction.selection import best_first
+from d2net.extraction.selection import NEAR_DUPLICATE, best_first
 from d2net.network.corners import FRAME, detect_corners, to_grey
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
@@ -81,7 +81,7 @@ def test_both_shares_the_budget_and_keeps_no_near_duplicates(
     assert (is_corner ^ is_deep).all()
     assert int(is_corner.sum()) == 100
     deep, corner = both.keypoints[is_deep], both.keypoints[is_corner]
-    assert not near(deep, corner, 2.0).any()
+    assert not near(deep, corner, NEAR_DUPLICATE).any()
     assert float(both.uncertainty[is_corner].max()) < float(both.uncertainty[is_deep].min())
 
 
@@ -116,7 +116,7 @@ def test_what_is_kept_of_two_kinds(first: Keypoints, second: Keypoints, most: in
         assert len(kept) <= most
         share = max(most - len(second), most - most // 2)
         taken = first[first.scores.argsort(descending=True, stable=True)[:share]]
-    free = second[~near(second.positions, taken.positions, 2.0)]
+    free = second[~near(second.positions, taken.positions, NEAR_DUPLICATE)]
     others = len(free) if most is None else min(len(free), most - len(taken))
     assert len(kept) == len(taken) + others
     best = free.scores.sort(descending=True).values[:others]

@@ -33,9 +33,6 @@ REACH = 17
 LEAST_SCORE = 0.5
 """Weakest corner, in grey values per pixel: flat areas and their noise have none above."""
 
-SCORE_UNIT = 1.0
-"""Scores of corners times this are comparable with the deep map's."""
-
 _NEIGHBOURS = 2
 """A corner is the largest value of the 5 x 5 pixels around it."""
 
