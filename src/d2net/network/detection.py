@@ -189,10 +189,24 @@ def _rise(patch: Tensor) -> Tensor:
 
 
 def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
-    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values.
+    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values."""
+    det, trace, steps = quadratic_step(patch)
+    peak = det > 0
+    safe = torch.where(peak, det, torch.ones_like(det))
+    return peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD), steps
 
-    Brown and Lowe, BMVC 2002: a quadratic through the neighbours, step = -H^-1 g. Where the
-    determinant is not positive there is no peak, and the step is zero.
+
+def quadratic_step(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From 3 x 3 values to the peak of the quadratic through them.
+
+    Brown and Lowe, BMVC 2002: step = -H^-1 g. Where the determinant is not positive there is no
+    peak, and the step is zero.
+
+    Args:
+        patch: N x 3 x 3 values around a local maximum.
+
+    Returns:
+        Determinant (N) and trace (N) of the Hessian, and the step (N x 2: columns, rows).
     """
     up, centre, down = patch[:, 0, 1], patch[:, 1, 1], patch[:, 2, 1]
     left, right = patch[:, 1, 0], patch[:, 1, 2]
@@ -201,11 +215,9 @@ def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
     dij = 0.25 * (patch[:, 0, 0] - patch[:, 0, 2] - patch[:, 2, 0] + patch[:, 2, 2])
     di, dj = 0.5 * (down - up), 0.5 * (right - left)
     det = dii * djj - dij * dij
-    trace = dii + djj
     peak = det > 0
     safe = torch.where(peak, det, torch.ones_like(det))
-    passed = peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD)
     step_i = -(djj * di - dij * dj) / safe
     step_j = -(dii * dj - dij * di) / safe
     steps = torch.stack([step_j, step_i], dim=1)
-    return passed, torch.where(peak[:, None], steps, torch.zeros_like(steps))
+    return det, dii + djj, torch.where(peak[:, None], steps, torch.zeros_like(steps))
