@@ -21,14 +21,28 @@ def describe(maps: Tensor, positions: Tensor) -> Tensor:
     Returns:
         N x C float32 of unit length (zero where the map is zero).
     """
-    if len(positions) == 0:
-        return maps.new_empty(0, maps.shape[2], dtype=torch.float32)
-    left, right, u = _neighbours(positions[:, 0], maps.shape[1])
-    top, bottom, v = _neighbours(positions[:, 1], maps.shape[0])
-    u, v = u[:, None], v[:, None]
-    upper = torch.lerp(maps[top, left].float(), maps[top, right].float(), u)
-    lower = torch.lerp(maps[bottom, left].float(), maps[bottom, right].float(), u)
-    return F.normalize(torch.lerp(upper, lower, v), dim=1)
+    return F.normalize(sample(maps[None], positions[None])[0], dim=1)
+
+
+def sample(maps: Tensor, positions: Tensor) -> Tensor:
+    """Bilinear samples of a batch of dense maps, differentiable.
+
+    Args:
+        maps: B x h x w x C, any float type.
+        positions: B x N x 2 (x, y) in cells; beyond the frame a map goes on with its last cell.
+
+    Returns:
+        B x N x C float32.
+    """
+    if positions.shape[1] == 0:
+        return maps.new_empty(*positions.shape[:2], maps.shape[3], dtype=torch.float32)
+    left, right, u = _neighbours(positions[..., 0], maps.shape[2])
+    top, bottom, v = _neighbours(positions[..., 1], maps.shape[1])
+    u, v = u[..., None], v[..., None]
+    image = torch.arange(len(maps), device=maps.device)[:, None]
+    upper = torch.lerp(maps[image, top, left].float(), maps[image, top, right].float(), u)
+    lower = torch.lerp(maps[image, bottom, left].float(), maps[image, bottom, right].float(), u)
+    return torch.lerp(upper, lower, v)
 
 
 def resample(

@@ -79,21 +79,38 @@ class Trunk(nn.Module):
         Returns:
             B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
         """
+        return self.layers(images, self.names, stride)
+
+    @property
+    def names(self) -> list[str]:
+        """The convolutions in order, conv1_1 to conv4_3."""
+        return [name for names in self.stages for name in names]
+
+    def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
+        """Some consecutive layers, each with the pool before it and the ReLU after it.
+
+        Training computes the layers that stay as they are once without a graph, and goes on from
+        there. The last ReLU of the network is left out, as in `forward`.
+
+        Args:
+            x: what enters the first of them, B x C x H x W, in the precision of the computation.
+            names: of consecutive convolutions.
+            stride: as in `forward`.
+        """
         if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
             raise InputError(f"the trunk has strides 4 and 8, not {stride}")
-        x = images
-        last = len(self.stages) - 1
-        for i, names in enumerate(self.stages):
-            dilation = 2 if i == last and stride == EXTRACTION_STRIDE else 1
-            if i == last and stride == EXTRACTION_STRIDE:
-                x = F.avg_pool2d(x, 2, 1)
-            elif i > 0:
-                x = F.max_pool2d(x, 2, 2)
-            for name in names:
-                layer = self.convolution(name)
-                x = F.conv2d(x, layer.weight, layer.bias, padding=dilation, dilation=dilation)
-                if name != self.stages[-1][-1]:
-                    x = F.relu(x)
+        for name in names:
+            i, first = next((i, s[0]) for i, s in enumerate(self.stages) if name in s)
+            dilated = i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE
+            if name == first and i > 0:
+                x = F.avg_pool2d(x, 2, 1) if dilated else F.max_pool2d(x, 2, 2)
+            layer = self.convolution(name)
+            assert layer.bias is not None  # noqa: S101 (for the type checker)
+            weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+            dilation = 2 if dilated else 1
+            x = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+            if name != self.stages[-1][-1]:
+                x = F.relu(x)
         return x
 
     @torch.no_grad()
