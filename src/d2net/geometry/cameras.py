@@ -58,3 +58,18 @@ def rays(camera: pycolmap.Camera, points: Array) -> Array:
     """
     shifted = COLMAP_FROM_PIXELS(torch.from_numpy(points)).numpy()
     return np.asarray(camera.cam_from_img(shifted), dtype=np.float64).reshape(-1, 2)
+
+
+def project(camera: pycolmap.Camera, points: Array) -> Array:
+    """Where points are seen.
+
+    Args:
+        camera: COLMAP's camera.
+        points: N x 3 in its frame.
+
+    Returns:
+        N x 2 (x, y) in pixels, pixel centres at integers; not a number for points behind the
+        camera, or that the lens model cannot project.
+    """
+    seen = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
+    return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(seen)).numpy())

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
+from d2net.training.sources import planar
 from d2net.training.sources.base import Mixture, Source, TrainingPair, generator
 
 __all__ = ["KINDS", "Mixture", "Source", "TrainingPair", "generator", "open_source"]
 
-KINDS: dict[str, tuple[Callable[..., Source], type[Any]]] = {}
+KINDS: dict[str, tuple[Callable[..., Source], type[Any]]] = {
+    "photos": (planar.open_photos, planar.PhotosOptions),
+    "aligned": (planar.open_aligned, planar.AlignedOptions),
+}
 """Kind -> what opens it, as opener(path, options, crop), and its frozen dataclass of options."""
 
 

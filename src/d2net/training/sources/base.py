@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
-
-Crop = NDArray[np.uint8]
-"""H x W x 3 RGB."""
+from d2net.training.views import Crop
 
 
 @dataclass(frozen=True, eq=False)
