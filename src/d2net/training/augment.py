@@ -36,14 +36,36 @@ def change(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
     """
     if strength <= 0:
         return crop
-    light = crop.astype(np.float32) / 255
-    for share, step in _STEPS:
-        if rng.random() < min(1.0, share * min(1.0, strength + 0.2)):
-            light = np.clip(step(light, strength, rng), 0, 1)
+    light = _applied(_SCENE, crop.astype(np.float32) / 255, strength, rng)
+    light = np.clip(_auto_exposure(light), 0, 1)
+    light = np.clip(_applied(_CAMERA, light, strength, rng), 0, 1)
     changed = np.rint(light * 255).astype(np.uint8)
-    if rng.random() < 0.3:
-        changed = _jpeg(changed, strength, rng)
-    return changed
+    return _jpeg(changed, strength, rng) if rng.random() < _JPEG_SHARE else changed
+
+
+def _applied(
+    steps: tuple[tuple[float, _Change], ...],
+    light: _Light,
+    strength: float,
+    rng: np.random.Generator,
+) -> _Light:
+    for share, step in steps:
+        if rng.random() < share * min(1.0, strength + 0.2):
+            light = np.maximum(step(light, strength, rng), 0)
+    return light
+
+
+def _auto_exposure(light: _Light) -> _Light:
+    """Brightness as a camera would choose at worst: something is to be seen in every crop."""
+    some = light[::4, ::4]
+    bright, middle = np.percentile(some, (98, 50))
+    gain = max(1.0, _DARKEST / max(float(bright), 1e-3))
+    exposed: _Light = light * np.float32(min(gain, max(1e-3, _BRIGHTEST / max(middle, 1e-3))))
+    return exposed
+
+
+_DARKEST, _BRIGHTEST = 0.3, 0.8
+"""Least bright end (98th percentile), largest middle (median) of a crop."""
 
 
 def _around_one(spread: float, rng: np.random.Generator) -> float:
@@ -52,7 +74,7 @@ def _around_one(spread: float, rng: np.random.Generator) -> float:
 
 
 def _exposure(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    return light * np.float32(_around_one(strength, rng))
+    return np.asarray(light * np.float32(_around_one(strength, rng)), np.float32)
 
 
 def _gamma(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -61,19 +83,19 @@ def _gamma(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 def _contrast(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     mean = light.mean(dtype=np.float32)
-    return mean + (light - mean) * np.float32(_around_one(strength, rng))
+    return np.asarray(mean + (light - mean) * np.float32(_around_one(strength, rng)), np.float32)
 
 
 def _white_balance(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     """Colour of the light, from candles to blue hour: red against blue, and a little green."""
     warm, green = rng.uniform(-0.6, 0.6) * strength, rng.uniform(-0.15, 0.15) * strength
-    return light * np.exp2(np.array([warm, green, -warm], np.float32))
+    return np.asarray(light * np.exp2(np.array([warm, green, -warm], np.float32)), np.float32)
 
 
 def _saturation(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     grey = (light @ _LUMA)[..., None]
     share = rng.uniform(max(0.0, 1 - strength), 1 + 0.6 * strength)
-    return grey + (light - grey) * np.float32(share)
+    return np.asarray(grey + (light - grey) * np.float32(share), np.float32)
 
 
 def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -86,7 +108,7 @@ def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     mask = np.asarray(cv2.GaussianBlur(mask, (0, 0), softness), np.float32)[..., None]
     depth = rng.uniform(0.3, 0.8) * min(1.0, strength)
     tint = np.array([1.0, 0.97, 0.9], np.float32)
-    return light * (1 - mask * np.float32(depth) * tint)
+    return np.asarray(light * (1 - mask * np.float32(depth) * tint), np.float32)
 
 
 def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -97,7 +119,7 @@ def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     dx, dy = np.arange(width, dtype=np.float32) - x0, np.arange(height, dtype=np.float32) - y0
     fall = np.exp(-(dx[None] ** 2 + dy[:, None] ** 2) / (2 * reach**2)).astype(np.float32)
     depth = np.float32(rng.uniform(0.2, 0.8) * min(1.0, strength))
-    return light * (1 - depth + depth * fall)[..., None]
+    return np.asarray(light * (1 - depth + depth * fall)[..., None], np.float32)
 
 
 def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -107,8 +129,10 @@ def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     sky = np.array([0.6, 0.75, 1.0], np.float32)
     mix = np.float32(rng.random())
     dark = dark * (mix * lamps + (1 - mix) * sky)
-    dark = _uneven(dark, 1.2 * strength, rng) * np.float32(rng.uniform(0.25, 0.9))
-    return _noise(np.clip(dark, 0, 1), 1.5 * strength, rng)
+    dark = _uneven(dark, strength, rng)
+    bright = np.percentile(dark[::4, ::4], 98)
+    dark = dark * np.float32(rng.uniform(0.3, 0.9) / max(float(bright), 1e-2))
+    return _noise(dark, strength, rng)
 
 
 def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -120,12 +144,12 @@ def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _
     if rng.random() < 0.3:
         band = 1 - band
     mix = np.float32(min(1.0, 0.5 + 0.5 * strength))
-    return mix * band[..., None] + (1 - mix) * light
+    return np.asarray(mix * band[..., None] + (1 - mix) * light, np.float32)
 
 
 def _haze(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     share = np.float32(rng.uniform(0.1, 0.6) * min(1.0, strength))
-    return light * (1 - share) + share * np.float32(rng.uniform(0.5, 1.0))
+    return np.asarray(light * (1 - share) + share * np.float32(rng.uniform(0.5, 1.0)), np.float32)
 
 
 def _blur(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -148,7 +172,7 @@ def _noise(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     grain = rng.standard_normal(light.shape, np.float32)
     if rng.random() < 0.5:  # cameras smooth colour noise away
         grain = np.repeat(grain[..., :1], 3, axis=2)
-    return light + deviation * grain
+    return np.asarray(light + deviation * grain, np.float32)
 
 
 def _jpeg(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
@@ -159,7 +183,7 @@ def _jpeg(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
     return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
 
 
-_STEPS: tuple[tuple[float, _Change], ...] = (
+_SCENE: tuple[tuple[float, _Change], ...] = (
     (0.6, _exposure),
     (0.6, _gamma),
     (0.4, _contrast),
@@ -169,8 +193,9 @@ _STEPS: tuple[tuple[float, _Change], ...] = (
     (0.25, _shadow),
     (0.2, _uneven),
     (0.15, _haze),
-    (0.25, _night),
-    (0.25, _blur),
-    (0.4, _noise),
+    (0.2, _night),
 )
-"""How often each change happens at full strength, in the order in which they happen."""
+"""How often each change of the light happens at full strength, in this order."""
+
+_CAMERA: tuple[tuple[float, _Change], ...] = ((0.25, _blur), (0.4, _noise))
+_JPEG_SHARE = 0.3

@@ -89,4 +89,4 @@ def make_pair(
         )
         for side in (a, b)
     ]
-    return TrainingPair(*crops, *points, source, (str(a.path), str(b.path)))
+    return TrainingPair(crops[0], crops[1], *points, source, (str(a.path), str(b.path)))

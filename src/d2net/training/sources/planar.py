@@ -71,7 +71,7 @@ class RelatedPhotos:
 
     def turned_around(self) -> RelatedPhotos:
         """The same pair, the second photo first."""
-        return RelatedPhotos(self.b, self.a, np.asarray(np.linalg.inv(self.b_from_a), np.float64))
+        return RelatedPhotos(self.b, self.a, _inverse(self.b_from_a))
 
     def reduced(self, sizes: tuple[Size, Size], max_edge: int) -> tuple[Array, tuple[Size, Size]]:
         """The homography between the photos as they are read, and their sizes."""
@@ -105,8 +105,12 @@ class Planar:
         points = dense(*views, partial(transfer, b_from_a))
         a, b = Side(photos.a, views[0]), Side(photos.b, views[1])
         if rng.random() < 0.5:  # else the second crop would always be the distorted one
-            a, b, points = b, a, dense(*views[::-1], partial(transfer, np.linalg.inv(b_from_a)))
+            a, b, points = b, a, dense(*views[::-1], partial(transfer, _inverse(b_from_a)))
         return make_pair(self.name, a, b, points, self._options, rng)
+
+
+def _inverse(matrix: Array) -> Array:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def two_views(
