@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
+from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import read_pairs
 from d2net.geometry.cameras import pinhole
 from d2net.image_lists import find_images
@@ -94,24 +95,15 @@ def find_pairs(
 
 
 def _scene_folders(folder: Path, model: Path | None) -> list[Path]:
-    if model is not None or _model_of(folder) is not None:
+    if model is not None or find_model(folder) is not None:
         return [folder]
-    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and _model_of(path)]
+    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and find_model(path)]
     if not scenes:
         raise InputError(
             f"{folder} holds no COLMAP model (cameras and images as .txt or .bin, in the folder or "
             "in model, sparse or sparse/0); give the folder of the model"
         )
     return scenes
-
-
-def _model_of(folder: Path) -> Path | None:
-    places = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
-    return next((place for place in places if _is_model(place)), None)
-
-
-def _is_model(place: Path) -> bool:
-    return any((place / f"images{ending}").is_file() for ending in (".txt", ".bin"))
 
 
 @dataclass(frozen=True)
@@ -129,8 +121,8 @@ class _Scene:
     def __init__(self, folder: Path, model: Path | None) -> None:
         self._folder = folder
         self._photos = folder / "images" if (folder / "images").is_dir() else folder
-        self._path = model or _model_of(folder) or folder
-        self._model = _read_model(self._path)
+        self._path = model or find_model(folder) or folder
+        self._model = read_model(self._path)
         self._images: dict[str, pycolmap.Image] = {
             image.name: image for image in self._model.images.values()
         }
@@ -198,20 +190,6 @@ class _Scene:
         if image is None or not image.has_pose:
             raise FormatError(f"the model {self._path} has no pose of the photo {name}")
         return image
-
-
-def _read_model(path: Path) -> pycolmap.Reconstruction:
-    import pycolmap
-
-    if not _is_model(path):
-        raise InputError(
-            f"{path} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
-        )
-    try:
-        return pycolmap.Reconstruction(path)
-    except (ValueError, LookupError, RuntimeError) as error:  # what its checks throw
-        reason = " ".join(str(error).split())
-        raise FormatError(f"the COLMAP model {path} cannot be read: {reason}") from error
 
 
 def _photo(folder: Path, name: str) -> Path:
