@@ -87,30 +87,35 @@ class Trunk(nn.Module):
         return [name for names in self.stages for name in names]
 
     def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
-        """Some consecutive layers, each with the pool before it and the ReLU after it.
+        """Some consecutive convolutions, with the ReLUs and pools between them.
 
         Training computes the layers that stay as they are once without a graph, and goes on from
-        there. The last ReLU of the network is left out, as in `forward`.
+        there.
 
         Args:
-            x: what enters the first of them, B x C x H x W, in the precision of the computation.
+            x: images for conv1_1, else what the layer before the first gave, in the precision of
+                the computation.
             names: of consecutive convolutions.
             stride: as in `forward`.
+
+        Returns:
+            The map of the last of them, before its ReLU.
         """
         if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
             raise InputError(f"the trunk has strides 4 and 8, not {stride}")
         for name in names:
-            i, first = next((i, s[0]) for i, s in enumerate(self.stages) if name in s)
-            dilated = i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE
-            if name == first and i > 0:
-                x = F.avg_pool2d(x, 2, 1) if dilated else F.max_pool2d(x, 2, 2)
+            i, stage = next((i, stage) for i, stage in enumerate(self.stages) if name in stage)
+            dilation = 2 if i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE else 1
+            if name == stage[0] and i > 0:
+                # A maximum and a ReLU can change places, and after the pool there is less to do.
+                average = dilation == 2
+                x = F.avg_pool2d(F.relu(x), 2, 1) if average else F.relu(F.max_pool2d(x, 2, 2))
+            elif name != self.names[0]:
+                x = F.relu(x)
             layer = self.convolution(name)
             assert layer.bias is not None  # noqa: S101 (for the type checker)
             weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
-            dilation = 2 if dilated else 1
             x = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
-            if name != self.stages[-1][-1]:
-                x = F.relu(x)
         return x
 
     @torch.no_grad()
