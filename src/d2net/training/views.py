@@ -46,6 +46,11 @@ class Geometry:
         if not 0 <= self.perspective < 0.9:  # beyond, corners meet and the view folds
             raise InputError(f"perspective is 0 to 0.9 of half the edge, not {self.perspective}")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether views are cut from the photo as it was taken."""
+        return self == Geometry()
+
     def corners(self, edge: float, rng: np.random.Generator) -> Array:
         """Corners of a square of the photo that a view shows, 4 x 2 around (0, 0).
 
@@ -155,7 +160,7 @@ def view_around(point: Array, size: Size, crop: int) -> View:
         shifted = view_around(transfer(enlarged, point[None])[0], big, crop)
         return View(shifted.crop_from_photo @ enlarged, crop)
     left, top = (
-        min(max(int(centre) - crop // 2, 0), edge - crop)
+        min(max(round(centre) - crop // 2, 0), edge - crop)
         for centre, edge in zip(point, size, strict=True)
     )
     return View(as_matrix(coordinates.crop(left, top)), crop)

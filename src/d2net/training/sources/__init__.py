@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
-from d2net.training.sources import planar
+from d2net.training.sources import colmap, planar
 from d2net.training.sources.base import Mixture, Source, TrainingPair, generator
 
 __all__ = ["KINDS", "Mixture", "Source", "TrainingPair", "generator", "open_source"]
@@ -16,6 +16,7 @@ __all__ = ["KINDS", "Mixture", "Source", "TrainingPair", "generator", "open_sour
 KINDS: dict[str, tuple[Callable[..., Source], type[Any]]] = {
     "photos": (planar.open_photos, planar.PhotosOptions),
     "aligned": (planar.open_aligned, planar.AlignedOptions),
+    "colmap": (colmap.open_colmap, colmap.ColmapOptions),
 }
 """Kind -> what opens it, as opener(path, options, crop), and its frozen dataclass of options."""
 

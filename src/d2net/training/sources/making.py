@@ -47,8 +47,8 @@ class Options:
             raise InputError(f"photometric is a strength of 0 to 2, not {self.photometric}")
         if self.max_edge < 8:
             raise InputError(f"max_edge is a number of pixels, at least 8, not {self.max_edge}")
-        if self.min_correspondences < 1:
-            raise InputError(f"min_correspondences is at least 1, not {self.min_correspondences}")
+        if self.min_correspondences < 0:
+            raise InputError(f"min_correspondences is at least 0, not {self.min_correspondences}")
         _ = self.geometry
 
     @property

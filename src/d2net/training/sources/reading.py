@@ -1,22 +1,26 @@
-"""Photos of a source: decoded once, reduced, and kept while memory allows."""
+"""Photos and depth maps of a source: decoded once, and kept while memory allows."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from d2net.errors import ImageError
 from d2net.geometry.coordinates import Size
 from d2net.image_decoding import decode
 from d2net.images import limited_size, read_image, resize
+from d2net.training.sources.depth_maps import Depth, read_depth
 from d2net.training.views import Crop
 
 _BUDGET = 256 << 20
-"""Bytes of decoded photos that one process keeps, over all sources."""
+"""Bytes of decoded photos and depth that one process keeps, over all sources."""
 
 _ORIENTATION, _SIDEWAYS = 274, (5, 6, 7, 8)
 
@@ -50,33 +54,42 @@ def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> Cro
     Raises:
         ImageError: it is missing or cannot be decoded.
     """
-    return _cache.get(path, max_edge, upright)
+    return _cache.get((str(path), max_edge, upright), lambda: _read(path, max_edge, upright))
+
+
+def read_depth_map(path: Path, png_unit: float) -> Depth:
+    """A depth map as `depth_maps.read_depth` reads it, kept as photos are.
+
+    Raises:
+        FormatError: it is missing or broken.
+    """
+    return _cache.get((str(path), png_unit), lambda: read_depth(path, png_unit))
 
 
 class _Cache:
-    """The photos read last."""
+    """The arrays read last."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._bytes = 0
-        self._photos: OrderedDict[tuple[str, int | None, bool], Crop] = OrderedDict()
+        self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path, max_edge: int | None, upright: bool) -> Crop:
-        key = str(path), max_edge, upright
+    def get(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `read` gives, now or the last time."""
         with self._lock:
-            if key in self._photos:
-                self._photos.move_to_end(key)
-                return self._photos[key]
-        photo = _read(path, max_edge, upright)
-        photo.flags.writeable = False
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
+        array = read()
+        array.flags.writeable = False
         with self._lock:
-            if key not in self._photos:
-                self._photos[key] = photo
-                self._bytes += photo.nbytes
-            while self._bytes > self._budget and len(self._photos) > 1:
-                self._bytes -= self._photos.popitem(last=False)[1].nbytes
-        return photo
+            if key not in self._arrays:
+                self._arrays[key] = array
+                self._bytes += array.nbytes
+            while self._bytes > self._budget and len(self._arrays) > 1:
+                self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+        return array
 
 
 _cache = _Cache(_BUDGET)
