@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         MissingPackageError,
         OutputBusyError,
         OutputError,
+        TrainingError,
         WeightsError,
     )
     from d2net.extraction.d2net import D2Net
@@ -62,6 +63,7 @@ _HOMES = {
     "MissingPackageError": "errors",
     "OutputBusyError": "errors",
     "OutputError": "errors",
+    "TrainingError": "errors",
     "WeightsError": "errors",
     "extract_folder": "extraction.folder",
     "find_images": "image_lists",
@@ -90,6 +92,7 @@ __all__ = [
     "MissingPackageError",
     "OutputBusyError",
     "OutputError",
+    "TrainingError",
     "WeightsError",
     "__version__",
     "extract_folder",
