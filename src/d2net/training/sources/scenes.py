@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
+from d2net.geometry.cameras import rays
 from d2net.geometry.coordinates import Size
+from d2net.geometry.epipolar import essential_from_pose, sampson_distance
 from d2net.training.correspondences import (
     DepthView,
     DepthWarp,
@@ -220,6 +222,34 @@ class PosedPairs:
             return lambda view_a, view_b: sparse(view_a, view_b, *points)
         return lambda view_a, view_b: dense(view_a, view_b, warp)
 
+    def audit(self, index: int, rng: np.random.Generator) -> dict[str, float]:
+        """Whether poses, tracks and depth of a pair go together.
+
+        Returns:
+            `track_error_pixels`: median Sampson distance of common tracks under the poses. With
+            depth also `depth_error`: median difference between the first photo's depth map and its
+            points, as a share; and, of a grid over the first photo, `share_without_depth`, and of
+            its points that fall onto depth in the second photo, `share_occluded`.
+        """
+        common = self.photos(index, rng)
+        figures = {"track_error_pixels": _track_error(common)}
+        warp = self.warp(common)
+        if warp is None:
+            return figures
+        a = common.a
+        measured = warp.a.depth_at(a.points)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            errors = np.abs(measured - a.depths) / a.depths
+        figures["depth_error"] = _nanmedian(errors)
+        columns, rows = np.meshgrid(*(np.linspace(0, edge - 1, _GRID) for edge in a.size))
+        grid = np.stack([columns.ravel(), rows.ravel()], axis=1)
+        figures["share_without_depth"] = float(np.isnan(warp.a.depth_at(grid)).mean())
+        _, expected, measured = warp.compare(grid)
+        known = np.isfinite(measured)
+        hidden = known & ~warp.tolerance.allows(expected, measured)
+        figures["share_occluded"] = hidden.sum() / known.sum() if known.any() else float("nan")
+        return figures
+
     def warp(self, common: Common) -> DepthWarp | None:
         """Between two photos by their depth maps, None if they have none."""
         views = [self._depth_view(photo) for photo in (common.a, common.b)]
@@ -232,6 +262,26 @@ class PosedPairs:
             return None
         depth = read_depth_map(photo.depth_map, self._options.png_unit)
         return DepthView(photo.camera, photo.cam_from_world, depth, photo.size)
+
+
+_GRID = 40
+"""Points per side of the grid on which a pair's depth is audited."""
+
+
+def _track_error(common: Common) -> float:
+    a, b = common.a, common.b
+    rotation_a, rotation_b = a.cam_from_world[:, :3], b.cam_from_world[:, :3]
+    rotation = rotation_b @ rotation_a.T
+    translation = b.cam_from_world[:, 3] - rotation @ a.cam_from_world[:, 3]
+    essential = essential_from_pose(rotation, translation)
+    focal = (a.camera.mean_focal_length() + b.camera.mean_focal_length()) / 2
+    seen = [rays(p.camera, xy) for p, xy in zip((a, b), common.points, strict=True)]
+    return focal * _nanmedian(sampson_distance(essential, *seen))
+
+
+def _nanmedian(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
