@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from d2net.cli import console, evaluate, export, extract, info, match, options, show
+from d2net.cli import console, data, evaluate, export, extract, info, match, options, show
 from d2net.errors import D2NetError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 for _command in (match.match, extract.extract, export.export, show.show, info.weights, info.info):
     app.command()(options.spread(_command))
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(data.app, name="data")
 
 # Click's ClickException: typer has a copy of click, or none, and gives it no public name.
 _UsageError: Any = typer.BadParameter.__mro__[2]

@@ -116,7 +116,8 @@ class Checked:
                 f"only {self.usable} of {self.drawn} pairs have correspondences enough: lower "
                 "min_correspondences, or raise min_overlap"
             )
-        if len(errors) >= _FEWEST_SIFT * self.usable > 0 and np.mean(errors <= AGREEMENT_PIXELS) < 0.5:
+        enough = len(errors) >= _FEWEST_SIFT * self.usable > 0
+        if enough and np.mean(errors <= AGREEMENT_PIXELS) < _LEAST_AGREEMENT:
             found.append(
                 "most SIFT matches contradict the correspondences: poses, depth or alignment are "
                 "wrong, or the scene repeats itself; look at the picture"
@@ -127,6 +128,9 @@ class Checked:
                 found.append(f"{name} is {_median(entries):.3g}, over {limit:g}: {advice}")
         return found
 
+
+_LEAST_AGREEMENT = 0.5
+"""Sound sources have over 0.9, handheld depth cameras over 0.7."""
 
 _FEWEST_SIFT = 4
 """SIFT matches per pair below which their agreement says nothing: between heat and light, for

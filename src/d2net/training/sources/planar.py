@@ -176,19 +176,30 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> Planar:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    views = sorted(path.parent for path in folder.rglob(OFFSETS_FILE))
-    if (folder / PAIRS_FILE).is_file():
-        photos = _listed_pairs(folder)
-    elif views:
-        photos = [pair for view in views for pair in _pairs_of_view(view)]
-    else:
-        photos = _same_names(folder)
+    photos = _aligned_photos(folder)
     if not photos:
         raise InputError(
             f"{folder} holds no aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or subfolders"
             " with photos of the same names"
         )
     return _planar(folder, photos, options, crop)
+
+
+def is_aligned(folder: Path) -> bool:
+    """Whether a folder holds aligned photos in a layout that `open_aligned` knows."""
+    try:
+        return bool(_aligned_photos(folder))
+    except FormatError:  # a broken list, or photos that share only their names
+        return any((folder / name).is_file() for name in (PAIRS_FILE, OFFSETS_FILE))
+
+
+def _aligned_photos(folder: Path) -> list[RelatedPhotos]:
+    if (folder / PAIRS_FILE).is_file():
+        return _listed_pairs(folder)
+    views = sorted(path.parent for path in folder.rglob(OFFSETS_FILE))
+    if views:
+        return [pair for view in views for pair in _pairs_of_view(view)]
+    return _same_names(folder)
 
 
 def _planar(folder: Path, photos: list[RelatedPhotos], options: Options, crop: int) -> Planar:
