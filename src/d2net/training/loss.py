@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2net.errors import InputError
@@ -91,7 +92,8 @@ def matching_loss(
 
     Args:
         maps: 2B x C x h x w, stride 8, before the ReLU: first the maps of all first crops, then
-            those of all second crops, in any float type; computed in float32.
+            those of all second crops. Hardest negatives are searched in their precision, everything
+            else is computed in float32.
         correspondences: of the B pairs.
         sampling: "cells" takes descriptors and scores of the cell nearest to a point, as the
             release does; "bilinear" samples both at the point itself.
@@ -104,10 +106,10 @@ def matching_loss(
     pairs = len(correspondences.valid)
     if len(maps) != 2 * pairs:
         raise InputError(f"{pairs} pairs need {2 * pairs} maps, not {len(maps)}")
-    maps = maps.float()
-    scores = soft_scores(maps)
-    cells = maps.permute(0, 2, 3, 1)
     valid = correspondences.valid
+    # channels last, as convolutions give them: a cell is a row of a table
+    cells = maps.permute(0, 2, 3, 1).float().contiguous()
+    scores = soft_scores(cells.permute(0, 3, 1, 2))
 
     from_pixels = TRAINING_CELLS.inverse()
     positions = from_pixels(torch.cat([correspondences.points_a, correspondences.points_b]).float())
@@ -117,12 +119,16 @@ def matching_loss(
     weights = sample(scores[..., None], positions)[..., 0]
     weight = weights[:pairs] * weights[pairs:] * valid
 
-    dense = unit(cells.flatten(1, 2))
     positive = 2 - 2 * (descriptors[:pairs] * descriptors[pairs:]).sum(2)
     # A descriptor's negatives lie in the other image, around the place of its partner.
-    other = torch.cat([dense[pairs:], dense[:pairs]])
-    there = torch.cat([positions[pairs:], positions[:pairs]])
-    nearest, found = _hardest_negatives(descriptors, other, there, maps.shape[3], safe_radius)
+    other, there = _swapped(cells), _swapped(positions)
+    with torch.no_grad():
+        dense = unit(cells.flatten(1, 2)).to(maps.dtype)
+        index, found = _hardest_negatives(
+            descriptors.to(maps.dtype), _swapped(dense), there, maps.shape[3], safe_radius
+        )
+    first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
+    nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
     distance = 2 - 2 * (descriptors * nearest).sum(2)
     # Where a crop is so small that everything is near, there is no negative to be told from.
     distance = distance.masked_fill(~found, torch.inf)
@@ -141,7 +147,7 @@ def matching_loss(
             correspondences=count,
             positive=_mean(positive, valid),
             negative=_mean(negative, known),
-            inactive=(maps.amax(1) <= 0).float().mean((1, 2)),
+            inactive=(cells.amax(3) <= 0).float().mean((1, 2)),
             peak=scores.amax((1, 2)),
             similarity=_mean_similarity(dense),
             scores=scores.detach(),
@@ -154,20 +160,25 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / torch.where(length > 0, length, 1)
 
 
+def _swapped(images: Tensor) -> Tensor:
+    """First and second crops change places."""
+    return torch.cat(images.chunk(2)[::-1])
+
+
 def _hardest_negatives(
     descriptors: Tensor, dense: Tensor, there: Tensor, width: int, safe_radius: int
 ) -> tuple[Tensor, Tensor]:
     """For each descriptor the most similar one of another image beyond the safe radius.
 
     Args:
-        descriptors: B x K x C of unit length.
+        descriptors: B x K x C of unit length, in the precision of the search.
         dense: B x hw x C of unit length, the other images' cells row by row.
         there: B x K x 2 (x, y) in cells, where the partner lies.
         width: cells in a row.
         safe_radius: in cells.
 
     Returns:
-        B x K x C differentiable, and B x K bool: there is one.
+        B x K int64, the cell; and B x K bool: there is one.
     """
     batch, count, _ = descriptors.shape
     cells = dense.shape[1]
@@ -175,18 +186,16 @@ def _hardest_negatives(
     found = torch.empty(batch, count, dtype=torch.bool, device=dense.device)
     columns = torch.arange(width, device=dense.device)
     rows = torch.arange(cells // width, device=dense.device)
-    with torch.no_grad():
-        step = max(1, _BLOCK // (batch * cells))
-        for first in range(0, count, step):
-            part = slice(first, first + step)
-            similarity = descriptors[:, part] @ dense.mT
-            near_x = (there[:, part, 0, None] - columns).abs() <= safe_radius
-            near_y = (there[:, part, 1, None] - rows).abs() <= safe_radius
-            near = near_y[..., :, None] & near_x[..., None, :]
-            best = similarity.masked_fill_(near.flatten(2), -torch.inf).max(2)
-            index[:, part], found[:, part] = best.indices, best.values > -torch.inf
-    image = torch.arange(batch, device=dense.device)[:, None]
-    return dense[image, index], found
+    step = max(1, _BLOCK // (batch * cells))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        similarity = descriptors[:, part] @ dense.mT
+        near_x = (there[:, part, 0, None] - columns).abs() <= safe_radius
+        near_y = (there[:, part, 1, None] - rows).abs() <= safe_radius
+        near = near_y[..., :, None] & near_x[..., None, :]
+        best = similarity.masked_fill_(near.flatten(2), -torch.inf).max(2)
+        index[:, part], found[:, part] = best.indices, best.values > -torch.inf
+    return index, found
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
@@ -197,5 +206,7 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 def _mean_similarity(dense: Tensor) -> Tensor:
     """Mean cosine of two different cells of each image, from the length of the sum of all."""
     cells = dense.shape[1]
-    square = dense.sum(1).square().sum(1) - dense.square().sum((1, 2))
-    return square / max(1, cells * (cells - 1))
+    square = dense.sum(1, dtype=torch.float32).square().sum(1)
+    lengths = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float32).square().sum(1)
+    mean: Tensor = (square - lengths) / max(1, cells * (cells - 1))
+    return mean

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2net.network.catalogue import Normalisation
 from d2net.network.trunk import Trunk
-from d2net.training.loss import unit
 from d2net.training.settings import TrainingSettings
 
 
@@ -48,21 +48,21 @@ class Learner(nn.Module):
             images: N x H x W x 3, RGB, uint8.
 
         Returns:
-            N x C x h x w float32 before the ReLU, stride 8, differentiable; and the mean of
-            1 - cosine between each cell's descriptor and the one of the starting weights (0 where
-            these are not remembered).
+            N x C x h x w before the ReLU, stride 8, differentiable, in the settings' precision; and
+            the mean of 1 - cosine between each cell's descriptor and the one of the starting
+            weights (0 where these are not remembered).
         """
         with torch.no_grad():
             # On a CPU one image at a time: its widest maps nearly fit into the cache.
             step = 1 if images.device.type == "cpu" else len(images)
             parts = [images[i : i + step] for i in range(0, len(images), step)]
             entered = torch.cat([self._frozen(part) for part in parts])
-        maps = self.trunk.layers(entered, self.learning).float()
+        maps = self.trunk.layers(entered, self.learning)
         if self.start is None:
-            return maps, maps.new_zeros(())
+            return maps, maps.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
-            before = self.start.layers(entered, self.learning).float()
-        kept = (unit(maps.permute(0, 2, 3, 1)) * unit(before.permute(0, 2, 3, 1))).sum(3)
+            before = self.start.layers(entered, self.learning)
+        kept = F.cosine_similarity(maps.float(), before.float(), dim=1)
         return maps, (1 - kept).mean()
 
     def _frozen(self, images: Tensor) -> Tensor:
