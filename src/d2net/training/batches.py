@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from d2net.errors import D2NetError, InputError
 from d2net.training.loss import Correspondences
 from d2net.training.settings import SourceSettings, TrainingSettings
-from d2net.training.sources import Mixture, TrainingPair, generator, open_source
+from d2net.training.sources import Mixture, Source, TrainingPair, generator, open_source
 
 _ATTEMPTS = 20  # pairs that cannot be read, in a row, before it is hopeless
 
@@ -66,28 +66,67 @@ def collate(pairs: Sequence[TrainingPair], empty: int = 0, problems: Sequence[st
     )
 
 
-def open_mixture(
-    sources: tuple[SourceSettings, ...], settings: TrainingSettings, data: Path
-) -> Mixture:
-    """Open sources whose group takes part and mix them.
+class Subset:
+    """Some pairs of a source.
 
     Args:
-        sources: `settings.sources` or `settings.validation`.
-        settings: groups, shares, edge of the crops.
+        source: the whole.
+        numbers: which.
+    """
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self.name, self._source, self._numbers = source.name, source, numbers
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._numbers)
+
+    def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
+        """See `Source.pair`."""
+        return self._source.pair(self._numbers[index], rng)
+
+
+def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) -> Source:
+    """Open a source without the pairs that it holds out, or with these alone.
+
+    Args:
+        source: what to open.
+        crop: edge of the crops in pixels.
+        data: the folder that its path is relative to.
+        held_out: which of both.
+
+    Raises:
+        InputError: it cannot be opened, or no pair is left.
+    """
+    opened = open_source({**source.specification, "path": str(data / source.path)}, crop)
+    if not source.hold_out:
+        return opened
+    last = source.hold_out - 1
+    numbers = [n for n in range(len(opened)) if (n % source.hold_out == last) == held_out]
+    if not numbers:
+        raise InputError(
+            f"{source.path} has {len(opened)} pairs: too few to hold out every "
+            f"{source.hold_out}th; make hold_out smaller"
+        )
+    return Subset(opened, numbers)
+
+
+def open_mixture(settings: TrainingSettings, data: Path) -> Mixture:
+    """Open the sources that are trained on and mix them.
+
+    Args:
+        settings: sources, groups, shares, edge of the crops.
         data: the folder that the sources' paths are relative to.
 
     Raises:
         InputError: a source cannot be opened, or none takes part.
     """
-    chosen = settings.chosen(sources)
-    if not chosen:
+    sources = settings.trained_on
+    if not sources:
         groups = f" of the groups {', '.join(settings.groups)}" if settings.groups else ""
         raise InputError(f"there is no source of training pairs{groups}: name one in sources")
-    opened = []
-    for source in chosen:
-        specification = {**source.specification, "path": str(data / source.path)}
-        opened.append(open_source(specification, settings.crop))
-    return Mixture(opened, settings.weights(chosen))
+    opened = [open_part(source, settings.crop, data, held_out=False) for source in sources]
+    return Mixture(opened, settings.weights(sources))
 
 
 class Draws(Dataset[Batch | D2NetError]):
@@ -114,7 +153,7 @@ class Draws(Dataset[Batch | D2NetError]):
         """The batch of a step; an error is given, not raised, to keep its message in one piece."""
         try:
             if self._mixture is None:
-                self._mixture = open_mixture(self.settings.sources, self.settings, self.data)
+                self._mixture = open_mixture(self.settings, self.data)
             drawn = [
                 draw(self._mixture, generator(self.settings.seed, step, i)) for i in self.places
             ]

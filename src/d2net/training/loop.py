@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from d2net.config import ExtractionSettings
 from d2net.errors import InputError, OutputError
 from d2net.extraction.d2net import D2Net
 from d2net.formats.atomic import locked, output_errors
@@ -102,7 +103,7 @@ def train(
         data: folder that the paths of the sources are relative to.
         device: where to compute: cpu, cuda, cuda:1. Under torchrun, cpu or cuda.
         workers: processes that make training pairs ahead of time; 0 makes them in between.
-        validate: judges weights; by default `Validation` on the sources of `settings.validation`.
+        validate: judges weights; by default `Validation` on what the settings validate on.
         report: called after every step.
         warn: called with a sentence when something looks wrong.
 
@@ -129,7 +130,7 @@ def train(
         fabric.barrier()
         run = _Run(fabric, settings, output, data, warn)
         stack.callback(run.records.close if run.records else lambda: None)
-        if validate is None and settings.validation and fabric.is_global_zero:
+        if validate is None and settings.validated_on and fabric.is_global_zero:
             validate = Validation(draw_pairs(settings, data), settings)
         run.go(validate, workers, report)
         return run.finish()
@@ -275,7 +276,8 @@ class _Run:
     def _validate(self, validate: Validate | None) -> None:
         """Judge the weights as they are; keep them if none were better."""
         if validate is not None and self.fabric.is_global_zero:
-            model = D2Net(self.learner.trunk, self.normalisation)
+            precise = ExtractionSettings(precision=self.settings.precision)
+            model = D2Net(self.learner.trunk, self.normalisation, precise)
             figures = dict(validate(model))
             entry = {"step": self.standing.step, **figures}
             self.standing.validations.append(entry)
@@ -311,7 +313,7 @@ class _Run:
 
     def _write(self, path: Path) -> None:
         s, standing = self.settings, self.standing
-        sources = ", ".join(source.path for source in s.chosen(s.sources))
+        sources = ", ".join(source.path for source in s.trained_on)
         save_weights(
             path,
             self.learner.trunk.state_dict(),

@@ -45,12 +45,20 @@ class SourceSettings:
     group: str = ""
     """Under which licence its data are, to be chosen by `groups`."""
 
+    hold_out: int = 0
+    """Every so many-th pair is not trained but validated on, as 5 for a fifth; 0: none."""
+
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else the table says: options of its kind."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.weight, int | float) and 0 < self.weight < math.inf):
             raise InputError(f"{self.path}: weight must be a number above 0, not {self.weight!r}")
+        if not isinstance(self.hold_out, int) or self.hold_out < 0 or self.hold_out == 1:
+            raise InputError(
+                f"{self.path}: hold_out must be 0, or 2 or more for every second pair or fewer, "
+                f"not {self.hold_out!r}"
+            )
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> SourceSettings:
@@ -85,7 +93,8 @@ class TrainingSettings(Settings):
     """Where training pairs come from."""
 
     validation: tuple[SourceSettings, ...] = ()
-    """Where the fixed pairs come from on which weights are judged; no place of `sources`."""
+    """Where fixed pairs come from on which weights are judged, besides what `sources` hold out;
+    no place of `sources`."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
     """Part -> share of the pairs that its sources give together. Empty: weights alone count."""
@@ -137,7 +146,7 @@ class TrainingSettings(Settings):
     """Steps between two validations; there is one before the first and after the last step."""
 
     validation_pairs: int = 16
-    """Fixed pairs drawn once from each source of `validation`."""
+    """Fixed pairs drawn once from each source that is validated on."""
 
     save_every: int = 200
     """Steps between two checkpoints."""
@@ -214,8 +223,18 @@ class TrainingSettings(Settings):
         values.update(layers=list(self.layers), groups=list(self.groups), shares=dict(self.shares))
         return values
 
-    def chosen(self, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
-        """Those of `sources` whose group takes part."""
+    @property
+    def trained_on(self) -> tuple[SourceSettings, ...]:
+        """The sources whose group takes part."""
+        return self._chosen(self.sources)
+
+    @property
+    def validated_on(self) -> tuple[SourceSettings, ...]:
+        """Those of `validation` likewise, and the sources that hold pairs out."""
+        held_out = tuple(source for source in self.trained_on if source.hold_out)
+        return self._chosen(self.validation) + held_out
+
+    def _chosen(self, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
         return tuple(s for s in sources if not self.groups or s.group in self.groups)
 
     def weights(self, sources: tuple[SourceSettings, ...]) -> list[float]:

@@ -25,10 +25,10 @@ from scipy.spatial import cKDTree
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching.nearest import mutual_nearest
-from d2net.training.batches import collate, draw, open_mixture
+from d2net.training.batches import collate, draw, open_part
 from d2net.training.loss import matching_loss
 from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair, generator
+from d2net.training.sources import Mixture, TrainingPair, generator
 
 Points = NDArray[Any]  # N x 2
 Validate = Callable[[D2Net], Mapping[str, float]]
@@ -45,17 +45,16 @@ _SEED = 0  # of the fixed pairs: the same for all runs, whatever their seed
 
 
 def draw_pairs(settings: TrainingSettings, data: Path) -> list[TrainingPair]:
-    """The fixed pairs of `settings.validation`: as many from each source, always the same.
+    """The fixed pairs that weights are judged on: as many from each source, always the same.
 
     Raises:
         D2NetError: a source cannot be opened or gives no usable pair.
     """
     pairs = []
-    for place, source in enumerate(settings.chosen(settings.validation)):
-        alone = settings.updated(shares={})
-        mixture = open_mixture((source,), alone, data)
+    for place, source in enumerate(settings.validated_on):
+        only = Mixture([open_part(source, settings.crop, data, held_out=True)])
         for number in range(settings.validation_pairs):
-            pairs.append(draw(mixture, generator(_SEED, number, place))[0])
+            pairs.append(draw(only, generator(_SEED, number, place))[0])
     return pairs
 
 
