@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from d2net.cli import console, data, evaluate, export, extract, info, match, options, show
+from d2net.cli import console, data, evaluate, export, extract, info, match, options, show, train
 from d2net.errors import D2NetError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 for _command in (match.match, extract.extract, export.export, show.show, info.weights, info.info):
     app.command()(options.spread(_command))
+app.command()(options.spread(train.train))
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 
