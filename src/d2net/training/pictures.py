@@ -98,14 +98,16 @@ def _enlarged(crop: Crop) -> Crop:
 
 
 def _heat(crop: Crop, scores: ArrayLike) -> Crop:
+    """Scores over the grey crop; colours span nearly all values, for they differ little."""
     values = np.asarray(scores, np.float32)
-    most = float(values.max()) if values.size else 0.0
-    levels = (
-        np.rint(255 * values / most).astype(np.uint8) if most > 0 else np.zeros((1, 1), np.uint8)
-    )
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
-    layer = cv2.resize(colours, crop.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.addWeighted(crop, 1 - _HEAT_SHARE, layer, _HEAT_SHARE, 0), np.uint8)
+    grey = np.repeat(np.asarray(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[..., None], 3, axis=2)
+    if not values.size:  # a crop too small for a cell
+        return np.asarray(grey, np.uint8)
+    low, high = np.percentile(values, (2, 99.8))
+    levels = np.clip((values - low) / max(float(high - low), 1e-12), 0, 1)
+    colours = cv2.applyColorMap(np.rint(255 * levels).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    layer = cv2.resize(colours[..., ::-1], crop.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.addWeighted(grey, 1 - _HEAT_SHARE, layer, _HEAT_SHARE, 0), np.uint8)
 
 
 def _colours(points: Array) -> NDArray[np.uint8]:
