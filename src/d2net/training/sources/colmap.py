@@ -81,9 +81,10 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> PosedPairs:
     model = read_model(path)
     photos, remarks = _photos(folder, model, options)
     if not photos:
+        reason = "; ".join(remarks) or "it has no photo with a pose"
         raise InputError(
-            f"none of the {model.num_reg_images()} photos of the model {path} is in "
-            f"{_images_folder(folder, options)}: give the folder of the photos as images"
+            f"the model {path} gives no photo to train on: {reason}; give the folder of its photos "
+            "as images, and a model with points"
         )
     with_depth = [photo for photo in photos if photo.depth_map is not None]
     if with_depth and len(with_depth) < len(photos):
