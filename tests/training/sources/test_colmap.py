@@ -202,7 +202,7 @@ def test_missing_photos_are_left_out_and_told(tmp_path):
     )
     for path in (folder / "images").iterdir():
         path.rename(folder / path.name.upper())
-    with pytest.raises(InputError, match="4 photos of the model are not in .*, as a.png"):
+    with pytest.raises(InputError, match=r"4 photos of the model are not in .*, as a\.png"):
         opened(folder)
 
 
