@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from d2net.config import ExtractionSettings
-from d2net.errors import InputError, OutputError
+from d2net.errors import InputError, OutputError, TrainingError
 from d2net.extraction.d2net import D2Net
 from d2net.formats.atomic import locked, output_errors
 from d2net.network.trunk import Trunk
@@ -37,7 +37,7 @@ from d2net.training.loss import Loss, matching_loss
 from d2net.training.network import Learner
 from d2net.training.records import Records
 from d2net.training.settings import TrainingSettings
-from d2net.training.validation import Validate, Validation, draw_pairs
+from d2net.training.validation import Validate, Validation, fixed_pairs
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -129,9 +129,8 @@ def train(
             stack.enter_context(locked(output / "run"))
         fabric.barrier()
         run = _Run(fabric, settings, output, data, warn)
-        stack.callback(run.records.close if run.records else lambda: None)
         if validate is None and settings.validated_on and fabric.is_global_zero:
-            validate = Validation(draw_pairs(settings, data), settings)
+            validate = Validation(fixed_pairs(settings, data), settings)
         run.go(validate, workers, report)
         return run.finish()
 
@@ -188,8 +187,8 @@ class _Run:
         trunk = Trunk()
         trunk.load_state_dict(loaded.state)
         self.learner = Learner(trunk, self.normalisation, settings)
-        learning = [p for p in self.learner.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(learning, lr=settings.learning_rate)
+        self._learning = [p for p in self.learner.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self._learning, lr=settings.learning_rate)
         if found.step:
             checkpoint.restore(output / "last", trunk, self.optimizer)
         self.network, self._step_optimizer = fabric.setup(self.learner, self.optimizer)
@@ -230,6 +229,7 @@ class _Run:
                 seconds_left=(s.steps - standing.step) / rate,
             )
             if standing.step % _RECORD_EVERY == 0:
+                self._check_weights()
                 speed = {"pairs_per_second": progress.pairs_per_second, "waiting": progress.waiting}
                 self._record("train", {**_means(recent), **speed})
             report(progress)
@@ -256,9 +256,7 @@ class _Run:
         total = loss.per_pair.sum() * share + s.retention * moved
         self._step_optimizer.zero_grad()
         self.fabric.backward(total)
-        norm = nn.utils.clip_grad_norm_(
-            [p for p in self.learner.parameters() if p.requires_grad], s.clip or math.inf
-        )
+        norm = nn.utils.clip_grad_norm_(self._learning, s.clip or math.inf)
         figures = {
             **_figures(loss),
             "gradient": float(norm),
@@ -273,6 +271,15 @@ class _Run:
         standing.pairs += s.batch
         return figures
 
+    def _check_weights(self) -> None:
+        """The loss looks at directions only: it does not see how large the weights become."""
+        largest = max(float(p.detach().abs().max()) for p in self._learning)
+        if not largest <= torch.finfo(torch.half).max:
+            raise TrainingError(
+                f"the training diverged: a weight has become {largest:.3g}; start again with a "
+                "lower learning_rate or with clip"
+            )
+
     def _validate(self, validate: Validate | None) -> None:
         """Judge the weights as they are; keep them if none were better."""
         if validate is not None and self.fabric.is_global_zero:
@@ -282,6 +289,9 @@ class _Run:
             entry = {"step": self.standing.step, **figures}
             self.standing.validations.append(entry)
             self._record("validation", figures)
+            if isinstance(validate, Validation) and self.records and self.records.pictures:
+                for name, picture in validate.pictures(model).items():
+                    self.records.picture(name, self.standing.step, picture)
             best = self.standing.best
             if best is None or figures["score"] > best["score"]:
                 self.standing.best = entry

@@ -14,21 +14,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching.nearest import mutual_nearest
+from d2net.network.detection import soft_scores
 from d2net.training.batches import collate, draw, open_part
 from d2net.training.loss import matching_loss
+from d2net.training.pictures import draw_pairs
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import Mixture, TrainingPair, generator
+from d2net.training.views import Crop
+from d2net.visualization import plot_matches
 
 Points = NDArray[Any]  # N x 2
 Validate = Callable[[D2Net], Mapping[str, float]]
@@ -37,14 +43,14 @@ Validate = Callable[[D2Net], Mapping[str, float]]
 THRESHOLDS = (3, 10)
 """Errors of a right match, in pixels."""
 
-_NEIGHBOURS = 6  # correspondences that an affine map is fitted to
+_NEIGHBOURS = 12  # correspondences that an affine map is fitted to: more than two rows of cells
 _FEWEST = 4
 _REACH = 24.0  # px, furthest of them
 _MISFIT = 2.0  # px
 _SEED = 0  # of the fixed pairs: the same for all runs, whatever their seed
 
 
-def draw_pairs(settings: TrainingSettings, data: Path) -> list[TrainingPair]:
+def fixed_pairs(settings: TrainingSettings, data: Path) -> list[TrainingPair]:
     """The fixed pairs that weights are judged on: as many from each source, always the same.
 
     Raises:
@@ -107,6 +113,19 @@ class Validation:
         figures["score"] = float(np.mean([figures[f"accuracy@{t}"] for t in THRESHOLDS]))
         return figures
 
+    def pictures(self, model: D2Net) -> dict[str, Image.Image]:
+        """Matches of the first pair of each source, right ones in colour, and its soft scores."""
+        first: dict[str, TrainingPair] = {}
+        for pair in self.pairs:
+            first.setdefault(pair.source, pair)
+        drawn = {}
+        for source, pair in first.items():
+            judged = judge(model, pair)
+            images = pair.image_a, pair.image_b
+            drawn[f"matches/{source}"] = plot_matches(*images, *judged.features, judged.matches)
+            drawn[f"scores/{source}"] = draw_pairs([pair], partial(_soft_scores, model))
+        return drawn
+
     @torch.no_grad()
     def _loss(self, model: D2Net, pair: TrainingPair) -> float:
         batch = collate([pair]).to(model.device)
@@ -115,6 +134,16 @@ class Validation:
         maps = model.trunk(model.normalisation(images).to(dtype))
         loss = matching_loss(maps, batch.correspondences, sampling=self.settings.sampling)
         return float(loss.mean())
+
+
+@torch.no_grad()
+def _soft_scores(model: D2Net, crop: Crop) -> NDArray[np.float32]:
+    """The h x w soft scores of a crop at stride 8."""
+    image = torch.from_numpy(crop).to(model.device).permute(2, 0, 1)[None].float()
+    scores: NDArray[np.float32] = (
+        soft_scores(model.trunk(model.normalisation(image)))[0].cpu().numpy()
+    )
+    return scores
 
 
 def judge(model: D2Net, pair: TrainingPair) -> Judged:
