@@ -14,6 +14,8 @@ from PIL import Image
 from ..tiny import DATA
 
 SIZE = (160, 128)
+UNREDUCED = (240, 192)
+"""Photos of which `undistorted` planes show the undistorted version, made smaller."""
 NAMES = ("a.png", "b.png", "c.png", "d.png")
 _CENTRES = ((0.0, 0.0, -4.0), (0.5, 0.1, -4.2), (-0.4, -0.2, -3.8), (0.2, 0.3, -4.5))
 _TURNS = ((0.0, 0.0, 0.0), (0.02, -0.12, 0.05), (-0.05, 0.1, -0.03), (0.06, -0.05, 0.1))
@@ -61,10 +63,18 @@ class Plane:
 
     model: str = "SIMPLE_RADIAL"
     size: tuple[int, int] = SIZE
+    undistorted: bool = False
 
     @property
     def camera(self) -> pycolmap.Camera:
-        return camera(self.model, self.size)
+        if not self.undistorted:
+            return camera(self.model, self.size)
+        options = pycolmap.UndistortCameraOptions()
+        options.max_image_size = max(self.size)
+        flat = pycolmap.undistort_camera(options, camera(self.model, UNREDUCED))
+        flat.camera_id = 1
+        assert (flat.width, flat.height) == self.size
+        return flat
 
     def _pixels(self) -> np.ndarray:
         columns, rows = np.meshgrid(np.arange(self.size[0]), np.arange(self.size[1]))

@@ -106,4 +106,70 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def megadepth(
+    *,
+    root: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROOT", show_default=False, help="Where phoenix and MegaDepth_v1_SfM lie."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", show_default=False, help="Folder for the result."
+        ),
+    ],
+    scenes: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST|FILE",
+            help="default (no scenes of common tests), paper, paper-validation, all, or a file.",
+        ),
+    ] = "default",
+    scene_info: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Read the scene_info files of the 2019 release instead of models.",
+            show_default="none",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Processes.")] = 1,
+    printing: options.Printing,
+) -> None:
+    """Prepare MegaDepth for training: check it, undistort its cameras, find pairs.
+
+    Reads the published download, or the undistorted form of the 2019 release. Needs no COLMAP, and
+    writes no photo. Started again, it goes on where it was stopped.
+    """
+    from d2net.cli import progress
+    from d2net.training.sources.megadepth import prepare_megadepth
+
+    with progress.things("scenes", printing) as advance:
+        done = prepare_megadepth(root, output, scenes, scene_info, jobs, report=advance)
+    rows = [
+        (scene.name, f"{scene.photos} photos", f"{scene.pairs} pairs", _left_out(scene.left_out))
+        for scene in done
+        if not scene.error
+    ]
+    failed = [scene for scene in done if scene.error]
+    printing.result(
+        [{**scene.to_dict(), "error": scene.error} for scene in done],
+        *console.columns(rows),
+        *(f"warning: {scene.name}: {scene.error}" for scene in failed),
+    )
+    if failed:
+        raise typer.Exit(console.PARTLY_FAILED)
+
+
+def _left_out(reasons: tuple[tuple[str, int], ...]) -> str:
+    counts = [f"{count} with {reason}" for reason, count in reasons]
+    return f"left out: {', '.join(counts)}" if counts else ""
+
+
 app.command()(options.spread(check))
+_prepare = typer.Typer(help="Prepare a public collection.", rich_markup_mode="markdown")
+_prepare.command()(options.spread(megadepth))
+_prepare.callback()(lambda: None)  # else typer would drop the name of the only command
+app.add_typer(_prepare, name="prepare")

@@ -72,4 +72,16 @@ def project(camera: pycolmap.Camera, points: Array) -> Array:
         camera, or that the lens model cannot project.
     """
     seen = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
-    return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(seen)).numpy())
+    return from_colmap(seen)
+
+
+def from_colmap(points: Array) -> Array:
+    """N x 2 points of COLMAP's images, in pixels whose centres are at integers."""
+    return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(points)).numpy())
+
+
+def intrinsics_from_colmap(matrix: Array) -> Array:
+    """The 3 x 3 matrix of a camera of COLMAP's, for pixels whose centres are at integers."""
+    shifted = np.array(matrix, dtype=np.float64)
+    shifted[:2, 2] = from_colmap(matrix[None, :2, 2])[0]
+    return shifted

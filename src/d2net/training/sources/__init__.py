@@ -9,7 +9,7 @@ from typing import Any
 
 from d2net.errors import InputError
 from d2net.formats.models import find_model
-from d2net.training.sources import colmap, planar
+from d2net.training.sources import colmap, megadepth, planar, stored
 from d2net.training.sources.base import Mixture, Source, TrainingPair, generator
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
 KINDS: dict[str, tuple[Callable[..., Source], type[Any]]] = {
     "colmap": (colmap.open_colmap, colmap.ColmapOptions),
     "rgbd": (colmap.open_colmap, colmap.ColmapOptions),
+    "megadepth": (megadepth.open_megadepth, megadepth.MegadepthOptions),
     "aligned": (planar.open_aligned, planar.AlignedOptions),
     "photos": (planar.open_photos, planar.PhotosOptions),
 }
@@ -87,6 +88,8 @@ def kind_of(path: Path) -> str:
         raise InputError(f"there is no folder {path}")
     if find_model(path) is not None:
         return "colmap"
+    if any(map(stored.is_stored, sorted(path.glob("*.h5"))[:1])):
+        return "megadepth"
     return "aligned" if planar.is_aligned(path) else "photos"
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 from d2net.formats.models import find_model, read_model
-from d2net.geometry import coordinates
-from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Size
-from d2net.images import limited_size
+from d2net.geometry.cameras import from_colmap
+from d2net.geometry.coordinates import Size
 from d2net.training.sources.depth_maps import find_depth_map
 from d2net.training.sources.reading import stored_size
 from d2net.training.sources.scenes import (
@@ -138,17 +135,25 @@ def posed_photo(
     image: pycolmap.Image,
     path: Path,
     depth_map: Path | None,
-    max_edge: int,
+    max_edge: int | None,
 ) -> PosedPhoto:
-    """A photo of a model as it will be read.
+    """A photo of a model as it will be read, its longer edge at most `max_edge` pixels.
 
     Raises:
         FormatError: the photo has another size than its camera.
         ImageError: it is no photo.
     """
     camera = model.cameras[image.camera_id]
-    upright = _is_upright(path, (camera.width, camera.height))
-    size = limited_size((camera.width, camera.height), max_edge, None)
+    size = camera.width, camera.height
+    photo = observed(model, image, path, depth_map)
+    return replace(photo, upright=_is_upright(path, size)).reduced(max_edge)
+
+
+def observed(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, path: Path, depth_map: Path | None
+) -> PosedPhoto:
+    """What a model says about a photo, in the pixels of its camera; the photo is not looked at."""
+    camera = model.cameras[image.camera_id]
     seen = image.get_observation_points2D()
     ids, rows = np.unique([point.point3D_id for point in seen], return_index=True)
     in_model = np.array([seen[row].xy for row in rows], np.float64).reshape(-1, 2)
@@ -156,29 +161,15 @@ def posed_photo(
     pose = np.asarray(image.cam_from_world().matrix(), np.float64)
     return PosedPhoto(
         path=path,
-        upright=upright,
-        size=size,
-        camera=resized_camera(camera, size),
+        upright=False,
+        size=(camera.width, camera.height),
+        camera=camera,
         cam_from_world=pose,
         ids=ids.astype(np.int64),
-        points=photo_points(in_model, (camera.width, camera.height), size),
+        points=from_colmap(in_model),
         depths=world @ pose[2, :3] + pose[2, 3],
         depth_map=depth_map,
     )
-
-
-def resized_camera(camera: pycolmap.Camera, size: Size) -> pycolmap.Camera:
-    """The camera of the photo resized to (width, height)."""
-    resized: pycolmap.Camera = copy.deepcopy(camera)
-    if (camera.width, camera.height) != size:
-        resized.rescale(*size)
-    return resized
-
-
-def photo_points(points: NDArray[np.float64], camera: Size, size: Size) -> NDArray[np.float64]:
-    """N x 2 points of COLMAP's image, in pixels of the photo as it is read."""
-    grid = coordinates.resize(camera, size).after(COLMAP_FROM_PIXELS.inverse())
-    return np.asarray(grid(torch.from_numpy(points)).numpy(), np.float64)
 
 
 def _is_upright(path: Path, size: Size) -> bool:

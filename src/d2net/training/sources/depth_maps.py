@@ -55,6 +55,20 @@ def read_depth(path: Path, png_unit: float = MILLIMETRES) -> Depth:
     Raises:
         FormatError: it is missing, broken, or holds no depth at all.
     """
+    unit = png_unit if path.suffix == ".png" else 1.0
+    depth = np.multiply(read_samples(path), np.float32(unit), dtype=np.float32)
+    depth[~np.isfinite(depth) | (depth < 0)] = 0
+    if not depth.any():
+        raise FormatError(f"the depth map {path} holds no depth: all of it is unknown")
+    return np.asarray(depth, np.float32)
+
+
+def read_samples(path: Path) -> NDArray[Any]:
+    """What a depth map holds, h x w numbers as they are stored.
+
+    Raises:
+        FormatError: it is missing or broken.
+    """
     if not path.is_file():
         raise FormatError(f"there is no depth map {path}")
     readers: dict[str, Callable[[Path], NDArray[Any]]] = {
@@ -69,12 +83,7 @@ def read_depth(path: Path, png_unit: float = MILLIMETRES) -> Depth:
         raise FormatError(f"the depth map {path} cannot be read: {reason[:160]}") from error
     if depth.ndim != 2:
         raise FormatError(f"the depth map {path} has the shape {depth.shape}, not height x width")
-    unit = png_unit if path.suffix == ".png" else 1.0
-    depth = np.multiply(depth, np.float32(unit), dtype=np.float32)
-    depth[~np.isfinite(depth) | (depth < 0)] = 0
-    if not depth.any():
-        raise FormatError(f"the depth map {path} holds no depth: all of it is unknown")
-    return np.asarray(depth, np.float32)
+    return depth
 
 
 def _read_colmap(path: Path) -> NDArray[np.float32]:

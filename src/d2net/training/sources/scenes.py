@@ -7,18 +7,22 @@ pose at every cell; without, from the tracks of the points themselves.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
+from d2net.geometry import coordinates
 from d2net.geometry.cameras import rays
 from d2net.geometry.coordinates import Size
 from d2net.geometry.epipolar import essential_from_pose, sampson_distance
+from d2net.images import limited_size
 from d2net.training.correspondences import (
     DepthView,
     DepthWarp,
@@ -94,6 +98,17 @@ class PosedPhoto:
     def pixel_sizes(self) -> Array:
         """N sizes of a pixel at the points, in the unit of the poses."""
         return np.asarray(self.depths / self.camera.mean_focal_length(), np.float64)
+
+    def reduced(self, max_edge: int | None) -> PosedPhoto:
+        """The same photo with its longer edge at most `max_edge` pixels, as `read_photo` does."""
+        size = limited_size(self.size, max_edge, None)
+        if size == self.size:
+            return self
+        camera = copy.deepcopy(self.camera)
+        camera.rescale(*size)
+        grid = coordinates.resize(self.size, size)
+        points = np.asarray(grid(torch.from_numpy(self.points)).numpy(), np.float64)
+        return replace(self, size=size, camera=camera, points=points)
 
 
 class Scene(Protocol):
@@ -316,6 +331,8 @@ def overlaps(photos: Sequence[PosedPhoto], at_least: float = 0.0) -> Overlaps:
     """
     from scipy import sparse as matrices
 
+    if len(photos) < 2:
+        return Overlaps(np.empty((0, 2), np.int64), np.empty(0), np.empty(0))
     ids = np.concatenate([photo.ids for photo in photos])
     counts = np.array([len(photo.ids) for photo in photos])
     rows = np.repeat(np.arange(len(photos)), counts)
