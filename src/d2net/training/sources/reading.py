@@ -15,7 +15,7 @@ from PIL import Image
 from d2net.errors import ImageError
 from d2net.geometry.coordinates import Size
 from d2net.image_decoding import decode
-from d2net.images import limited_size, read_image, resize
+from d2net.images import Pixels, limited_size, read_image, resize
 from d2net.training.sources.depth_maps import Depth, read_depth
 from d2net.training.views import Crop
 
@@ -99,5 +99,21 @@ def _read(path: Path, max_edge: int | None, upright: bool) -> Crop:
     if not path.is_file():
         raise ImageError(f"there is no photo {str(path)!r}")
     size = limited_size(stored_size(path, upright=upright), max_edge, None)
-    pixels = resize(read_image(path, upright=upright), size)
+    pixels = _decoded(path, size, upright)
     return np.asarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels), dtype=np.uint8)
+
+
+def _decoded(path: Path, size: Size, upright: bool) -> Pixels:
+    """The photo of that size; a JPEG of many times the size is decoded at a part of its own.
+
+    libjpeg leaves out high frequencies, which resizing would remove anyway, in a third of the time.
+    """
+    try:
+        with Image.open(path) as photo:
+            if photo.format == "JPEG" and max(photo.size) >= 2 * max(size):
+                lies = photo.width > photo.height
+                photo.draft(None, (max(size), min(size)) if lies else (min(size), max(size)))
+                return resize(read_image(photo, upright=upright), size)
+    except (ImageError, OSError, ValueError, Image.DecompressionBombError):
+        pass  # what is wrong is told below, with the photo's name
+    return resize(read_image(path, upright=upright), size)
