@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.pickles import read_npz
 from d2net.training.check import check
 from d2net.training.sources import generator, kind_of, open_source
 from d2net.training.sources.megadepth import prepare_megadepth, scene_list
@@ -229,34 +228,6 @@ def test_no_megadepth(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="holds no prepared scenes"):
         opened(tmp_path)
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-@pytest.mark.parametrize("kind", ["bare", "in an array", "in a dict"])
-def test_pickles_are_not_executed(tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    rows = {"bare": Malicious(), "in an array": [Malicious()], "in a dict": {1: Malicious()}}
-    array = np.empty(1, object)
-    array[0] = rows[kind]
-    np.savez("0001.npz", image_paths=array)
-    with pytest.raises(FormatError, match=r"asks for (posix|nt)\.mkdir to be run"):
-        read_npz(tmp_path / "0001.npz")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_plain_objects_of_npz_files_are_read(tmp_path):
-    rows = np.empty(3, object)
-    rows[:] = [None, {1: [0.5, 2.0], 2: np.float64(3.25)}, np.arange(6.0).reshape(2, 3).T]
-    np.savez(tmp_path / "a.npz", rows=rows, text=np.array(["x", "yy"]), numbers=np.eye(2))
-    entries = read_npz(tmp_path / "a.npz")
-    assert entries["rows"][:2] == [None, {1: [0.5, 2.0], 2: 3.25}]
-    assert np.array_equal(entries["rows"][2], np.arange(6.0).reshape(2, 3).T)
-    assert entries["text"].tolist() == ["x", "yy"]
-    assert np.array_equal(entries["numbers"], np.eye(2))
 
 
 def test_other_npz_files_are_told(tmp_path):
