@@ -81,8 +81,14 @@ def test_held_out_pairs_and_the_rest_are_the_whole() -> None:
     rest, held_out = (open_part(source, 64, HERE, held_out=flag) for flag in (False, True))
     assert len(rest) == 10
     assert len(held_out) == 2
-    with pytest.raises(InputError, match="too few to hold out"):
-        open_part(SourceSettings("made", "here", hold_out=20), 64, HERE, held_out=True)
+    few = SourceSettings("made", "here", hold_out=20)
+    assert len(open_part(few, 64, HERE, held_out=True)) == 1
+
+
+def test_a_single_pair_cannot_be_held_out(tmp_path: Path) -> None:
+    (tmp_path / "one.png").symlink_to(made.DATA / "graf1.png")
+    with pytest.raises(InputError, match="has a single pair"):
+        open_part(SourceSettings("photos", ".", hold_out=2), 64, tmp_path, held_out=False)
 
 
 def test_groups_choose_sources() -> None:

@@ -101,12 +101,12 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     opened = open_source({**source.specification, "path": str(data / source.path)}, crop)
     if not source.hold_out:
         return opened
-    last = source.hold_out - 1
+    last = min(source.hold_out, len(opened)) - 1  # of a few at least one
     numbers = [n for n in range(len(opened)) if (n % source.hold_out == last) == held_out]
     if not numbers:
         raise InputError(
-            f"{source.path} has {len(opened)} pairs: too few to hold out every "
-            f"{source.hold_out}th; make hold_out smaller"
+            f"{source.path} has a single pair, too few to train on some and validate on others: "
+            "leave hold_out away"
         )
     return Subset(opened, numbers)
 

@@ -49,8 +49,8 @@ def own_photos(folder: Path) -> TrainingSettings:
         warmup=20,
         sampling="bilinear",
         precision="bfloat16",
-        validate_every=250,
-        validation_pairs=40,
+        validate_every=500,
+        validation_pairs=12,
         save_every=100,
     )
 
@@ -75,7 +75,7 @@ def steps_within(
         maps, _ = learner(there.images)
         loss = matching_loss(maps, there.correspondences, sampling=settings.sampling).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         ends.append(time.monotonic())
     per_step = (ends[-1] - ends[0]) / (len(ends) - 1)  # the first one pays for the start
     return max(1, round(60 * minutes / (per_step * _OVERHEAD)))
