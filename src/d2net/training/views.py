@@ -26,7 +26,7 @@ class Geometry:
     Attributes:
         rotation: largest turn, in degrees either way.
         scale: largest ratio of scales between two views, at least 1.
-        perspective: largest shift of a corner of the crop, as a share of half its edge, below 1.
+        perspective: largest shift of a corner of the crop, as a share of half its edge, below 0.5.
     """
 
     rotation: float = 0.0
@@ -43,8 +43,8 @@ class Geometry:
             raise InputError(f"rotation is 0 to 180 degrees, not {self.rotation}")
         if not 1 <= self.scale < np.inf:
             raise InputError(f"scale is a ratio of at least 1, not {self.scale}")
-        if not 0 <= self.perspective < 0.9:  # beyond, corners meet and the view folds
-            raise InputError(f"perspective is 0 to 0.9 of half the edge, not {self.perspective}")
+        if not 0 <= self.perspective < 0.5:  # a corner beyond the diagonal would fold the view
+            raise InputError(f"perspective is below 0.5 of half the edge, not {self.perspective}")
 
     @property
     def is_plain(self) -> bool:
