@@ -130,6 +130,15 @@ def test_bilinear_equals_cells_at_the_centres_of_cells() -> None:
     torch.testing.assert_close(bilinear, by_cells)
 
 
+def test_stride_four_is_the_same_loss_on_a_finer_grid() -> None:
+    """What lies 4i in cells of 4 px lies 2i in cells of 8; the radius is in pixels."""
+    fine = some_maps(1, cells=(24, 24))
+    a, b = (torch.randint(0, 24, (9, 2)) * 4 + 3.5 for _ in range(2))
+    found = matching_loss(fine, of((a, b)), stride=4).per_pair[0]
+    a, b = (2 * (points - 3.5) + 3.5 for points in (a, b))
+    torch.testing.assert_close(found, written_out(fine[0], fine[1], a, b, radius=8))
+
+
 def test_bilinear_sees_half_a_cell() -> None:
     """Between two cells the descriptor is their mean: it finds a partner that no cell equals."""
     maps = torch.zeros(2, 2, 12, 12)

@@ -17,6 +17,7 @@ from d2net.training.loss import Correspondences
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources import Mixture, Source, TrainingPair, generator, open_source
 
+_ROUNDED = 64  # lists have few lengths, for which a CPU's kernels are made once and kept
 _ATTEMPTS = 20  # pairs that cannot be read, in a row, before it is hopeless
 
 
@@ -50,6 +51,7 @@ def collate(pairs: Sequence[TrainingPair], empty: int = 0, problems: Sequence[st
     """A batch of pairs, their correspondences padded to the longest list."""
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
     longest = max(len(pair.points_a) for pair in pairs)
+    longest = -(-longest // _ROUNDED) * _ROUNDED
     points = np.zeros((2, len(pairs), longest, 2), np.float32)
     valid = np.zeros((len(pairs), longest), np.bool_)
     for i, pair in enumerate(pairs):

@@ -249,7 +249,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         maps, moved = self.network(batch.images)
-        loss = matching_loss(maps, batch.correspondences, sampling=s.sampling)
+        loss = matching_loss(maps, batch.correspondences, sampling=s.sampling, stride=s.stride)
         # Processes average their gradients: each must count for as many pairs as it has usable.
         usable: Any = self.fabric.all_reduce(loss.usable.sum(), reduce_op="sum")
         share = self.fabric.world_size / usable.clamp_min(1)

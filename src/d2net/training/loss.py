@@ -19,15 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.geometry.coordinates import TRAINING_CELLS
+from d2net.geometry.coordinates import EXTRACTION_CELLS, TRAINING_CELLS
 from d2net.network.detection import soft_scores
 from d2net.network.sampling import sample
 
 MARGIN = 1.0
 """Squared distance by which a negative shall be further than the positive (section 4.1)."""
 
-SAFE_RADIUS = 4
-"""In cells: what is not further from the true cell (Chebyshev) is no negative (section 4.1)."""
+SAFE_RADIUS = 32
+"""In pixels: what is not further from the true place (Chebyshev) is no negative; 4 cells at the
+stride of 8 (section 4.1)."""
+
+CELLS = {4: EXTRACTION_CELLS, 8: TRAINING_CELLS}
+"""Where the cells of a map lie in its crop, by stride."""
 
 Sampling = Literal["cells", "bilinear"]
 
@@ -85,18 +89,20 @@ def matching_loss(
     correspondences: Correspondences,
     *,
     sampling: Sampling = "cells",
+    stride: int = 8,
     margin: float = MARGIN,
-    safe_radius: int = SAFE_RADIUS,
+    safe_radius: float = SAFE_RADIUS,
 ) -> Loss:
     """The loss of a batch of pairs.
 
     Args:
-        maps: 2B x C x h x w, stride 8, before the ReLU: first the maps of all first crops, then
+        maps: 2B x C x h x w, before the ReLU: first the maps of all first crops, then
             those of all second crops. Hardest negatives are searched in their precision, everything
             else is computed in float32.
         correspondences: of the B pairs.
         sampling: "cells" takes descriptors and scores of the cell nearest to a point, as the
             release does; "bilinear" samples both at the point itself.
+        stride: of the maps, 8 or 4.
         margin: see `MARGIN`.
         safe_radius: see `SAFE_RADIUS`.
 
@@ -111,7 +117,7 @@ def matching_loss(
     cells = maps.permute(0, 2, 3, 1).float().contiguous()
     scores = soft_scores(cells.permute(0, 3, 1, 2))
 
-    from_pixels = TRAINING_CELLS.inverse()
+    from_pixels = CELLS[stride].inverse()
     positions = from_pixels(torch.cat([correspondences.points_a, correspondences.points_b]).float())
     if sampling == "cells":
         positions = positions.round()
@@ -125,7 +131,7 @@ def matching_loss(
     with torch.no_grad():
         dense = unit(cells.flatten(1, 2)).to(maps.dtype)
         index, found = _hardest_negatives(
-            descriptors.to(maps.dtype), _swapped(dense), there, maps.shape[3], safe_radius
+            descriptors.to(maps.dtype), _swapped(dense), there, maps.shape[3], safe_radius / stride
         )
     first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
     nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
@@ -166,7 +172,7 @@ def _swapped(images: Tensor) -> Tensor:
 
 
 def _hardest_negatives(
-    descriptors: Tensor, dense: Tensor, there: Tensor, width: int, safe_radius: int
+    descriptors: Tensor, dense: Tensor, there: Tensor, width: int, safe_radius: float
 ) -> tuple[Tensor, Tensor]:
     """For each descriptor the most similar one of another image beyond the safe radius.
 

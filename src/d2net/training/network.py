@@ -33,6 +33,7 @@ class Learner(nn.Module):
         self.normalisation = normalisation
         first = trunk.names.index(settings.layers[0])
         self.frozen, self.learning = trunk.names[:first], trunk.names[first:]
+        self.stride = settings.stride
         self.dtype: torch.dtype = getattr(torch, settings.precision)
         trunk.requires_grad_(False)
         for name in self.learning:
@@ -48,8 +49,8 @@ class Learner(nn.Module):
             images: N x H x W x 3, RGB, uint8.
 
         Returns:
-            N x C x h x w before the ReLU, stride 8, differentiable, in the settings' precision; and
-            the mean of 1 - cosine between each cell's descriptor and the one of the starting
+            N x C x h x w before the ReLU, differentiable, in the settings' stride and precision;
+            and the mean of 1 - cosine between each cell's descriptor and the one of the starting
             weights (0 where these are not remembered).
         """
         with torch.no_grad():
@@ -57,11 +58,11 @@ class Learner(nn.Module):
             step = 1 if images.device.type == "cpu" else len(images)
             parts = [images[i : i + step] for i in range(0, len(images), step)]
             entered = torch.cat([self._frozen(part) for part in parts])
-        maps = self.trunk.layers(entered, self.learning)
+        maps = self.trunk.layers(entered, self.learning, self.stride)
         if self.start is None:
             return maps, maps.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
-            before = self.start.layers(entered, self.learning)
+            before = self.start.layers(entered, self.learning, self.stride)
         kept = F.cosine_similarity(maps.float(), before.float(), dim=1)
         return maps, (1 - kept).mean()
 
@@ -69,4 +70,4 @@ class Learner(nn.Module):
         # channels last, as they come: the layout in which convolutions are fast
         x = self.normalisation(images.permute(0, 3, 1, 2).float())
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.trunk.layers(x, self.frozen)
+        return self.trunk.layers(x, self.frozen, self.stride)

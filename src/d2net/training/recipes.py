@@ -35,12 +35,18 @@ def own_photos(folder: Path) -> TrainingSettings:
         InputError: there is no such folder.
     """
     kind = kind_of(folder)
+    if kind == "megadepth":  # its photos lie elsewhere
+        return _adapting(SourceSettings(kind, ".", hold_out=_HELD_OUT))
     images = "images" if kind == "colmap" and (folder / "images").is_dir() else "."
     sources = [SourceSettings("photos", images, hold_out=_HELD_OUT if kind == "photos" else 0)]
     if kind != "photos":
         sources.append(SourceSettings(kind, ".", hold_out=_HELD_OUT))
+    return _adapting(*sources)
+
+
+def _adapting(*sources: SourceSettings) -> TrainingSettings:
     return TrainingSettings(
-        sources=tuple(sources),
+        sources=sources,
         start="default",
         batch=4,
         steps=1000,
@@ -73,7 +79,9 @@ def steps_within(
     for batch in load(Draws(settings, data), range(_TRIALS), workers):
         there = batch.to(torch.device(device))
         maps, _ = learner(there.images)
-        loss = matching_loss(maps, there.correspondences, sampling=settings.sampling).mean()
+        loss = matching_loss(
+            maps, there.correspondences, sampling=settings.sampling, stride=settings.stride
+        ).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())

@@ -129,6 +129,9 @@ class TrainingSettings(Settings):
     clip: float | None = None
     """Largest norm of the gradient; None for no limit. (release: none)"""
 
+    stride: int = 8
+    """Of the maps that the loss sees: 8, or 4 as at extraction. (release: 8)"""
+
     sampling: Sampling = "cells"
     """Scores and descriptors at the nearest cell, or bilinear at the point. (release: cells)"""
 
@@ -172,6 +175,8 @@ class TrainingSettings(Settings):
                 raise InputError(f"{name} must be above 0, not {value}")
         if self.crop % 8:
             raise InputError(f"crop must be a multiple of 8 pixels, not {self.crop}")
+        if self.stride not in (4, 8):
+            raise InputError(f"stride must be 4 or 8, not {self.stride}")
         if not self.layers or self.layers != LAYERS[-len(self.layers) :]:
             raise InputError(
                 f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, as "
