@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,6 +79,8 @@ def train(
     from d2net.cli import progress
     from d2net.training.loop import train as run
 
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes, one speaks
+        printing = options.Printing(quiet=True)
     changes = {
         "start": start,
         "steps": steps,
