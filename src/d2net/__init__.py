@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         MissingPackageError,
         OutputBusyError,
         OutputError,
+        TrainingError,
         WeightsError,
     )
     from d2net.extraction.d2net import D2Net
@@ -71,6 +72,7 @@ _HOMES = {
     "OutputBusyError": "errors",
     "OutputError": "errors",
     "PairChoice": "matching.choice",
+    "TrainingError": "errors",
     "WeightsError": "errors",
     "extract_folder": "extraction.folder",
     "find_images": "image_lists",
@@ -104,6 +106,7 @@ __all__ = [
     "OutputBusyError",
     "OutputError",
     "PairChoice",
+    "TrainingError",
     "WeightsError",
     "__version__",
     "extract_folder",

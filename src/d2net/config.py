@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from d2net.errors import InputError
 
-Settings = TypeVar("Settings", bound="ExtractionSettings")
+S = TypeVar("S", bound="Settings")
 
 _CHOICES = {
     "keypoints": ("deep", "corner", "both"),
@@ -19,8 +19,30 @@ _OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain"}
 
 
 @dataclass(frozen=True)
-class ExtractionSettings:
-    """How features are extracted. Unknown names and impossible values are errors."""
+class Settings:
+    """What all settings can do. Unknown names are errors; so are impossible values, by subclass."""
+
+    @classmethod
+    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
+        """Settings from names and values; an unknown name is an InputError."""
+        return cls().updated(**values)
+
+    def updated(self: S, **changes: Any) -> S:  # noqa: ANN401 (any field's type)
+        """The same settings with some changed; an unknown name is an InputError."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, as saved with results."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ExtractionSettings(Settings):
+    """How features are extracted."""
 
     original: bool = False
     """Reproduce the 2019 release, faults included; otherwise the corrected default."""
@@ -74,23 +96,10 @@ class ExtractionSettings:
                     f"{getattr(self, name)!r}; leave one of the two out"
                 )
 
-    @classmethod
-    def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-        """Settings from names and values; an unknown name is an InputError."""
-        return cls().updated(**values)
-
-    def updated(self: Settings, **changes: Any) -> Settings:  # noqa: ANN401 (any field's type)
+    def updated(self, **changes: Any) -> ExtractionSettings:  # noqa: ANN401 (any field's type)
         """The same settings with some changed; an unknown name is an InputError.
 
         `original=True` brings the release's keypoints and descriptors with it.
         """
-        known = [field.name for field in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
         implied = _OF_THE_RELEASE if changes.get("original") else {}
-        return replace(self, **{**implied, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Names and values, as saved with results."""
-        return asdict(self)
+        return super().updated(**{**implied, **changes})

@@ -70,6 +70,33 @@ def sample(maps: Tensor, positions: Tensor) -> Tensor:
     return torch.lerp(upper, lower, v)
 
 
+def sample_batch(maps: Tensor, positions: Tensor) -> Tensor:
+    """Bilinear samples of a batch of dense maps, differentiable with respect to the maps.
+
+    For training, where samples are as many as cells and gradients cost more than samples: each is
+    one weighted sum of four rows of a table.
+
+    Args:
+        maps: B x h x w x C float32, contiguous.
+        positions: B x N x 2 (x, y) in cells; beyond the frame a map goes on with its last cell.
+
+    Returns:
+        B x N x C float32.
+    """
+    batch, height, width, channels = maps.shape
+    left, right, u = _neighbours(positions[..., 0], width)
+    top, bottom, v = _neighbours(positions[..., 1], height)
+    first = torch.arange(batch, device=maps.device)[:, None] * height
+    rows = torch.stack([first + top, first + top, first + bottom, first + bottom], dim=2) * width
+    cells = rows + torch.stack([left, right, left, right], dim=2)
+    shares = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=2)
+    table = maps.reshape(-1, channels)
+    sums = F.embedding_bag(
+        cells.reshape(-1, 4), table, per_sample_weights=shares.reshape(-1, 4), mode="sum"
+    )
+    return sums.view(batch, -1, channels)
+
+
 def resample(
     maps: Tensor, rows: range, cols: range, source_from_target: GridMap, out: Tensor | None = None
 ) -> Tensor:

@@ -81,21 +81,43 @@ class Trunk(nn.Module):
         Returns:
             B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
         """
+        return self.layers(images, self.names, stride)
+
+    @property
+    def names(self) -> list[str]:
+        """The convolutions in order, conv1_1 to conv4_3."""
+        return [name for names in self.stages for name in names]
+
+    def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
+        """Some consecutive convolutions, with the ReLUs and pools between them.
+
+        Training computes the layers that stay as they are once without a graph, and goes on from
+        there.
+
+        Args:
+            x: images for conv1_1, else what the layer before the first gave, in the precision of
+                the computation.
+            names: of consecutive convolutions.
+            stride: as in `forward`.
+
+        Returns:
+            The map of the last of them, before its ReLU.
+        """
         if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
             raise InputError(f"the trunk has strides 4 and 8, not {stride}")
-        x = images
-        last = len(self.stages) - 1
-        for i, names in enumerate(self.stages):
-            dilation = 2 if i == last and stride == EXTRACTION_STRIDE else 1
-            if i == last and stride == EXTRACTION_STRIDE:
-                x = F.avg_pool2d(x, 2, 1)
-            elif i > 0:
-                x = F.max_pool2d(x, 2, 2)
-            for name in names:
-                layer = self.convolution(name)
-                x = F.conv2d(x, layer.weight, layer.bias, padding=dilation, dilation=dilation)
-                if name != self.stages[-1][-1]:
-                    x = F.relu(x)
+        for name in names:
+            i, stage = next((i, stage) for i, stage in enumerate(self.stages) if name in stage)
+            dilation = 2 if i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE else 1
+            if name == stage[0] and i > 0:
+                # A maximum and a ReLU can change places, and after the pool there is less to do.
+                average = dilation == 2
+                x = F.avg_pool2d(F.relu(x), 2, 1) if average else F.relu(F.max_pool2d(x, 2, 2))
+            elif name != self.names[0]:
+                x = F.relu(x)
+            layer = self.convolution(name)
+            assert layer.bias is not None  # noqa: S101 (for the type checker)
+            weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+            x = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
         return x
 
     @torch.no_grad()
