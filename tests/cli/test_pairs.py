@@ -97,7 +97,7 @@ def test_covisibility(d2net: Run, here: Path) -> None:
         ("frames --method covisibility --model frames", "holds no COLMAP model"),
         ("frames --method sequential --overlap 0", "overlap must be"),
         ("frames --method exhaustive --overlap 3", "--overlap is for sequential, not exhaustive"),
-        ("frames --method sequential --num-matched 3", "--num-matched is for retrieval, gps, cov"),
+        ("frames --method sequential --num-matched 3", "--num-matched is for auto, retrieval, gps, cov"),
         ("one --method exhaustive", "no pair of the 1 photos in one"),
         ("frames --method exhaustive -o no/pairs.txt", "the folder no does not exist"),
     ],
