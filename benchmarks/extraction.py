@@ -13,6 +13,7 @@ from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
 from d2net.geometry import coordinates
+from d2net.network.corners import detect_corners, to_grey
 from d2net.network.detection import detect
 from d2net.network.sampling import describe
 from tests import oracle
@@ -53,6 +54,7 @@ def rows() -> list[Row]:
         _ratio("float32, default, multi-scale", multi, "default", 4.5, headline=True),
         _ratio("bfloat16, default, multi-scale", multi, "bfloat16", 5.3, headline=True),
         _share(model, photo),
+        *_kinds(model, photo),
     ]
 
 
@@ -72,12 +74,12 @@ def _ratio(
 
 def _share(model: D2Net, photo: np.ndarray) -> Row:
     pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()
-    maps = model.trunk.extract(model.normalisation(pixels))[0]
+    deep, shallow = (maps[0] for maps in model.trunk.extract_both(model.normalisation(pixels)))
 
     def after_the_trunk() -> None:
-        found = detect(maps)
+        found = detect(deep)
         found = found[found.located]
-        describe(maps, found.positions)
+        describe(deep, shallow, found.positions, "plain")
         coordinates.EXTRACTION_CELLS(found.positions)
 
     seconds = medians_in_turn(
@@ -92,6 +94,39 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
         f"{seconds['after'] * 1000:.0f} ms of {seconds['all']:.2f} s",
         headline=True,
     )
+
+
+def _kinds(model: D2Net, photo: np.ndarray) -> list[Row]:
+    """What other keypoints and descriptors add to the trunk's time."""
+    pixels = torch.from_numpy(photo.copy())
+    images = model.normalisation(pixels.permute(2, 0, 1)[None].float())
+    seconds = medians_in_turn(
+        {
+            "trunk": lambda: model.trunk.extract(images),
+            "corners": lambda: detect_corners(to_grey(pixels)),
+            "deep": lambda: model.extract(photo),
+            "both": lambda: model.extract(photo, keypoints="both", descriptor="fused"),
+        },
+        rounds=5,
+    )
+    corners = seconds["corners"] / seconds["trunk"]
+    more = (seconds["both"] - seconds["deep"]) / seconds["trunk"]
+    return [
+        Row(
+            "detection of corners at 800 x 640, added to the trunk's time",
+            f"{corners:.1%}",
+            "at most 10%",
+            corners <= 0.1,
+            f"{seconds['corners'] * 1000:.0f} ms and {seconds['trunk']:.2f} s",
+        ),
+        Row(
+            "both kinds of keypoints, fused, instead of deep, plain: added to the trunk's time",
+            f"{more:.1%}",
+            "-",
+            True,
+            f"{seconds['both']:.2f} s and {seconds['deep']:.2f} s",
+        ),
+    ]
 
 
 def gpu_rows() -> list[Row]:

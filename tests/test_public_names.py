@@ -9,8 +9,10 @@ import d2net
 PUBLIC = [
     *("D2Net", "D2NetError", "ExtractionSettings", "FeatureFile", "FeatureWriter", "Features"),
     *("FormatError", "ImageError", "InputError", "MatchFile", "MatchWriter", "Matches"),
-    *("MissingPackageError", "OutputBusyError", "OutputError", "WeightsError", "__version__"),
+    *("MissingPackageError", "OutputBusyError", "OutputError", "TrainingError", "WeightsError"),
+    "__version__",
     *("extract_folder", "find_images", "match", "match_pairs", "mutual_nearest"),
+    *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct"),
     *("plot_keypoints", "plot_matches", "read_image", "verify"),
 ]
 

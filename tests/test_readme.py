@@ -13,6 +13,8 @@ from PIL import Image
 
 import d2net
 
+from .rendered import write_room
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -54,11 +56,11 @@ COMMANDS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "PHOTOS").mkdir()
-    for photo, name in (("graf1", "A.jpg"), ("graf3", "B.jpg")):
-        with Image.open(ROOT / "tests" / "data" / f"{photo}.png") as image:
-            small = image.resize((200, 160)).convert("RGB")
-        for path in (folder / name, folder / "PHOTOS" / name, folder / "PHOTO.jpg"):
-            small.save(path)
+    views = {
+        f"{name}.jpg": (x, 4 * x) for name, x in zip("ABCDE", (-1, -0.5, 0, 0.5, 1), strict=True)
+    }
+    write_room(folder / "PHOTOS", views)
+    write_room(folder, {**views, "PHOTO.jpg": (0, 0), "QUERY.jpg": (0.3, 3)})
     (folder / "pairs.txt").write_text("A.jpg B.jpg\n")
     return folder
 

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         FormatError,
         ImageError,
         InputError,
+        MappingError,
         MissingPackageError,
         OutputBusyError,
         OutputError,
+        TrainingError,
         WeightsError,
     )
     from d2net.extraction.d2net import D2Net
@@ -40,7 +42,11 @@ if TYPE_CHECKING:
     from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
     from d2net.image_lists import find_images
     from d2net.images import read_image
+    from d2net.mapping.localize import Map
+    from d2net.mapping.reconstruct import reconstruct
+    from d2net.mapping.settings import MappingSettings
     from d2net.matching import match
+    from d2net.matching.choice import PairChoice
     from d2net.matching.folder import match_pairs
     from d2net.matching.nearest import mutual_nearest
     from d2net.matching.verify import verify
@@ -56,12 +62,17 @@ _HOMES = {
     "FormatError": "errors",
     "ImageError": "errors",
     "InputError": "errors",
+    "Map": "mapping.localize",
+    "MappingError": "errors",
+    "MappingSettings": "mapping.settings",
     "MatchFile": "formats.h5",
     "MatchWriter": "formats.h5",
     "Matches": "features",
     "MissingPackageError": "errors",
     "OutputBusyError": "errors",
     "OutputError": "errors",
+    "PairChoice": "matching.choice",
+    "TrainingError": "errors",
     "WeightsError": "errors",
     "extract_folder": "extraction.folder",
     "find_images": "image_lists",
@@ -71,6 +82,7 @@ _HOMES = {
     "plot_keypoints": "visualization",
     "plot_matches": "visualization",
     "read_image": "images",
+    "reconstruct": "mapping.reconstruct",
     "verify": "matching.verify",
 }
 
@@ -84,12 +96,17 @@ __all__ = [
     "FormatError",
     "ImageError",
     "InputError",
+    "Map",
+    "MappingError",
+    "MappingSettings",
     "MatchFile",
     "MatchWriter",
     "Matches",
     "MissingPackageError",
     "OutputBusyError",
     "OutputError",
+    "PairChoice",
+    "TrainingError",
     "WeightsError",
     "__version__",
     "extract_folder",
@@ -100,6 +117,7 @@ __all__ = [
     "plot_keypoints",
     "plot_matches",
     "read_image",
+    "reconstruct",
     "verify",
 ]
 

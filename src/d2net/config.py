@@ -8,15 +8,52 @@ from typing import Any, TypeVar
 
 from d2net.errors import InputError
 
-Settings = TypeVar("Settings", bound="ExtractionSettings")
+S = TypeVar("S", bound="Settings")
+
+_CHOICES = {
+    "keypoints": ("deep", "corner", "both"),
+    "descriptor": ("plain", "root", "fused"),
+    "precision": ("float32", "bfloat16", "float16"),
+}
+_OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain"}
 
 
 @dataclass(frozen=True)
-class ExtractionSettings:
-    """How features are extracted. Unknown names and impossible values are errors."""
+class Settings:
+    """What all settings can do. Unknown names are errors; so are impossible values, by subclass."""
+
+    @classmethod
+    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
+        """Settings from names and values; an unknown name is an InputError."""
+        return cls().updated(**values)
+
+    def updated(self: S, **changes: Any) -> S:  # noqa: ANN401 (any field's type)
+        """The same settings with some changed; an unknown name is an InputError."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, as saved with results."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ExtractionSettings(Settings):
+    """How features are extracted."""
 
     original: bool = False
     """Reproduce the 2019 release, faults included; otherwise the corrected default."""
+
+    keypoints: str = "deep"
+    """Who proposes keypoints: deep (D2-Net's, from the deep map), corner (from the grey photo, to a
+    fraction of a pixel) or both."""
+
+    descriptor: str = "plain"
+    """What describes them: plain (D2-Net's), root (its square root) or fused (that beside the root
+    of a shallower map)."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
@@ -28,7 +65,7 @@ class ExtractionSettings:
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
 
     max_keypoints: int | None = None
-    """Keep this many, those with the highest scores. None: all."""
+    """Keep this many, those with the highest scores; of both kinds, half each. None: all."""
 
     score_threshold: float = 0.0
     """Keep keypoints with at least this score."""
@@ -48,24 +85,21 @@ class ExtractionSettings:
                 )
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise InputError(
-                f"precision must be float32, bfloat16 or float16, not {self.precision!r}"
-            )
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                words = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise InputError(f"{name} must be {words}, not {getattr(self, name)!r}")
+        for name, value in _OF_THE_RELEASE.items():
+            if self.original and getattr(self, name) != value:
+                raise InputError(
+                    f"original reproduces the 2019 release, whose {name} setting is {value!r}, not "
+                    f"{getattr(self, name)!r}; leave one of the two out"
+                )
 
-    @classmethod
-    def from_dict(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-        """Settings from names and values; an unknown name is an InputError."""
-        return cls().updated(**values)
+    def updated(self, **changes: Any) -> ExtractionSettings:  # noqa: ANN401 (any field's type)
+        """The same settings with some changed; an unknown name is an InputError.
 
-    def updated(self: Settings, **changes: Any) -> Settings:  # noqa: ANN401 (any field's type)
-        """The same settings with some changed; an unknown name is an InputError."""
-        known = [field.name for field in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Names and values, as saved with results."""
-        return asdict(self)
+        `original=True` brings the release's keypoints and descriptors with it.
+        """
+        implied = _OF_THE_RELEASE if changes.get("original") else {}
+        return super().updated(**{**implied, **changes})

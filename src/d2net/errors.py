@@ -36,5 +36,9 @@ class OutputBusyError(OutputError):
     """Another process is writing to the same output."""
 
 
+class TrainingError(D2NetError):
+    """A training run cannot go on: it diverged, or nothing can be learnt from its data."""
+
+
 class MissingPackageError(D2NetError, ImportError):
     """An optional package is not installed; the message names the pip command."""

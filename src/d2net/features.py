@@ -31,6 +31,9 @@ class Features:
         descriptors: N x D, unit length, float32 or float16.
         image_size: (width, height) of the photo in pixels.
         uncertainty: N float32, standard deviation of the position in pixels of the photo.
+        descriptor: what the descriptors are, as "ots 01e1e8a0 plain": the weights' name and
+            checksum, and the form. Only equal ones can be compared. None where nobody knows, as of
+            other programs' files.
     """
 
     keypoints: Tensor
@@ -39,6 +42,7 @@ class Features:
     descriptors: Tensor
     image_size: tuple[int, int]
     uncertainty: Tensor
+    descriptor: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)

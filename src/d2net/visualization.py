@@ -392,6 +392,8 @@ def _summary(matches: Matches) -> str:
     total = f"{len(matches):,} match{'' if len(matches) == 1 else 'es'}"
     if matches.inliers is None:
         return total
+    if matches.model is None:  # marked by something other than a fitted model, as known truth
+        return f"{matches.num_inliers:,} right of {total}"
     model = f"{matches.model} matrix" if matches.model != "homography" else "homography"
     if matches.matrix is None:
         return f"no {model} fits the {total}"

@@ -101,6 +101,8 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
         assert file.settings is not None
         assert file.settings["extraction"] == {
             "original": True,
+            "keypoints": "deep",
+            "descriptor": "plain",
             "multiscale": True,
             "max_edge": 90,
             "max_sum_edges": 150,
@@ -112,6 +114,18 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
         assert file["a.png"].descriptors.dtype == torch.float16
         assert file["a.png"].keypoints.dtype == torch.float32
         assert 0 < len(file["a.png"]) <= 7
+
+
+def test_kinds_of_keypoints_and_descriptors(d2net: Run, photos: Path) -> None:
+    d2net("extract", photos, "-o", "f.h5", "--keypoints", "both", "--descriptor", "fused")
+    with FeatureFile("f.h5") as file:
+        assert file.settings is not None
+        assert file.settings["extraction"]["keypoints"] == "both"
+        expected = make_tiny_model().extract(photos / "a.png", keypoints="both", descriptor="fused")
+        assert_same_features(file["a.png"], expected)
+    run = d2net("extract", photos, "-o", "g.h5", "--keypoints", "corner", "--original")
+    assert run.code == 2
+    assert "original reproduces the 2019 release, whose keypoints setting is 'deep'" in run.err
 
 
 def test_full_resolution_lifts_both_limits(d2net: Run, photos: Path) -> None:

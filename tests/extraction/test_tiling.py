@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,22 +52,29 @@ def vgg() -> Trunk:
     return trunk
 
 
-def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: bool) -> Keypoints:
+def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: Any) -> Keypoints:
     tensor = torch.from_numpy(photo.copy())[None]
     with torch.no_grad():
         return find_keypoints(
             trunk, CAFFE, tensor, dtype=torch.float32, cells_per_tile=limit, **kwargs
-        )[0]
+        )[0][0]
 
 
 @pytest.mark.parametrize("multiscale", [False, True])
-@pytest.mark.parametrize("original", [False, True])
-def test_tiles_equal_the_whole(vgg: Trunk, multiscale: bool, original: bool) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"original": True},
+        {"original": False},
+        {"original": False, "proposers": ("corner",), "form": "fused"},
+    ],
+    ids=["original", "deep", "corner-fused"],
+)
+def test_tiles_equal_the_whole(vgg: Trunk, multiscale: bool, kind: dict[str, Any]) -> None:
     photo = np.asarray(Image.open(PHOTO))[150:387, 200:513]
-    kwargs = {"multiscale": multiscale, "original": original}
-    whole = find(vgg, photo, 10**9, **kwargs)
+    whole = find(vgg, photo, 10**9, multiscale=multiscale, **kind)
     limit = 7_000 if multiscale else 2_000
-    tiled = find(vgg, photo, limit, **kwargs)
+    tiled = find(vgg, photo, limit, multiscale=multiscale, **kind)
     assert len(whole.positions) > 300
     assert torch.equal(whole.order, tiled.order)
     assert float((whole.positions - tiled.positions).abs().max()) < 1e-3

@@ -8,7 +8,7 @@ from d2net.features import Features, Matches
 TENSORS = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
 
 
-def make_features(n=20, seed=0, dimension=8, image_size=(640, 480)):
+def make_features(n=20, seed=0, dimension=8, image_size=(640, 480), descriptor="tiny root"):
     generator = torch.Generator().manual_seed(seed)
     return Features(
         keypoints=torch.rand(n, 2, generator=generator) * torch.tensor(image_size) - 0.5,
@@ -17,6 +17,7 @@ def make_features(n=20, seed=0, dimension=8, image_size=(640, 480)):
         descriptors=normalize(torch.randn(n, dimension, generator=generator), dim=1),
         image_size=image_size,
         uncertainty=torch.rand(n, generator=generator) + 1,
+        descriptor=descriptor,
     )
 
 
@@ -29,6 +30,7 @@ def make_matches(k=10, seed=0, num0=20, num1=20):
 
 def assert_same_features(a, b):
     assert a.image_size == b.image_size
+    assert a.descriptor == b.descriptor
     for name in TENSORS:
         assert getattr(a, name).dtype == getattr(b, name).dtype, name
         assert torch.equal(getattr(a, name), getattr(b, name)), name

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,12 @@ def test_arguments_of_verification_without_it_are_refused(graf):
     a, b, _ = graf
     with pytest.raises(InputError, match='verify="fundamental"'):
         match(a, b, threshold=3)
+
+
+def test_descriptors_of_different_kinds_are_not_compared(graf):
+    a, b, _ = graf
+    plain, root = replace(a, descriptor="ots plain"), replace(b, descriptor="ots root")
+    with pytest.raises(InputError, match="'ots plain' and 'ots root' cannot be compared"):
+        match(plain, root)
+    unknown = replace(b, descriptor=None)
+    assert len(match(plain, unknown)) == len(match(plain, replace(b, descriptor="ots plain"))) > 0

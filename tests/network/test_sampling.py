@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -17,13 +18,37 @@ def linear_map(height: int, width: int) -> torch.Tensor:
 
 def test_descriptors_are_bilinear_and_unit_length() -> None:
     positions = torch.tensor([[2.25, 3.5], [0.0, 0.0], [6.0, 4.0], [5.999, 0.001]])
-    found = describe(linear_map(5, 7), positions)
+    found = describe(linear_map(5, 7), linear_map(6, 8), positions, "plain")
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(found[:, 1:] / found[:, :1], positions, rtol=1e-4, atol=1e-4)
 
 
+def test_the_root_is_of_the_normalised_sample_and_normalised_again() -> None:
+    maps = torch.rand(5, 7, 4)
+    positions = torch.tensor([[2.25, 3.5], [4.0, 1.0]])
+    plain = describe(maps, maps, positions, "plain")
+    root = describe(maps, maps, positions, "root")
+    torch.testing.assert_close(root, F.normalize(plain.sqrt(), dim=1))
+    similarity = plain[0].sqrt() @ plain[1].sqrt() / (plain.sum(dim=1).prod().sqrt())
+    assert float(root[0] @ root[1]) == pytest.approx(float(similarity), abs=1e-6)
+
+
+def test_fused_is_the_deep_root_beside_a_shorter_shallow_one() -> None:
+    """The shallow map's cells lie half a cell before the deep one's."""
+    deep, shallow = torch.rand(5, 7, 4), torch.rand(6, 8, 3)
+    positions = torch.tensor([[2.25, 3.5]])
+    found = describe(deep, shallow, positions, "fused")[0]
+    parts = [
+        describe(deep, shallow, positions, "root")[0],
+        0.8 * describe(shallow, shallow, positions + 0.5, "root")[0],
+    ]
+    torch.testing.assert_close(found, torch.cat(parts) / (1 + 0.8**2) ** 0.5)
+
+
 def test_no_positions_give_no_descriptors() -> None:
-    assert describe(linear_map(5, 7).bfloat16(), torch.empty(0, 2)).shape == (0, 3)
+    maps = linear_map(5, 7).bfloat16()
+    for form, length in (("plain", 3), ("root", 3), ("fused", 6)):
+        assert describe(maps, maps, torch.empty(0, 2), form).shape == (0, length)
 
 
 def test_resample_equals_interpolate_with_aligned_corners() -> None:

@@ -78,6 +78,20 @@ def test_fast_path_equals_plain_torch(vgg: Trunk, size: tuple[int, int]) -> None
     assert float((fast - plain).abs().max()) < 1e-5 * float(plain.max())
 
 
+def test_the_shallow_map_is_conv3_3_before_its_pool(vgg: Trunk) -> None:
+    images = torch.randn(1, 3, 61, 90) * 60
+    deep, shallow = vgg.extract_both(images)
+    assert torch.equal(deep, vgg.extract(images))
+    x = images
+    with torch.no_grad():
+        for stage in vgg.stages[:3]:
+            x = x if stage is vgg.stages[0] else torch.nn.functional.max_pool2d(x, 2, 2)
+            for name in stage:
+                x = vgg.convolution(name)(x).relu()
+    assert shallow.shape == (1, 15, 22, 256)
+    assert float((shallow - x.permute(0, 2, 3, 1)).abs().max()) < 1e-5 * float(x.max())
+
+
 def test_batch_equals_single_images(vgg: Trunk) -> None:
     images = torch.randn(2, 3, 61, 90) * 60
     together = vgg.extract(images)
@@ -95,6 +109,7 @@ def test_bfloat16_is_close(vgg: Trunk, golden_image: Tensor) -> None:
 def test_images_without_a_cell(vgg: Trunk) -> None:
     assert vgg.extract(torch.zeros(2, 3, 1, 50)).shape == (2, 0, 11, 512)
     assert vgg.extract(torch.zeros(1, 3, 7, 7)).shape == (1, 0, 0, 512)
+    assert vgg.extract_both(torch.zeros(1, 3, 7, 7))[1].shape == (1, 1, 1, 256)
 
 
 def test_receptive_field(tiny_network: Trunk) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from d2net.cli import (
     console,
+    data,
     evaluate,
     export,
     extract,
@@ -24,6 +25,7 @@ from d2net.cli import (
     pairs,
     reconstruct,
     show,
+    train,
 )
 from d2net.errors import D2NetError
 
@@ -37,10 +39,11 @@ app = typer.Typer(
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
     *(export.export, show.show),
-    *(info.weights, info.info),
+    *(train.train, info.weights, info.info),
 ):
     app.command()(options.spread(_command))
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(data.app, name="data")
 
 # Click's ClickException: typer has a copy of click, or none, and gives it no public name.
 _UsageError: Any = typer.BadParameter.__mro__[2]

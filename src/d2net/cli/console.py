@@ -21,6 +21,11 @@ def error(message: str) -> None:
     err.print(Text.assemble(("error: ", "bold red"), one_line(message)))
 
 
+def warning(message: str) -> None:
+    """Print what looks wrong, whatever the verbosity."""
+    err.print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
+
+
 def say(line: str) -> None:
     """Print a line for people."""
     out.print(Text(one_line(line)))

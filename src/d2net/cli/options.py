@@ -68,6 +68,22 @@ class Extraction:
     multiscale: Annotated[
         bool, _keypoints("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
     ] = _DEFAULT.multiscale
+    keypoints: Annotated[
+        Literal["deep", "corner", "both"] | None,
+        _keypoints(
+            metavar="KIND",
+            help="Who proposes: deep (the paper's), corner (more precise), or both.",
+            show_default=_DEFAULT.keypoints,
+        ),
+    ] = None
+    descriptor: Annotated[
+        Literal["plain", "root", "fused"] | None,
+        _keypoints(
+            metavar="FORM",
+            help="Deep map as in the paper (plain), its root, or fused with a shallow map.",
+            show_default=_DEFAULT.descriptor,
+        ),
+    ] = None
     original: Annotated[
         bool, _keypoints("--original", help="Reproduce the 2019 release, faults included.")
     ] = _DEFAULT.original
@@ -99,7 +115,9 @@ class Extraction:
     @property
     def settings(self) -> ExtractionSettings:
         """What they mean to the model."""
-        return ExtractionSettings(
+        chosen = {"keypoints": self.keypoints, "descriptor": self.descriptor}
+        return ExtractionSettings().updated(
+            **{name: value for name, value in chosen.items() if value is not None},
             original=self.original,
             multiscale=self.multiscale,
             max_edge=None if self.full_resolution else self.max_edge,

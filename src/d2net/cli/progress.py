@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
     BarColumn,
@@ -22,6 +24,9 @@ from rich.text import Text
 
 from d2net.cli import console
 from d2net.cli.options import Printing
+
+if TYPE_CHECKING:
+    from d2net.training.loop import Progress as Standing
 
 
 class _Rate(ProgressColumn):
@@ -80,6 +85,37 @@ def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None
             bar.update(tasks[stage], completed=done[stage], total=total, name=shown)
 
         yield report
+
+
+@contextmanager
+def training(printing: Printing) -> Iterator[Callable[[Standing], None]]:
+    """A bar for a training run.
+
+    Yields:
+        What to call with where it stands.
+    """
+    loss = TextColumn("loss {task.fields[loss]:.3f}")
+    rate = TextColumn("{task.fields[rate]:.2f} pairs/s, {task.fields[waiting]:.0%} waiting")
+    columns = (MofNCompleteColumn(), loss, rate, TextColumn("{task.fields[left]} left"))
+    with _bar(
+        SpinnerColumn(), TextColumn("training"), BarColumn(), *columns, printing=printing
+    ) as bar:
+        fields: dict[str, Any] = {"loss": 0.0, "rate": 0.0, "waiting": 0.0, "left": "?"}
+        task = bar.add_task("", total=None, **fields)
+
+        def advance(at: Standing) -> None:
+            left = str(timedelta(seconds=round(at.seconds_left)))
+            bar.update(
+                task,
+                completed=at.step,
+                total=at.steps,
+                loss=at.loss,
+                rate=at.pairs_per_second,
+                waiting=at.waiting,
+                left=left,
+            )
+
+        yield advance
 
 
 @contextmanager

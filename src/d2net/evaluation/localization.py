@@ -274,7 +274,7 @@ def _drawing(
     name = placed.query.candidates[best]
     right = placed.inliers
     if true is not None:
-        errors = project(placed.camera, true, placed.links.points) - placed.pixels
+        errors = project(placed.camera, np.asarray(true * placed.links.points)) - placed.pixels
         right = np.linalg.norm(errors, axis=1) <= threshold  # False for NaN
     shown = placed.links.photos == best
     partners = photos.features(name).keypoints.numpy()[placed.links.partners[shown]]

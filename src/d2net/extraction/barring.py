@@ -12,7 +12,7 @@ from d2net.extraction.pyramid import Level, Window
 from d2net.network.detection import Detections
 from d2net.network.trunk import EXTRACTION_STRIDE
 
-_COMPARED_AT_ONCE = 1 << 24
+_COMPARED_AT_ONCE = 1024
 
 
 class BarredCells:
@@ -62,19 +62,34 @@ class BarredNeighbourhoods:
         """N bool: which positions (N x 2, in the photo) are free; those bar in turn."""
         free = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
         for kept, radius in self._boxes:
-            free &= ~_near(positions, kept, radius)
+            free &= ~near(positions, kept, radius)
         self._boxes.append((positions[free], EXTRACTION_STRIDE / 2 / level.factor))
         return free
 
 
-def _near(positions: Tensor, others: Tensor, radius: float) -> Tensor:
-    """N bool: another position lies within `radius`, the larger of both coordinates' distances."""
-    near = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
-    if len(others) == 0:
-        return near
-    step = max(1, _COMPARED_AT_ONCE // len(others))
-    for first in range(0, len(positions), step):
-        part = slice(first, first + step)
-        distance = torch.cdist(positions[part], others, p=torch.inf)
-        near[part] = (distance <= radius).any(dim=1)
-    return near
+def near(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
+    """Whether another position lies within a radius: the larger of both coordinates' distances.
+
+    Args:
+        positions: N x 2.
+        others: M x 2.
+        radius: one, or N.
+
+    Returns:
+        N bool.
+    """
+    found = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+    if len(positions) == 0 or len(others) == 0:
+        return found
+    radii = torch.as_tensor(radius, device=positions.device).expand(len(positions))
+    # Both sorted by y, so that a block of positions has to look at a strip of the others only.
+    order, others = positions[:, 1].argsort(), others[others[:, 1].argsort()]
+    ys, widest = others[:, 1].contiguous(), float(radii.max())
+    for start in range(0, len(order), _COMPARED_AT_ONCE):
+        block = order[start : start + _COMPARED_AT_ONCE]
+        y = positions[block, 1]
+        first = int(torch.searchsorted(ys, y[0] - widest))
+        end = int(torch.searchsorted(ys, y[-1] + widest, right=True))
+        distance = torch.cdist(positions[block], others[first:end], p=torch.inf)
+        found[block] = (distance <= radii[block, None]).any(dim=1)
+    return found

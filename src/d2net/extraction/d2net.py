@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from d2net import images
 from d2net.config import ExtractionSettings
 from d2net.errors import InputError
 from d2net.extraction.keypoints import Keypoints, find_keypoints
+from d2net.extraction.proposals import PROPOSERS
+from d2net.extraction.selection import best_first
 from d2net.features import Features
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
@@ -24,10 +26,8 @@ from d2net.network.detection import soft_scores
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
 
-POSITION_DEVIATION = 1.5
-"""Standard deviation per axis of a detection at level 1, in pixels; it goes with the square root of
-the scale. Measured (median absolute deviation of right matches under random homographies with
-photometric change, over sqrt 2): 1.2 px at scale 0.5, 1.4 to 1.6 at 1, 2.1 to 2.4 at 2."""
+if TYPE_CHECKING:
+    from d2net.network.sampling import Form
 
 
 class D2Net(nn.Module):
@@ -169,7 +169,12 @@ class D2Net(nn.Module):
             raise InputError("photos of one batch must be prepared with the same settings")
         pixels = [torch.from_numpy(photo.pixels) for photo in batch]
         found = self._find(torch.stack(pixels).to(self.device), settings)
-        return [_features(keypoints, photo) for keypoints, photo in zip(found, batch, strict=True)]
+        made_by = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
+        descriptor = " ".join(word for word in made_by if word)
+        return [
+            _features(keypoints, photo, descriptor)
+            for keypoints, photo in zip(found, batch, strict=True)
+        ]
 
     def score_map(
         self,
@@ -218,7 +223,7 @@ class D2Net(nn.Module):
         features = self.extract_batch(list(image), max_edge=None, max_sum_edges=None)
         return _padded(features)
 
-    def _find(self, photos: Tensor, settings: ExtractionSettings) -> list[Keypoints]:
+    def _find(self, photos: Tensor, settings: ExtractionSettings) -> list[list[Keypoints]]:
         dtype = getattr(torch, settings.precision)
         if dtype == torch.float16 and photos.device.type == "cpu":
             raise InputError("float16 needs a GPU: on a CPU use float32 or bfloat16")
@@ -230,6 +235,8 @@ class D2Net(nn.Module):
                 multiscale=settings.multiscale,
                 original=settings.original,
                 dtype=dtype,
+                proposers=PROPOSERS[settings.keypoints],
+                form=cast("Form", settings.descriptor),
             )
 
 
@@ -270,29 +277,30 @@ def prepare(
     return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
 
 
-def _features(found: Keypoints, photo: PreparedPhoto) -> Features:
-    """Positions to the photo; mask, threshold and budget applied; best first."""
+def _features(found: Sequence[Keypoints], photo: PreparedPhoto, descriptor: str) -> Features:
+    """Mask, threshold and budget applied; positions to the photo; best first."""
     settings = photo.settings
     entered = (photo.pixels.shape[1], photo.pixels.shape[0])
     resize = coordinates.resize_ratio if settings.original else coordinates.resize
     photo_from_entered = resize(entered, photo.size)
-    positions = photo_from_entered(found.positions)
-    keep = found.scores >= settings.score_threshold
-    if photo.mask is not None:
-        keep &= _allowed(positions, photo.mask)
-    rows = keep.nonzero()[:, 0]
-    by_score = rows[found.scores[rows].argsort(descending=True, stable=True)]
-    chosen = by_score[: settings.max_keypoints]
+    allowed = []
+    for keypoints in found:
+        keep = keypoints.scores >= settings.score_threshold
+        if photo.mask is not None:
+            keep &= _allowed(photo_from_entered(keypoints.positions), photo.mask)
+        allowed.append(keypoints[keep])
+    chosen = best_first(allowed, settings.max_keypoints)
     if settings.original:
-        chosen = chosen.sort().values  # the release's order
+        chosen = chosen[chosen.order.argsort()]  # the release's order
     magnification = max(photo_from_entered.x.scale, photo_from_entered.y.scale)
     return Features(
-        keypoints=positions[chosen],
-        scores=found.scores[chosen],
-        scales=found.scales[chosen],
-        descriptors=found.descriptors[chosen],
+        keypoints=photo_from_entered(chosen.positions),
+        scores=chosen.scores,
+        scales=chosen.scales,
+        descriptors=chosen.descriptors,
         image_size=photo.size,
-        uncertainty=found.scales[chosen].sqrt() * (POSITION_DEVIATION * magnification),
+        uncertainty=chosen.deviations * magnification,
+        descriptor=descriptor,
     )
 
 

@@ -114,38 +114,61 @@ def levels(size: Size, factors: tuple[float, ...], *, original: bool) -> list[Le
     return result
 
 
-def level_map(
-    trunk: Trunk,
-    normalisation: Normalisation,
-    photo: Tensor,
-    level: Level,
-    window: Window,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The dense map of one level in a window, as if cut out of the whole level's map.
+@dataclass(frozen=True)
+class Crop:
+    """The pixels of a level that a window of cells depends on.
+
+    Attributes:
+        pixels: B x rows x cols x 3, RGB, 0..255, float32.
+        rows, cols: of the level's image.
+    """
+
+    pixels: Tensor
+    rows: range
+    cols: range
+
+
+def level_crop(photo: Tensor, level: Level, window: Window) -> Crop:
+    """What the maps of a window are made from.
+
+    Args:
+        photo: B x H x W x 3, RGB, 0..255, uint8 or float32.
+        level: the level.
+        window: cells to compute.
+    """
+    rows, cols = (
+        _pixels_seen(cells, side)
+        for cells, side in zip((window.rows, window.cols), level.size[::-1], strict=True)
+    )
+    return Crop(_level_pixels(photo, level, rows, cols), rows, cols)
+
+
+def level_maps(
+    trunk: Trunk, normalisation: Normalisation, crop: Crop, window: Window, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The dense maps of one level in a window, as if cut out of the whole level's maps.
 
     Args:
         trunk: the network.
         normalisation: what its weights want.
-        photo: B x H x W x 3, RGB, 0..255, uint8 or float32.
-        level: the level.
+        crop: the window's `level_crop`.
         window: cells to compute.
         dtype: precision of the network.
 
     Returns:
-        B x rows x cols x C.
+        The deep map, B x rows x cols x C, and the shallow one, B x (rows + 1) x (cols + 1) x C'.
     """
-    spans = [
-        _pixels_seen(cells, side)
-        for cells, side in zip((window.rows, window.cols), level.size[::-1], strict=True)
-    ]
-    pixels = _level_pixels(photo, level, *spans)
-    maps = trunk.extract(normalisation(pixels.permute(0, 3, 1, 2)).to(dtype))
+    both = trunk.extract_both(normalisation(crop.pixels.permute(0, 3, 1, 2)).to(dtype))
     top, left = (
         cells.start - span.start // EXTRACTION_STRIDE
-        for cells, span in zip((window.rows, window.cols), spans, strict=True)
+        for cells, span in zip((window.rows, window.cols), (crop.rows, crop.cols), strict=True)
     )
-    return maps[:, top : top + len(window.rows), left : left + len(window.cols)]
+    height, width = len(window.rows), len(window.cols)
+    deep, shallow = (
+        maps[:, top : top + height + more, left : left + width + more]
+        for maps, more in zip(both, (0, 1), strict=True)
+    )
+    return deep, shallow
 
 
 def _pixels_seen(cells: range, side: int) -> range:

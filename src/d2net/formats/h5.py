@@ -1,9 +1,10 @@
 """Features and matches in the HDF5 layout of hloc, the field's common one.
 
 Features: one group per photo, named by its path; `keypoints` N x 2, `descriptors` D x N, `scores`
-N, `image_size` (width, height), and the attribute `uncertainty` of `keypoints`. `scales` N and
-`uncertainty` N are additions of ours. Keypoints are float32 (hloc itself writes float16 by default,
-which is half a pixel wrong beyond 1024; both are read). The centre of the top-left pixel is (0, 0).
+N, `image_size` (width, height), and the attribute `uncertainty` of `keypoints`. `scales` N,
+`uncertainty` N and the attribute `kind` of `descriptors` are additions of ours. Keypoints are
+float32 (hloc itself writes float16 by default, which is half a pixel wrong beyond 1024; both are
+read). The centre of the top-left pixel is (0, 0).
 
 Matches: one group per pair, `matches0` N0 (for each keypoint of the first photo the row in the
 second one, or -1) and `matching_scores0` N0. Rows are int32: hloc's int16 overflows above 32,767
@@ -27,7 +28,7 @@ from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.formats.arrays import as_numpy, floats
 from d2net.formats.container import Container, NoSuchEntryError, check_name
-from d2net.formats.journal import Journal, Record
+from d2net.formats.journal import Attributes, Journal, Record
 from d2net.formats.resumable import ResumableWriter
 
 Pair = tuple[str, str]
@@ -110,8 +111,10 @@ class FeatureWriter(ResumableWriter):
             if not np.isfinite(array).all():
                 raise InputError(f"the {key} of {name!r} hold NaN or infinity.")
         arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
-        typical = typical_uncertainty(features)
-        self._append(name, Record(arrays, {"keypoints": {"uncertainty": typical}}))
+        attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
+        if features.descriptor is not None:
+            attributes["descriptors"] = {"kind": features.descriptor}
+        self._append(name, Record(arrays, attributes))
 
 
 class MatchFile(Container):
@@ -311,6 +314,9 @@ def _features(record: Record, where: str) -> Features:
     uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
     if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
         raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
+    kind = record.attributes["descriptors"].get("kind")
+    if kind is not None and not isinstance(kind, str):
+        raise FormatError(f"{where}: the attribute 'kind' must be text.")
     return Features(
         keypoints=torch.from_numpy(keypoints).float(),
         scores=_column(record, "scores", n, where),
@@ -318,6 +324,7 @@ def _features(record: Record, where: str) -> Features:
         descriptors=torch.from_numpy(descriptors.T).contiguous(),
         image_size=_image_size(record, where),
         uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
+        descriptor=kind,
     )
 
 

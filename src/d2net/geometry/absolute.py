@@ -152,7 +152,7 @@ def absolute_pose(
     if found is None:
         return None
     cam_from_world = found["cam_from_world"]
-    residuals = project(camera, cam_from_world, X) - x
+    residuals = project(camera, np.asarray(cam_from_world * X)) - x
     inliers = np.asarray(np.linalg.norm(residuals, axis=1) <= options.threshold)  # False for NaN
     distinct = len(np.unique(np.hstack([x, X])[inliers], axis=0))
     if distinct < fewest or on_one_line(x[inliers], options.threshold):

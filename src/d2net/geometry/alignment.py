@@ -42,7 +42,7 @@ def camera_errors(
     of the spread (Umeyama, PAMI 1991).
 
     Returns:
-        None where fewer than three cameras agree, or their true centres coincide.
+        None where fewer than three cameras agree, or all stand on one line.
     """
     import pycolmap
 
@@ -50,7 +50,7 @@ def camera_errors(
     if len(names) < 3:
         return None
     mine, theirs = (
-        np.array([poses[name].inverse().translation for name in names], dtype=np.float64)
+        _off_origin(np.array([poses[name].inverse().translation for name in names]))
         for poses in (estimated, true)
     )
     spread = spread_of(np.array([pose.inverse().translation for pose in true.values()]))
@@ -93,6 +93,13 @@ def rotation_angle(a: Array, b: Array) -> float:
     """Angle in degrees of the rotation between two 3 x 3 rotations."""
     # By the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace loses small ones.
     return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(a - b) / np.sqrt(8), 1.0))))
+
+
+def _off_origin(points: Array) -> Array:
+    """N x 3 points moved: COLMAP takes those in one plane with the origin for degenerate."""
+    centred = points - points.mean(axis=0)
+    normal = np.linalg.svd(centred)[2][2]
+    return np.asarray(centred + normal * (1 + np.abs(centred).max()), dtype=np.float64)
 
 
 def _distances(true_from_mine: pycolmap.Sim3d, mine: Array, theirs: Array) -> Array:

@@ -60,18 +60,28 @@ def rays(camera: pycolmap.Camera, points: Array) -> Array:
     return np.asarray(camera.cam_from_img(shifted), dtype=np.float64).reshape(-1, 2)
 
 
-def project(camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d, points: Array) -> Array:
-    """Where points of the world are in a photo.
+def project(camera: pycolmap.Camera, points: Array) -> Array:
+    """Where points are seen.
 
     Args:
         camera: COLMAP's camera.
-        cam_from_world: its pose.
-        points: N x 3.
+        points: N x 3 in its frame.
 
     Returns:
-        N x 2 (x, y) in pixels, pixel centres at integers; not a number for points that the camera
-        cannot see, as those behind it.
+        N x 2 (x, y) in pixels, pixel centres at integers; not a number for points behind the
+        camera, or that the lens model cannot project.
     """
-    in_camera = np.asarray(cam_from_world * points, dtype=np.float64)
-    pixels = np.asarray(camera.img_from_cam(in_camera), dtype=np.float64).reshape(-1, 2)
-    return COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(pixels)).numpy()
+    seen = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
+    return from_colmap(seen)
+
+
+def from_colmap(points: Array) -> Array:
+    """N x 2 points of COLMAP's images, in pixels whose centres are at integers."""
+    return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(points)).numpy())
+
+
+def intrinsics_from_colmap(matrix: Array) -> Array:
+    """The 3 x 3 matrix of a camera of COLMAP's, for pixels whose centres are at integers."""
+    shifted = np.array(matrix, dtype=np.float64)
+    shifted[:2, 2] = from_colmap(matrix[None, :2, 2])[0]
+    return shifted

@@ -103,6 +103,9 @@ EXTRACTION_CELLS = pixels_from_cells(4, 3.5)
 """Stride-4 map: two 2x2 max pools centre a cell at 4c + 1.5, the average pool of stride 1 over two
 such cells at 4c + 3.5."""
 
+SHALLOW_CELLS = pixels_from_cells(4, 1.5)
+"""Map of conv3_3 before its pool: two 2x2 max pools."""
+
 ORIGINAL_EXTRACTION_CELLS = pixels_from_cells(4, 1.5)
 """Where the release reports the same cells: it forgets the average pool (2 px up and left)."""
 

@@ -51,6 +51,7 @@ def match(
             "threshold and intrinsics are for verification, which is not asked for; add for "
             'example verify="fundamental"'
         )
+    check_comparable(a, b)
     matches = mutual_nearest(
         a.descriptors, b.descriptors, ratio=ratio, min_similarity=min_similarity
     )
@@ -59,3 +60,12 @@ def match(
     return verification.verify(
         a, b, matches, verify, threshold=threshold, method=method, intrinsics=intrinsics, seed=seed
     )
+
+
+def check_comparable(a: Features, b: Features) -> None:
+    """Raise InputError if descriptors of two photos are known to be of different kinds."""
+    if a.descriptor and b.descriptor and a.descriptor != b.descriptor:
+        raise InputError(
+            f"descriptors {a.descriptor!r} and {b.descriptor!r} cannot be compared; extract both "
+            "photos with the same weights and the same descriptor setting"
+        )

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from d2net.errors import WeightsError
+from d2net.formats.pickles import NumpyType, numpy_scalar
 from d2net.network.trunk import VGG16_STAGES
 
 
@@ -281,31 +281,9 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-class _NumpyType:
-    """Stands for `numpy.dtype` in a pickle: remembers the name of a number type, builds nothing."""
-
-    def __init__(self, code: object, *_: object) -> None:
-        self.code = code
-        self.order: object = "="
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        self.order = state[1]
-
-
-def _numpy_scalar(kind: object, data: object = None) -> bool | int | float | None:
-    """Stands for numpy's rebuilding of a scalar: a plain number, or None for anything else."""
-    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes):
-        return None
-    code = f"{kind.order}{kind.code}"
-    if not re.fullmatch(r"[<>=|][biuf][1248]", code):
-        return None
-    number: bool | int | float = np.frombuffer(data, np.dtype(code))[0].item()
-    return number
-
-
 _STAND_INS: list[Any] = [
     argparse.Namespace,
-    (_NumpyType, "numpy.dtype"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (NumpyType, "numpy.dtype"),
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
 ]

@@ -46,20 +46,56 @@ def soft_scores(maps: Tensor) -> Tensor:
     Returns:
         B x h x w, not negative; each image sums to one (to zero where nothing is active).
     """
+    batch, channels, height, width = maps.shape
     if maps.numel() == 0:
-        return maps.new_zeros(len(maps), *maps.shape[2:])
-    maps = F.relu(maps)
-    batch = len(maps)
-    tiny = torch.finfo(maps.dtype).tiny
-    largest = maps.reshape(batch, -1).max(dim=1)[0].clamp_min(tiny)
-    e = torch.exp(maps / largest.view(batch, 1, 1, 1))
-    neighbourhood = 9 * F.avg_pool2d(F.pad(e, (1, 1, 1, 1), value=1.0), 3, 1)
-    alpha = e / neighbourhood
-    strongest = maps.max(dim=1, keepdim=True)[0]
-    beta = maps / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
-    gamma = (alpha * beta).max(dim=1)[0]
+        return maps.new_zeros(batch, height, width)
+    # A score comes from one channel of its cell. Which one is found without a graph; then only
+    # that channel's neighbourhood is computed again with one: a hundredth of the gradients.
+    cells = maps.permute(0, 2, 3, 1).contiguous()
+    values = F.relu(cells).flatten(1)
+    with torch.no_grad():
+        channel, strongest_channel, largest_place = _places(cells)
+    places = torch.arange(height * width, device=maps.device).view(height, width) * channels
+    padded = F.pad(places, (1, 1, 1, 1), value=-1)
+    neighbours = torch.stack(
+        [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    )
+    inside = neighbours >= 0
+    around = (neighbours.clamp_min(0) + channel[:, None]).flatten(1)
+    value = values.gather(1, around).view(batch, 9, height, width) * inside
+    strongest = values.gather(1, (places + strongest_channel).flatten(1)).view(batch, height, width)
+    largest = values.gather(1, largest_place)[:, :, None, None]
+    # Beyond the border the exponential counts as 1, as in the release: the value is zero there.
+    e = torch.exp(value / torch.where(largest > 0, largest, torch.ones_like(largest)))
+    alpha = e[:, 4] / e.sum(dim=1)
+    gamma = alpha * value[:, 4] / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
     total = gamma.sum(dim=(1, 2), keepdim=True)
     return gamma / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _places(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the soft scores come from.
+
+    Args:
+        cells: B x h x w x C, before the ReLU.
+
+    Returns:
+        B x h x w, the channel that gives a cell its score; the same, its strongest channel; and
+        B x 1, the place of the largest value in the flattened image.
+    """
+    cells = F.relu(cells)
+    largest = cells.flatten(1).amax(1)[:, None, None, None]
+    e = torch.exp(cells / torch.where(largest > 0, largest, torch.ones_like(largest)))
+    padded = F.pad(e.permute(0, 3, 1, 2), (1, 1, 1, 1), value=1.0)
+    mean = F.avg_pool2d(padded, 3, 1).permute(0, 2, 3, 1)
+    strongest, strongest_channel = cells.max(dim=3)
+    place = strongest.flatten(1).argmax(1)[:, None]
+    channel = strongest_channel.flatten(1).gather(1, place)
+    return (
+        e.mul_(cells).div_(mean).max(dim=3)[1],
+        strongest_channel,
+        place * cells.shape[3] + channel,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,10 +225,24 @@ def _rise(patch: Tensor) -> Tensor:
 
 
 def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
-    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values.
+    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values."""
+    det, trace, steps = quadratic_step(patch)
+    peak = det > 0
+    safe = torch.where(peak, det, torch.ones_like(det))
+    return peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD), steps
 
-    Brown and Lowe, BMVC 2002: a quadratic through the neighbours, step = -H^-1 g. Where the
-    determinant is not positive there is no peak, and the step is zero.
+
+def quadratic_step(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From 3 x 3 values to the peak of the quadratic through them.
+
+    Brown and Lowe, BMVC 2002: step = -H^-1 g. Where the determinant is not positive there is no
+    peak, and the step is zero.
+
+    Args:
+        patch: N x 3 x 3 values around a local maximum.
+
+    Returns:
+        Determinant (N) and trace (N) of the Hessian, and the step (N x 2: columns, rows).
     """
     up, centre, down = patch[:, 0, 1], patch[:, 1, 1], patch[:, 2, 1]
     left, right = patch[:, 1, 0], patch[:, 1, 2]
@@ -201,11 +251,9 @@ def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
     dij = 0.25 * (patch[:, 0, 0] - patch[:, 0, 2] - patch[:, 2, 0] + patch[:, 2, 2])
     di, dj = 0.5 * (down - up), 0.5 * (right - left)
     det = dii * djj - dij * dij
-    trace = dii + djj
     peak = det > 0
     safe = torch.where(peak, det, torch.ones_like(det))
-    passed = peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD)
     step_i = -(djj * di - dij * dj) / safe
     step_j = -(dii * dj - dij * di) / safe
     steps = torch.stack([step_j, step_i], dim=1)
-    return passed, torch.where(peak[:, None], steps, torch.zeros_like(steps))
+    return det, dii + djj, torch.where(peak[:, None], steps, torch.zeros_like(steps))

@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.geometry.coordinates import AxisMap, GridMap
+from d2net.geometry.coordinates import EXTRACTION_CELLS, SHALLOW_CELLS, AxisMap, GridMap
 
+Form = Literal["plain", "root", "fused"]
+
+SHALLOW_WEIGHT = 0.8
+"""Length of the shallow map's part of a fused descriptor, to the deep map's 1."""
+
+_SHALLOW_FROM_DEEP = SHALLOW_CELLS.inverse().after(EXTRACTION_CELLS)
 _ROWS_AT_ONCE = 32
 
 
-def describe(maps: Tensor, positions: Tensor) -> Tensor:
-    """Descriptors: bilinear samples of a dense map, L2-normalised (D2-Net, section 3).
+def describe(deep: Tensor, shallow: Tensor, positions: Tensor, form: Form) -> Tensor:
+    """Descriptors at any positions of the dense maps.
+
+    plain: the deep map, L2-normalised (D2-Net, section 3). root: the square root of that,
+    normalised again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and
+    Zisserman, CVPR 2012). fused: beside it the root of the shallow map, which sees less of the
+    photo, and that more sharply.
+
+    Args:
+        deep: h x w x C after the ReLU, any float type.
+        shallow: (h + 1) x (w + 1) x C', likewise; only fused looks at it.
+        positions: N x 2 (x, y) in cells of the deep map; beyond the frame a map goes on with its
+            last cell.
+        form: what to make of the samples.
+
+    Returns:
+        N x C (fused: C + C') float32 of unit length (zero where the maps are zero).
+    """
+    plain = F.normalize(sample(deep, positions), dim=1)
+    if form == "plain":
+        return plain
+    if form == "root":
+        return _root(plain)
+    beside = _root(F.normalize(sample(shallow, _SHALLOW_FROM_DEEP(positions)), dim=1))
+    return F.normalize(torch.cat([_root(plain), SHALLOW_WEIGHT * beside], dim=1), dim=1)
+
+
+def _root(plain: Tensor) -> Tensor:
+    return F.normalize(plain.sqrt(), dim=1)
+
+
+def sample(maps: Tensor, positions: Tensor) -> Tensor:
+    """Bilinear samples of a dense map.
 
     Args:
         maps: h x w x C, any float type.
         positions: N x 2 (x, y) in cells; beyond the frame the map goes on with its last cell.
 
     Returns:
-        N x C float32 of unit length (zero where the map is zero).
+        N x C float32.
     """
     if len(positions) == 0:
         return maps.new_empty(0, maps.shape[2], dtype=torch.float32)
@@ -28,7 +67,34 @@ def describe(maps: Tensor, positions: Tensor) -> Tensor:
     u, v = u[:, None], v[:, None]
     upper = torch.lerp(maps[top, left].float(), maps[top, right].float(), u)
     lower = torch.lerp(maps[bottom, left].float(), maps[bottom, right].float(), u)
-    return F.normalize(torch.lerp(upper, lower, v), dim=1)
+    return torch.lerp(upper, lower, v)
+
+
+def sample_batch(maps: Tensor, positions: Tensor) -> Tensor:
+    """Bilinear samples of a batch of dense maps, differentiable with respect to the maps.
+
+    For training, where samples are as many as cells and gradients cost more than samples: each is
+    one weighted sum of four rows of a table.
+
+    Args:
+        maps: B x h x w x C float32, contiguous.
+        positions: B x N x 2 (x, y) in cells; beyond the frame a map goes on with its last cell.
+
+    Returns:
+        B x N x C float32.
+    """
+    batch, height, width, channels = maps.shape
+    left, right, u = _neighbours(positions[..., 0], width)
+    top, bottom, v = _neighbours(positions[..., 1], height)
+    first = torch.arange(batch, device=maps.device)[:, None] * height
+    rows = torch.stack([first + top, first + top, first + bottom, first + bottom], dim=2) * width
+    cells = rows + torch.stack([left, right, left, right], dim=2)
+    shares = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=2)
+    table = maps.reshape(-1, channels)
+    sums = F.embedding_bag(
+        cells.reshape(-1, 4), table, per_sample_weights=shares.reshape(-1, 4), mode="sum"
+    )
+    return sums.view(batch, -1, channels)
 
 
 def resample(

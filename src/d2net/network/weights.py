@@ -200,6 +200,7 @@ def save_weights(
     normalisation: Normalisation,
     licence: str,
     training_data: str,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write weights as half-precision safetensors, whole or not at all.
 
@@ -212,6 +213,7 @@ def save_weights(
         normalisation: what they were trained with; loading restores it.
         licence: under which they may be used.
         training_data: what they were trained on.
+        notes: what else the file shall say about itself.
 
     Raises:
         WeightsError: a missing, superfluous or wrongly shaped array, or one that half precision
@@ -228,6 +230,7 @@ def save_weights(
         to_float32(key, half, "the weights to be saved in half precision")
         arrays[LAYOUTS["release"][key]] = half.contiguous()
     metadata = {
+        **(notes or {}),
         "format": "pt",
         "name": name,
         "normalisation": normalisation.name,

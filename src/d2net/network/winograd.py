@@ -76,10 +76,20 @@ def _output_transform(x: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: 
     torch.add(f, s, alpha=_P, out=out[3]).add_(t, alpha=_Q)
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Convolution with padding 1 and dilation 1 of x (H x W x I) into out (H x W x O)."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution, stride 1, padding 1.
+
+    Args:
+        x: H x W x I, any float type and strides.
+        weight: 36 x I x O of `transform_weight`; its type is that of the products.
+        bias: O.
+
+    Returns:
+        H x W x O float32.
+    """
     height, width, inputs = x.shape
     outputs = weight.shape[2]
+    out = torch.empty(height, width, outputs)
     tile_rows, tile_cols = -(-height // 4), -(-width // 4)
     blocks = -(-tile_rows // max(1, round(TILES_PER_BLOCK / tile_cols)))
     n = -(-tile_rows // blocks)  # tile rows in a block, as even as they come
@@ -135,24 +145,4 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         valid = min(4 * m, height - 4 * first)
         block = tiles[:m].view(4 * m, 4 * tile_cols, outputs)[:valid, :width]
         torch.add(block, bias, out=out[4 * first : 4 * first + valid])
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int = 1) -> Tensor:
-    """3x3 convolution, stride 1, padding equal to the dilation.
-
-    Args:
-        x: H x W x I, any float type and strides.
-        weight: 36 x I x O of `transform_weight`; its type is that of the products.
-        bias: O.
-        dilation: 1, or d > 1: then d * d interleaved plain convolutions.
-
-    Returns:
-        H x W x O float32.
-    """
-    height, width, _ = x.shape
-    out = torch.empty(height, width, weight.shape[2])
-    for i in range(min(dilation, height)):
-        for j in range(min(dilation, width)):
-            grid = (slice(i, None, dilation), slice(j, None, dilation))
-            _plain(x[grid], weight, bias, out[grid])
     return out

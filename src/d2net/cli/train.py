@@ -1,0 +1,166 @@
+"""`d2net train`: weights from photos."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from d2net.cli import console, options
+from d2net.errors import InputError
+
+if TYPE_CHECKING:
+    from d2net.training.loop import Summary
+    from d2net.training.settings import TrainingSettings
+
+_recipe = partial(typer.Option, rich_help_panel="Recipe", show_default="the recipe's")
+_machine = partial(typer.Option, rich_help_panel="Machine")
+
+
+def train(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            show_default=False,
+            help="A COLMAP reconstruction with its photos, aligned photos, or any photos; with "
+            "--config the folder of its sources.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", show_default=False, help="Folder of the run."
+        ),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A recipe (toml).", show_default="for DIR")
+    ] = None,
+    start: Annotated[
+        str | None, _recipe("--from", metavar="NAME|FILE", help="Weights to start from.")
+    ] = None,
+    steps: Annotated[int | None, _recipe(metavar="N", help="Steps to train.")] = None,
+    minutes: Annotated[
+        float | None,
+        _recipe(metavar="M", help="Train about so long: the steps are found by trying some."),
+    ] = None,
+    batch: Annotated[int | None, _recipe(metavar="N", help="Pairs per step.")] = None,
+    learning_rate: Annotated[float | None, _recipe(metavar="R", help="Of Adam.")] = None,
+    layers: Annotated[
+        str | None, _recipe(metavar="NAMES", help="Layers that learn, as conv4_2,conv4_3.")
+    ] = None,
+    seed: Annotated[int | None, _recipe(metavar="N", help="Decides what is drawn.")] = None,
+    device: Annotated[
+        str, _machine(metavar="NAME", help="cpu, cuda or cuda:1; under torchrun cpu or cuda.")
+    ] = "cpu",
+    workers: Annotated[
+        int, _machine(metavar="N", help="Processes that make training pairs; 0: none but this.")
+    ] = 1,
+    printing: options.Printing,
+) -> None:
+    """Train weights, or adapt them to your own photos.
+
+    A run that was stopped goes on where it was when the same command is started again. The result
+    is DIR/weights.safetensors, for --weights of the other commands.
+    """
+    if data is None and config is None:
+        raise InputError(
+            "give a folder of photos, or --config FILE: d2net train PHOTOS --output RUN"
+        )
+    if steps is not None and minutes is not None:
+        raise InputError("give --steps or --minutes, not both")
+    if workers < 0:
+        raise InputError(f"--workers must be 0 or more, not {workers}")
+
+    from d2net.cli import progress
+    from d2net.training.loop import train as run
+
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes, one speaks
+        printing = options.Printing(quiet=True)
+    changes = {
+        "start": start,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "layers": None if layers is None else [name.strip() for name in layers.split(",")],
+        "seed": seed,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = _recipe_of(config, data).updated(**given)
+    folder = data if data is not None else Path(config or "").parent
+    if minutes is not None:
+        settings = settings.updated(
+            steps=_steps(minutes, settings, folder, output, device, workers)
+        )
+    with progress.training(printing) as bar:
+        summary = run(
+            settings,
+            output,
+            data=folder,
+            device=device,
+            workers=workers,
+            report=bar,
+            warn=console.warning,
+        )
+    printing.result(_values(summary), *_lines(summary))
+
+
+def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
+    from d2net.training.recipes import own_photos
+    from d2net.training.settings import TrainingSettings
+
+    if config is not None:
+        return TrainingSettings.from_file(config)
+    return own_photos(data or Path())
+
+
+def _steps(
+    minutes: float,
+    settings: TrainingSettings,
+    data: Path,
+    output: Path,
+    device: str,
+    workers: int,
+) -> int:
+    """Steps for the minutes; a run that goes on keeps those that it began with."""
+    from d2net.training.checkpoint import find
+    from d2net.training.recipes import steps_within
+
+    found = find(output / "last")
+    if found is not None:
+        return int(found.settings["steps"])
+    return steps_within(minutes, settings, data=data, device=device, workers=workers)
+
+
+def _values(summary: Summary) -> dict[str, Any]:
+    standing = summary.standing
+    return {
+        "weights": str(summary.weights),
+        "best": None if summary.best is None else str(summary.best),
+        "steps": standing.step,
+        "pairs": standing.pairs,
+        "seconds": standing.seconds,
+        "validations": standing.validations,
+    }
+
+
+def _lines(summary: Summary) -> list[str]:
+    standing = summary.standing
+    lines = [
+        f"{standing.pairs:,} pairs in {standing.step:,} steps and {standing.seconds / 60:.1f} "
+        f"minutes: {summary.weights}"
+    ]
+    if standing.validations:
+        names = [n for n in standing.validations[0] if n not in ("step", "score") and "/" not in n]
+        rows = [("", *names)]
+        marked = [("before", standing.validations[0]), ("after", standing.validations[-1])]
+        best = standing.best
+        if best is not None and best["step"] not in (0, standing.step):
+            marked.insert(1, (f"best, step {best['step']}", best))
+        rows += [(label, *(f"{row[name]:.3f}" for name in names)) for label, row in marked]
+        lines += ["", "On pairs that were not trained on:", *console.columns(rows)]
+    return lines

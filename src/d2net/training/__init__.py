@@ -1,0 +1,1 @@
+"""Training: from any reconstruction to weights."""

@@ -1,0 +1,201 @@
+"""Photometric change: the same place at another hour, in other weather, by another camera.
+
+Each change is a function of a crop (float32, 0..1), a strength and a generator. They follow the
+light's way: tone and colour of the scene, shadows and night, then the lens, the sensor's noise and
+JPEG. What is drawn depends on the generator alone, so that equal seeds give equal crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from d2net.training.views import Crop
+
+_Light: TypeAlias = NDArray[Any]  # H x W x 3 float32, 0..1
+_Change: TypeAlias = Callable[[_Light, float, np.random.Generator], _Light]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def change(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
+    """A crop under other light and by another camera.
+
+    Args:
+        crop: H x W x 3 RGB.
+        strength: 0 for no change, 1 for strong ones; about how far each change goes, and how often
+            the rarer ones happen.
+        rng: draws which changes happen, and how far they go.
+
+    Returns:
+        H x W x 3 RGB, of the same scene geometry.
+    """
+    if strength <= 0:
+        return crop
+    light = _applied(_SCENE, crop.astype(np.float32) / 255, strength, rng)
+    light = np.clip(_auto_exposure(light), 0, 1)
+    light = np.clip(_applied(_CAMERA, light, strength, rng), 0, 1)
+    changed = np.rint(light * 255).astype(np.uint8)
+    return _jpeg(changed, strength, rng) if rng.random() < _JPEG_SHARE else changed
+
+
+def _applied(
+    steps: tuple[tuple[float, _Change], ...],
+    light: _Light,
+    strength: float,
+    rng: np.random.Generator,
+) -> _Light:
+    for share, step in steps:
+        if rng.random() < share * min(1.0, strength + 0.2):
+            light = np.maximum(step(light, strength, rng), 0)
+    return light
+
+
+def _auto_exposure(light: _Light) -> _Light:
+    """Brightness as a camera would choose at worst: something is to be seen in every crop."""
+    some = light[::4, ::4]
+    bright, middle = np.percentile(some, (98, 50))
+    gain = max(1.0, _DARKEST / max(float(bright), 1e-3))
+    exposed: _Light = light * np.float32(min(gain, max(1e-3, _BRIGHTEST / max(middle, 1e-3))))
+    return exposed
+
+
+_DARKEST, _BRIGHTEST = 0.3, 0.8
+"""Least bright end (98th percentile), largest middle (median) of a crop."""
+
+
+def _around_one(spread: float, rng: np.random.Generator) -> float:
+    """A factor, as likely as its inverse."""
+    return float(2 ** rng.uniform(-spread, spread))
+
+
+def _exposure(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    return np.asarray(light * np.float32(_around_one(strength, rng)), np.float32)
+
+
+def _gamma(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    return np.asarray(light ** np.float32(_around_one(strength, rng)), np.float32)
+
+
+def _contrast(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    mean = light.mean(dtype=np.float32)
+    return np.asarray(mean + (light - mean) * np.float32(_around_one(strength, rng)), np.float32)
+
+
+def _white_balance(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """Colour of the light, from candles to blue hour: red against blue, and a little green."""
+    warm, green = rng.uniform(-0.6, 0.6) * strength, rng.uniform(-0.15, 0.15) * strength
+    return np.asarray(light * np.exp2(np.array([warm, green, -warm], np.float32)), np.float32)
+
+
+def _saturation(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    grey = (light @ _LUMA)[..., None]
+    share = rng.uniform(max(0.0, 1 - strength), 1 + 0.6 * strength)
+    return np.asarray(grey + (light - grey) * np.float32(share), np.float32)
+
+
+def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """A soft-edged shadow with straight sides, as of a building, bluer than the sun."""
+    height, width = light.shape[:2]
+    corners = rng.uniform(-0.4, 1.4, (int(rng.integers(3, 7)), 2)) * (width, height)
+    mask = np.zeros((height, width), np.float32)
+    cv2.fillPoly(mask, [cv2.convexHull(corners.astype(np.float32)).astype(np.int32)], 1.0)
+    softness = rng.uniform(0.5, 6)
+    mask = np.asarray(cv2.GaussianBlur(mask, (0, 0), softness), np.float32)[..., None]
+    depth = rng.uniform(0.3, 0.8) * min(1.0, strength)
+    tint = np.array([1.0, 0.97, 0.9], np.float32)
+    return np.asarray(light * (1 - mask * np.float32(depth) * tint), np.float32)
+
+
+def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """Light that falls off over the crop: a low sun, a street lamp, a vignette."""
+    height, width = light.shape[:2]
+    x0, y0 = rng.uniform(-0.2, 1.2, 2) * (width, height)
+    reach = rng.uniform(0.4, 1.5) * max(height, width)
+    dx, dy = np.arange(width, dtype=np.float32) - x0, np.arange(height, dtype=np.float32) - y0
+    fall = np.exp(-(dx[None] ** 2 + dy[:, None] ** 2) / (2 * reach**2)).astype(np.float32)
+    depth = np.float32(rng.uniform(0.2, 0.8) * min(1.0, strength))
+    return np.asarray(light * (1 - depth + depth * fall)[..., None], np.float32)
+
+
+def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """Night: dark and steep, one colour of light, a lit part, and the noise of a high gain."""
+    dark = light ** np.float32(1 + rng.uniform(0.3, 1.2) * strength)
+    lamps = np.array([1.0, 0.8, 0.45], np.float32)  # sodium
+    sky = np.array([0.6, 0.75, 1.0], np.float32)
+    mix = np.float32(rng.random())
+    dark = dark * (mix * lamps + (1 - mix) * sky)
+    dark = _uneven(dark, strength, rng)
+    bright = np.percentile(dark[::4, ::4], 98)
+    dark = dark * np.float32(rng.uniform(0.3, 0.9) / max(float(bright), 1e-2))
+    return _noise(dark, strength, rng)
+
+
+def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """A sensor that sees one band, as near infrared or heat: bright things may turn dark."""
+    weights = rng.uniform(-0.6, 1.0, 3).astype(np.float32)
+    band = light @ (weights / max(float(np.abs(weights).sum()), 1e-3))
+    low, high = np.percentile(band, (1, 99))
+    band = np.clip((band - low) / max(float(high - low), 1e-3), 0, 1).astype(np.float32)
+    if rng.random() < 0.3:
+        band = 1 - band
+    mix = np.float32(min(1.0, 0.5 + 0.5 * strength))
+    return np.asarray(mix * band[..., None] + (1 - mix) * light, np.float32)
+
+
+def _haze(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    share = np.float32(rng.uniform(0.1, 0.6) * min(1.0, strength))
+    return np.asarray(light * (1 - share) + share * np.float32(rng.uniform(0.5, 1.0)), np.float32)
+
+
+def _blur(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """Out of focus, or moved along a line."""
+    if rng.random() < 0.6:
+        return np.asarray(cv2.GaussianBlur(light, (0, 0), 0.3 + rng.uniform(0, 1.5) * strength))
+    length = max(2, round(rng.uniform(2, 2 + 6 * strength)))
+    kernel = np.zeros((2 * length + 1, 2 * length + 1), np.float32)
+    angle = rng.uniform(0, np.pi)
+    step = length / 2 * np.array([np.cos(angle), np.sin(angle)])
+    ends = [tuple(np.rint((length + sign * step) * 16).astype(int).tolist()) for sign in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0, 1, cv2.LINE_AA, shift=4)
+    return np.asarray(cv2.filter2D(light, -1, kernel / kernel.sum()), np.float32)
+
+
+def _noise(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """Noise of photons, which grows with the light, and of reading out, which does not."""
+    photons, reading = rng.uniform(0, 0.05) * strength, rng.uniform(0, 0.04) * strength
+    deviation = np.sqrt(np.float32(photons**2) * light + np.float32(reading**2))
+    grain = rng.standard_normal(light.shape, np.float32)
+    if rng.random() < 0.5:  # cameras smooth colour noise away
+        grain = np.repeat(grain[..., :1], 3, axis=2)
+    return np.asarray(light + deviation * grain, np.float32)
+
+
+def _jpeg(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
+    quality = round(95 - rng.uniform(0, 65) * min(1.0, strength))
+    bgr = np.ascontiguousarray(crop[..., ::-1])
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
+
+
+_SCENE: tuple[tuple[float, _Change], ...] = (
+    (0.6, _exposure),
+    (0.6, _gamma),
+    (0.4, _contrast),
+    (0.6, _white_balance),
+    (0.4, _saturation),
+    (0.1, _other_sensor),
+    (0.25, _shadow),
+    (0.2, _uneven),
+    (0.15, _haze),
+    (0.2, _night),
+)
+"""How often each change of the light happens at full strength, in this order."""
+
+_CAMERA: tuple[tuple[float, _Change], ...] = ((0.25, _blur), (0.4, _noise))
+_JPEG_SHARE = 0.3

@@ -1,0 +1,218 @@
+"""The triplet margin ranking loss that detection and description share.
+
+Dusmanu et al., CVPR 2019, section 4.1 (equations 8 to 12), as the 2019 release computes it: every
+correspondence is a triplet of a positive and its hardest negative, and counts in proportion to the
+soft detection scores of both ends, so that what is hard to tell apart is not detected.
+
+All pairs of a batch are computed together, padded to the longest list of correspondences. The
+hardest negative is searched without a graph, in blocks of bounded size; only the distance to the
+one that was found is differentiated, which is the gradient of the minimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.geometry.coordinates import EXTRACTION_CELLS, TRAINING_CELLS
+from d2net.network.detection import soft_scores
+from d2net.network.sampling import sample_batch
+
+MARGIN = 1.0
+"""Squared distance by which a negative shall be further than the positive (section 4.1)."""
+
+SAFE_RADIUS = 32
+"""In pixels: what is not further from the true place (Chebyshev) is no negative; 4 cells at the
+stride of 8 (section 4.1)."""
+
+CELLS = {4: EXTRACTION_CELLS, 8: TRAINING_CELLS}
+"""Where the cells of a map lie in its crop, by stride."""
+
+Sampling = Literal["cells", "bilinear"]
+
+_BLOCK = 1 << 23  # similarities searched at a time: 32 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Correspondences:
+    """What the pairs of a batch have in common, padded to one length.
+
+    Attributes:
+        points_a: B x K x 2 (x, y) in pixels of the first crops, pixel centres at integers.
+        points_b: B x K x 2, their partners in the second crops.
+        valid: B x K bool, False where the row is padding.
+    """
+
+    points_a: Tensor
+    points_b: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """The loss of a batch and what it is made of; all but `per_pair` without a graph.
+
+    Attributes:
+        per_pair: B, the loss of each pair; 0 where nothing corresponds.
+        usable: B bool, the pair has correspondences that any score lies on.
+        correspondences: B int64.
+        positive: B, mean squared distance of the partners' descriptors; NaN without any.
+        negative: B, mean squared distance to the nearer of both hardest negatives; likewise.
+        inactive: 2B, share of the cells of each crop whose channels are all zero.
+        peak: 2B, largest share of an image's score that lies on one cell.
+        similarity: 2B, mean cosine of the descriptors of different cells: near 1 when collapsed.
+        scores: 2B x h x w, the soft detection scores, first crops first.
+    """
+
+    per_pair: Tensor
+    usable: Tensor
+    correspondences: Tensor
+    positive: Tensor
+    negative: Tensor
+    inactive: Tensor
+    peak: Tensor
+    similarity: Tensor
+    scores: Tensor
+
+    def mean(self) -> Tensor:
+        """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
+        return self.per_pair.sum() / self.usable.sum().clamp_min(1)
+
+
+def matching_loss(
+    maps: Tensor,
+    correspondences: Correspondences,
+    *,
+    sampling: Sampling = "cells",
+    stride: int = 8,
+    margin: float = MARGIN,
+    safe_radius: float = SAFE_RADIUS,
+) -> Loss:
+    """The loss of a batch of pairs.
+
+    Args:
+        maps: 2B x C x h x w, before the ReLU: first the maps of all first crops, then
+            those of all second crops. Hardest negatives are searched in their precision, everything
+            else is computed in float32.
+        correspondences: of the B pairs.
+        sampling: "cells" takes descriptors and scores of the cell nearest to a point, as the
+            release does; "bilinear" samples both at the point itself.
+        stride: of the maps, 8 or 4.
+        margin: see `MARGIN`.
+        safe_radius: see `SAFE_RADIUS`.
+
+    Raises:
+        InputError: the batch sizes do not fit together.
+    """
+    pairs = len(correspondences.valid)
+    if len(maps) != 2 * pairs:
+        raise InputError(f"{pairs} pairs need {2 * pairs} maps, not {len(maps)}")
+    valid = correspondences.valid
+    # channels last, as convolutions give them: a cell is a row of a table
+    cells = maps.permute(0, 2, 3, 1).float().contiguous()
+    scores = soft_scores(cells.permute(0, 3, 1, 2))
+
+    from_pixels = CELLS[stride].inverse()
+    positions = from_pixels(torch.cat([correspondences.points_a, correspondences.points_b]).float())
+    if sampling == "cells":
+        positions = positions.round()
+    descriptors = unit(sample_batch(cells, positions))
+    weights = sample_batch(scores[..., None], positions)[..., 0]
+    weight = weights[:pairs] * weights[pairs:] * valid
+
+    positive = 2 - 2 * (descriptors[:pairs] * descriptors[pairs:]).sum(2)
+    # A descriptor's negatives lie in the other image, around the place of its partner.
+    other, there = _swapped(cells), _swapped(positions)
+    with torch.no_grad():
+        dense = unit(cells.flatten(1, 2)).to(maps.dtype)
+        index, found = _hardest_negatives(
+            descriptors.to(maps.dtype), _swapped(dense), there, maps.shape[3], safe_radius / stride
+        )
+    first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
+    nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
+    distance = 2 - 2 * (descriptors * nearest).sum(2)
+    # Where a crop is so small that everything is near, there is no negative to be told from.
+    distance = distance.masked_fill(~found, torch.inf)
+    negative = torch.minimum(distance[:pairs], distance[pairs:])
+    rank = (margin + positive - negative).clamp_min(0)
+
+    total = weight.sum(1)
+    usable = total > 0
+    per_pair = (weight * rank).sum(1) / torch.where(usable, total, 1)
+    with torch.no_grad():
+        count = valid.sum(1)
+        known = valid & negative.isfinite()
+        return Loss(
+            per_pair=per_pair,
+            usable=usable,
+            correspondences=count,
+            positive=_mean(positive, valid),
+            negative=_mean(negative, known),
+            inactive=(cells.amax(3) <= 0).float().mean((1, 2)),
+            peak=scores.amax((1, 2)),
+            similarity=_mean_similarity(dense),
+            scores=scores.detach(),
+        )
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors of unit length along the last dimension; a zero vector stays, its gradient finite."""
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / torch.where(length > 0, length, 1)
+
+
+def _swapped(images: Tensor) -> Tensor:
+    """First and second crops change places."""
+    return torch.cat(images.chunk(2)[::-1])
+
+
+def _hardest_negatives(
+    descriptors: Tensor, dense: Tensor, there: Tensor, width: int, safe_radius: float
+) -> tuple[Tensor, Tensor]:
+    """For each descriptor the most similar one of another image beyond the safe radius.
+
+    Args:
+        descriptors: B x K x C of unit length, in the precision of the search.
+        dense: B x hw x C of unit length, the other images' cells row by row.
+        there: B x K x 2 (x, y) in cells, where the partner lies.
+        width: cells in a row.
+        safe_radius: in cells.
+
+    Returns:
+        B x K int64, the cell; and B x K bool: there is one.
+    """
+    batch, count, _ = descriptors.shape
+    cells = dense.shape[1]
+    index = torch.empty(batch, count, dtype=torch.int64, device=dense.device)
+    found = torch.empty(batch, count, dtype=torch.bool, device=dense.device)
+    columns = torch.arange(width, device=dense.device)
+    rows = torch.arange(cells // width, device=dense.device)
+    step = max(1, _BLOCK // (batch * cells))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        similarity = descriptors[:, part] @ dense.mT
+        near_x = (there[:, part, 0, None] - columns).abs() <= safe_radius
+        near_y = (there[:, part, 1, None] - rows).abs() <= safe_radius
+        near = near_y[..., :, None] & near_x[..., None, :]
+        best = similarity.masked_fill_(near.flatten(2), -torch.inf).max(2)
+        index[:, part], found[:, part] = best.indices, best.values > -torch.inf
+    return index, found
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of each row over the places that count; NaN where none does."""
+    return torch.where(where, values, 0).sum(1) / where.sum(1)
+
+
+def _mean_similarity(dense: Tensor) -> Tensor:
+    """Mean cosine of two different cells of each image, from the length of the sum of all."""
+    cells = dense.shape[1]
+    square = dense.sum(1, dtype=torch.float32).square().sum(1)
+    lengths = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float32).square().sum(1)
+    mean: Tensor = (square - lengths) / max(1, cells * (cells - 1))
+    return mean

@@ -1,0 +1,89 @@
+"""Settings for a folder of one's own, and for a given time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from d2net.errors import InputError
+from d2net.network.trunk import Trunk
+from d2net.network.weights import load_weights
+from d2net.training.batches import Draws, load
+from d2net.training.loss import matching_loss
+from d2net.training.network import Learner
+from d2net.training.settings import SourceSettings, TrainingSettings
+from d2net.training.sources import kind_of
+
+_HELD_OUT = 10
+_OVERHEAD = 1.15  # validation and checkpoints, as a factor on the time of the steps
+_TRIALS = 6
+
+
+def own_photos(folder: Path) -> TrainingSettings:
+    """Settings that adapt the default weights to the photos of a folder.
+
+    The recipe of the default weights, shorter: half random homographies of single photos, half
+    pairs of the reconstruction or of aligned photos where the folder has them. A tenth of these
+    pairs is validated on.
+
+    Args:
+        folder: a COLMAP reconstruction with its photos, aligned photos, or any photos.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    kind = kind_of(folder)
+    if kind == "megadepth":  # its photos lie elsewhere
+        return _adapting(SourceSettings(kind, ".", hold_out=_HELD_OUT))
+    images = "images" if kind == "colmap" and (folder / "images").is_dir() else "."
+    sources = [SourceSettings("photos", images, hold_out=_HELD_OUT if kind == "photos" else 0)]
+    if kind != "photos":
+        sources.append(SourceSettings(kind, ".", hold_out=_HELD_OUT))
+    return _adapting(*sources)
+
+
+def _adapting(*sources: SourceSettings) -> TrainingSettings:
+    return TrainingSettings(
+        sources=sources,
+        start="default",
+        batch=4,
+        steps=1000,
+        learning_rate=3e-4,
+        schedule="cosine",
+        warmup=20,
+        sampling="bilinear",
+        precision="bfloat16",
+        validate_every=500,
+        validation_pairs=12,
+        save_every=100,
+    )
+
+
+def steps_within(
+    minutes: float, settings: TrainingSettings, *, data: Path, device: str, workers: int
+) -> int:
+    """About how many steps this machine does in a given time, from trying some.
+
+    Raises:
+        D2NetError: as `train`.
+    """
+    if not minutes > 0:
+        raise InputError(f"minutes must be above 0, not {minutes}")
+    loaded = load_weights(settings.start)
+    trunk = Trunk()
+    trunk.load_state_dict(loaded.state)
+    learner = Learner(trunk, loaded.normalisation, settings).to(device)
+    ends = []
+    for batch in load(Draws(settings, data), range(_TRIALS), workers):
+        there = batch.to(torch.device(device))
+        maps, _ = learner(there.images)
+        loss = matching_loss(
+            maps, there.correspondences, sampling=settings.sampling, stride=settings.stride
+        ).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())  # waits for the device
+        ends.append(time.monotonic())
+    per_step = (ends[-1] - ends[0]) / (len(ends) - 1)  # the first one pays for the start
+    return max(1, round(60 * minutes / (per_step * _OVERHEAD)))

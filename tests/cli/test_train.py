@@ -1,0 +1,109 @@
+"""`d2net train`: a person's own photos in one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .conftest import Real, Run
+
+DATA = Path(__file__).parents[1] / "data"
+
+RECIPE = """
+crop = 64
+steps = {steps}
+save_every = 1
+
+[[sources]]
+kind = "photos"
+path = "photos"
+min_correspondences = 16
+hold_out = 2
+"""
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """A folder of photos and a small recipe for it."""
+    (here / "photos").mkdir()
+    for name in ("graf1.png", "graf3.png"):
+        shutil.copy(DATA / name, here / "photos" / name)
+    (here / "recipe.toml").write_text(RECIPE.format(steps=2))
+    return here
+
+
+def test_a_recipe(d2net: Run, folder: Path) -> None:
+    run = d2net("train", "--config", "recipe.toml", "-o", "run", "--workers", 0, "--batch", 2)
+    assert run.code == 0, run.err
+    assert "4 pairs in 2 steps" in run.out
+    assert "On pairs that were not trained on:" in run.out
+    rows = [line.split() for line in run.out.splitlines()[-3:]]
+    assert rows[0] == ["loss", "accuracy@3", "accuracy@10", "right@10"]
+    assert [row[0] for row in rows[1:]] == ["before", "after"]
+    for name in ("weights.safetensors", "best.safetensors", "log.jsonl", "last/state.json"):
+        assert (folder / "run" / name).is_file()
+
+
+def test_json_and_going_on(d2net: Run, folder: Path) -> None:
+    arguments = ("train", folder, "--config", "recipe.toml", "-o", "run", "--workers", 0, "--json")
+    first, again = d2net(*arguments).json, d2net(*arguments).json
+    assert first["pairs"] == again["pairs"] == 2
+    assert first["validations"] == again["validations"]
+    other = d2net(*arguments, "--seed", 5)
+    assert other.code == 2
+    assert "give the same settings to go on, or another output" in other.json["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder: Path) -> None:
+    """With nothing but the folder and the output; the steps come from the time."""
+    arguments = ("train", "photos", "--output", "run", "--minutes", 0.05, "--batch", 1)
+    process = real.start(*arguments, start_new_session=True)
+    state = folder / "run" / "last" / "state.json"
+    deadline = time.monotonic() + 250
+    log = folder / "run" / "log.jsonl"
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "run" / "weights.safetensors").exists()
+    with real.start(*arguments, "--json") as process:
+        out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert result["steps"] >= 1
+    assert json.loads(state.read_text())["settings"]["sources"][0]["kind"] == "photos"
+    weights = load_file(folder / result["weights"])
+    assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a folder of photos, or --config FILE"),
+        (("photos", "--steps", "5", "--minutes", "1"), "not both"),
+        (("missing",), "there is no folder missing"),
+        (("photos", "--layers", "conv9_9"), "layers must be the last ones"),
+        (("photos", "--from", "nothing"), "there are no weights called 'nothing'"),
+        (("photos", "--device", "warp"), "device"),
+        (("photos", "--workers", "-1"), "--workers must be 0 or more"),
+        (("photos", "--config", "missing.toml"), "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    d2net: Run, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    run = d2net("train", *arguments, "--output", "run")
+    assert run.code == 2
+    assert message in run.err
+    assert run.err.count("\n") == 1
+    assert not (folder / "run" / "weights.safetensors").exists()

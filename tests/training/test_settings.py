@@ -1,0 +1,92 @@
+"""Settings: from a file and back, and impossible ones refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2net.errors import InputError
+from d2net.training.settings import TrainingSettings
+from d2net.training.sources import KINDS
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def test_defaults_are_the_papers() -> None:
+    paper = TrainingSettings()
+    assert paper.layers == ("conv4_3",)
+    assert (paper.batch, paper.crop, paper.learning_rate) == (1, 256, 1e-3)
+    assert paper.steps == 10 * 100 * 117
+    assert (paper.schedule, paper.sampling, paper.precision) == ("constant", "cells", "float32")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_recipes_are_read_and_saved_unchanged(path: Path) -> None:
+    settings = TrainingSettings.from_file(path)
+    assert TrainingSettings.from_dict(settings.to_dict()) == settings
+    for source in settings.sources + settings.validation:
+        assert source.kind in KINDS
+    assert settings.trained_on
+    assert sum(settings.weights(settings.trained_on)) > 0
+
+
+def test_a_recipe_keeps_its_proportions_without_a_group() -> None:
+    (path,) = (path for path in CONFIGS if path.stem == "default")
+    settings = TrainingSettings.from_file(path).updated(groups=["permissive", "unstated"])
+    chosen = settings.trained_on
+    assert chosen
+    assert {source.group for source in chosen} == {"permissive", "unstated"}
+    total = dict.fromkeys(settings.shares, 0.0)
+    for source, weight in zip(chosen, settings.weights(chosen), strict=True):
+        total[source.part] += weight
+    assert total == pytest.approx(dict(settings.shares))
+
+
+def test_options_of_a_source_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'steps = 5\n[[sources]]\nkind = "photos"\npath = "mine"\nweight = 2\nphotometric = 0.5\n'
+    )
+    (source,) = TrainingSettings.from_file(path).sources
+    assert source.weight == 2
+    assert source.specification == {"kind": "photos", "path": "mine", "photometric": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 1}, "unknown setting 'learning_rat'"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": "many"}, "steps must be int, not 'many'"),
+        ({"steps": True}, "steps must be int"),
+        ({"learning_rate": -1.0}, "learning_rate must be above 0"),
+        ({"crop": 100}, "multiple of 8"),
+        ({"schedule": "linear"}, "schedule must be constant or cosine"),
+        ({"layers": ["conv4_2"]}, "layers must be the last ones"),
+        ({"layers": []}, "layers must be the last ones"),
+        ({"clip": 0}, "clip must be above 0"),
+        ({"sources": [{"kind": "photos"}]}, 'a source needs path = "..."'),
+        ({"sources": [{"kind": "photos", "path": ".", "weight": 0}]}, "weight must be"),
+        ({"sources": [{"kind": "photos", "path": ".", "hold_out": 1}]}, "hold_out must be"),
+        ({"shares": {"x": 1}, "sources": [{"kind": "photos", "path": "."}]}, "has no share"),
+        ({"shares": {"x": 0}}, "share of 'x'"),
+    ],
+)
+def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainingSettings.from_dict(values)
+    assert message in str(caught.value)
+
+
+def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("steps = -1")
+    with pytest.raises(InputError, match=r"recipe\.toml: steps must be"):
+        TrainingSettings.from_file(path)
+    path.write_text("steps = ")
+    with pytest.raises(InputError, match=r"recipe\.toml is no TOML"):
+        TrainingSettings.from_file(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        TrainingSettings.from_file(tmp_path / "missing.toml")
