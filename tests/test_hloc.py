@@ -267,4 +267,7 @@ def test_script_of_the_page(shared: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
-    assert names["model"].num_reg_images() == 10
+    with d2net.FeatureFile(names["features"]) as file, d2net.MatchFile(names["matches"]) as matches:
+        assert len(file) == 10
+        assert len(matches) == 45
+    assert names["model"].num_points3D() > 0  # how many depends on the mapper's random numbers
