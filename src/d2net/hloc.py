@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np  # noqa: F401 (hloc imports pycolmap, which must not come before numpy)
 from torch import Tensor
 
 from d2net.config import ExtractionSettings
@@ -33,7 +32,7 @@ from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
 from d2net.formats.h5 import typical_uncertainty
 
-try:
+try:  # hloc imports pycolmap, which must not come before numpy: that is loaded by now
     from hloc.utils.base_model import BaseModel
 except ImportError as error:
     raise MissingPackageError(
