@@ -10,35 +10,49 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parents[1] / "ACCURACY.md"
 
 
+_WIDE = 9  # more figures than columns of a page: they become rows
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """Methods as rows; headline figures overall, then the first curve figure per group."""
-    columns = results[0]["headline"]
-    lines = [
-        "| features | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for result in results:
-        overall = result["groups"]["overall"]
-        cells = [_number(overall[name]) for name in columns]
-        lines.append(f"| `{result['method']}` | " + " | ".join(cells) + " |")
+    """The headline figures overall, and the main one per group where there are several."""
+    names = results[0]["headline"]
+    methods = [f"`{result['method']}`" for result in results]
+    overall = [[_number(r["groups"]["overall"].get(name)) for name in names] for r in results]
+    if len(names) <= _WIDE:
+        lines = _markdown(["features", *names], zip(methods, overall, strict=True))
+    else:
+        lines = _markdown(["figure", *methods], zip(names, zip(*overall, strict=True), strict=True))
     groups = [name for name in results[0]["groups"] if name != "overall"]
-    main = columns[min(1, len(columns) - 1)]
-    lines += ["", f"{main} per group:", "", "| features | " + " | ".join(groups) + " |"]
-    lines.append("|---" * (len(groups) + 1) + "|")
-    for result in results:
-        cells = [_number(result["groups"][name][main]) for name in groups]
-        lines.append(f"| `{result['method']}` | " + " | ".join(cells) + " |")
+    if len(groups) > 1:
+        main = _main(names)
+        rows = ([_number(r["groups"][group].get(main)) for group in groups] for r in results)
+        lines += ["", f"{main} per group:", ""]
+        lines += _markdown(["features", *groups], zip(methods, rows, strict=True))
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value <= 1 else f"{value:,.0f}"
+def _main(names: list[str]) -> str:
+    """The figure that is shown per group."""
+    known = ("MMA@3", "mAA", "AUC@5 t=2", "position error", "sparse points")
+    return next(name for name in known if name in names)
+
+
+def _markdown(head: list[str], rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value < 10 and value % 1 else f"{value:,.0f}"
 
 
 def main() -> None:

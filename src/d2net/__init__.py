@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         FormatError,
         ImageError,
         InputError,
+        MappingError,
         MissingPackageError,
         OutputBusyError,
         OutputError,
@@ -40,7 +41,11 @@ if TYPE_CHECKING:
     from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
     from d2net.image_lists import find_images
     from d2net.images import read_image
+    from d2net.mapping.localize import Map
+    from d2net.mapping.reconstruct import reconstruct
+    from d2net.mapping.settings import MappingSettings
     from d2net.matching import match
+    from d2net.matching.choice import PairChoice
     from d2net.matching.folder import match_pairs
     from d2net.matching.nearest import mutual_nearest
     from d2net.matching.verify import verify
@@ -56,12 +61,16 @@ _HOMES = {
     "FormatError": "errors",
     "ImageError": "errors",
     "InputError": "errors",
+    "Map": "mapping.localize",
+    "MappingError": "errors",
+    "MappingSettings": "mapping.settings",
     "MatchFile": "formats.h5",
     "MatchWriter": "formats.h5",
     "Matches": "features",
     "MissingPackageError": "errors",
     "OutputBusyError": "errors",
     "OutputError": "errors",
+    "PairChoice": "matching.choice",
     "WeightsError": "errors",
     "extract_folder": "extraction.folder",
     "find_images": "image_lists",
@@ -71,6 +80,7 @@ _HOMES = {
     "plot_keypoints": "visualization",
     "plot_matches": "visualization",
     "read_image": "images",
+    "reconstruct": "mapping.reconstruct",
     "verify": "matching.verify",
 }
 
@@ -84,12 +94,16 @@ __all__ = [
     "FormatError",
     "ImageError",
     "InputError",
+    "Map",
+    "MappingError",
+    "MappingSettings",
     "MatchFile",
     "MatchWriter",
     "Matches",
     "MissingPackageError",
     "OutputBusyError",
     "OutputError",
+    "PairChoice",
     "WeightsError",
     "__version__",
     "extract_folder",
@@ -100,6 +114,7 @@ __all__ = [
     "plot_keypoints",
     "plot_matches",
     "read_image",
+    "reconstruct",
     "verify",
 ]
 

@@ -24,6 +24,10 @@ class FormatError(D2NetError):
     """A features, matches or pairs file does not hold what its format promises."""
 
 
+class MappingError(D2NetError):
+    """No map can be made of the photos, or a photo cannot be placed in one; it says why."""
+
+
 class OutputError(D2NetError):
     """An output cannot be written: disk full, no permission, or made with other settings."""
 

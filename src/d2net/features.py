@@ -6,6 +6,7 @@ Layouts of other programs (hloc's D x N, the release's N x 3, COLMAP's half pixe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,6 +117,30 @@ class Features:
             "descriptors": self.descriptors.float()[None],
             "image_size": size,
         }
+
+
+class LazyFeatures(Mapping[str, Features]):
+    """Features of many photos by name, read when they are asked for and not kept.
+
+    Args:
+        load: reads those of one photo.
+        names: of the photos, in the order in which they are gone through.
+    """
+
+    def __init__(self, load: Callable[[str], Features], names: Sequence[str]) -> None:
+        self._load = load
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Features:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True, eq=False)

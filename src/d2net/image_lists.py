@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -81,6 +81,11 @@ def find_images(
                 )
             found[name] = file
     return [FoundImage(path, name) for name, path in found.items()]
+
+
+def find_photo(folders: Iterable[Path], name: str) -> Path | None:
+    """The file of a photo in the first folder that has it; None if none has."""
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[FoundImage]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
+from ..evaluation.miniature import write_aachen, write_inloc
+from ..formats.nvm import write_nvm
+from ..tiny import SIZE, write_photos
 from .conftest import Run
 
 DATA = Path(__file__).parents[1] / "data"
@@ -62,10 +67,14 @@ def test_epipolar(d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     points = np.array([[x, y, 1.0] for x in (150, 300, 450) for y in (150, 300, 450)])
     there = points @ H.T
     np.savetxt(folder / "corrs.txt", np.c_[points[:, :2], there[:, :2] / there[:, 2:]])
-    run = d2net("evaluate", "epipolar", here / "wxbs", "--features", "rootsift", "--json")
+    arguments = ("evaluate", "epipolar", here / "wxbs", "--features", "rootsift", "--json")
+    run = d2net(*arguments)
     assert run.code == 0
     (result,) = run.json
     assert result["groups"]["overall"]["mAA"] > 0.5
+    (other,) = d2net(*arguments, "--seeds", "7,8", "--threshold", 2).json
+    assert other["settings"]["seeds"] == [7, 8]
+    assert other["settings"]["threshold"] == 2
 
 
 def test_pose_without_a_model_is_one_sentence(d2net: Run, here: Path) -> None:
@@ -75,6 +84,107 @@ def test_pose_without_a_model_is_one_sentence(d2net: Run, here: Path) -> None:
     assert run.code == 2
     assert run.err.startswith("error: ")
     assert run.err.count("\n") == 1
+
+
+@pytest.fixture
+def scene(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OpenCV's pair and a copy of its first photo, as if a camera had moved along a wall."""
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    folder = here / "scene"
+    (folder / "images").mkdir(parents=True)
+    (folder / "model").mkdir()
+    for name, k in (("a.png", 1), ("b.png", 3), ("c.png", 1)):
+        shutil.copy(DATA / f"graf{k}.png", folder / "images" / name)
+    with Image.open(DATA / "graf1.png") as photo:
+        width, height = photo.size
+    (folder / "model/cameras.txt").write_text(
+        f"1 SIMPLE_PINHOLE {width} {height} 900 {width / 2} {height / 2}\n"
+    )
+    (folder / "model/points3D.txt").write_text("")
+    turned = np.cos(np.radians(20)), np.sin(np.radians(20))  # of half the angle
+    (folder / "model/images.txt").write_text(
+        f"1 1 0 0 0 0 0 0 1 a.png\n\n2 {turned[0]} 0 {turned[1]} 0 1 0 0 1 b.png\n\n"
+        "3 1 0 0 0 1 0 0 1 c.png\n\n"
+    )
+    return folder
+
+
+def test_pose_with_its_options(d2net: Run, scene: Path) -> None:
+    arguments = ("evaluate", "pose", scene, "--features", "rootsift:max_keypoints=500", "--json")
+    (every,) = d2net(*arguments, "--thresholds", "2").json
+    assert len(every["pairs"]) == 3
+    (result,) = d2net(
+        *arguments,
+        *("--max-angle", 30, "--solver", "magsac"),
+        *("--thresholds", "1,2.5"),
+        "--seeds=4",
+    ).json
+    assert [pair["photos"] for pair in result["pairs"]] == [["images/a.png", "images/c.png"]]
+    settings = {key: result["settings"][key] for key in ("solver", "thresholds", "seeds")}
+    assert settings == {"solver": "magsac", "thresholds": [1.0, 2.5], "seeds": [4]}
+    assert "AUC@5 t=2.5" in result["groups"]["overall"]
+    run = d2net(*arguments, "--min-overlap", 0.2)
+    assert "has no points, by which overlap is measured" in run.err
+    assert "separated by commas, not '1;2'" in d2net(*arguments, "--seeds", "1;2").err
+
+
+DOCUMENTED = re.findall(
+    r"^d2net (.*)$",
+    (Path(__file__).parents[2] / "docs/localization-benchmarks.md").read_text(),
+    flags=re.MULTILINE,
+)
+
+
+@pytest.fixture
+def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Aachen (both models) and InLoc, as the documentation draws them, with small photos."""
+    monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
+    options = pycolmap.SyntheticDatasetOptions(
+        num_rigs=3, num_cameras_per_rig=1, num_frames_per_rig=1, num_points3D=30
+    )
+    options.camera_width, options.camera_height = SIZE
+    options.camera_params = [90, SIZE[0] / 2, SIZE[1] / 2, 0]
+    model = pycolmap.synthesize_dataset(options)
+    pose = pycolmap.Rigid3d()
+    camera = next(iter(model.cameras.values()))
+    for i, image in model.images.items():
+        image.name = f"db/{i}.png"
+    database = [image.name for image in model.images.values()]
+    queries = {"query/day/a.png": (camera, pose), "query/night/b.png": (camera, pose)}
+    photos = write_photos(here / "photos", *database, *queries, "c.jpg", "d.JPG")
+    files = {name: photos / name for name in (*database, *queries)}
+    write_aachen(here / "aachen", model, queries, files)
+    nvm = here / "aachen/3D-models/aachen_cvpr2018_db.nvm"
+    write_nvm(nvm, nvm.with_name("database_intrinsics.txt"), model)
+    (here / "aachen/truth.txt").rename(here / "truth.txt")
+    cutout = photos / "c.jpg", np.ones((SIZE[1], SIZE[0], 3))
+    query = photos / "d.JPG", pose
+    cutouts = {"DUC1/024/DUC_cutout_024_0_0.jpg": cutout}
+    write_inloc(here / "inloc", cutouts, {"DUC1/024": np.eye(4)}, {"IMG_0731.JPG": query})
+    return here
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, command: str) -> None:
+    words = command.split()
+    run = d2net(*words, "--json")
+    assert run.code == 0, run.err
+    layout = run.json[0]["settings"]["layout"]
+    assert layout == (
+        "inloc" if "inloc" in words else "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
+    )
+    if "--submission" in words:
+        assert Path(words[words.index("--submission") + 1]).exists()
+
+
+def test_localization_without_a_dataset_is_one_sentence(d2net: Run, here: Path) -> None:
+    run = d2net("evaluate", "localization", here, "--features", "rootsift")
+    assert run.code == 2
+    assert "neither in Aachen Day-Night's layout" in run.err
+    assert run.err.count("\n") == 1
+    run = d2net("evaluate", "localization", here, "--compare", "rootsift", "--submission", "p.txt")
+    assert run.code == 2
+    assert "poses of one method" in run.err
 
 
 @pytest.mark.parametrize(

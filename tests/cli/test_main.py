@@ -18,7 +18,7 @@ from d2net.cli.options import Printing
 
 from .conftest import Real, Run
 
-COMMANDS = ("match", "extract", "export", "show", "weights", "info")
+COMMANDS = ("match", "extract", "pairs", "export", "show", "weights", "info")
 
 
 def assert_error(err: str) -> None:

@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pycolmap
 import pytest
 from numpy.testing import assert_allclose
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import FormatError, InputError, MissingPackageError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.pose import evaluate_pose, line_angle, rotation_angle
 from d2net.evaluation.pose_truth import find_pairs
@@ -261,6 +263,34 @@ def test_pairs_are_chosen_by_the_points_that_both_see_in_a_binary_model(tmp_path
     assert {tuple(path.name for path in photos) for photos in left_out} == {
         (names[first], names[second])
     }
+
+
+@pytest.mark.shared
+def test_overlap_in_a_real_model_is_the_share_of_its_points(shared):
+    """By the tracks of the points, where the package goes by the photos' observations."""
+    scene = shared / "data/train/lund_door"
+    model = pycolmap.Reconstruction(scene / "sparse")
+    seen = {image.name: set() for image in model.images.values()}
+    for number, point in model.points3D.items():
+        for element in point.track.elements:
+            seen[model.images[element.image_id].name].add(number)
+    expected = {
+        (a, b)
+        for a in seen
+        for b in seen
+        if a < b and len(seen[a] & seen[b]) >= 0.5 * min(len(seen[a]), len(seen[b]))
+    }
+    chosen = find_pairs(scene, min_overlap=0.5)
+    assert {tuple(path.name for path in pair.photos) for pair in chosen} == expected
+    assert 0 < len(expected) < len(find_pairs(scene))
+
+
+def test_the_slower_solver_needs_no_further_package(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "poselib", None)
+    source = known(*views(120, seed=0))
+    assert evaluate(source, folder, solver="pycolmap").groups["overall"]["AUC@1 t=1"] > 0.99
+    with pytest.raises(MissingPackageError, match="or choose pycolmap or magsac"):
+        evaluate(source, folder)
 
 
 def test_angles():

@@ -12,7 +12,19 @@ from typing import Any
 
 import typer
 
-from d2net.cli import console, evaluate, export, extract, info, match, options, show
+from d2net.cli import (
+    console,
+    evaluate,
+    export,
+    extract,
+    info,
+    localize,
+    match,
+    options,
+    pairs,
+    reconstruct,
+    show,
+)
 from d2net.errors import D2NetError
 
 app = typer.Typer(
@@ -22,7 +34,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (match.match, extract.extract, export.export, show.show, info.weights, info.info):
+for _command in (
+    *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
+    *(export.export, show.show),
+    *(info.weights, info.info),
+):
     app.command()(options.spread(_command))
 app.add_typer(evaluate.app, name="evaluate")
 

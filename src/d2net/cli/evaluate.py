@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,11 +19,26 @@ if TYPE_CHECKING:
 
     Protocol = Callable[..., Result]
 
+Number = TypeVar("Number", int, float)
+
 _features = partial(typer.Option, rich_help_panel="Features")
 
+_ransac = partial(typer.Option, rich_help_panel="RANSAC")
+
+Seeds = Annotated[
+    str, _ransac(metavar="N,...", help="Of random samples; figures are means over them.")
+]
 Folder = Annotated[
     Path, typer.Argument(metavar="DIR", show_default=False, help="Photos with their truth.")
 ]
+
+
+def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
+    """What `0.5,1,2` says."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} must be numbers separated by commas, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -99,14 +114,22 @@ def homography(*, folder: Folder, evaluation: Evaluation, printing: options.Prin
     evaluation.run(evaluate_homography, folder, printing)
 
 
-def epipolar(*, folder: Folder, evaluation: Evaluation, printing: options.Printing) -> None:
+def epipolar(
+    *,
+    folder: Folder,
+    threshold: Annotated[float, _ransac(metavar="PIXELS", help="Largest error of MAGSAC.")] = 1.0,
+    seeds: Seeds = "0,1,2",
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
     """Fundamental matrices against hand-marked points: WxBS, day against night, seasons.
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
-    evaluation.run(evaluate_epipolar, folder, printing)
+    arguments: dict[str, Any] = {"threshold": threshold, "seeds": _numbers("--seeds", seeds, int)}
+    evaluation.run(partial(evaluate_epipolar, **arguments), folder, printing)
 
 
 def pose(
@@ -118,8 +141,36 @@ def pose(
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Pairs, or SuperGlue's pairs with poses."),
+        typer.Option(
+            metavar="FILE",
+            help="Pairs, or SuperGlue's pairs with poses.",
+            show_default="all in the model",
+        ),
     ] = None,
+    min_overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Only pairs that both see this share of the points, 0 to 1.",
+            show_default="none",
+        ),
+    ] = None,
+    max_angle: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Only pairs whose optical axes differ by no more.",
+            show_default="none",
+        ),
+    ] = None,
+    solver: Annotated[
+        Literal["poselib", "pycolmap", "magsac"],
+        _ransac(metavar="NAME", help="poselib, pycolmap (slower) or magsac (OpenCV)."),
+    ] = "poselib",
+    thresholds: Annotated[
+        str, _ransac(metavar="PIXELS,...", help="Largest errors, all of them reported.")
+    ] = "0.5,1,2,4,8",
+    seeds: Seeds = "0,1,2",
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
@@ -129,9 +180,129 @@ def pose(
     """
     from d2net.evaluation.pose import evaluate_pose
 
-    arguments: dict[str, Any] = {"model": model, "pairs": pairs}
+    arguments: dict[str, Any] = {
+        "model": model,
+        "pairs": pairs,
+        "min_overlap": min_overlap,
+        "max_angle": max_angle,
+        "solver": solver,
+        "thresholds": _numbers("--thresholds", thresholds, float),
+        "seeds": _numbers("--seeds", seeds, int),
+    }
     evaluation.run(partial(evaluate_pose, **arguments), folder, printing)
 
 
-for _command in (homography, epipolar, pose):
+def reconstruction(
+    *,
+    folder: Folder,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="True cameras (COLMAP).", show_default="found in DIR"),
+    ] = None,
+    camera_mode: Annotated[
+        Literal["auto", "single", "per-folder", "per-image"],
+        typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
+    ] = "auto",
+    mapper: Annotated[
+        Literal["incremental", "global"],
+        typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
+    ] = "incremental",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
+    """Structure from motion: the columns of the Local Feature Evaluation Benchmark.
+
+    DIR holds photos of one place, or folders that do; where a COLMAP model of the true cameras is
+    there, their errors are told too.
+    """
+    from d2net.evaluation.reconstruction import evaluate_reconstruction
+    from d2net.mapping.settings import MappingSettings
+
+    arguments: dict[str, Any] = {
+        "model": model,
+        "settings": MappingSettings(camera_mode=camera_mode, mapper=mapper, seed=seed),
+    }
+    evaluation.run(partial(evaluate_reconstruction, **arguments), folder, printing)
+
+
+def localization(
+    *,
+    folder: Folder,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Queries and photos of the map to match them with; repeatable.",
+            show_default="pairs-query-*.txt in DIR",
+        ),
+    ] = None,
+    queries: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Queries with intrinsics; repeatable.",
+            show_default="queries/*_time_queries_with_intrinsics.txt in DIR",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="COLMAP model (a folder) or .nvm file of the map.",
+            show_default="found in DIR/3D-models",
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="True poses of the queries: name qw qx qy qz tx ty tz.",
+            show_default="none",
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write poses as visuallocalization.net takes them.",
+            show_default="none",
+        ),
+    ] = None,
+    num_covisible: Annotated[
+        int, typer.Option(metavar="N", help="Photos that each one of the map is matched with.")
+    ] = 20,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Largest reprojection error of an inlier.",
+            show_default="12, InLoc 48",
+        ),
+    ] = None,
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
+    """Photos placed in a map: Aachen Day-Night, InLoc.
+
+    DIR is in the layout of either, see docs/localization-benchmarks.md.
+    """
+    if submission is not None and evaluation.compare:
+        raise InputError("--submission is for the poses of one method; leave --compare out")
+    from d2net.evaluation.localization import evaluate_localization
+
+    arguments: dict[str, Any] = {
+        "pairs": tuple(pairs or ()),
+        "queries": tuple(queries or ()),
+        "model": model,
+        "truth": truth,
+        "submission": submission,
+        "num_covisible": num_covisible,
+        "threshold": threshold,
+        "device": evaluation.device,
+    }
+    evaluation.run(partial(evaluate_localization, **arguments), folder, printing)
+
+
+for _command in (homography, epipolar, pose, reconstruction, localization):
     app.command()(options.spread(_command))

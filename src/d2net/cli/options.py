@@ -6,15 +6,18 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
 from d2net.cli import console
 from d2net.config import ExtractionSettings
+from d2net.errors import InputError
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
+    from d2net.matching.choice import PairChoice
 
 _DEFAULT = ExtractionSettings()
 
@@ -27,6 +30,7 @@ _photos = functools.partial(_option, "Photos")
 _network = functools.partial(_option, "Network")
 _keypoints = functools.partial(_option, "Keypoints")
 _matching = functools.partial(_option, "Matching")
+_pairing = functools.partial(_option, "Pairs")
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,59 @@ class Matching:
             "ratio": self.ratio,
             "min_similarity": self.min_similarity,
         }
+
+
+_OF_METHODS = {
+    "overlap": ("sequential",),
+    "num_matched": ("auto", "retrieval", "gps", "covisibility"),
+    "max_distance": ("gps",),
+    "model": ("covisibility",),
+}
+"""The methods of choosing pairs that an option is for."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Options of the commands that choose pairs of photos."""
+
+    num_matched: Annotated[
+        int | None,
+        _pairing(
+            metavar="N",
+            help="retrieval, gps, covisibility: others for each photo.",
+            show_default="20",
+        ),
+    ] = None
+    overlap: Annotated[
+        int | None,
+        _pairing(metavar="N", help="sequential: next photos for each photo.", show_default="10"),
+    ] = None
+    max_distance: Annotated[
+        float | None,
+        _pairing(metavar="METRES", help="gps: at most so far apart.", show_default="100"),
+    ] = None
+    model: Annotated[
+        Path | None,
+        _pairing("--model", metavar="DIR", help="covisibility: COLMAP model.", show_default=False),
+    ] = None
+
+    def of(self, method: str, file: Path | None = None) -> PairChoice:
+        """What they mean to `choose_pairs`."""
+        chosen: dict[str, Any] = {
+            name: getattr(self, name) for name in _OF_METHODS if getattr(self, name) is not None
+        }
+        for name in chosen:
+            if method not in _OF_METHODS[name]:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for {', '.join(_OF_METHODS[name])}, not "
+                    f"{method}"
+                )
+        if method == "covisibility" and self.model is None:
+            raise InputError("covisibility needs a COLMAP model: --model DIR")
+
+        from d2net.matching.choice import PairChoice
+
+        return PairChoice(method=cast(Any, method), file=file, **chosen)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -52,6 +53,33 @@ def things(what: str, printing: Printing) -> Iterator[Callable[[str, int], None]
             bar.update(task, completed=done, total=done + left, name=console.one_line(name))
 
         yield advance
+
+
+@contextmanager
+def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None]]:
+    """A bar for a work of several stages, one after the other.
+
+    Yields:
+        What to call with the stage, the thing just done, and how many are left if that is known.
+    """
+    name = TextColumn("{task.fields[name]}", markup=False)
+    columns = (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), name)
+    described = TextColumn("{task.description}", markup=False)
+    with _bar(SpinnerColumn(), described, BarColumn(), *columns, printing=printing) as bar:
+        tasks: dict[str, TaskID] = {}
+        done: dict[str, int] = {}
+
+        def report(stage: str, name: str, left: int | None) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[stage] = bar.add_task(stage, total=None, name="")
+            done[stage] = done.get(stage, 0) + bool(name)
+            total = None if left is None else done[stage] + left
+            shown = console.one_line(name)
+            bar.update(tasks[stage], completed=done[stage], total=total, name=shown)
+
+        yield report
 
 
 @contextmanager

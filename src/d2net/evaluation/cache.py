@@ -22,6 +22,9 @@ class CachedFeatures:
     Args:
         source: where features come from.
         folder: default: `features` below the package's cache folder (`D2NET_CACHE`).
+
+    Attributes:
+        folder: where what is made from the source's features may be kept, too.
     """
 
     def __init__(self, source: FeatureSource, folder: str | os.PathLike[str] | None = None) -> None:
@@ -30,7 +33,7 @@ class CachedFeatures:
         self._settings = source.provenance()
         digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
         root = cache_folder() / "features" if folder is None else Path(folder)
-        self._folder = root / digest[:16]
+        self.folder = root / digest[:16]
 
     def features(self, photo: Path, name: str) -> Features:
         """Features of a photo, from the cache if it is there; a damaged entry is made anew.
@@ -41,8 +44,7 @@ class CachedFeatures:
         """
         if isinstance(self.source, FileSource):
             return self.source.extract(photo, name)
-        content = hashlib.sha256(_read(photo)).hexdigest()
-        path = self._folder / f"{content[:32]}.h5"
+        path = self.folder / f"{self.key(photo, name)}.h5"
         if path.exists():
             try:
                 with FeatureFile(path) as kept:
@@ -50,10 +52,24 @@ class CachedFeatures:
             except D2NetError:
                 path.unlink()
         features = self.source.extract(photo, name)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with FeatureWriter(path, self._settings) as writer:
             writer.add(_ENTRY, features)
         return features
+
+    def key(self, photo: Path, name: str) -> str:
+        """What the features of a photo depend on: another key, other features.
+
+        Args:
+            photo: the file.
+            name: as for `features`.
+        """
+        if isinstance(self.source, FileSource):
+            made = self.source.path.stat()
+            content = f"{name} {made.st_size} {made.st_mtime_ns}".encode()
+        else:
+            content = _read(photo)
+        return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _read(photo: Path) -> bytes:

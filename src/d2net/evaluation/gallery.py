@@ -36,7 +36,7 @@ class Picture:
     """A pair for the page."""
 
     group: str
-    photos: tuple[str, str]
+    photos: tuple[str, ...]
     uri: str
     width: int
     height: int
@@ -58,8 +58,8 @@ class Gallery:
 def gallery(result: Result, photos_root: Path) -> Gallery | None:
     """Pictures of a method's best and worst pairs; None if it has no matches to draw.
 
-    Pairs are ordered by the figure at the middle threshold of the curve, or by the first headline
-    figure if there is no curve. No pair is shown twice.
+    Pairs are ordered by the result's ranking figure, else by the one at the middle threshold of the
+    curve, or by the first headline figure if there is no curve. No pair is shown twice.
     """
     pairs = [pair for pair in result.pairs if pair.drawing is not None]
     if not pairs:
@@ -78,6 +78,8 @@ def gallery(result: Result, photos_root: Path) -> Gallery | None:
 
 def ranking_figure(result: Result) -> str:
     """The figure that pairs are ordered by."""
+    if result.ranking:
+        return result.ranking
     thresholds = sorted(result.curve)
     if not thresholds:
         return result.headline[0]
@@ -94,7 +96,8 @@ def _picture(result: Result, pair: PairResult, drawing: Drawing, root: Path) -> 
     canvas = draw_pair(root / pair.photos[0], root / pair.photos[1], drawing)
     encoded = base64.b64encode(_jpeg(canvas)).decode("ascii")
     ranking = ranking_figure(result)
-    shown = [*([] if ranking in result.headline else [ranking]), *result.headline]
+    headline = [name.removeprefix("median ") for name in result.headline]
+    shown = [*([] if ranking in headline else [ranking]), *headline]
     return Picture(
         pair.group,
         pair.photos,

@@ -23,6 +23,7 @@ from d2net.evaluation.pose_truth import PosedPair, find_pairs
 from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
 from d2net.features import Features
 from d2net.geometry import robust
+from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import rays
 from d2net.geometry.epipolar import (
     essential_from_pose,
@@ -224,12 +225,6 @@ def _pose_error(
         rotation_angle(np.asarray(rotation, dtype=np.float64), pair.rotation),
         line_angle(direction, pair.translation),
     )
-
-
-def rotation_angle(a: Array, b: Array) -> float:
-    """Angle in degrees of the rotation between two 3 x 3 rotations."""
-    # By the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace loses small ones.
-    return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(a - b) / np.sqrt(8), 1.0))))
 
 
 def line_angle(estimate: Array, truth: Array) -> float:

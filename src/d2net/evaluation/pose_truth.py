@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
+from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import read_pairs
+from d2net.formats.text import word_lines
 from d2net.geometry.cameras import pinhole
 from d2net.image_lists import find_images
 
@@ -94,24 +96,15 @@ def find_pairs(
 
 
 def _scene_folders(folder: Path, model: Path | None) -> list[Path]:
-    if model is not None or _model_of(folder) is not None:
+    if model is not None or find_model(folder) is not None:
         return [folder]
-    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and _model_of(path)]
+    scenes = [path for path in sorted(folder.iterdir()) if path.is_dir() and find_model(path)]
     if not scenes:
         raise InputError(
             f"{folder} holds no COLMAP model (cameras and images as .txt or .bin, in the folder or "
             "in model, sparse or sparse/0); give the folder of the model"
         )
     return scenes
-
-
-def _model_of(folder: Path) -> Path | None:
-    places = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
-    return next((place for place in places if _is_model(place)), None)
-
-
-def _is_model(place: Path) -> bool:
-    return any((place / f"images{ending}").is_file() for ending in (".txt", ".bin"))
 
 
 @dataclass(frozen=True)
@@ -129,8 +122,8 @@ class _Scene:
     def __init__(self, folder: Path, model: Path | None) -> None:
         self._folder = folder
         self._photos = folder / "images" if (folder / "images").is_dir() else folder
-        self._path = model or _model_of(folder) or folder
-        self._model = _read_model(self._path)
+        self._path = model or find_model(folder) or folder
+        self._model = read_model(self._path)
         self._images: dict[str, pycolmap.Image] = {
             image.name: image for image in self._model.images.values()
         }
@@ -200,20 +193,6 @@ class _Scene:
         return image
 
 
-def _read_model(path: Path) -> pycolmap.Reconstruction:
-    import pycolmap
-
-    if not _is_model(path):
-        raise InputError(
-            f"{path} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
-        )
-    try:
-        return pycolmap.Reconstruction(path)
-    except (ValueError, LookupError, RuntimeError) as error:  # what its checks throw
-        reason = " ".join(str(error).split())
-        raise FormatError(f"the COLMAP model {path} cannot be read: {reason}") from error
-
-
 def _photo(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
@@ -224,43 +203,33 @@ def _photo(folder: Path, name: str) -> Path:
 _NUMBERS = 2 + 9 + 9 + 16
 
 
-def _lines(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected pairs") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not a list of pairs: it is not UTF-8 text") from error
-    return [words for words in (line.split() for line in text.splitlines()) if words]
-
-
 def _holds_truth(path: Path) -> bool:
     """Whether a file of pairs is SuperGlue's: then its first line has numbers after the names."""
-    lines = _lines(path)
-    return bool(lines) and len(lines[0]) > 10
+    _, words = next(word_lines(path, "pairs"), (0, []))
+    return len(words) > 10
 
 
 def _superglue(path: Path, folder: Path) -> list[PosedPair]:
     pairs = []
-    for number, words in enumerate(_lines(path), start=1):
+    for number, words in word_lines(path, "pairs with truth"):
         try:
             values = np.array(words[2:], dtype=np.float64)
         except ValueError:
             values = np.empty(0)
         if len(values) != _NUMBERS or not np.isfinite(values).all():
             raise FormatError(
-                f"{path}, pair {number}: two names and {_NUMBERS} numbers are expected, "
+                f"{path}, line {number}: two names and {_NUMBERS} numbers are expected, "
                 "name0 name1 rot0 rot1 K0 K1 T_0to1"
             )
         if values[:2].any():
             raise FormatError(
-                f"{path}, pair {number}: asks to turn photos (rot0, rot1), which is not supported; "
+                f"{path}, line {number}: asks to turn photos (rot0, rot1), which is not supported; "
                 "those of MegaDepth-1500 and ScanNet-1500 are upright"
             )
         try:
             cameras = pinhole(values[2:11].reshape(3, 3)), pinhole(values[11:20].reshape(3, 3))
         except InputError as error:
-            raise FormatError(f"{path}, pair {number}: {error}") from error
+            raise FormatError(f"{path}, line {number}: {error}") from error
         pose = values[20:].reshape(4, 4)
         _check_rotation(pose[:3, :3], path, number)
         photos = _photo(folder, words[0]), _photo(folder, words[1])
@@ -272,4 +241,4 @@ def _check_rotation(rotation: Array, path: Path, number: int) -> None:
     # ScanNet's poses are good to a few digits.
     wrong = np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0
     if wrong:
-        raise FormatError(f"{path}, pair {number}: T_0to1 does not begin with a rotation")
+        raise FormatError(f"{path}, line {number}: T_0to1 does not begin with a rotation")

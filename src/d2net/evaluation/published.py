@@ -27,15 +27,17 @@ class PublishedTable:
         data: what was evaluated.
         note: what to know before comparing.
         rows: in the order of the source.
+        layout: of the data, where a protocol knows several ("inloc"); "" where it does not.
     """
 
     data: str
     note: str
     rows: Sequence[PublishedRow]
+    layout: str = ""
 
 
-def published_rows(protocol: str) -> tuple[PublishedTable, ...]:
-    """Published tables of a protocol; none for a protocol that has none.
+def published_rows(protocol: str, layout: str = "") -> tuple[PublishedTable, ...]:
+    """Published tables of a protocol (and of a layout, if given); none where there are none.
 
     Rows of different tables never stand in one: Aachen's reference poses of before and after summer
     2020, for example, give other figures for the same method.
@@ -45,8 +47,7 @@ def published_rows(protocol: str) -> tuple[PublishedTable, ...]:
         return ()
     tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
     return tuple(
-        PublishedTable(
-            table["data"], table["note"], tuple(PublishedRow(**row) for row in table["rows"])
-        )
+        PublishedTable(**table | {"rows": tuple(PublishedRow(**row) for row in table["rows"])})
         for table in tables
+        if layout in ("", table.get("layout"))
     )

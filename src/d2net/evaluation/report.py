@@ -65,11 +65,15 @@ _PROTOCOLS = {
     "localization": (
         "Localization in a map",
         "Each query photo is matched with photos of a map whose points are known, and its pose is "
-        "estimated from them. Figures are shares of the queries within thresholds of the true "
-        "position and direction.",
+        "estimated from them. Figures named by a distance and an angle are the percentage of the "
+        "queries whose pose is within both of the true one; a query without a pose is not.",
     ),
 }
-_RIGHT = {"homography": f"within {REPEATABILITY_THRESHOLD:g} px"}  # of matches in the pictures
+_RIGHT = {  # of matches in the pictures
+    "homography": f"within {REPEATABILITY_THRESHOLD:g} px",
+    "localization": "agreeing with the true pose or, where it is not known, with the found one",
+}
+_THINGS = {"localization": ("query", "queries")}  # that figures are of, instead of pairs
 _MEANINGS = {
     "MMA": "share of matches that are right within so many pixels (mean matching accuracy)",
     "mAA": "mean accuracy over the thresholds",
@@ -78,6 +82,10 @@ _MEANINGS = {
     "many pixels from their true places, on average",
     "repeatability": "share of keypoints that the other photo has within 3 px",
     "matching score": "right matches as a share of the keypoints that both photos see",
+    "median position error": "of the queries that have a pose, in metres",
+    "median rotation error": "of the queries that have a pose, in degrees",
+    "localized": "percentage of the queries that have a pose",
+    "2D-3D matches": "mean number of a query's matches with points whose places are known",
     "features": "mean number of keypoints of a photo",
     "matches": "mean number of matches of a pair",
 }
@@ -187,7 +195,7 @@ def _page(results: Sequence[Result], photos_root: Path) -> str:
     first = results[0]
     title, protocol = _PROTOCOLS.get(first.protocol, (first.protocol, ""))
     unions, sequences = groups_of(results)
-    published = published_rows(first.protocol)
+    published = published_rows(first.protocol, first.settings.get("layout", ""))
     hpatches = is_hpatches(results)
     headline = list(dict.fromkeys(name for result in results for name in result.headline))
     prefixes = {name.partition("@")[0] for name in headline}
@@ -198,6 +206,7 @@ def _page(results: Sequence[Result], photos_root: Path) -> str:
         homography=first.protocol == "homography",
         folder=Path(first.folder).name or first.folder,
         pairs=len(first.pairs),
+        things=_THINGS.get(first.protocol, ("pair", "pairs")),
         sequences=len(sequences),
         methods=[result.method for result in results],
         overall=overall_table(results),
@@ -215,8 +224,8 @@ def _page(results: Sequence[Result], photos_root: Path) -> str:
 
 def _shown(results: Sequence[Result], table: PublishedTable) -> list[str] | None:
     """The headline figures that published rows have too; None (all of theirs) if there are none."""
-    known = {name for row in table.rows for f in row.figures.values() for name in f}
-    return [name for name in results[0].headline if name in known] or None
+    known = dict.fromkeys(name for row in table.rows for f in row.figures.values() for name in f)
+    return [name for name in known if name in results[0].headline] or None
 
 
 def _charts(

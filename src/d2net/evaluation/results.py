@@ -32,13 +32,14 @@ class PairResult:
 
     Attributes:
         group: sequence, scene or kind that figures are averaged in.
-        photos: paths of both photos, relative to the evaluated folder.
+        photos: paths of both photos, relative to the evaluated folder; of a reconstruction's
+            photo its own alone.
         figures: by name, as "MMA@3".
         drawing: matches for the gallery; not saved.
     """
 
     group: str
-    photos: tuple[str, str]
+    photos: tuple[str, ...]
     figures: Figures
     drawing: Drawing | None = field(default=None, repr=False, compare=False)
 
@@ -57,6 +58,8 @@ class Result:
         groups: mean figures per group, "overall" among them.
         headline: names of the figures for the table, most important first.
         curve: threshold -> name of the figure, for the plot over thresholds.
+        ranking: the figure that pairs are ordered by in pictures; "" for the one at the middle of
+            the curve.
     """
 
     protocol: str
@@ -68,6 +71,7 @@ class Result:
     groups: Mapping[str, Figures]
     headline: Sequence[str]
     curve: Mapping[float, str]
+    ranking: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with package and machine."""

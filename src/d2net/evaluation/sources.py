@@ -117,6 +117,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
+        self.path = path
         self._file = FeatureFile(path)
 
     def provenance(self) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from d2net.evaluation.results import Figures, Result
 
 MISSING = "–"
 OVERALL = "overall"
-_COUNTS = frozenset({"features", "matches"})  # more of them is neither better nor worse
+_COUNTS = frozenset(
+    {"features", "matches", "2D-3D matches"}
+)  # more of them is neither better nor worse
 _SMALLER_IS_BETTER = ("error", "spread")
 
 

@@ -22,7 +22,7 @@ def floats(
     Args:
         arrays: what the file holds.
         key: the array's name.
-        shape: what is expected; "N" and "D" stand for any length.
+        shape: what is expected; letters stand for any length.
         where: the file and the entry, to begin a message with.
 
     Returns:
@@ -40,7 +40,8 @@ def floats(
             f"{where}: {key!r} must be {expected} floating-point numbers, not {array.dtype}."
         )
     if array.ndim != len(shape) or any(
-        wanted not in (length, "N", "D") for wanted, length in zip(shape, array.shape, strict=True)
+        not isinstance(wanted, str) and wanted != length
+        for wanted, length in zip(shape, array.shape, strict=True)
     ):
         found = " x ".join(map(str, array.shape)) or "a single number"
         raise FormatError(f"{where}: {key!r} must be {expected}, not {found}.")

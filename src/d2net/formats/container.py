@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from d2net.errors import D2NetError, FormatError, InputError
+from d2net.formats.arrays import Array
 from d2net.formats.journal import Record, Settings
 
 SETTINGS = "d2net"
@@ -207,8 +208,15 @@ class Container:
             ) from error
 
 
-def write_container(path: Path, settings: Settings, records: Iterable[tuple[str, Record]]) -> None:
+def write_container(
+    path: Path,
+    settings: Settings,
+    records: Iterable[tuple[str, Record]],
+    attributes: Mapping[str, Array] | None = None,
+) -> None:
     """Write an HDF5 file in place; `records` come sorted by name and are held one at a time.
+
+    `attributes` are arrays that belong to the file as a whole.
 
     Raises:
         OSError: the disk is full or fails.
@@ -216,6 +224,7 @@ def write_container(path: Path, settings: Settings, records: Iterable[tuple[str,
     # Through a Python file: HDF5's own access to files crashes the process when the disk is full.
     with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
         _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
+        _write_attributes(file, attributes or {})
         for name, record in records:
             _write_record(file.create_group(name), record)
 
@@ -227,7 +236,7 @@ def _write_record(group: h5py.Group, record: Record) -> None:
         _write_attributes(group[key] if key else group, attributes)
 
 
-def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float]) -> None:
+def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float | Array]) -> None:
     for name, value in sorted(attributes.items()):
         if isinstance(value, str):
             # Of fixed length: HDF5 2.0 can search damaged files for other strings without end.

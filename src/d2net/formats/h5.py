@@ -111,9 +111,7 @@ class FeatureWriter(ResumableWriter):
             if not np.isfinite(array).all():
                 raise InputError(f"the {key} of {name!r} hold NaN or infinity.")
         arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
-        # hloc keeps one uncertainty per photo; 1 px is its own default.
-        typical = float(np.median(arrays["uncertainty"])) if len(features) else 1.0
-        attributes: Attributes = {"keypoints": {"uncertainty": typical}}
+        attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
         if features.descriptor is not None:
             attributes["descriptors"] = {"kind": features.descriptor}
         self._append(name, Record(arrays, attributes))
@@ -285,6 +283,11 @@ class MatchWriter(ResumableWriter):
             self._pairs.update(existing.pairs)
         for attributes in journal.attributes.values():
             self._pairs.add((str(attributes[""]["name0"]), str(attributes[""]["name1"])))
+
+
+def typical_uncertainty(features: Features) -> float:
+    """The one uncertainty per photo that hloc keeps, in pixels; its default, 1, of no features."""
+    return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
 
 
 def group_name(first: str, second: str, separator: str = "/") -> str:

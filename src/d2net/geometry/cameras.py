@@ -1,4 +1,4 @@
-"""Calibrated cameras: from pixels to rays.
+"""Calibrated cameras: from pixels to rays, and from the world to pixels.
 
 All cameras are COLMAP's, so that every lens model it knows is undone by it.
 """
@@ -58,3 +58,20 @@ def rays(camera: pycolmap.Camera, points: Array) -> Array:
     """
     shifted = COLMAP_FROM_PIXELS(torch.from_numpy(points)).numpy()
     return np.asarray(camera.cam_from_img(shifted), dtype=np.float64).reshape(-1, 2)
+
+
+def project(camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d, points: Array) -> Array:
+    """Where points of the world are in a photo.
+
+    Args:
+        camera: COLMAP's camera.
+        cam_from_world: its pose.
+        points: N x 3.
+
+    Returns:
+        N x 2 (x, y) in pixels, pixel centres at integers; not a number for points that the camera
+        cannot see, as those behind it.
+    """
+    in_camera = np.asarray(cam_from_world * points, dtype=np.float64)
+    pixels = np.asarray(camera.img_from_cam(in_camera), dtype=np.float64).reshape(-1, 2)
+    return COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(pixels)).numpy()

@@ -189,12 +189,12 @@ def _estimate(
     matrix, inliers = solutions[best], masks[best]
     a, b = views.a[inliers], views.b[inliers]
     distinct = len(np.unique(np.hstack([a, b]), axis=0))
-    if distinct < MIN_PAIRS[model] or any(_on_one_line(x, options.threshold) for x in (a, b)):
+    if distinct < MIN_PAIRS[model] or any(on_one_line(x, options.threshold) for x in (a, b)):
         return none
     return _scaled(model, matrix), inliers
 
 
-def _on_one_line(points: Array, tolerance: float) -> bool:
+def on_one_line(points: Array, tolerance: float) -> bool:
     """Whether a line, or a point, passes all N x 2 points within the tolerance."""
     centred = points - points.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
@@ -240,7 +240,8 @@ def _poselib(model: Model, views: _Views, options: RobustOptions) -> Array | Non
         import poselib
     except ImportError as error:
         raise MissingPackageError(
-            'method "poselib" needs the package poselib: pip install "d2net[poselib]"'
+            'method "poselib" needs the package poselib: pip install "d2net[poselib]", or choose '
+            "pycolmap or magsac"
         ) from error
 
     ransac = {

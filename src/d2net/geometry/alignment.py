@@ -1,0 +1,107 @@
+"""A reconstruction laid over the truth: its own frame and scale are arbitrary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pycolmap
+
+Array = NDArray[np.float64]
+
+MAX_ERROR = 0.05
+"""Cameras further than this share of the spread from their true places do not take part in the
+alignment, so that one misplaced photo does not spoil the figures of the others."""
+
+
+@dataclass(frozen=True)
+class CameraErrors:
+    """How far cameras are from the truth after alignment by a similarity.
+
+    Attributes:
+        position: by photo, distance in units of the truth.
+        rotation: by photo, degrees.
+        spread: of the true cameras: root mean square distance from their centroid.
+    """
+
+    position: dict[str, float]
+    rotation: dict[str, float]
+    spread: float
+
+
+def camera_errors(
+    estimated: dict[str, pycolmap.Rigid3d], true: dict[str, pycolmap.Rigid3d], seed: int = 0
+) -> CameraErrors | None:
+    """Errors of the cameras that are in both, poses `cam_from_world`, by name.
+
+    The similarity is least squares over the camera centres that RANSAC finds to agree within 5 %
+    of the spread (Umeyama, PAMI 1991).
+
+    Returns:
+        None where fewer than three cameras agree, or all stand on one line.
+    """
+    import pycolmap
+
+    names = sorted(estimated.keys() & true.keys())
+    if len(names) < 3:
+        return None
+    mine, theirs = (
+        _off_origin(np.array([poses[name].inverse().translation for name in names]))
+        for poses in (estimated, true)
+    )
+    spread = spread_of(np.array([pose.inverse().translation for pose in true.values()]))
+    if spread == 0:
+        return None
+    options = pycolmap.RANSACOptions()
+    options.max_error = MAX_ERROR * spread
+    options.random_seed = seed
+    # A dictionary, whatever its annotation says.
+    found: Any = pycolmap.estimate_sim3d_robust(mine, theirs, options)
+    if found is None:
+        return None
+    agree = _distances(found["tgt_from_src"], mine, theirs) <= options.max_error
+    if np.count_nonzero(agree) < 3:
+        return None
+    true_from_mine = pycolmap.estimate_sim3d(mine[agree], theirs[agree])
+    if true_from_mine is None:
+        return None
+    turn = np.asarray(true_from_mine.rotation.matrix(), dtype=np.float64)
+    distances = _distances(true_from_mine, mine, theirs)
+    return CameraErrors(
+        {name: float(distance) for name, distance in zip(names, distances, strict=True)},
+        {
+            name: rotation_angle(
+                np.asarray(estimated[name].rotation.matrix()) @ turn.T,
+                np.asarray(true[name].rotation.matrix()),
+            )
+            for name in names
+        },
+        spread,
+    )
+
+
+def spread_of(centres: Array) -> float:
+    """Root mean square distance of N x 3 points from their centroid."""
+    return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean()))
+
+
+def rotation_angle(a: Array, b: Array) -> float:
+    """Angle in degrees of the rotation between two 3 x 3 rotations."""
+    # By the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace loses small ones.
+    return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(a - b) / np.sqrt(8), 1.0))))
+
+
+def _off_origin(points: Array) -> Array:
+    """N x 3 points moved: COLMAP takes those in one plane with the origin for degenerate."""
+    centred = points - points.mean(axis=0)
+    normal = np.linalg.svd(centred)[2][2]
+    return np.asarray(centred + normal * (1 + np.abs(centred).max()), dtype=np.float64)
+
+
+def _distances(true_from_mine: pycolmap.Sim3d, mine: Array, theirs: Array) -> Array:
+    moved = np.array([true_from_mine * point for point in mine])
+    return np.asarray(np.linalg.norm(moved - theirs, axis=1), dtype=np.float64)

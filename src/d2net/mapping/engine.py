@@ -1,0 +1,135 @@
+"""COLMAP's engine: verification of matches and mapping, from a database to models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d2net.mapping.settings import MappingSettings, Thresholds
+
+if TYPE_CHECKING:
+    import pycolmap
+
+
+def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) -> None:
+    """Estimate the two-view geometry of all pairs with matches, and store it."""
+    import pycolmap
+
+    options = pycolmap.TwoViewGeometryOptions()
+    options.min_num_inliers = settings.min_inliers
+    options.ransac.max_error = limits.verification
+    options.ransac.random_seed = settings.seed
+    with quiet():
+        pycolmap.geometric_verification(database, two_view_geometry_options=options)
+
+
+def run_mapper(
+    database: Path,
+    photos: Path,
+    output: Path,
+    limits: Thresholds,
+    settings: MappingSettings,
+    *,
+    known: Path | None = None,
+    registered: Callable[[], None] | None = None,
+) -> list[pycolmap.Reconstruction]:
+    """Map from a database of verified matches.
+
+    Args:
+        database: with two-view geometries.
+        photos: the photos' folder.
+        output: a folder for the mapper's own use.
+        limits: largest errors.
+        settings: of the mapping.
+        known: folder of a model to which the other photos are added; its photos have the same
+            numbers in the database.
+        registered: called after each photo (incremental only).
+
+    Returns:
+        The models found, that with most photos first.
+    """
+    import pycolmap
+
+    with quiet():
+        if settings.mapper == "global" and known is None:
+            models = pycolmap.global_mapping(
+                database, photos, output, _global_options(limits, settings)
+            )
+        else:
+            models = pycolmap.incremental_mapping(
+                database,
+                photos,
+                output,
+                _incremental_options(limits, settings),
+                input_path=known or "",
+                next_image_callback=registered or _nothing,
+            )
+    return sorted(models.values(), key=lambda m: (-m.num_reg_images(), -m.num_points3D()))
+
+
+def _incremental_options(
+    limits: Thresholds, settings: MappingSettings
+) -> pycolmap.IncrementalPipelineOptions:
+    import pycolmap
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.min_num_matches = settings.min_inliers
+    options.min_model_size = settings.min_model_size
+    options.extract_colors = False  # COLMAP samples photos that EXIF data turn at wrong places
+    options.ba_refine_focal_length = options.ba_refine_extra_params = settings.camera_params is None
+    options.mapper.abs_pose_refine_focal_length = options.ba_refine_focal_length
+    options.mapper.abs_pose_refine_extra_params = options.ba_refine_extra_params
+    error = limits.reprojection
+    options.mapper.init_max_error = error
+    options.mapper.filter_max_reproj_error = error
+    options.mapper.abs_pose_max_error = 3 * error  # as COLMAP's own: 12 and 4 px
+    options.triangulation.merge_max_reproj_error = error
+    options.triangulation.complete_max_reproj_error = error
+    for part in (options, options.mapper, options.triangulation):
+        part.random_seed = settings.seed
+    options.num_threads = 1  # several give points in another order each time
+    return options
+
+
+def _global_options(
+    limits: Thresholds, settings: MappingSettings
+) -> pycolmap.GlobalPipelineOptions:
+    import pycolmap
+
+    options = pycolmap.GlobalPipelineOptions()
+    options.min_num_matches = settings.min_inliers
+    options.min_model_size = settings.min_model_size
+    refine = settings.camera_params is None
+    options.mapper.bundle_adjustment.refine_focal_length = refine
+    options.mapper.bundle_adjustment.refine_extra_params = refine
+    options.mapper.retriangulation.merge_max_reproj_error = limits.reprojection
+    options.mapper.retriangulation.complete_max_reproj_error = limits.reprojection
+    for part in (
+        options,
+        options.mapper,
+        options.mapper.rotation_averaging,
+        options.mapper.global_positioning,
+        options.mapper.retriangulation,
+    ):
+        part.random_seed = settings.seed
+    options.num_threads = options.mapper.num_threads = 1
+    return options
+
+
+def _nothing() -> None:
+    """Called where nobody wants to know."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without COLMAP's log, which has a line for every photo."""
+    import pycolmap
+
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before

@@ -1,0 +1,349 @@
+"""A photo placed in a map: retrieval, matching, 2D-3D by tracks, absolute pose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from d2net.errors import InputError
+from d2net.extraction.d2net import D2Net
+from d2net.features import Features, Matches
+from d2net.formats.h5 import FeatureFile
+from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.images import ImageLike
+from d2net.mapping.cameras import photo_camera
+from d2net.mapping.folder import MapFolder
+from d2net.mapping.links import Links, keypoint_places, link
+from d2net.matching import match
+from d2net.matching.retrieval import GlobalDescriptors
+
+if TYPE_CHECKING:
+    import pycolmap
+    from PIL import Image
+
+Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
+
+NUM_RETRIEVED = 20
+"""Photos of the map that a query is matched with; those that look most alike."""
+
+POSE_SIGMAS = 8.0
+LEAST_POSE_ERROR = 8.0
+"""Largest reprojection error of an inlier, in standard deviations of a keypoint's position, and in
+pixels. COLMAP's 12 px are 8 sigma of D2-Net's detections in photos that are not reduced."""
+
+SURE_INLIERS, FEWEST_INLIERS = 30, 12
+SURE_ROTATION = 1.0
+"""A photo counts as localized with so many inliers and a rotation certain to so many degrees, as
+doubtful with fewer, and as lost with the fewest. Photos of other places reached at most 11 inliers
+on the maps of the training photos."""
+
+_SHARED_POINTS = 10  # photos of a map that see so many of the same points show one place
+_PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
+
+
+@dataclass(frozen=True, eq=False)
+class Localization:
+    """What became of a query.
+
+    Attributes:
+        verdict: "localized", "doubtful" (few inliers, or an uncertain pose) or "lost".
+        pose: with camera, inliers and uncertainty; None if lost without any.
+        reason: why a query is not localized; empty if it is.
+        features: of the query.
+        links: its keypoints with places in the map.
+        photos: of the map, which were matched, in the order that `links.photos` counts.
+        known_camera: whether the camera was given or told by EXIF; otherwise its focal length was
+            estimated with the pose.
+    """
+
+    verdict: Verdict
+    pose: AbsolutePose | None
+    reason: str
+    features: Features
+    links: Links
+    photos: tuple[str, ...]
+    known_camera: bool
+
+    @property
+    def cam_from_world(self) -> pycolmap.Rigid3d | None:
+        """COLMAP's rigid transform, None without a pose."""
+        return None if self.pose is None else self.pose.cam_from_world
+
+    @property
+    def num_inliers(self) -> int:
+        """How many keypoints agree with the pose."""
+        return len(np.unique(self.links.rows[self.inliers]))
+
+    @property
+    def inliers(self) -> NDArray[np.bool_]:
+        """Marks of the links that agree with the pose."""
+        return np.zeros(len(self.links), np.bool_) if self.pose is None else self.pose.inliers
+
+    @property
+    def best_photo(self) -> str | None:
+        """The photo of the map with which most inliers are shared; None without inliers."""
+        counts = np.bincount(self.links.photos[self.inliers], minlength=len(self.photos) or 1)
+        return self.photos[int(counts.argmax())] if counts.any() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; quaternions are w x y z, as in the benchmarks' files."""
+        values: dict[str, Any] = {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "keypoints": len(self.features),
+            "links": len(self.links),
+            "inliers": self.num_inliers,
+            "best_photo": self.best_photo,
+        }
+        if self.pose is not None:
+            x, y, z, w = (float(v) for v in self.pose.cam_from_world.rotation.quat)
+            camera = self.pose.camera
+            values |= {
+                "cam_from_world": {
+                    "rotation_wxyz": [w, x, y, z],
+                    "translation": [float(v) for v in self.pose.cam_from_world.translation],
+                },
+                "position": [float(v) for v in self.pose.centre],
+                "position_deviation": self.pose.position_deviation,
+                "rotation_deviation_deg": self.pose.rotation_deviation,
+                "camera": {
+                    "model": camera.model_name,
+                    "width": camera.width,
+                    "height": camera.height,
+                    "params": [float(v) for v in camera.params],
+                    "known": self.known_camera,
+                },
+            }
+        return values
+
+
+class Map:
+    """A map that answers where photos were taken.
+
+    ```python
+    place = d2net.Map.open("map/").localize("query.jpg")
+    place.verdict, place.cam_from_world, place.num_inliers
+    ```
+    """
+
+    def __init__(self, folder: MapFolder, model: D2Net) -> None:
+        self.folder = folder
+        self.network = model
+        self.model = folder.read_model()
+        images = self.model.images
+        self.names = tuple(sorted(images[i].name for i in self.model.reg_image_ids()))
+        self._file = FeatureFile(folder.features)
+        self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
+        self._places = keypoint_places(self.model)
+        self._features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+    ) -> Map:
+        """Open a map that `d2net reconstruct` made.
+
+        Its photos need not be there any more. Queries are extracted with the settings of the map.
+
+        Args:
+            path: the map's folder.
+            weights: name or file of the map's weights; None if its own name for them is known.
+            device: where the network runs and descriptors are compared.
+
+        Raises:
+            InputError: it is no finished map, or these are not its weights.
+            FormatError: a part of it is damaged.
+            WeightsError: the weights cannot be found.
+        """
+        folder = MapFolder(Path(path))
+        if not folder.features.is_file():
+            raise InputError(
+                f"{folder.path} is no map: it has no {folder.features.name}; make one with d2net "
+                "reconstruct PHOTOS --output MAP"
+            )
+        with FeatureFile(folder.features) as file:
+            made = file.settings or {}
+        try:
+            known = made["weights"]
+            settings, name, sha256 = made["extraction"], known["name"], known["sha256"]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder.features} does not say how it was made, so that queries cannot be "
+                "extracted alike"
+            ) from error
+        network = D2Net.from_pretrained(weights or name, device=device, **settings)
+        if network.weights["sha256"] != sha256:
+            raise InputError(
+                f"the map {folder.path} was made with other weights ({name}, sha256 {sha256[:12]}) "
+                f"than {network.weights['name']} ({network.weights['sha256'][:12]}); give its own"
+            )
+        return cls(folder, network)
+
+    def localize(
+        self,
+        image: ImageLike,
+        *,
+        camera: pycolmap.Camera | None = None,
+        num_retrieved: int = NUM_RETRIEVED,
+        seed: int = 0,
+    ) -> Localization:
+        """Where a photo was taken.
+
+        Args:
+            image: the query, in any form that `D2Net.extract` takes.
+            camera: COLMAP's camera of the query. None: by the EXIF data of a file; where they do
+                not tell the focal length, it is estimated with the pose.
+            num_retrieved: photos of the map that the query is matched with.
+            seed: of the random samples.
+
+        Raises:
+            ImageError: the photo cannot be read.
+            InputError: the camera is of another size than the photo.
+        """
+        features = self.network.extract(image)
+        if camera is not None:
+            return self.place(features, camera, num_retrieved=num_retrieved, seed=seed)
+        path = Path(image) if isinstance(image, str | os.PathLike) else None
+        told = photo_camera(path, features.image_size)
+        return self.place(
+            features,
+            told,
+            estimate_focal_length=not told.has_prior_focal_length,
+            num_retrieved=num_retrieved,
+            seed=seed,
+        )
+
+    def place(
+        self,
+        features: Features,
+        camera: pycolmap.Camera,
+        *,
+        estimate_focal_length: bool = False,
+        num_retrieved: int = NUM_RETRIEVED,
+        seed: int = 0,
+    ) -> Localization:
+        """`localize` for features that are extracted already, as the map's are."""
+        if (camera.width, camera.height) != features.image_size:
+            width, height = features.image_size
+            raise InputError(
+                f"the photo has {width} x {height} pixels, but its camera {camera.width} x "
+                f"{camera.height}; they must be the same"
+            )
+        sigma = float(features.uncertainty.median()) if len(features) else 0.0
+        options = AbsolutePoseOptions(
+            threshold=max(LEAST_POSE_ERROR, POSE_SIGMAS * sigma),
+            estimate_focal_length=estimate_focal_length,
+            seed=seed,
+        )
+        alike = [name for name, _ in self._retrieval.query(features, num_retrieved)]
+        best: Localization | None = None
+        for photos in self._places_among(alike):
+            matched = ((self._match(features, name), self._places(name)) for name in photos)
+            links = link(matched)
+            pixels = features.keypoints.double().cpu().numpy()[links.rows]
+            pose = absolute_pose(pixels, links.points, camera, options)
+            answer = _judged(pose, features, links, photos, not estimate_focal_length)
+            if best is None or answer.num_inliers > best.num_inliers:
+                best = answer
+        if best is None:
+            return _judged(None, features, link([]), (), not estimate_focal_length)
+        return best
+
+    def plot(
+        self, answer: Localization, image: ImageLike, output: str | os.PathLike[str] | None = None
+    ) -> Image.Image:
+        """The query beside the photo of the map with which it shares most inliers.
+
+        Raises:
+            InputError: the query shares nothing with the map, or its photo is gone.
+        """
+        from d2net.visualization import plot_matches
+
+        name = answer.best_photo
+        if name is None:
+            raise InputError("the query shares no inliers with the map: nothing to draw")
+        shown = answer.links.photos == answer.photos.index(name)
+        links = answer.links[shown]
+        matches = Matches(
+            torch.from_numpy(np.column_stack([links.rows, links.partners])),
+            torch.ones(len(links)),
+            inliers=torch.from_numpy(answer.inliers[shown]),
+            model="pose",
+        )
+        return plot_matches(
+            image,
+            self.folder.photo(name),
+            answer.features,
+            self._features(name),
+            matches,
+            upright=self.network.settings.upright,
+            output=output,
+        )
+
+    def _read(self, name: str) -> Features:
+        return self._file[name].to(self.network.device)
+
+    def _match(self, features: Features, name: str) -> Matches:
+        return match(features, self._features(name))
+
+    def _places_among(self, photos: Sequence[str]) -> list[tuple[str, ...]]:
+        """The photos, those that see one place together (Sarlin et al., CVPR 2019, section 4)."""
+        left, groups = list(photos), []
+        while left:
+            group = [left.pop(0)]
+            for member in group:  # grows while it is gone through
+                seen = self._points[member]
+                near = [n for n in left if len(seen & self._points[n]) >= _SHARED_POINTS]
+                group += near
+                left = [name for name in left if name not in near]
+            groups.append(tuple(group))
+        return groups
+
+    @cached_property
+    def _points(self) -> dict[str, frozenset[int]]:
+        """Which points each photo sees."""
+        images = (self.model.images[i] for i in self.model.reg_image_ids())
+        return {
+            image.name: frozenset(p.point3D_id for p in image.get_observation_points2D())
+            for image in images
+        }
+
+
+def _judged(
+    pose: AbsolutePose | None,
+    features: Features,
+    links: Links,
+    photos: tuple[str, ...],
+    known_camera: bool,
+) -> Localization:
+    """With a verdict, and in words why it is not better."""
+
+    def answer(verdict: Verdict, reason: str) -> Localization:
+        return Localization(verdict, pose, reason, features, links, photos, known_camera)
+
+    if len(features) == 0:
+        return answer("lost", "the photo has no keypoints")
+    if pose is None:
+        return answer("lost", f"no pose agrees with its {len(links)} links to the map's points")
+    inliers = len(np.unique(links.rows[pose.inliers]))
+    if inliers < FEWEST_INLIERS:
+        return answer("lost", f"only {inliers} of {len(links)} links agree with one pose")
+    if inliers < SURE_INLIERS:
+        return answer("doubtful", f"{inliers} of {len(links)} links agree with the pose")
+    if pose.rotation_deviation > SURE_ROTATION:
+        return answer(
+            "doubtful", f"its rotation is uncertain by {pose.rotation_deviation:.1f} degrees"
+        )
+    return answer("localized", "")

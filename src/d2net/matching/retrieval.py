@@ -1,0 +1,243 @@
+"""Which photos look alike: one vector per photo, pooled from its local features, and their search.
+
+Nothing but local features is needed, so those of any method do. The vector is VLAD (Jégou et al.,
+"Aggregating local image descriptors into compact codes", PAMI 2012): how the descriptors around
+each centre of a small codebook deviate from it, summed, and the square root taken of each sum. What
+is added here: descriptors count by their score. EXPERIMENTS.md says what else was tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2net.errors import InputError
+from d2net.features import Features
+from d2net.formats.arrays import as_numpy
+from d2net.formats.global_descriptors import GlobalDescriptorFile, write_global_descriptors
+
+if TYPE_CHECKING:
+    import faiss
+
+Array = NDArray[np.float32]
+Hit = tuple[str, float]
+
+NUM_CENTRES = 64
+_LEARN_PHOTOS = 256  # at most so many photos are read to learn from
+_LEARN_DESCRIPTORS = 256 * NUM_CENTRES  # faiss uses no more either
+_LEAST_PER_CENTRE = 39  # faiss warns below; a centre that is a descriptor tells nothing of it
+_SEED = 0
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Turns the local features of a photo into one vector.
+
+    Attributes:
+        centres: K x D float32, typical local descriptors.
+    """
+
+    centres: Array
+
+    @classmethod
+    def learn(cls, features: Mapping[str, Features], names: Sequence[str]) -> Codebook:
+        """Learn the centres by k-means from photos; the same photos give the same centres.
+
+        Args:
+            features: by photo.
+            names: the photos; of many, some spread evenly over them are used.
+
+        Raises:
+            InputError: they have no features at all.
+        """
+        import faiss
+
+        chosen = names[:: -(-len(names) // _LEARN_PHOTOS) or 1]
+        each = -(-_LEARN_DESCRIPTORS // max(1, len(chosen)))
+        parts = [_spread(as_numpy(features[name].descriptors.float()), each) for name in chosen]
+        samples = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+        if not len(samples):
+            raise InputError(
+                "the photos have no local features, so it cannot be told which look alike"
+            )
+        k = max(1, min(NUM_CENTRES, len(samples) // _LEAST_PER_CENTRE))
+        means = faiss.Kmeans(samples.shape[1], k, seed=_SEED, min_points_per_centroid=1)
+        means.train(samples)
+        return cls(np.array(means.centroids, np.float32))
+
+    def describe(self, features: Features) -> Array:
+        """The photo's vector: K D float32 of unit length, or zero for a photo without features.
+
+        Raises:
+            InputError: the features are of another network.
+        """
+        descriptors = as_numpy(features.descriptors.float())
+        centres = self.centres
+        if descriptors.shape[1] != centres.shape[1]:
+            raise InputError(
+                f"the features have {descriptors.shape[1]} dimensions but the codebook has "
+                f"{centres.shape[1]}; describe photos with features of the same network"
+            )
+        nearest = (descriptors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+        members = np.zeros((len(centres), len(descriptors)), np.float32)
+        members[nearest, np.arange(len(descriptors))] = _weights(as_numpy(features.scores))
+        sums = members @ descriptors - members.sum(axis=1, keepdims=True) * centres
+        rooted = (np.sign(sums) * np.sqrt(np.abs(sums))).ravel()
+        vector: Array = rooted / max(float(np.linalg.norm(rooted)), _TINY)
+        return vector
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalDescriptors:
+    """One vector per photo, to be searched for the photos that look most alike.
+
+    ```python
+    with d2net.FeatureFile("features.h5") as features:
+        photos = GlobalDescriptors.build(features)
+    photos.query(model.extract("new.jpg"), 10)  # [("day 1/a.jpg", 0.43), ...]
+    ```
+
+    Attributes:
+        names: the photos.
+        vectors: N x (K D) float16, of unit length; zero where a photo has no features.
+        codebook: what they were made with.
+        settings: how the local features were made, None if that is not known.
+    """
+
+    names: tuple[str, ...]
+    vectors: NDArray[np.float16]
+    codebook: Codebook
+    settings: dict[str, Any] | None = field(default=None)
+
+    @classmethod
+    def build(
+        cls,
+        features: Mapping[str, Features],
+        names: Iterable[str] | None = None,
+        *,
+        codebook: Codebook | None = None,
+    ) -> GlobalDescriptors:
+        """Describe photos by their local features.
+
+        Args:
+            features: by photo, for example a `FeatureFile`.
+            names: the photos; None for all.
+            codebook: an earlier one; None learns one from these photos.
+
+        Raises:
+            InputError: no photo has features, or they do not fit the codebook.
+        """
+        names = tuple(features if names is None else names)
+        codebook = codebook or Codebook.learn(features, names)
+        vectors = [codebook.describe(features[name]).astype(np.float16) for name in names]
+        whole = np.stack(vectors) if vectors else np.empty((0, codebook.centres.size), np.float16)
+        return cls(names, whole, codebook, getattr(features, "settings", None))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GlobalDescriptors:
+        """Read a file that `save` wrote.
+
+        Raises:
+            InputError: there is none.
+            FormatError: it is damaged or something else.
+        """
+        with GlobalDescriptorFile(os.fspath(path)) as file:
+            names, vectors = file.read()
+            settings = (file.settings or {}).get("features")
+            return cls(names, vectors.astype(np.float16), Codebook(file.read_codebook()), settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an HDF5 file that `open` and hloc's `pairs_from_retrieval` read.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        vectors = dict(zip(self.names, self.vectors, strict=True))
+        settings = {"method": "vlad", "features": self.settings}
+        write_global_descriptors(Path(path), vectors, self.codebook.centres, settings)
+
+    def extended(
+        self, features: Mapping[str, Features], names: Iterable[str] | None = None
+    ) -> GlobalDescriptors:
+        """With more photos; the vectors of those that are here stay as they are.
+
+        Raises:
+            InputError: a photo is here already, or its features do not fit the codebook.
+        """
+        new = type(self).build(features, names, codebook=self.codebook)
+        known = set(self.names).intersection(new.names)
+        if known:
+            raise InputError(f"the photo {min(known)!r} has a global descriptor already")
+        vectors = np.concatenate([self.vectors, new.vectors])
+        return type(self)(self.names + new.names, vectors, self.codebook, self.settings)
+
+    def only(self, names: Iterable[str]) -> GlobalDescriptors:
+        """Those of some of the photos."""
+        places = {name: row for row, name in enumerate(self.names)}
+        names = tuple(name for name in names if name in places)
+        rows = [places[name] for name in names]
+        return type(self)(names, self.vectors[rows], self.codebook, self.settings)
+
+    def query(self, features: Features, k: int) -> list[Hit]:
+        """The k photos that look most like one with these local features.
+
+        Returns:
+            (name, cosine), best first; fewer than k if there are not as many, none for a photo
+            without features.
+
+        Raises:
+            InputError: the features do not fit the codebook.
+        """
+        return self._search(self.codebook.describe(features)[None], k)[0]
+
+    def neighbours(self, k: int) -> dict[str, list[Hit]]:
+        """For each photo, the k others that look most like it; as `query`."""
+        found = self._search(self.vectors.astype(np.float32), k + 1)  # it finds itself, too
+        return {
+            name: [hit for hit in hits if hit[0] != name][:k]
+            for name, hits in zip(self.names, found, strict=True)
+        }
+
+    def _search(self, vectors: Array, k: int) -> list[list[Hit]]:
+        index, rows_of = self._index
+        k = min(k, len(rows_of))
+        if k < 1:
+            return [[] for _ in vectors]
+        cosines, found = index.search(vectors, k)
+        return [
+            [(self.names[rows_of[i]], float(c)) for i, c in zip(hits, similar, strict=True)]
+            if vector.any()
+            else []
+            for vector, hits, similar in zip(vectors, found, cosines, strict=True)
+        ]
+
+    @cached_property
+    def _index(self) -> tuple[faiss.IndexFlatIP, NDArray[np.int64]]:
+        """The exact search over the photos that have features, and their places in `names`."""
+        import faiss
+
+        rows = np.flatnonzero(self.vectors.any(axis=1))
+        index = faiss.IndexFlatIP(self.vectors.shape[1])
+        index.add(self.vectors[rows].astype(np.float32))
+        return index, rows
+
+
+def _spread(rows: Array, most: int) -> Array:
+    """At most so many of the rows, evenly: the best by score alone make a worse codebook."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
+def _weights(scores: Array) -> Array:
+    """N, the share of each local feature; equal where scores are logarithms or of no sign."""
+    if len(scores) == 0 or scores.min() < 0 or scores.max() == 0:
+        return np.ones_like(scores)
+    weights: Array = scores / scores.max()
+    return weights

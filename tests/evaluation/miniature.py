@@ -1,0 +1,112 @@
+"""Writes small datasets in exactly the layouts of Aachen Day-Night and InLoc."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from scipy.io import savemat
+
+from ..formats.nvm import write_nvm
+
+Photo = Path | bytes
+
+
+def write_aachen(
+    folder: Path,
+    model: pycolmap.Reconstruction,
+    queries: Mapping[str, tuple[pycolmap.Camera, pycolmap.Rigid3d]],
+    photos: Mapping[str, Photo],
+    *,
+    version: str = "1.1",
+) -> None:
+    """Aachen Day-Night.
+
+    Args:
+        folder: is made.
+        model: of the database photos, named db/..., with points.
+        queries: camera and true pose of query/day/... and query/night/...
+        photos: the files, or what to write into them, of both.
+        version: "1.0" has VisualSFM's model, "1.1" COLMAP's.
+    """
+    for name, photo in photos.items():
+        put(folder / "images" / "images_upright" / name, photo)
+    models = folder / "3D-models"
+    if version == "1.0":
+        models.mkdir()
+        write_nvm(models / "aachen_cvpr2018_db.nvm", models / "database_intrinsics.txt", model)
+    else:
+        (models / "aachen_v_1_1").mkdir(parents=True)
+        model.write_binary(models / "aachen_v_1_1")
+    (folder / "queries").mkdir()
+    for group in ("day", "night"):
+        lines = [
+            f"{name} {camera.model_name} {camera.width} {camera.height} "
+            f"{' '.join(map(str, camera.params))}\n"
+            for name, (camera, _) in queries.items()
+            if f"/{group}/" in name
+        ]
+        path = folder / "queries" / f"{group}_time_queries_with_intrinsics.txt"
+        path.write_text("".join(lines))
+    database = sorted(image.name for image in model.images.values())
+    pairs = [f"{query} {name}\n" for query in queries for name in database]
+    (folder / "pairs-query-netvlad50.txt").write_text("".join(pairs))
+    write_truth(folder / "truth.txt", {name: pose for name, (_, pose) in queries.items()})
+
+
+def write_inloc(
+    folder: Path,
+    cutouts: Mapping[str, tuple[Photo, np.ndarray[Any, Any]]],
+    floor_from_scan: Mapping[str, np.ndarray[Any, Any]],
+    queries: Mapping[str, tuple[Photo, pycolmap.Rigid3d]],
+) -> None:
+    """InLoc.
+
+    Args:
+        folder: is made.
+        cutouts: FLOOR/SCAN/NAME.jpg to the photo and XYZcut.
+        floor_from_scan: FLOOR/SCAN to a 4 x 4 matrix.
+        queries: NAME.JPG to the photo and the true pose.
+    """
+    for name, (photo, scan) in cutouts.items():
+        path = folder / "database" / "cutouts" / name
+        put(path, photo)
+        savemat(path.with_name(path.name + ".mat"), {"XYZcut": scan})
+    for name, matrix in floor_from_scan.items():
+        floor, scan = name.split("/")
+        rows = "".join(" ".join(map(str, row)) + "\n" for row in matrix)
+        unaligned = "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
+        path = folder / "database/alignments" / floor / "transformations" / f"DUC_trans_{scan}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\nP_before_GICP:\n{unaligned}P_after_GICP:\n{rows}fitness: 0.9\n")
+    for name, (photo, _) in queries.items():
+        put(folder / "query" / "iphone7" / name, photo)
+    pairs = [
+        f"query/iphone7/{query} database/cutouts/{cutout}\n"
+        for query in queries
+        for cutout in cutouts
+    ]
+    (folder / "pairs-query-netvlad40.txt").write_text("".join(pairs))
+    write_truth(folder / "truth.txt", {name: pose for name, (_, pose) in queries.items()})
+
+
+def put(path: Path, photo: Photo) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(photo, Path):
+        shutil.copy(photo, path)
+    else:
+        path.write_bytes(photo)
+
+
+def write_truth(path: Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None:
+    """As the benchmark's site takes poses; written here by itself, to hold the package against."""
+    lines = []
+    for name, pose in poses.items():
+        x, y, z, w = pose.rotation.quat
+        numbers = (w, x, y, z, *pose.translation)
+        lines.append(" ".join([name.rpartition("/")[2], *map(str, numbers)]) + "\n")
+    path.write_text("".join(lines))

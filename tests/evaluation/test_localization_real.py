@@ -1,0 +1,173 @@
+"""Real photos in the benchmarks' layouts, from the command line on."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from d2net.cli import main
+from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.sources import RootSift
+from d2net.formats.poses import read_poses
+from d2net.mapping.triangulate import triangulate
+from d2net.matching import match
+
+from .miniature import write_aachen, write_inloc
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch, capsys):
+    """Run the command on a folder with truth; its first result and what it printed."""
+    monkeypatch.setenv("D2NET_CACHE", str(tmp_path / "cache"))
+
+    def run(folder, *arguments):
+        command = ["d2net", "evaluate", "localization", folder, "--truth", folder / "truth.txt"]
+        outputs = ["-o", tmp_path / "f.json", "--html", tmp_path / "page.html"]
+        monkeypatch.setattr("sys.argv", [str(a) for a in (*command, *arguments, *outputs)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, capsys.readouterr().err
+        return json.loads((tmp_path / "f.json").read_text())[0], capsys.readouterr().out
+
+    return run
+
+
+def put_fountain(folder: Path, scene: Path, version: str) -> None:
+    """Strecha's fountain: every third photo is a query, the last of them passes for night."""
+    model = pycolmap.Reconstruction(scene / "model")
+    images = sorted(model.images.values(), key=lambda image: image.name)
+    asked = images[1::3]
+    queries, photos = {}, {}
+    for image in asked:
+        kind = "night" if image is asked[-1] else "day"
+        name = f"query/{kind}/phone/{image.name}"
+        queries[name] = (model.cameras[image.camera_id], image.cam_from_world())
+        photos[name] = scene / "images" / image.name
+    database = pycolmap.Reconstruction()
+    for i, image in enumerate((image for image in images if image not in asked), start=1):
+        camera = pycolmap.Camera(model.cameras[image.camera_id].todict())
+        camera.camera_id = i
+        name = f"db/{image.name}"
+        database.add_camera_with_trivial_rig(camera)
+        database.add_image_with_trivial_frame(
+            pycolmap.Image(name=name, camera_id=i, image_id=i), image.cam_from_world()
+        )
+        photos[name] = scene / "images" / image.name
+    points = with_points(database, photos, folder.parent / "cache")
+    write_aachen(folder, points, queries, photos, version=version)
+
+
+def with_points(
+    model: pycolmap.Reconstruction, photos: dict[str, Path], cache: Path
+) -> pycolmap.Reconstruction:
+    """Strecha's models have none; Aachen's are SIFT's."""
+    source = CachedFeatures(RootSift("few", max_keypoints=1000), cache)
+    features = {
+        image.name: source.features(photos[image.name], image.name)
+        for image in model.images.values()
+    }
+    keypoints = {name: found.keypoints.numpy() for name, found in features.items()}
+    pairs = combinations(sorted(features), 2)
+    matches = ((a, b, match(features[a], features[b]).indices.numpy()) for a, b in pairs)
+    return triangulate(model, keypoints, matches)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_fountain_in_the_layout_of_aachen(shared, tmp_path, evaluate, version):
+    put_fountain(tmp_path / "aachen", shared / "data/eval/strecha/fountain-P11", version)
+    result, out = evaluate(
+        tmp_path / "aachen",
+        *("--features", "rootsift:max_keypoints=2000", "--submission", tmp_path / "poses.txt"),
+    )
+    assert len(result["pairs"]) == 4
+    for group in ("day", "night", "overall"):
+        assert result["groups"][group]["0.25 m, 2°"] == 100
+        assert result["groups"][group]["median position error"] < 0.02  # of cameras 10 m away
+        assert result["groups"][group]["median rotation error"] < 0.1
+    assert "0.25 m, 2°" in out
+    assert list(read_poses(tmp_path / "poses.txt")) == [
+        "0001.jpg",
+        "0004.jpg",
+        "0007.jpg",
+        "0010.jpg",
+    ]
+    page = (tmp_path / "page.html").read_text()
+    # Rows of one version and one set of reference poses stand in one table, never with others.
+    assert ("Published, on Aachen v1.1" in page) == (version == "1.1")
+    assert ("reference poses before summer 2020" in page) == (version == "1.0")
+    assert "Published, on InLoc" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fountain_by_the_network_as_it_is_packaged(shared, tmp_path, evaluate):
+    put_fountain(tmp_path / "aachen", shared / "data/eval/strecha/fountain-P11", "1.1")
+    result, _ = evaluate(tmp_path / "aachen", "--features", "ots:max_edge=512")
+    assert result["groups"]["overall"]["0.25 m, 2°"] == 100
+    assert result["groups"]["overall"]["median position error"] < 0.05
+
+
+def test_an_office_in_the_layout_of_inloc(shared, tmp_path, evaluate):
+    """Photos with measured depth; it makes the scans, each in a frame of its own."""
+    put_office(tmp_path / "inloc", shared / "data/train/rgbd_hololens_office")
+    result, _ = evaluate(tmp_path / "inloc", "--features", "rootsift", "--threshold", 6)
+    overall = result["groups"]["overall"]
+    assert overall["0.25 m"] == 100
+    assert overall["median position error"] < 0.05
+    assert overall["median rotation error"] < 1
+    assert set(result["groups"]) == {"DUC1", "overall"}
+    assert "Published, on InLoc" in (tmp_path / "page.html").read_text()
+
+
+def put_office(folder: Path, scene: Path) -> None:
+    model = pycolmap.Reconstruction(scene / "sparse")
+    images = sorted(model.images.values(), key=lambda image: image.name)[:9]
+    camera = model.cameras[images[0].camera_id]
+    cutouts, alignments, queries = {}, {}, {}
+    for image in images[::2]:
+        number = Path(image.name).stem[-3:]
+        path = f"DUC1/{number}/DUC_cutout_{number}_0_0.jpg"
+        depth = np.array(Image.open(scene / "depth" / image.name.replace("jpg", "png"))) / 1000
+        cutouts[path] = scene / "images" / image.name, unprojected(depth, camera)
+        matrix = image.cam_from_world().inverse().matrix()
+        alignments[f"DUC1/{number}"] = np.vstack([matrix, [0, 0, 0, 1]])
+    for image in images[1::2]:
+        photo = on_telephone(scene / "images" / image.name, camera)
+        queries[f"IMG_{image.name[:5]}.JPG"] = photo, image.cam_from_world()
+    write_inloc(folder, cutouts, alignments, queries)
+
+
+def unprojected(depth, camera):
+    """Points in the camera's frame, not a number where nothing was measured (0)."""
+    height, width = depth.shape
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    ideal = camera.cam_from_img(np.c_[x.ravel(), y.ravel()])
+    points = np.c_[ideal, np.ones(len(ideal))] * depth.reshape(-1, 1)
+    points[depth.ravel() == 0] = np.nan
+    return points.reshape(height, width, 3)
+
+
+def on_telephone(photo: Path, camera: pycolmap.Camera) -> bytes:
+    """The photo amid black, so large that its focal length is that of InLoc's telephone."""
+    width = round(camera.mean_focal_length() * 36 / 28)
+    larger = Image.new("RGB", (width, round(width * 3 / 4)))
+    corner = [
+        round(size / 2 - centre)
+        for size, centre in zip(
+            larger.size, (camera.principal_point_x, camera.principal_point_y), strict=True
+        )
+    ]
+    with Image.open(photo) as image:
+        larger.paste(image, (corner[0], corner[1]))
+    buffer = io.BytesIO()
+    larger.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""Reconstruction of scenes whose truth is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pycolmap
+import pytest
+import torch
+
+from d2net.errors import FormatError, InputError
+from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.reconstruction import evaluate_reconstruction
+from d2net.evaluation.results import Result, save_json
+from d2net.features import Features
+
+from ..mapping.made import nothing, seen, write_photos
+from ..mapping.test_reconstruct import PLACES, true_model
+
+
+class Prepared:
+    """Gives prepared features by the number in a photo's name."""
+
+    name = "prepared"
+
+    def __init__(self, features: list[Features], note: str = "") -> None:
+        self._features = features
+        self._note = note
+
+    def provenance(self) -> dict[str, str]:
+        return {"prepared": self._note}
+
+    def extract(self, photo: Path, name: str) -> Features:
+        return self._features[int(Path(name).stem[-2:])]
+
+
+def scene(folder: Path, photos: int = 6, *, truth: bool = True) -> Path:
+    write_photos(folder / "images", range(photos))
+    if truth:
+        (folder / "model").mkdir()
+        true_model().write_text(folder / "model")
+    return folder
+
+
+def evaluate(folder: Path, features: list[Features], cache: Path) -> Result:
+    return evaluate_reconstruction(CachedFeatures(Prepared(features), cache), folder)
+
+
+EXACT = [seen(place) for place in PLACES]
+
+
+def test_exact_features_give_exact_cameras(tmp_path: Path) -> None:
+    result = evaluate(scene(tmp_path / "place"), EXACT, tmp_path / "cache")
+    figures = result.groups["place"]
+    assert figures["photos registered"] == 6
+    assert figures["registered share"] == 1
+    assert figures["sparse points"] > 100
+    assert figures["position error"] < 0.1
+    assert figures["rotation error"] < 0.1
+    assert figures["placed well"] == 1
+    seen_points = sum(pair.figures["points"] for pair in result.pairs)
+    assert figures["observations per photo"] == pytest.approx(seen_points / 6)
+    assert figures["track length"] == pytest.approx(seen_points / figures["sparse points"])
+    assert result.groups["overall"] == figures
+
+
+def test_noise_shows_in_every_error(tmp_path: Path) -> None:
+    folder = scene(tmp_path / "place")
+    torch.manual_seed(0)
+    noisy = [replace(f, keypoints=f.keypoints + torch.randn(f.keypoints.shape)) for f in EXACT]
+    sharp = evaluate(folder, EXACT, tmp_path / "a").groups["overall"]
+    blurred = evaluate(folder, noisy, tmp_path / "b").groups["overall"]
+    for name in ("reprojection error", "position error", "rotation error"):
+        assert blurred[name] > 3 * sharp[name]
+
+
+def test_twice_gives_identical_figures(tmp_path: Path) -> None:
+    folder = scene(tmp_path / "place")
+    results = [evaluate(folder, EXACT, tmp_path / "cache") for _ in range(2)]
+    for i, result in enumerate(results):
+        save_json(tmp_path / f"{i}.json", [result])
+    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
+
+
+def test_scenes_beside_each_other_and_without_truth(tmp_path: Path) -> None:
+    scene(tmp_path / "both" / "a", truth=False)
+    scene(tmp_path / "both" / "b", 2, truth=False)
+    result = evaluate(tmp_path / "both", EXACT, tmp_path / "cache")
+    assert "position error" not in result.groups["overall"]
+    assert result.groups["a"]["photos registered"] == 6
+    assert (
+        result.groups["overall"]["registered share"]
+        == (1 + result.groups["b"]["registered share"]) / 2
+    )
+    assert {pair.photos[0].split("/")[0] for pair in result.pairs} == {"a", "b"}
+
+
+def test_no_model_is_zero(tmp_path: Path) -> None:
+    folder = scene(tmp_path / "place")
+    result = evaluate(folder, [nothing()] * 6, tmp_path / "cache")
+    assert result.groups["place"]["photos registered"] == 0
+    assert result.groups["place"]["placed well"] == 0
+    assert json.loads(json.dumps(result.to_dict()))["groups"]["place"]["sparse points"] == 0
+
+
+def test_broken_truth_gets_one_sentence(tmp_path: Path) -> None:
+    folder = scene(tmp_path / "place")
+    (folder / "images" / "photo03.png").unlink()
+    with pytest.raises(FormatError, match=r"photo03\.png, which is not in"):
+        evaluate(folder, EXACT, tmp_path / "cache")
+    write_photos(folder / "images", [3])
+    model = pycolmap.Reconstruction(folder / "model")
+    camera = model.cameras[1]
+    camera.width, camera.height = camera.height, camera.width
+    model.write_text(folder / "model")
+    with pytest.raises(FormatError, match=r"640 x 480 pixels, but its true camera 480 x 640"):
+        evaluate(folder, EXACT, tmp_path / "cache")
+    with pytest.raises(InputError, match="there is no folder"):
+        evaluate(tmp_path / "none", EXACT, tmp_path / "cache")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no scene"):
+        evaluate(tmp_path / "empty", EXACT, tmp_path / "cache")

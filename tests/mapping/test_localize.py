@@ -1,0 +1,168 @@
+"""Photos placed in a map whose truth is known, and photos that do not belong there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+import torch
+
+from d2net import D2Net
+from d2net.errors import InputError
+from d2net.features import Features, Matches
+from d2net.geometry.alignment import rotation_angle
+from d2net.mapping.folder import MapFolder
+from d2net.mapping.links import link
+from d2net.mapping.localize import Map
+from d2net.mapping.reconstruct import reconstruct
+
+from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
+from .test_reconstruct import PLACES, network, true_model
+
+QUERY = camera(0.9, 6, z=1.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A map in the frame of the truth."""
+    root = tmp_path_factory.mktemp("localize")
+    photos = write_photos(root / "photos", range(6))
+    (root / "poses").mkdir()
+    true_model().write_text(root / "poses")
+    reconstruct(photos, root / "map", model=network(), poses=root / "poses")
+    return root
+
+
+def opened(root: Path, *queries: Features) -> Map:
+    """The map, with a network that knows queries by the shades 0, 1, ..."""
+    return Map(MapFolder(root / "map"), PreparedNetwork(queries))
+
+
+def photo(shade: int) -> np.ndarray:
+    return np.full((SIZE[1], SIZE[0], 3), shade, np.uint8)
+
+
+def test_a_query_is_placed_where_it_was(root: Path) -> None:
+    answer = opened(root, seen(QUERY)).localize(photo(0), camera=LENS)
+    assert answer.verdict == "localized"
+    assert answer.cam_from_world is not None
+    np.testing.assert_allclose(answer.cam_from_world.matrix(), QUERY.matrix(), atol=1e-3)
+    assert answer.num_inliers == len(np.unique(answer.links.rows)) > 50
+    assert answer.best_photo in {f"photo{i:02}.png" for i in range(6)}
+
+
+def test_an_unknown_focal_length_is_estimated(root: Path) -> None:
+    answer = opened(root, seen(QUERY)).localize(photo(0))
+    assert answer.pose is not None
+    assert not answer.known_camera
+    assert answer.pose.camera.mean_focal_length() == pytest.approx(768, rel=1e-3)
+    np.testing.assert_allclose(answer.pose.cam_from_world.matrix(), QUERY.matrix(), atol=1e-2)
+
+
+def test_noise_shows_in_the_uncertainty(root: Path) -> None:
+    queries = [seen(QUERY, noise) for noise in (0.5, 4.0)]
+    map_ = opened(root, *queries)
+    sharp, blurred = (map_.localize(photo(i), camera=LENS) for i in (0, 1))
+    assert sharp.pose is not None
+    assert blurred.pose is not None
+    assert blurred.pose.rotation_deviation > 3 * sharp.pose.rotation_deviation
+    turned = rotation_angle(
+        np.asarray(blurred.pose.cam_from_world.rotation.matrix()),
+        np.asarray(QUERY.rotation.matrix()),
+    )
+    assert turned < 4 * blurred.pose.rotation_deviation
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [(seen(QUERY, other=True), "link"), (nothing(), "no keypoints")],
+    ids=["another place", "no keypoints"],
+)
+def test_what_is_not_in_the_map_is_lost(root: Path, query: Features, reason: str) -> None:
+    answer = opened(root, query).localize(photo(0), camera=LENS)
+    assert answer.verdict == "lost"
+    assert reason in answer.reason
+
+
+def test_few_points_are_doubtful(root: Path) -> None:
+    answer = opened(root, seen(QUERY)[:25]).localize(photo(0), camera=LENS)
+    assert answer.verdict == "doubtful"
+    assert answer.pose is not None
+
+
+def test_the_same_query_gives_the_same_answer_twice(root: Path) -> None:
+    map_ = opened(root, seen(QUERY, 2.0))
+    first, second = (map_.localize(photo(0), camera=LENS, seed=3) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+
+
+def test_the_photos_may_be_gone_but_pictures_need_them(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    map_ = opened(moved, seen(QUERY))
+    answer = map_.localize(photo(0), camera=LENS)
+    picture = map_.plot(answer, photo(0), tmp_path / "query.png")
+    assert (tmp_path / "query.png").exists()
+    assert picture.size[0] > picture.size[1]
+    record = moved / "map" / "map.json"
+    record.write_text(record.read_text().replace(str(root / "photos"), str(moved / "gone")))
+    map_ = opened(moved, seen(QUERY))
+    answer = map_.localize(photo(0), camera=LENS)
+    assert answer.verdict == "localized"
+    with pytest.raises(InputError, match=r"is not in .*gone any more"):
+        map_.plot(answer, photo(0))
+
+
+def test_a_camera_of_another_size_is_refused(root: Path) -> None:
+    small = pycolmap.Camera(model="SIMPLE_RADIAL", width=64, height=48, params=[77, 32, 24, 0.0])
+    with pytest.raises(InputError, match="must be the same"):
+        opened(root, seen(QUERY)).localize(photo(0), camera=small)
+
+
+def test_photos_of_two_places_are_not_mixed(tmp_path: Path) -> None:
+    """Two places, matched by nothing, in one model: half of the links are to the wrong one."""
+    photos = write_photos(tmp_path / "photos", range(12))
+    model = true_model()
+    elsewhere = [seen(place, other=True) for place in PLACES]
+    for i, (place, features) in enumerate(zip(PLACES, elsewhere, strict=True), start=6):
+        points = features.keypoints.double().numpy() + 0.5
+        image = pycolmap.Image(
+            name=f"photo{i:02}.png", keypoints=points, camera_id=1, image_id=i + 1
+        )
+        model.add_image_with_trivial_frame(image, place)
+    (tmp_path / "poses").mkdir()
+    model.write_text(tmp_path / "poses")
+    both = network([*(seen(place) for place in PLACES), *elsewhere])
+    reconstruct(photos, tmp_path / "map", model=both, poses=tmp_path / "poses")
+    answer = opened(tmp_path, seen(QUERY)).localize(photo(0), camera=LENS)
+    assert answer.verdict == "localized"
+    assert set(answer.photos) == {f"photo{i:02}.png" for i in range(6)}
+
+
+def test_opening_needs_a_finished_map_and_its_weights(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="is no map"):
+        Map.open(tmp_path)
+    stranger = network()
+    stranger.weights = {"name": "others", "sha256": "f" * 64}
+    monkeypatch.setattr(D2Net, "from_pretrained", lambda *_, **__: stranger)
+    with pytest.raises(InputError, match="other weights"):
+        Map.open(root / "map")
+    stranger.weights = network().weights
+    assert len(Map.open(root / "map").names) == 6
+
+
+def test_what_photos_agree_on_counts_once() -> None:
+    matches = Matches(torch.tensor([[0, 0], [1, 1], [2, 2]]), torch.ones(3))
+    places = np.array([[0.0, 0, 1], [1, 1, 1], [np.nan] * 3])
+    others = places.copy()
+    others[1] = [5, 5, 5]
+    links = link([(matches, places), (replace(matches), others)])
+    assert links.rows.tolist() == [0, 1, 1]
+    assert links.photos.tolist() == [0, 0, 1]
+    assert len(link([])) == 0

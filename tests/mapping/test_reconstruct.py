@@ -1,0 +1,269 @@
+"""From photos to a map, and from a photo to its place in it, with features whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from d2net.errors import InputError, MappingError, OutputError
+from d2net.features import Features
+from d2net.formats.h5 import FeatureFile, MatchFile
+from d2net.formats.models import read_model
+from d2net.formats.pairs import read_pairs, write_pairs
+from d2net.geometry.alignment import camera_errors
+from d2net.mapping import reconstruct as stages
+from d2net.mapping.folder import MapFolder
+from d2net.mapping.localize import Map
+from d2net.mapping.reconstruct import extend, reconstruct
+from d2net.mapping.settings import MappingSettings
+from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
+from d2net.matching.choice import PairChoice
+
+from .made import LENS, PreparedNetwork, camera, nothing, seen, write_photos
+
+PLACES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
+QUERY = camera(0.9, 6, z=1.0)
+
+
+def network(features: Sequence[Features] | None = None) -> PreparedNetwork:
+    return PreparedNetwork(features or [seen(place) for place in PLACES])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A map of six photos; tests copy what they change."""
+    root = tmp_path_factory.mktemp("made")
+    photos = write_photos(root / "photos", range(6))
+    reconstruct(photos, root / "map", model=network())
+    return root
+
+
+def model_of(folder: Path) -> pycolmap.Reconstruction:
+    return read_model(folder / "sparse" / "0")
+
+
+def errors(model: pycolmap.Reconstruction) -> tuple[float, float]:
+    """The largest position error in percent of the spread, and rotation error in degrees."""
+    mine = {image.name: image.cam_from_world() for image in model.images.values()}
+    true = {f"photo{i:02}.png": place for i, place in enumerate(PLACES)}
+    found = camera_errors(mine, true)
+    assert found is not None
+    return 100 * max(found.position.values()) / found.spread, max(found.rotation.values())
+
+
+def test_all_photos_are_registered_where_they_were(made: Path) -> None:
+    model = model_of(made / "map")
+    assert model.num_reg_images() == 6
+    assert model.num_points3D() > 100
+    position, rotation = errors(model)
+    assert position < 0.1
+    assert rotation < 0.1
+
+
+def test_outputs_are_what_other_programs_read(made: Path) -> None:
+    names = [f"photo{i:02}.png" for i in range(6)]
+    with FeatureFile(made / "map" / "features.h5") as features:
+        assert list(features.names) == names
+    with MatchFile(made / "map" / "matches.h5") as matches:
+        assert len(matches) == 15
+    assert len(read_pairs(made / "map" / "pairs.txt")) == 15
+    with pycolmap.Database.open(made / "map" / "database.db") as database:
+        assert database.num_images() == 6
+        assert database.num_verified_image_pairs() == 15
+    report = json.loads((made / "map" / "report.json").read_text())
+    assert report["photos_registered"] == 6
+    assert set(report["seconds"]) >= {"features", "matches", "verification", "mapping"}
+    assert (made / "map" / "map.png").stat().st_size > 1000
+    assert "photo03.png" in (made / "map" / "map.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_model_twice(made: Path, tmp_path: Path) -> None:
+    reconstruct(made / "photos", tmp_path / "map", model=network())
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        first, second = (root / "map" / "sparse" / "0" / name for root in (made, tmp_path))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_global_mapper_maps_too(made: Path, tmp_path: Path) -> None:
+    settings = MappingSettings(mapper="global")
+    reconstruct(made / "photos", tmp_path / "map", model=network(), settings=settings)
+    model = model_of(tmp_path / "map")
+    assert model.num_reg_images() == 6
+    assert errors(model)[0] < 1
+
+
+def test_started_again_it_does_nothing_twice(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    for name in ("run_mapper", "verify_pairs"):
+        monkeypatch.setattr(stages, name, None)  # calling it would fail
+    summary = reconstruct(made / "photos", tmp_path / "map", model=PreparedNetwork([]))
+    assert summary.num_registered == 6
+
+
+def test_other_settings_of_the_mapping_make_the_model_anew(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    settings = MappingSettings(camera_model="SIMPLE_PINHOLE", camera_mode="single")
+    reconstruct(made / "photos", tmp_path / "map", model=network(), settings=settings)
+    model = model_of(tmp_path / "map")
+    assert len(model.cameras) == 1
+    assert next(iter(model.cameras.values())).model_name == "SIMPLE_PINHOLE"
+
+
+def _map_until_killed(photos: Path, output: Path, stage: str) -> None:
+    def report(now: str, what: str, left: int | None) -> None:
+        if now == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    reconstruct(photos, output, model=network(), report=report)
+
+
+@pytest.mark.parametrize("stage", ["matches", "verification", "mapping", "report"])
+def test_a_killed_run_goes_on_at_its_stage(
+    made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
+) -> None:
+    process = processes.Process(
+        target=_map_until_killed, args=(made / "photos", tmp_path / "map", stage)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9
+    # Features are there: extracting again would fail.
+    summary = reconstruct(made / "photos", tmp_path / "map", model=PreparedNetwork([]))
+    assert summary.num_registered == 6
+    for name in ("images.bin", "points3D.bin"):
+        first, second = (root / "map" / "sparse" / "0" / name for root in (made, tmp_path))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_photos_that_fail_are_told_why(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", range(8))
+    (photos / "broken.png").write_bytes(b"no photo")
+    features = [*(seen(place) for place in PLACES), nothing(), seen(camera(0), other=True)]
+    summary = reconstruct(photos, tmp_path / "map", model=network(features))
+    assert summary.num_registered == 6
+    reasons = {photo.name: photo.reason for photo in summary.failed}
+    assert reasons["photo06.png"] == NO_FEATURES
+    assert reasons["photo07.png"] == NO_MATCHES
+    assert "broken.png" in reasons["broken.png"]
+
+
+def test_a_second_place_is_a_model_of_its_own(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", range(10))
+    elsewhere = [seen(place, other=True) for place in PLACES[:4]]
+    summary = reconstruct(
+        photos,
+        tmp_path / "map",
+        model=network([*(seen(place) for place in PLACES), *elsewhere]),
+    )
+    assert summary.models == (6, 4)
+    assert {photo.reason for photo in summary.failed} == {"in another model with 4 photos"}
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([seen(PLACES[0]), seen(PLACES[1], other=True)], "do not show one place"),
+        ([seen(PLACES[2])] * 4, "copies"),
+        ([seen(camera(0, turn)) for turn in (-6, -3, 0, 3, 6)], "moves sideways"),
+        ([seen(PLACES[0]), nothing()], "1 of 2 have some"),
+        ([seen(PLACES[2]), seen(PLACES[3])], "no model of 3 photos"),
+    ],
+    ids=["no overlap", "copies", "rotation only", "no features", "two photos"],
+)
+def test_no_map_says_why_and_keeps_what_there_is(
+    tmp_path: Path, features: list[Features], message: str
+) -> None:
+    photos = write_photos(tmp_path / "photos", range(len(features)))
+    with pytest.raises(MappingError, match=message):
+        reconstruct(photos, tmp_path / "map", model=network(features))
+    with FeatureFile(tmp_path / "map" / "features.h5") as kept:
+        assert len(kept) == len(features)
+    assert not (tmp_path / "map" / "sparse").exists()
+
+
+def test_one_photo_is_no_map(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least two photos"):
+        reconstruct(write_photos(tmp_path / "photos", [0]), tmp_path / "map", model=network())
+    assert not (tmp_path / "map").exists()
+
+
+def test_features_of_other_settings_are_not_mixed(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    other = network()
+    other.settings = other.settings.updated(max_keypoints=50)
+    with pytest.raises(OutputError, match="other settings"):
+        reconstruct(made / "photos", tmp_path / "map", model=other)
+    assert model_of(tmp_path / "map").num_reg_images() == 6
+
+
+def test_pairs_from_a_list_are_the_only_ones(made: Path, tmp_path: Path) -> None:
+    chosen = [(f"photo{i:02}.png", f"photo{j:02}.png") for i, j in ((0, 1), (1, 2), (0, 2))]
+    write_pairs(tmp_path / "pairs.txt", chosen)
+    summary = reconstruct(
+        made / "photos",
+        tmp_path / "map",
+        model=network(),
+        pairs=PairChoice("list", file=tmp_path / "pairs.txt"),
+    )
+    assert summary.num_registered == 3
+    assert [photo.reason for photo in summary.failed] == [NO_MATCHES] * 3
+
+
+def true_model() -> pycolmap.Reconstruction:
+    model = pycolmap.Reconstruction()
+    lens = pycolmap.Camera(LENS.todict())
+    lens.camera_id = 1
+    model.add_camera_with_trivial_rig(lens)
+    for i, place in enumerate(PLACES):
+        points = seen(place).keypoints.double().numpy() + 0.5
+        image = pycolmap.Image(
+            name=f"photo{i:02}.png", keypoints=points, camera_id=1, image_id=i + 1
+        )
+        model.add_image_with_trivial_frame(image, place)
+    return model
+
+
+def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "poses").mkdir()
+    true_model().write_text(tmp_path / "poses")
+    summary = reconstruct(
+        made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses"
+    )
+    model = model_of(tmp_path / "map")
+    assert summary.num_points > 100
+    for image in model.images.values():
+        true = PLACES[int(image.name[5:7])].matrix()
+        np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
+
+
+def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    before = {i.name: i.image_id for i in model_of(tmp_path / "map").images.values()}
+    new = write_photos(tmp_path / "new", [6, 7])
+    both = [*(seen(place) for place in PLACES), seen(QUERY), seen(camera(-1.0, -3))]
+    summary = extend(tmp_path / "map", new, model=network(both))
+    assert summary.num_registered == 8
+    model = model_of(tmp_path / "map")
+    assert {i.name: i.image_id for i in model.images.values()}.items() >= before.items()
+    assert errors(model)[0] < 0.1
+    opened = Map(MapFolder(tmp_path / "map"), network(both))
+    assert "photo06.png" in opened.names
+
+
+def test_nothing_new_is_told(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    with pytest.raises(InputError, match="in the map"):
+        extend(tmp_path / "map", made / "photos", model=network())
+    with pytest.raises(InputError, match="no finished map"):
+        extend(tmp_path, made / "photos", model=network())
