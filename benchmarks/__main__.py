@@ -15,6 +15,7 @@ from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "extraction": extraction.rows,
+    "kinds": extraction.kind_rows,
     "matching": matching.rows,
     "memory": memory.rows,
     "precision": precision.rows,

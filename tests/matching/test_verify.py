@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,7 @@ def test_threshold_is_in_pixels_of_the_photos():
 
 
 def test_default_threshold_grows_with_photos_that_were_reduced():
-    sharp, reduced = features(np.zeros((5, 2)), 1.0), features(np.zeros((5, 2)), 6.0)
+    sharp, reduced = features(np.zeros((5, 2)), 1.5), features(np.zeros((5, 2)), 6.0)
     matches = in_order(5)
     smallest = default_threshold(sharp, sharp, matches, "fundamental")
     assert 5 <= smallest <= 10  # what suited D2-Net in the image matching challenge
@@ -89,6 +91,16 @@ def test_default_threshold_grows_with_photos_that_were_reduced():
     largest = default_threshold(reduced, reduced, matches, "fundamental")
     assert smallest < larger < largest
     assert default_threshold(reduced, reduced, matches, "homography") > largest
+
+
+def test_the_most_precise_keypoints_decide_on_the_default_threshold():
+    """Of both kinds: deep ones, good to 1.5 px, beside fewer corners, good to 0.4."""
+    uncertainty = torch.tensor([1.5] * 6 + [0.4] * 4)
+    both = replace(features(np.zeros((10, 2))), uncertainty=uncertainty)
+    matches = in_order(10)
+    assert default_threshold(both, both, matches, "fundamental") == pytest.approx(1.5)
+    deep = in_order(6)
+    assert default_threshold(both, both, deep, "fundamental") == pytest.approx(5.46, abs=0.01)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7])
