@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests to run: all but the long ones, which `make test MARKERS=` runs too.
 MARKERS ?= not slow
+# Processes that share the tests, with a thread each; 0 for one process with all threads.
+WORKERS ?= auto
 
 .PHONY: demo test check benchmark clean
 
@@ -13,7 +15,8 @@ demo: $(VENV)/installed
 	$(BIN)/d2net show tests/data/graf1.png --output demo/keypoints.png
 
 test: $(VENV)/installed
-	$(BIN)/pytest $(if $(MARKERS),-m "$(MARKERS)")
+	$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(BIN)/pytest -n $(WORKERS) \
+		$(if $(MARKERS),-m "$(MARKERS)")
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

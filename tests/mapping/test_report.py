@@ -101,7 +101,7 @@ def decoded(data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def page(
     made: pycolmap.Reconstruction, path: Path, photos: Path | None = None, **known: Any
 ) -> str:
-    write_html(made, path, summarise(made, **known), [photos])
+    write_html(made, path, summarise(made, **known), [photos] if photos else [])
     return path.read_text(encoding="utf-8")
 
 
