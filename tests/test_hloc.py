@@ -135,7 +135,7 @@ def test_other_choices_are_kept_in_another_file(hloc: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"keypoints": 7}, "unknown setting 'points'"),
+        ({"points": 7}, "unknown setting 'points'"),
         ({"max_keypoints": 0}, "max_keypoints must be"),
         ({"max_edge": 800}, "max_edge is no setting.*resize_max"),
         ({"upright": True}, "upright is no setting.*as stored"),
