@@ -17,6 +17,7 @@ from typing import Any
 FILE = Path(__file__).parents[1] / "ACCURACY.md"
 
 
+_COUNTS = ("features", "matches", "inliers")
 _WIDE = 9  # more figures than columns of a page: they become rows
 
 
@@ -24,7 +25,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """The headline figures overall, and the main one per group where there are several."""
     names = results[0]["headline"]
     methods = [f"`{result['method']}`" for result in results]
-    overall = [[_number(r["groups"]["overall"].get(name)) for name in names] for r in results]
+    overall = [[_number(name, r["groups"]["overall"].get(name)) for name in names] for r in results]
     if len(names) <= _WIDE:
         lines = _markdown(["features", *names], zip(methods, overall, strict=True))
     else:
@@ -32,7 +33,7 @@ def table(results: list[dict[str, Any]]) -> str:
     groups = [name for name in results[0]["groups"] if name != "overall"]
     if len(groups) > 1:
         main = _main(names)
-        rows = ([_number(r["groups"][group].get(main)) for group in groups] for r in results)
+        rows = ([_number(main, r["groups"][g].get(main)) for g in groups] for r in results)
         lines += ["", f"{main} per group:", ""]
         lines += _markdown(["features", *groups], zip(methods, rows, strict=True))
     return "\n".join(lines)
@@ -49,10 +50,10 @@ def _markdown(head: list[str], rows: Iterable[tuple[str, Iterable[str]]]) -> lis
     return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows]
 
 
-def _number(value: float | None) -> str:
+def _number(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if value < 10 and value % 1 else f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 100 or name in _COUNTS else f"{value:.3f}"
 
 
 def main() -> None:
