@@ -1,9 +1,9 @@
 """Puts the figures of evaluation reports into ACCURACY.md.
 
-usage: python tools/accuracy.py NAME=REPORT.json [NAME=REPORT.json ...]
+usage: python tools/accuracy.py NAME=REPORT.json[:FIGURE,FIGURE...] [...]
 
-REPORT.json is what `d2net evaluate ... --output REPORT.json` wrote; its table goes between the
-markers `<!-- NAME -->` and `<!-- end of NAME -->`.
+REPORT.json is what `d2net evaluate ... --output REPORT.json` wrote; its table, of the figures named
+or of the headline ones, goes between the markers `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _COUNTS = ("features", "matches", "inliers")
 _WIDE = 9  # more figures than columns of a page: they become rows
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The headline figures overall, and the main one per group where there are several."""
-    names = results[0]["headline"]
+def table(results: list[dict[str, Any]], figures: str = "") -> str:
+    """The headline figures overall, or those named, and the main one per group if several."""
+    names = figures.split(",") if figures else results[0]["headline"]
     methods = [f"`{result['method']}`" for result in results]
     overall = [[_number(name, r["groups"]["overall"].get(name)) for name in names] for r in results]
     if len(names) <= _WIDE:
@@ -60,13 +60,14 @@ def main() -> None:
     """Write every table named on the command line."""
     text = FILE.read_text()
     for argument in sys.argv[1:]:
-        name, _, path = argument.partition("=")
+        name, _, source = argument.partition("=")
+        path, _, figures = source.partition(":")
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
             sys.exit(f"{FILE.name} has no place for {name!r}")
-        text = f"{before}{begin}{table(json.loads(Path(path).read_text()))}\n{end}{after}"
+        text = f"{before}{begin}{table(json.loads(Path(path).read_text()), figures)}\n{end}{after}"
     FILE.write_text(text)
 
 
