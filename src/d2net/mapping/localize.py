@@ -42,8 +42,8 @@ pixels. COLMAP's 12 px are 8 sigma of D2-Net's detections in photos that are not
 SURE_INLIERS, FEWEST_INLIERS = 30, 12
 SURE_ROTATION = 1.0
 """A photo counts as localized with so many inliers and a rotation certain to so many degrees, as
-doubtful with fewer, and as lost with the fewest. Photos of other places reached at most 11 inliers
-on the maps of the training photos."""
+doubtful with fewer, and as lost with the fewest. A photo of another place reached 12 on a map of
+twelve photos of a door, its focal length being estimated too."""
 
 _SHARED_POINTS = 10  # photos of a map that see so many of the same points show one place
 _PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
