@@ -54,14 +54,14 @@ EXACT = [seen(place) for place in PLACES]
 def test_exact_features_give_exact_cameras(tmp_path: Path) -> None:
     result = evaluate(scene(tmp_path / "place"), EXACT, tmp_path / "cache")
     figures = result.groups["place"]
-    assert figures["photos registered"] == 6
+    assert figures["images registered"] == 6
     assert figures["registered share"] == 1
     assert figures["sparse points"] > 100
     assert figures["position error"] < 0.1
     assert figures["rotation error"] < 0.1
     assert figures["placed well"] == 1
     seen_points = sum(pair.figures["points"] for pair in result.pairs)
-    assert figures["observations per photo"] == pytest.approx(seen_points / 6)
+    assert figures["observations per image"] == pytest.approx(seen_points / 6)
     assert figures["track length"] == pytest.approx(seen_points / figures["sparse points"])
     assert result.groups["overall"] == figures
 
@@ -89,7 +89,7 @@ def test_scenes_beside_each_other_and_without_truth(tmp_path: Path) -> None:
     scene(tmp_path / "both" / "b", 2, truth=False)
     result = evaluate(tmp_path / "both", EXACT, tmp_path / "cache")
     assert "position error" not in result.groups["overall"]
-    assert result.groups["a"]["photos registered"] == 6
+    assert result.groups["a"]["images registered"] == 6
     assert (
         result.groups["overall"]["registered share"]
         == (1 + result.groups["b"]["registered share"]) / 2
@@ -100,7 +100,7 @@ def test_scenes_beside_each_other_and_without_truth(tmp_path: Path) -> None:
 def test_no_model_is_zero(tmp_path: Path) -> None:
     folder = scene(tmp_path / "place")
     result = evaluate(folder, [nothing()] * 6, tmp_path / "cache")
-    assert result.groups["place"]["photos registered"] == 0
+    assert result.groups["place"]["images registered"] == 0
     assert result.groups["place"]["placed well"] == 0
     assert json.loads(json.dumps(result.to_dict()))["groups"]["place"]["sparse points"] == 0
 

@@ -1,8 +1,8 @@
 """Scenes reconstructed by structure from motion, with any features.
 
 The columns of the Local Feature Evaluation Benchmark (Schönberger et al., "Comparative Evaluation
-of Hand-Crafted and Learned Local Features", CVPR 2017): photos registered, sparse points,
-observations per photo, track length, reprojection error. It has no ground truth, and a wrong
+of Hand-Crafted and Learned Local Features", CVPR 2017): images registered, sparse points,
+observations per image, track length, reprojection error. It has no ground truth, and a wrong
 reconstruction can have good figures: where the true cameras are known, their errors stand beside.
 """
 
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import pycolmap
 
 SCENE_FIGURES = (
-    "photos registered",
+    "images registered",
     "registered share",
     "sparse points",
-    "observations per photo",
+    "observations per image",
     "track length",
     "reprojection error",
 )
@@ -126,7 +126,7 @@ def evaluate_reconstruction(
         Per photo: `registered` (1 or 0), `points` it sees, and with truth `position error` in
         percent of the true cameras' spread (root mean square distance from their centroid) and
         `rotation error` in degrees, after alignment by a similarity. Per scene: `photos
-        registered`, `registered share`, `sparse points`, `observations per photo`, `track length`,
+        registered`, `registered share`, `sparse points`, `observations per image`, `track length`,
         `reprojection error` (px); with truth the medians of both errors over the registered photos
         and `placed well`, the share of all photos within 1 % and 1 degree. Overall: the means of
         the scenes' figures. A scene without a model has zeros, and no errors.
