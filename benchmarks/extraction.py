@@ -111,7 +111,7 @@ def kind_rows() -> list[Row]:
         "trunk": lambda: model.trunk.extract(images),
         "corners": lambda: detect_corners(to_grey(pixels)),
     }
-    seconds = medians_in_turn({**parts, **extractions}, rounds=7)
+    seconds = medians_in_turn({**parts, **extractions}, rounds=3)
     share, plain = seconds["corners"] / seconds["trunk"], seconds["deep, plain"]
     rows = [
         Row(
