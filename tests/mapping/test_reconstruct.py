@@ -261,6 +261,53 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert "photo06.png" in opened.names
 
 
+def _extend_until_killed(into: Path, photos: Path, stage: str) -> None:
+    def report(now: str, what: str, left: int | None) -> None:
+        if now == stage:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    extend(
+        into,
+        photos,
+        model=network([*(seen(place) for place in PLACES), seen(QUERY)]),
+        report=report,
+    )
+
+
+@pytest.mark.parametrize("stage", ["features", "matches", "verification", "mapping", "report"])
+def test_an_addition_that_was_killed_goes_on(
+    made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    new = write_photos(tmp_path / "new", [6])
+    process = processes.Process(target=_extend_until_killed, args=(tmp_path / "map", new, stage))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9
+    both = [*(seen(place) for place in PLACES), seen(QUERY)]
+    summary = extend(tmp_path / "map", new, model=network(both))
+    assert summary.num_registered == 7
+
+
+def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    record = tmp_path / "map" / "map.json"
+    record.write_text(record.read_text().replace(str(made / "photos"), str(tmp_path / "gone")))
+    both = [*(seen(place) for place in PLACES), seen(QUERY)]
+    summary = extend(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network(both))
+    assert summary.num_registered == 7
+
+
+def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    (tmp_path / "poses").mkdir()
+    true_model().write_text(tmp_path / "poses")
+    for poses in (tmp_path / "poses", None):
+        reconstruct(made / "photos", tmp_path / "map", model=network(), poses=poses)
+    first, second = (root / "map" / "sparse" / "0" / "images.bin" for root in (made, tmp_path))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_nothing_new_is_told(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     with pytest.raises(InputError, match="in the map"):

@@ -73,10 +73,8 @@ _RIGHT = {  # of matches in the pictures
     "homography": f"within {REPEATABILITY_THRESHOLD:g} px",
     "localization": "agreeing with the true pose or, where it is not known, with the found one",
 }
-_THINGS = {
-    "localization": ("query", "queries"),
-    "reconstruction": ("photo", "photos"),
-}  # that figures are of, instead of pairs
+# What figures are of, instead of pairs.
+_THINGS = {"localization": ("query", "queries"), "reconstruction": ("photo", "photos")}
 _MEANINGS = {
     "MMA": "share of matches that are right within so many pixels (mean matching accuracy)",
     "mAA": "mean accuracy over the thresholds",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -66,6 +66,16 @@ class MapFolder:
             looked = " and ".join(map(str, self.photo_folders)) or "any known folder"
             raise InputError(f"the photo {name} of the map {self.path} is not in {looked} any more")
         return found
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """The photos that the map was finished with, in it or not."""
+        return frozenset(self._record.get("finished", ()))
+
+    def finish(self, names: Iterable[str]) -> None:
+        """The map is finished with these photos."""
+        self._record["finished"] = sorted(names)
+        self.save_record()
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -90,6 +90,7 @@ def reconstruct(
             models = _map(folder, settings, limits, inputs, say)
         else:
             models = _triangulate(folder, survey, poses, settings, limits)
+            folder.note("mapping", digest([inputs, str(poses)]))
         return _finish(folder, survey, models, settings, limits, say)
 
 
@@ -103,6 +104,8 @@ def extend(
     report: Report | None = None,
 ) -> MapSummary:
     """Add photos to a map that is there; its photos stay, and are adjusted with the new ones.
+
+    Safe to kill, and to start again.
 
     Args:
         into: the map's folder.
@@ -120,9 +123,8 @@ def extend(
     folder_path, settings, say = Path(into), settings or MappingSettings(), report or _silent
     MapFolder(folder_path).read_model()
     with _opened(folder_path) as folder:
-        with FeatureFile(folder.features) as features:
-            before = set(features.names)
-        found = [photo for photo in _photos(Path(photos)) if photo.name not in before]
+        # Not those that have features: a run that was killed may have left some behind.
+        found = [p for p in _photos(Path(photos)) if p.name not in folder.finished]
         if not found:
             raise InputError(f"all photos of {photos} are in the map {into} already")
         folder.add_photo_folder(Path(photos))
@@ -133,12 +135,12 @@ def extend(
             both = known.extended(features, new) if new else known
             pairs = [
                 (other, name)
-                for name in new
+                for name in survey.usable
                 for other, _ in both.query(features[name], num_matched + 1)
                 if other != name
             ]
             both.save(folder.retrieval)
-        pairs = [*read_pairs(folder.pairs), *pairs]
+        pairs = list(dict.fromkeys([*read_pairs(folder.pairs), *pairs]))
         _match_pairs(folder, pairs, say)
         survey = _survey(folder, survey.failed)
         limits = thresholds(settings, survey.uncertainty.values())
@@ -279,7 +281,10 @@ def _verify(
         return
     with folder.timed("verification"):
         say("verification", "", None)
-        files = ((name, folder.photo(name), survey.sizes[name]) for name in survey.usable)
+        # Photos that the map has already keep their cameras, and need not be there any more.
+        old = folder.finished if extend else frozenset()
+        names = [name for name in survey.usable if name not in old]
+        files = ((name, folder.photo(name), survey.sizes[name]) for name in names)
         cameras = assign_cameras(
             files, settings.camera_mode, settings.camera_model, settings.camera_params
         )
@@ -287,7 +292,7 @@ def _verify(
         with FeatureFile(folder.features) as features, MatchFile(folder.matches) as matches:
             write_database(
                 folder.database,
-                LazyFeatures(features.__getitem__, survey.usable),
+                LazyFeatures(features.__getitem__, names),
                 _OnlyPairs(matches, pairs),
                 cameras=cameras,
                 overwrite=not extend,
@@ -390,7 +395,7 @@ def _finish(
         },
     )
     write_report(models[0], folder.path, result, folder.photo_folders)
-    folder.save_record()
+    folder.finish([*survey.sizes, *survey.failed])
     return result
 
 
