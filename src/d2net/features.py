@@ -151,7 +151,8 @@ class Matches:
         indices: K x 2 int64, rows of the first and of the second photo's features.
         similarity: K float32, cosine of the two descriptors.
         inliers: K bool, or None while nothing has been verified.
-        model: what was fitted ("homography", "fundamental" or "essential"), None before.
+        model: what was fitted ("homography", "fundamental", "essential", or "pose": a place in a
+            map, which has no matrix), None before.
         matrix: 3 x 3 float64 that the inliers agree with (pixels, centres at integers), None
             where none was found.
     """

@@ -394,6 +394,8 @@ def _summary(matches: Matches) -> str:
         return total
     if matches.model is None:  # marked by something other than a fitted model, as known truth
         return f"{matches.num_inliers:,} right of {total}"
+    if matches.model == "pose":
+        return f"{matches.num_inliers:,} of {total} agree with the pose"
     model = f"{matches.model} matrix" if matches.model != "homography" else "homography"
     if matches.matrix is None:
         return f"no {model} fits the {total}"
