@@ -130,7 +130,7 @@ def test_caption_tells_names_counts_and_model(texts):
         (pairs(1), "1 match"),
         (pairs(0, [], "homography", found=False), "no homography fits the 0 matches"),
         (pairs(5, [False] * 5, "essential", found=False), "no essential matrix fits the 5 matches"),
-        (pairs(5, [True] * 4 + [False], "pose", found=False), "4 of 5 matches agree with the pose"),
+        (pairs(5, [True] * 5, "pose", found=False), "5 of 5 matches agree with the pose"),
     ],
 )
 def test_caption_of_little_or_nothing_found(texts, matches, text):
