@@ -12,7 +12,8 @@ from d2net import D2Net
 from d2net.geometry.homography import transfer
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair
-from d2net.training.validation import Validation, fixed_pairs, judge, transferred
+from d2net.training.transfer import transferred
+from d2net.training.validation import Validation, fixed_pairs, judge
 
 from ..tiny import make_tiny_model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2net.errors import D2NetError, InputError
+from d2net.training.correspondences import Pairs
 from d2net.training.loss import Correspondences
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources import Mixture, Source, TrainingPair, generator, open_source
+from d2net.training.transfer import at_corners
 
 _ROUNDED = 64  # lists have few lengths, for which a CPU's kernels are made once and kept
 _ATTEMPTS = 20  # pairs that cannot be read, in a row, before it is hopeless
@@ -28,6 +30,7 @@ class Batch:
     Attributes:
         images: 2B x H x W x 3 uint8, first all first crops, then all second crops.
         correspondences: of the B pairs.
+        corners: what corresponds at corners of either crop; None if not asked for.
         sources: B, where each pair comes from.
         empty: how many more pairs were drawn that had no correspondences.
         problems: why further pairs that were drawn could not be made: missing or broken photos.
@@ -35,37 +38,65 @@ class Batch:
 
     images: Tensor
     correspondences: Correspondences
+    corners: Correspondences | None
     sources: tuple[str, ...]
     empty: int = 0
     problems: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch elsewhere."""
-        c = self.correspondences
-        moved = (t.to(device, non_blocking=True) for t in (c.points_a, c.points_b, c.valid))
-        images = self.images.to(device, non_blocking=True)
-        return Batch(images, Correspondences(*moved), self.sources, self.empty, self.problems)
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            correspondences=self.correspondences.to(device),
+            corners=None if self.corners is None else self.corners.to(device),
+        )
 
 
-def collate(pairs: Sequence[TrainingPair], empty: int = 0, problems: Sequence[str] = ()) -> Batch:
-    """A batch of pairs, their correspondences padded to the longest list."""
+def collate(
+    pairs: Sequence[TrainingPair],
+    *,
+    corners: bool = False,
+    empty: int = 0,
+    problems: Sequence[str] = (),
+) -> Batch:
+    """A batch of pairs, their correspondences padded to the longest list.
+
+    Args:
+        pairs: at least one, of equal size.
+        corners: whether to look for correspondences at corners.
+        empty: see `Batch`.
+        problems: see `Batch`.
+    """
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
-    longest = max(len(pair.points_a) for pair in pairs)
-    longest = -(-longest // _ROUNDED) * _ROUNDED
-    points = np.zeros((2, len(pairs), longest, 2), np.float32)
-    valid = np.zeros((len(pairs), longest), np.bool_)
-    for i, pair in enumerate(pairs):
-        count = len(pair.points_a)
-        points[0, i, :count], points[1, i, :count] = pair.points_a, pair.points_b
-        valid[i, :count] = True
-    a, b = torch.from_numpy(points)
+    known = [(pair.points_a, pair.points_b) for pair in pairs]
     return Batch(
         torch.from_numpy(images),
-        Correspondences(a, b, torch.from_numpy(valid)),
+        _padded(known),
+        _padded(
+            [
+                at_corners((pair.image_a, pair.image_b), points)
+                for pair, points in zip(pairs, known, strict=True)
+            ]
+        )
+        if corners
+        else None,
         tuple(pair.source for pair in pairs),
         empty,
         tuple(problems),
     )
+
+
+def _padded(lists: Sequence[Pairs]) -> Correspondences:
+    longest = max(1, *(len(a) for a, _ in lists))
+    longest = -(-longest // _ROUNDED) * _ROUNDED
+    points = np.zeros((2, len(lists), longest, 2), np.float32)
+    valid = np.zeros((len(lists), longest), np.bool_)
+    for i, both in enumerate(lists):
+        count = len(both[0])
+        points[:, i, :count], valid[i, :count] = both, True
+    a, b = torch.from_numpy(points)
+    return Correspondences(a, b, torch.from_numpy(valid))
 
 
 class Subset:
@@ -163,8 +194,9 @@ class Draws(Dataset[Batch | D2NetError]):
             return error
         return collate(
             [pair for pair, _, _ in drawn],
-            sum(empty for _, empty, _ in drawn),
-            [problem for _, _, problems in drawn for problem in problems],
+            corners=self.settings.contrast > 0,
+            empty=sum(empty for _, empty, _ in drawn),
+            problems=[problem for _, _, problems in drawn for problem in problems],
         )
 
 

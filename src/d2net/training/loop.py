@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from d2net.config import ExtractionSettings
 from d2net.errors import InputError, OutputError, TrainingError
@@ -33,6 +33,7 @@ from d2net.training import checkpoint, processes
 from d2net.training.alarms import Watch
 from d2net.training.batches import Batch, Draws, load
 from d2net.training.checkpoint import Standing
+from d2net.training.contrast import contrastive_loss
 from d2net.training.loss import Loss, matching_loss
 from d2net.training.network import Learner
 from d2net.training.records import Records
@@ -250,17 +251,17 @@ class _Run:
             group["lr"] = rate
         maps, moved = self.network(batch.images)
         loss = matching_loss(maps, batch.correspondences, sampling=s.sampling, stride=s.stride)
-        # Processes average their gradients: each must count for as many pairs as it has usable.
-        usable: Any = self.fabric.all_reduce(loss.usable.sum(), reduce_op="sum")
-        share = self.fabric.world_size / usable.clamp_min(1)
-        total = loss.per_pair.sum() * share + s.retention * moved
+        total = self._mean(loss.per_pair, loss.usable) + s.retention * moved
+        figures = {**_figures(loss), "moved": float(moved.detach())}
+        if batch.corners is not None:
+            contrast = self._mean(*contrastive_loss(maps, batch.corners, stride=s.stride))
+            total = total + s.contrast * contrast
+            figures["contrast"] = float(contrast.detach())
         self._step_optimizer.zero_grad()
         self.fabric.backward(total)
         norm = nn.utils.clip_grad_norm_(self._learning, s.clip or math.inf)
-        figures = {
-            **_figures(loss),
+        figures |= {
             "gradient": float(norm),
-            "moved": float(moved.detach()),
             "learning_rate": rate,
             "empty": float(batch.empty),
         }
@@ -270,6 +271,15 @@ class _Run:
         standing.step += 1
         standing.pairs += s.batch
         return figures
+
+    def _mean(self, per_pair: Tensor, usable: Tensor) -> Tensor:
+        """Mean over the usable pairs of all processes, as far as this one adds to it.
+
+        Processes average their gradients: each must count for as many pairs as it has usable.
+        """
+        count: Any = self.fabric.all_reduce(usable.sum(), reduce_op="sum")
+        mean: Tensor = per_pair.sum() * (self.fabric.world_size / count.clamp_min(1))
+        return mean
 
     def _check_weights(self) -> None:
         """The loss looks at directions only: it does not see how large the weights become."""

@@ -52,6 +52,11 @@ class Correspondences:
     points_b: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device) -> Correspondences:
+        """The same elsewhere."""
+        parts = (self.points_a, self.points_b, self.valid)
+        return Correspondences(*(part.to(device, non_blocking=True) for part in parts))
+
 
 @dataclass(frozen=True, eq=False)
 class Loss:

@@ -135,6 +135,10 @@ class TrainingSettings(Settings):
     sampling: Sampling = "cells"
     """Scores and descriptors at the nearest cell, or bilinear at the point. (release: cells)"""
 
+    contrast: float = 0.0
+    """Weight of `contrast.contrastive_loss`, which compares descriptors at corners, beside the
+    paper's loss. 0: off. (release: none)"""
+
     retention: float = 0.0
     """Weight of the mean of 1 - cosine between a cell's descriptor and the one that the starting
     weights give it, so that nothing is forgotten. 0: off. (release: none)"""
@@ -166,7 +170,7 @@ class TrainingSettings(Settings):
         for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "retention", "seed"):
+        for name in ("warmup", "contrast", "retention", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "clip"):

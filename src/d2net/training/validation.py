@@ -4,9 +4,8 @@ The loss alone does not tell what a user sees: it is computed at stride 8, at pl
 known to correspond. Here keypoints are detected at stride 4 and matched with each other. A match is
 right at t px if the second keypoint lies within t of where the first one's point really is.
 
-Where that is follows from the pair's correspondences around it: the affine map that fits the
-nearest ones, if it fits them all within 2 px. A keypoint with too few correspondences around it, or
-amid such that move apart, is not judged. One rule serves dense warps and sparse tracks alike.
+Where that is follows from the pair's correspondences around it, see `transfer`; where it does not,
+a keypoint is not judged.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
@@ -33,6 +31,7 @@ from d2net.training.loss import matching_loss
 from d2net.training.pictures import draw_pairs
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import Mixture, TrainingPair, generator
+from d2net.training.transfer import transferred
 from d2net.training.views import Crop
 from d2net.visualization import plot_matches
 
@@ -43,10 +42,6 @@ Validate = Callable[[D2Net], Mapping[str, float]]
 THRESHOLDS = (3, 10)
 """Errors of a right match, in pixels."""
 
-_NEIGHBOURS = 12  # correspondences that an affine map is fitted to: more than two rows of cells
-_FEWEST = 4
-_REACH = 24.0  # px, furthest of them
-_MISFIT = 2.0  # px
 _SEED = 0  # of the fixed pairs: the same for all runs, whatever their seed
 
 
@@ -164,37 +159,3 @@ def _figures(judged: Judged) -> dict[str, float]:
         f"accuracy@{t}": float((errors <= t).mean()) if len(errors) else 0.0 for t in THRESHOLDS
     }
     return {**figures, f"right@{max(THRESHOLDS)}": float((errors <= max(THRESHOLDS)).sum())}
-
-
-def transferred(points: Points, known_a: Points, known_b: Points) -> Points:
-    """Where points of the first crop lie in the second, from correspondences around them.
-
-    Args:
-        points: N x 2 (x, y) in the first crop.
-        known_a: K x 2, correspondences in the first crop.
-        known_b: K x 2, their partners in the second.
-
-    Returns:
-        N x 2 float64; NaN where it cannot be told.
-    """
-    result = np.full((len(points), 2), np.nan)
-    if len(points) == 0 or len(known_a) < _FEWEST:
-        return result
-    count = min(_NEIGHBOURS, len(known_a))
-    distance, index = cKDTree(known_a).query(points, k=count, distance_upper_bound=_REACH)
-    near = np.isfinite(distance)
-    index = np.where(near, index, 0)
-    # An affine map around each point by weighted least squares; absent neighbours weigh nothing.
-    offsets = (known_a[index] - points[:, None]).astype(np.float64)
-    design = np.concatenate([np.ones((*offsets.shape[:2], 1)), offsets / _REACH], axis=2)
-    design = design * near[..., None]
-    targets = known_b[index].astype(np.float64) * near[..., None]
-    normal = design.transpose(0, 2, 1) @ design
-    # Correspondences in one line leave the map open.
-    solvable = (near.sum(1) >= _FEWEST) & (np.linalg.eigvalsh(normal)[:, 0] > 1e-2)
-    normal[~solvable] = np.eye(3)
-    affine = np.linalg.solve(normal, design.transpose(0, 2, 1) @ targets)
-    misfit = np.linalg.norm(design @ affine - targets, axis=2).max(1)
-    good = solvable & (misfit <= _MISFIT)
-    result[good] = affine[good, 0]
-    return result
