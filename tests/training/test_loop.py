@@ -97,7 +97,13 @@ def test_learns_and_the_result_loads(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, workers: int) -> None:
-    settings = {"schedule": "cosine", "warmup": 2, "retention": 0.1, "clip": 1.0}
+    settings = {
+        "schedule": "cosine",
+        "warmup": 2,
+        "retention": 0.1,
+        "contrast": 0.5,
+        "clip": 1.0,
+    }
     more = {"workers": workers}
     assert process(tmp_path / "whole", settings, more).returncode == 0
     for kill in (1, 5, 7):  # before the first checkpoint, and between two
@@ -131,7 +137,14 @@ def gradients(output: Path, step: int) -> dict[str, torch.Tensor]:
 def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path) -> None:
     """Also where a process has more pairs without correspondences than the other."""
     sources = [{"kind": "made", "path": "here", "empty": 3}]
-    settings = {"sources": sources, "batch": 4, "steps": 1, "retention": 0.5, "seed": 2}
+    settings = {
+        "sources": sources,
+        "batch": 4,
+        "steps": 1,
+        "retention": 0.5,
+        "contrast": 0.5,
+        "seed": 2,
+    }
     one, two = tmp_path / "one", tmp_path / "two"
     train(small(**settings), one, workers=0)
     run = process(two, settings, processes=2)
