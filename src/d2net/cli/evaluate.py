@@ -203,6 +203,12 @@ def reconstruction(
         Literal["auto", "single", "per-folder", "per-image"],
         typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
     ] = "auto",
+    known_cameras: Annotated[
+        bool,
+        typer.Option(
+            "--known-cameras", help="Take intrinsics from the true cameras, and keep them."
+        ),
+    ] = False,
     mapper: Annotated[
         Literal["incremental", "global"],
         typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
@@ -221,6 +227,7 @@ def reconstruction(
 
     arguments: dict[str, Any] = {
         "model": model,
+        "known_cameras": known_cameras,
         "settings": MappingSettings(camera_mode=camera_mode, mapper=mapper, seed=seed),
     }
     evaluation.run(partial(evaluate_reconstruction, **arguments), folder, printing)

@@ -6,23 +6,20 @@ that a run that was stopped goes on and a second one is quick.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.errors import D2NetError, InputError
+from d2net.errors import InputError
 from d2net.evaluation.held_out import pairs_by_looks
 from d2net.evaluation.inloc import scan_places
+from d2net.evaluation.kept_models import Made, made_once
 from d2net.evaluation.localization_data import LocalizationData, check_size
 from d2net.evaluation.photos import Photos
-from d2net.formats.atomic import locked, new_folder
-from d2net.formats.models import read_model
 from d2net.formats.pairs import Pair
 from d2net.mapping.links import keypoint_places, points_seen
 from d2net.mapping.placement import covisible
@@ -81,7 +78,7 @@ def open_map(
 ) -> QueryMap:
     """Triangulate the map of a dataset, or say how its scans are looked up."""
     if data.model is not None:
-        built = build_map(data.model, photos, pairs, max_error)
+        built = build_map(data.model, photos, pairs, max_error).model or data.model
         return QueryMap(keypoint_places(built), partial(covisible, seen=points_seen(built)))
 
     @cache
@@ -93,7 +90,7 @@ def open_map(
 
 def build_map(
     model: pycolmap.Reconstruction, photos: Photos, pairs: Sequence[Pair], max_error: float
-) -> pycolmap.Reconstruction:
+) -> Made:
     """Triangulate a map's photos from their matches, or read what an earlier run made.
 
     Args:
@@ -117,37 +114,24 @@ def build_map(
         "pairs": pairs,
         "max_error": max_error,
     }
-    path = photos.kept("map", settings)
-    built = _read(path)
-    if built is None:
+
+    def make() -> pycolmap.Reconstruction:
         keypoints = {}
         for name, camera in cameras.items():
             features = photos.features(name)
             check_size(name, features.image_size, camera)
             keypoints[name] = features.keypoints.numpy()
         with photos.matches() as matches:
-            built = triangulate(
+            return triangulate(
                 model,
                 keypoints,
                 ((a, b, matches(a, b).indices.numpy()) for a, b in pairs),
                 max_error=max_error,
             )
-        with locked(path), new_folder(path) as folder:
-            built.write_binary(folder)
-    return built
+
+    return made_once(photos.kept("map", settings), make)
 
 
 def _known(image: pycolmap.Image, camera: pycolmap.Camera) -> list[Any]:
     """A photo's pose and camera, as JSON."""
     return [image.cam_from_world().matrix().tolist(), camera.model_name, camera.params.tolist()]
-
-
-def _read(path: Path) -> pycolmap.Reconstruction | None:
-    """A map that was kept; a damaged one is made anew."""
-    if not path.exists():
-        return None
-    try:
-        return read_model(path)
-    except D2NetError:
-        shutil.rmtree(path)
-        return None

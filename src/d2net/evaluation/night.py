@@ -46,17 +46,18 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
         H x W x 3 RGB of the same scene geometry.
     """
     height, width = photo.shape[:2]
-    light = (photo / 255.0) ** _GAMMA
+    light = np.asarray(photo / 255.0, np.float64) ** _GAMMA
     x0, y0 = rng.uniform(0.2, 0.8, 2) * (width, height)
     x, y = np.arange(width) - x0, np.arange(height)[:, None] - y0
     fall = np.exp(-(x**2 + y**2) / (2 * (LAMP * max(width, height)) ** 2))
-    light *= (SKY + (1 - SKY) * fall)[..., None]
+    light = light * (SKY + (1 - SKY) * fall)[..., None]
     share = rng.random()
-    light *= share * _SODIUM + (1 - share) * _MOON
+    light = light * (share * _SODIUM + (1 - share) * _MOON)
     electrons = rng.poisson(PHOTONS * light) + rng.normal(0, READING, light.shape)
     white = max(float(np.percentile(electrons, 99)), 1.0)
     shown = np.clip(EXPOSED * electrons / white, 0, 1) ** (1 / _GAMMA)
-    return np.rint(255 * shown).astype(np.uint8)
+    night: Pixels = np.rint(255 * shown).astype(np.uint8)
+    return night
 
 
 def write_at_night(photo: Path, output: Path, seed: int) -> None:
