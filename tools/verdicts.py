@@ -2,14 +2,14 @@
 
 usage: python tools/verdicts.py SCENES METHOD [NAME ...]
 
-SCENES holds folders with photos in `images` and COLMAP's models of them in `sparse`; NAME are those
-that are used (all by default). METHOD is what `d2net evaluate --features` takes. Of each scene a map
-is made without every third photo, as `d2net evaluate localization` makes it. Right queries are the
-photos left out; wrong ones are photos of the other scenes, at most `WRONG` of each. Both are placed
-as `d2net localize` places them, with their known camera and with its focal length estimated. Printed
-is a table of EXPERIMENTS.md: by least number of inliers, the share of queries that have as many.
-Right queries are split by where they were placed: within 5 % of the cameras' spread and 5 degrees
-of the truth, or elsewhere.
+SCENES holds folders with photos in `images` and COLMAP's models of them in `sparse`; NAME are
+those that are used (all by default). METHOD is what `d2net evaluate --features` takes. Of each
+scene a map is made without every third photo, as `d2net evaluate localization` makes it. Right
+queries are the photos left out; wrong ones are photos of the other scenes, at most `WRONG` of each.
+Both are placed as `d2net localize` places them, with their known camera and with its focal length
+estimated. Printed is a table of EXPERIMENTS.md: by least number of inliers, the share of queries
+that have as many. A right query that is placed neither within 5 % of the cameras' spread nor within
+5 degrees of the truth has gone astray.
 """
 
 from __future__ import annotations

@@ -108,6 +108,13 @@ class Map:
     place = d2net.Map.open("map/").localize("query.jpg")
     place.verdict, place.cam_from_world, place.num_inliers
     ```
+
+    Attributes:
+        folder: the map's files.
+        network: extracts queries as the map's photos were.
+        model: COLMAP's.
+        names: of the photos in it, sorted.
+        features: of one of them by its name; those used last stay in memory.
     """
 
     def __init__(self, folder: MapFolder, model: D2Net) -> None:
@@ -120,7 +127,7 @@ class Map:
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
         self._places = keypoint_places(self.model)
         self._seen = points_seen(self.model)
-        self._features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
+        self.features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
 
     @classmethod
     def open(
@@ -229,7 +236,7 @@ class Map:
             camera,
             options,
             covisible(alike, self._seen),
-            lambda name: match(features, self._features(name)),
+            lambda name: match(features, self.features(name)),
             self._places,
         )
         verdict, reason = _verdict(found, features)
@@ -268,7 +275,7 @@ class Map:
             image,
             self.folder.photo(name),
             answer.features,
-            self._features(name),
+            self.features(name),
             matches,
             upright=self.network.settings.upright,
             output=output,
