@@ -1,6 +1,6 @@
 """Maps and localization measured on real scenes: the tables of ACCURACY.md, by one command.
 
-usage: python tools/maps.py TRAIN EVAL OUTPUT METHOD [METHOD ...]
+usage: python tools/maps.py TRAIN EVAL OUTPUT METHOD [METHOD ...] [--tables NAME,...]
 
 TRAIN holds scenes with photos in `images` and COLMAP's models of them in `sparse` (other folders
 are passed over), EVAL the folders strecha, reichstag and sacre_coeur. A METHOD is what `d2net
@@ -12,7 +12,7 @@ where it was stopped. At the end the command is printed that puts the tables int
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,13 +90,23 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Evaluate]:
 
 def main() -> None:
     """Measure every table with every method."""
-    if len(sys.argv) < 5:
-        sys.exit(__doc__)
-    train, evaluation, output = map(Path, sys.argv[1:4])
-    sources = [CachedFeatures(open_source(method)) for method in sys.argv[4:]]
+    parser = argparse.ArgumentParser(usage=__doc__)
+    for name in ("train", "evaluation", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("methods", nargs="+")
+    parser.add_argument("--tables", help="only these, separated by commas")
+    asked = parser.parse_args()
+    output = asked.output
+    sources = [CachedFeatures(open_source(method)) for method in asked.methods]
+    known = tables(asked.train, asked.evaluation, output / "night")
+    chosen = asked.tables.split(",") if asked.tables else list(known)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        parser.error(f"no table {unknown[0]}; there are {', '.join(known)}")
     output.mkdir(parents=True, exist_ok=True)
     arguments = []
-    for table, evaluate in tables(train, evaluation, output / "night").items():
+    for table in chosen:
+        evaluate = known[table]
         results = []
         for source in sources:
             print(f"{table}, {source.name}", flush=True)
