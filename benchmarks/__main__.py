@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import extraction, matching, memory, precision
+from benchmarks import extraction, maps, matching, memory, precision
 from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "kinds": extraction.kind_rows,
     "matching": matching.rows,
     "memory": memory.rows,
+    "maps": maps.rows,
     "precision": precision.rows,
     "gpu": extraction.gpu_rows,
 }

@@ -1,14 +1,17 @@
 """Puts the figures of evaluation reports into ACCURACY.md.
 
-usage: python tools/accuracy.py NAME=REPORT.json[:FIGURE,FIGURE...] [...]
+usage: python tools/accuracy.py NAME=REPORT.json[:FIGURE,FIGURE...[:FIGURE,FIGURE...]] [...]
 
 REPORT.json is what `d2net evaluate ... --output REPORT.json` wrote; its table, of the figures named
-or of the headline ones, goes between the markers `<!-- NAME -->` and `<!-- end of NAME -->`.
+or of the headline ones, goes between the markers `<!-- NAME -->` and `<!-- end of NAME -->`. The
+second list names the figures that are shown by group, too, instead of the main one. A figure's own
+commas have a space behind them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +20,14 @@ from typing import Any
 FILE = Path(__file__).parents[1] / "ACCURACY.md"
 
 
-_COUNTS = ("features", "matches", "inliers")
+_REGISTERED = "images registered"
+_COUNTS = ("features", "matches", "inliers", _REGISTERED, "true images")
 _WIDE = 9  # more figures than columns of a page: they become rows
 
 
-def table(results: list[dict[str, Any]], figures: str = "") -> str:
-    """The headline figures overall, or those named, and the main one per group if several."""
-    names = figures.split(",") if figures else results[0]["headline"]
+def table(results: list[dict[str, Any]], figures: str = "", by_group: str = "") -> str:
+    """The headline figures overall, or those named, and some by group if there are several."""
+    names = _listed(figures) or results[0]["headline"]
     methods = [f"`{result['method']}`" for result in results]
     overall = [[_number(name, r["groups"]["overall"].get(name)) for name in names] for r in results]
     if len(names) <= _WIDE:
@@ -31,17 +35,35 @@ def table(results: list[dict[str, Any]], figures: str = "") -> str:
     else:
         lines = _markdown(["figure", *methods], zip(names, zip(*overall, strict=True), strict=True))
     groups = [name for name in results[0]["groups"] if name != "overall"]
-    if len(groups) > 1:
-        main = _main(names)
-        rows = ([_number(main, r["groups"][g].get(main)) for g in groups] for r in results)
-        lines += ["", f"{main} per group:", ""]
-        lines += _markdown(["features", *groups], zip(methods, rows, strict=True))
+    for name in _listed(by_group) or [_main(names)] if len(groups) > 1 else []:
+        lines += ["", f"{name} per group:", "", *_by_group(results, groups, methods, name)]
     return "\n".join(lines)
+
+
+def _listed(names: str) -> list[str]:
+    return re.split(r",(?! )", names) if names else []
+
+
+def _by_group(
+    results: list[dict[str, Any]], groups: list[str], methods: list[str], name: str
+) -> list[str]:
+    """One figure; many groups become rows, with what the truth has beside what was registered."""
+    if len(groups) <= _WIDE:
+        rows = ([_number(name, r["groups"][g].get(name)) for g in groups] for r in results)
+        return _markdown(["features", *groups], zip(methods, rows, strict=True))
+    columns = {
+        method: [r["groups"][g].get(name) for g in groups]
+        for method, r in zip(methods, results, strict=True)
+    }
+    if name == _REGISTERED:
+        columns["true images"] = [results[0]["groups"][g].get("true images") for g in groups]
+    cells = zip(*([_number(name, v) for v in column] for column in columns.values()), strict=True)
+    return _markdown(["scene", *columns], zip(groups, cells, strict=True))
 
 
 def _main(names: list[str]) -> str:
     """The figure that is shown per group."""
-    known = ("MMA@3", "mAA", "AUC@5 t=2", "position error", "sparse points")
+    known = ("MMA@3", "mAA", "AUC@5 t=2", "position error", "1 %, 1°", "sparse points")
     return next(name for name in known if name in names)
 
 
@@ -61,13 +83,14 @@ def main() -> None:
     text = FILE.read_text()
     for argument in sys.argv[1:]:
         name, _, source = argument.partition("=")
-        path, _, figures = source.partition(":")
+        path, figures, by_group = (*source.split(":"), "", "")[:3]
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
             sys.exit(f"{FILE.name} has no place for {name!r}")
-        text = f"{before}{begin}{table(json.loads(Path(path).read_text()), figures)}\n{end}{after}"
+        written = table(json.loads(Path(path).read_text()), figures, by_group)
+        text = f"{before}{begin}{written}\n{end}{after}"
     FILE.write_text(text)
 
 

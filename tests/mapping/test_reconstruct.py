@@ -27,6 +27,7 @@ from d2net.mapping.reconstruct import extend, reconstruct
 from d2net.mapping.settings import MappingSettings
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.choice import PairChoice
+from d2net.matching.retrieval import GlobalDescriptors
 
 from .made import LENS, PreparedNetwork, camera, nothing, seen, write_photos
 
@@ -259,6 +260,21 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert errors(model)[0] < 0.1
     opened = Map(MapFolder(tmp_path / "map"), network(both))
     assert "photo06.png" in opened.names
+
+
+def test_what_looks_alike_is_told_anew_when_photos_of_another_place_come(
+    made: Path, tmp_path: Path
+) -> None:
+    """A codebook of the old photos alone does not tell the new ones apart."""
+    shutil.copytree(made / "map", tmp_path / "map")
+    elsewhere = [seen(place, other=True) for place in PLACES]
+    both = network([*(seen(place) for place in PLACES), *elsewhere])
+    extend(tmp_path / "map", write_photos(tmp_path / "new", range(6, 12)), model=both)
+    with FeatureFile(tmp_path / "map" / "features.h5") as features:
+        anew = GlobalDescriptors.build(features)
+    kept = GlobalDescriptors.open(tmp_path / "map" / "retrieval.h5")
+    assert kept.names == anew.names
+    assert (kept.vectors == anew.vectors).all()
 
 
 def _extend_until_killed(into: Path, photos: Path, stage: str) -> None:

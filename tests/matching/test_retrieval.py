@@ -160,17 +160,6 @@ def test_a_file_holds_all(photos, tmp_path):
     assert (tmp_path / "g.h5").read_bytes() == before
 
 
-def test_adding_photos_leaves_the_others_alone(photos, described):
-    half = GlobalDescriptors.build(photos, NAMES[::2])
-    more = half.extended(photos, NAMES[1::2])
-    assert more.names == (*NAMES[::2], *NAMES[1::2])
-    assert_array_equal(more.vectors[: len(half.vectors)], half.vectors)
-    assert more.codebook is half.codebook
-    assert set(pairs.from_retrieval(more, 2)) >= {("place 0/0.jpg", "place 0/1.jpg")}
-    with pytest.raises(InputError, match=r"'place 0/1.jpg' has a global descriptor already"):
-        more.extended(photos, NAMES[1:2])
-
-
 def test_a_codebook_of_others_serves(photos):
     others = {str(i): view(10 + i, 0) for i in range(4)}
     codebook = Codebook.learn(others, list(others))

@@ -203,6 +203,12 @@ def reconstruction(
         Literal["auto", "single", "per-folder", "per-image"],
         typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
     ] = "auto",
+    known_cameras: Annotated[
+        bool,
+        typer.Option(
+            "--known-cameras", help="Take intrinsics from the true cameras, and keep them."
+        ),
+    ] = False,
     mapper: Annotated[
         Literal["incremental", "global"],
         typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
@@ -221,6 +227,7 @@ def reconstruction(
 
     arguments: dict[str, Any] = {
         "model": model,
+        "known_cameras": known_cameras,
         "settings": MappingSettings(camera_mode=camera_mode, mapper=mapper, seed=seed),
     }
     evaluation.run(partial(evaluate_reconstruction, **arguments), folder, printing)
@@ -261,6 +268,14 @@ def localization(
             show_default="none",
         ),
     ] = None,
+    night: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Place a scene's queries as they would look at night, too; written there.",
+            show_default="none",
+        ),
+    ] = None,
     submission: Annotated[
         Path | None,
         typer.Option(
@@ -277,15 +292,16 @@ def localization(
         typer.Option(
             metavar="PIXELS",
             help="Largest reprojection error of an inlier.",
-            show_default="12, InLoc 48",
+            show_default="12, InLoc 48, a scene's by the keypoints' uncertainty",
         ),
     ] = None,
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Photos placed in a map: Aachen Day-Night, InLoc.
+    """Photos placed in a map: Aachen Day-Night, InLoc, or a scene with a COLMAP model.
 
-    DIR is in the layout of either, see docs/localization-benchmarks.md.
+    DIR is in the layout of either, see docs/localization-benchmarks.md; or it holds photos and a
+    COLMAP model of their cameras: every third is then left out of the map and placed in it.
     """
     if submission is not None and evaluation.compare:
         raise InputError("--submission is for the poses of one method; leave --compare out")
@@ -296,6 +312,7 @@ def localization(
         "queries": tuple(queries or ()),
         "model": model,
         "truth": truth,
+        "night": night,
         "submission": submission,
         "num_covisible": num_covisible,
         "threshold": threshold,

@@ -9,9 +9,9 @@ CVPR 2018). A query without a pose counts as wrong.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,28 +20,24 @@ from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.inloc import scan_places
-from d2net.evaluation.localization_data import Limit, LocalizationData, Query, find_dataset
-from d2net.evaluation.localization_map import build_map
+from d2net.evaluation.held_out import held_out, queries_by_looks
+from d2net.evaluation.localization_data import LocalizationData, Query, find_dataset
+from d2net.evaluation.localization_map import QueryMap, largest_error, map_pairs, open_map
 from d2net.evaluation.photos import Photos
 from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
-from d2net.features import Matches
-from d2net.formats.pairs import Pair
+from d2net.features import Features, Matches
+from d2net.formats.models import find_model
 from d2net.formats.poses import read_poses, write_poses
-from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import project
-from d2net.mapping.links import Links, link
-from d2net.matching.pairs import from_covisibility
+from d2net.mapping.localize import pose_threshold
+from d2net.mapping.placement import Placement, place
 
 if TYPE_CHECKING:
     import pycolmap
 
 Array = NDArray[np.float64]
-Places = Callable[[str], Array]
-
-MAX_ERROR = 4.0
-"""Largest reprojection error in pixels of a triangulated point (COLMAP's and hloc's)."""
 
 _MEDIANS = ("position error", "rotation error")
 _OF_ONE_QUERY = (*_MEDIANS, "position deviation")
@@ -55,6 +51,7 @@ def evaluate_localization(
     queries: Sequence[Path] = (),
     model: Path | None = None,
     truth: Path | None = None,
+    night: Path | None = None,
     submission: Path | None = None,
     num_covisible: int = 20,
     threshold: float | None = None,
@@ -67,17 +64,22 @@ def evaluate_localization(
 
     Args:
         source: features.
-        folder: Aachen Day-Night (v1.0, v1.1) or InLoc, see `localization_data.find_dataset`.
+        folder: Aachen Day-Night (v1.0, v1.1), InLoc or a scene, see
+            `localization_data.find_dataset`.
         pairs: lists of pairs, likewise.
         queries: lists of queries, likewise.
         model: of the map, likewise.
-        truth: true poses of the queries, in the form of a submission; without it nothing is judged.
+        truth: true poses of the queries, in the form of a submission; without it nothing is judged
+            but a scene, whose model tells them.
+        night: folder for the queries of a scene as they would look at night (see `night`), to be
+            placed, too; None for the day alone.
         submission: file to write the poses to, as the benchmark's site wants them. Queries
             without a pose are left out, which counts as wrong there.
         num_covisible: each photo of the map is matched with so many that see most of the same
             points of the model (Aachen).
         threshold: largest reprojection error of an inlier in pixels; None for the layout's usual
-            one (12 for Aachen, 48 for InLoc's photos of 4032 px).
+            one (12 for Aachen, 48 for InLoc's photos of 4032 px, that of `d2net localize` for a
+            scene).
         seed: of RANSAC's samples.
         max_keypoints: the best by score; None for all.
         device: where descriptors are compared.
@@ -86,40 +88,44 @@ def evaluate_localization(
 
     Returns:
         Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`;
-        `position deviation` in metres, as the inliers tell it; with truth `position error` in
-        metres, `rotation error` in degrees, and 100 or 0 for each of the benchmark's limits, as
-        "0.25 m, 2°". Per group (day, night; floors) and overall: means, so that the limits are
-        percentages, and `median position error` and `median rotation error` of those that have a
-        pose.
+        `position deviation` in metres (of a scene in percent of its cameras' spread), as the
+        inliers tell it; with truth `position error` likewise, `rotation error` in degrees, and 100
+        or 0 for each of the limits, as "0.25 m, 2°". Per group (day, night; floors) and overall:
+        means, so that the limits are percentages, and `median position error` and `median
+        rotation error` of those that have a pose.
 
     Raises:
         InputError: arguments that make no sense.
         FormatError: files that are broken or do not belong together.
     """
-    data = find_dataset(folder, pairs=pairs, queries=queries, model=model)
-    true = None if truth is None else _true_poses(truth, data.queries)
-    options = AbsolutePoseOptions(threshold=threshold or data.threshold, seed=seed)
-    photos = Photos(source, data.photos, max_keypoints, device)
-    of_map = _map_pairs(data, num_covisible)
+    data = _dataset(folder, pairs, queries, model, night, seed)
+    true = data.truth if truth is None else _true_poses(truth, data.queries)
+    options, threshold = AbsolutePoseOptions(seed=seed), threshold or data.threshold
+    photos = Photos(source, data.photos, max_keypoints, device, data.elsewhere)
+    if data.layout == "scene":
+        data = replace(data, queries=queries_by_looks(data, photos))
+    of_map = map_pairs(data, photos, num_covisible)
     of_queries = [(query.name, name) for query in data.queries for name in query.candidates]
     todo = photos.unmatched([*of_map, *of_queries])
     advance = _countdown(len(todo) + (data.model is not None) + len(data.queries), report)
     photos.match(todo, advance)
-    places = _places(data, photos, of_map)
+    max_error = largest_error(data, photos)
+    map_ = open_map(data, photos, of_map, max_error)
     if data.model is not None:
         advance("map")
     results, poses = [], {}
     with photos.matches() as matches:
         for query in data.queries:
-            placed = _place(query, photos, matches, places, options)
-            if placed.pose is not None:
-                poses[query.name] = placed.pose.cam_from_world
+            placed = _place(query, photos, matches, map_, options, threshold)
+            if placed.found.pose is not None:
+                poses[query.name] = placed.found.pose.cam_from_world
             known = None if true is None else true[query.name]
-            best, drawing = _drawing(placed, known, photos, options.threshold)
+            best, drawing = _drawing(placed, known, photos)
             names = [
-                (data.photos / name).relative_to(folder).as_posix() for name in (query.name, best)
+                Path(os.path.relpath(photos.path(name), folder)).as_posix()
+                for name in (query.name, best)
             ]
-            figures = _figures(placed, data.limits, known)
+            figures = _figures(placed, data, known)
             results.append(PairResult(query.group, (names[0], names[1]), figures, drawing))
             advance(query.name)
     if submission is not None:
@@ -138,8 +144,9 @@ def evaluate_localization(
             "model": None if model is None else str(model),
             "truth": None if truth is None else str(truth),
             "num_covisible": num_covisible,
-            "max_error": MAX_ERROR,
-            "threshold": options.threshold,
+            "max_error": max_error,
+            "threshold": threshold,
+            "night": night is not None,
             "seed": seed,
             "max_keypoints": max_keypoints,
         },
@@ -149,6 +156,26 @@ def evaluate_localization(
         curve={},
         ranking="inliers",
     )
+
+
+def _dataset(
+    folder: Path,
+    pairs: Sequence[Path],
+    queries: Sequence[Path],
+    model: Path | None,
+    night: Path | None,
+    seed: int,
+) -> LocalizationData:
+    """A scene, where the folder holds a model and no lists are given; otherwise a benchmark's."""
+    own = find_model(folder) if not pairs and not queries and model is None else None
+    if own is not None:
+        return held_out(folder, own, night, seed)
+    if night is not None:
+        raise InputError(
+            "queries are made to look as at night for a scene only: a folder with photos and a "
+            "COLMAP model, without lists"
+        )
+    return find_dataset(folder, pairs=pairs, queries=queries, model=model)
 
 
 def _true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigid3d]:
@@ -162,18 +189,6 @@ def _true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigi
     return {query.name: poses[Path(query.name).name] for query in queries}
 
 
-def _map_pairs(data: LocalizationData, num_covisible: int) -> list[Pair]:
-    """Pairs of the map's photos; none for scans."""
-    if data.model is None:
-        return []
-    pairs = from_covisibility(data.model, num_covisible)
-    if not pairs:
-        raise InputError(
-            "the model has no points that two photos see, by which photos of the map are paired"
-        )
-    return pairs
-
-
 def _countdown(steps: int, report: Callable[[str, int], None] | None) -> Callable[[str], None]:
     left = iter(range(steps - 1, -1, -1))
 
@@ -184,101 +199,89 @@ def _countdown(steps: int, report: Callable[[str, int], None] | None) -> Callabl
     return advance
 
 
-def _places(data: LocalizationData, photos: Photos, pairs: Sequence[Pair]) -> Places:
-    """Where the keypoints of the map's photos are."""
-    if data.model is not None:
-        return build_map(data.model, photos, pairs, MAX_ERROR)
-
-    @cache
-    def places(name: str) -> Array:
-        return scan_places(data.photos, name, photos.features(name))
-
-    return places
-
-
 @dataclass(frozen=True)
 class _Placed:
-    """A query and its pose, if it has one.
+    """A query and what was found.
 
     Attributes:
         query: what was placed.
         camera: its camera.
-        num_features: how many keypoints it has.
-        pixels: N x 2, its keypoints that are matched with a place.
-        links: N, where they are in the world; photos are counted as candidates.
-        pose: what was found.
+        threshold: largest reprojection error of an inlier in pixels.
+        features: of the query.
+        found: its place in the map.
     """
 
     query: Query
     camera: pycolmap.Camera
-    num_features: int
-    pixels: Array
-    links: Links
-    pose: AbsolutePose | None
+    threshold: float
+    features: Features
+    found: Placement
 
     @property
-    def inliers(self) -> NDArray[np.bool_]:
-        """N marks of what agrees with the pose."""
-        return np.zeros(len(self.links), np.bool_) if self.pose is None else self.pose.inliers
+    def pixels(self) -> Array:
+        """N x 2, where the links' keypoints are."""
+        return np.asarray(self.features.keypoints.double().numpy()[self.found.links.rows])
 
 
 def _place(
     query: Query,
     photos: Photos,
     matches: Callable[[str, str], Matches],
-    places: Places,
+    map_: QueryMap,
     options: AbsolutePoseOptions,
+    threshold: float | None,
 ) -> _Placed:
     features = photos.features(query.name)
     camera = query.camera(features.image_size)
-    links = link((matches(query.name, name), places(name)) for name in query.candidates)
-    x = features.keypoints.double().numpy()[links.rows]
-    pose = absolute_pose(x, links.points, camera, options)
-    return _Placed(query, camera, len(features), x, links, pose)
+    options = replace(options, threshold=threshold or pose_threshold(features))
+    found = place(
+        features,
+        camera,
+        options,
+        map_.groups(query.candidates),
+        lambda name: matches(query.name, name),
+        map_.places,
+    )
+    return _Placed(query, camera, options.threshold, features, found)
 
 
-def _figures(placed: _Placed, limits: Sequence[Limit], true: pycolmap.Rigid3d | None) -> Figures:
-    pose = placed.pose
+def _figures(placed: _Placed, data: LocalizationData, true: pycolmap.Rigid3d | None) -> Figures:
+    pose = placed.found.pose
     figures: Figures = {
         "localized": 0.0 if pose is None else 100.0,
-        "inliers": float(np.count_nonzero(placed.inliers)),
-        "2D-3D matches": float(len(placed.links)),
-        "features": float(placed.num_features),
+        "inliers": float(np.count_nonzero(placed.found.inliers)),
+        "2D-3D matches": float(len(placed.found.links)),
+        "features": float(len(placed.features)),
     }
     position, rotation = np.inf, np.inf
     if pose is not None:
-        figures["position deviation"] = pose.position_deviation
+        figures["position deviation"] = pose.position_deviation / data.unit
         if true is not None:
-            position = float(np.linalg.norm(pose.centre - true.inverse().translation))
+            position = float(np.linalg.norm(pose.centre - true.inverse().translation)) / data.unit
             found = pose.cam_from_world.rotation.matrix()
             rotation = rotation_angle(found, true.rotation.matrix())
             figures["position error"], figures["rotation error"] = position, rotation
     if true is not None:
-        for limit in limits:
+        for limit in data.limits:
             within = position <= limit.position and rotation <= limit.rotation
             figures[limit.name] = 100.0 if within else 0.0
     return figures
 
 
-def _drawing(
-    placed: _Placed, true: pycolmap.Rigid3d | None, photos: Photos, threshold: float
-) -> tuple[str, Drawing]:
-    """The candidate that most inliers are of, and the matches with it.
+def _drawing(placed: _Placed, true: pycolmap.Rigid3d | None, photos: Photos) -> tuple[str, Drawing]:
+    """The photo of the map that most inliers are of, and the matches with it.
 
     Right are those that agree with the true pose or, where it is not known, with the found one.
     """
-    inliers = np.bincount(
-        placed.links.photos[placed.inliers], minlength=len(placed.query.candidates)
-    )
-    best = int(inliers.argmax())
-    name = placed.query.candidates[best]
-    right = placed.inliers
+    found, links, pixels = placed.found, placed.found.links, placed.pixels
+    name = found.best_photo or found.photos[0]
+    right = found.inliers
     if true is not None:
-        errors = project(placed.camera, np.asarray(true * placed.links.points)) - placed.pixels
-        right = np.linalg.norm(errors, axis=1) <= threshold  # False for NaN
-    shown = placed.links.photos == best
-    partners = photos.features(name).keypoints.numpy()[placed.links.partners[shown]]
-    return name, Drawing(placed.pixels[shown].astype(np.float32), partners, right[shown])
+        errors = project(placed.camera, np.asarray(true * links.points)) - pixels
+        right = np.linalg.norm(errors, axis=1) <= placed.threshold  # False for NaN
+    shown = links.photos == found.photos.index(name)
+    partners = photos.features(name).keypoints.numpy()[links.partners[shown]]
+    return name, Drawing(pixels[shown].astype(np.float32), partners, right[shown])
 
 
 def _groups(results: Sequence[PairResult]) -> dict[str, Figures]:

@@ -6,8 +6,8 @@ https://www.visuallocalization.net hands them out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ _IPHONE7_FOCAL = 28 / 36
 
 @dataclass(frozen=True)
 class Limit:
-    """How near a pose must be to count: by name, metres and degrees."""
+    """How near a pose must be to count: by name, `LocalizationData.unit`s and degrees."""
 
     name: str
     position: float
@@ -89,12 +89,17 @@ class LocalizationData:
     """What is evaluated.
 
     Attributes:
-        layout: "aachen-v1.0", "aachen-v1.1" or "inloc".
+        layout: "aachen-v1.0", "aachen-v1.1", "inloc", or "scene" (see `held_out`).
         photos: the folder that names of photos are relative to.
         queries: in the order of their lists.
         model: photos of the map with their poses; None for InLoc, whose map is scans.
         limits: that the benchmark counts by.
-        threshold: usual largest reprojection error of an inlier in pixels.
+        threshold: usual largest reprojection error of an inlier in pixels; None: by the
+            uncertainty of a query's keypoints, as `d2net localize` does.
+        truth: true poses of the queries, where the dataset has them.
+        unit: of positions in figures and limits, in units of the model: a metre, or one percent
+            of the spread of a scene's cameras.
+        elsewhere: files of the photos that are not below `photos`.
     """
 
     layout: str
@@ -102,7 +107,10 @@ class LocalizationData:
     queries: Sequence[Query]
     model: pycolmap.Reconstruction | None
     limits: Sequence[Limit]
-    threshold: float
+    threshold: float | None
+    truth: Mapping[str, pycolmap.Rigid3d] | None = None
+    unit: float = 1.0
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
 
 def find_dataset(
@@ -137,7 +145,7 @@ def find_dataset(
         raise InputError(
             f"{folder} is neither in Aachen Day-Night's layout (queries/"
             "*_time_queries_with_intrinsics.txt, 3D-models, images_upright) nor in InLoc's "
-            "(database/cutouts, query)"
+            "(database/cutouts, query), nor a scene with a COLMAP model of its photos"
         )
     if inloc and (queries or model is not None):
         raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,25 +25,38 @@ _PHOTOS_KEPT = 8
 
 
 class Photos:
-    """Features of the photos below a folder, by name, and the matches of pairs of them."""
+    """Features of the photos below a folder, by name, and the matches of pairs of them.
+
+    Photos that are not below it have their files in `elsewhere`.
+    """
 
     def __init__(
-        self, source: CachedFeatures, folder: Path, max_keypoints: int | None, device: str
+        self,
+        source: CachedFeatures,
+        folder: Path,
+        max_keypoints: int | None,
+        device: str,
+        elsewhere: Mapping[str, Path] | None = None,
     ) -> None:
         self._source = source
         self._folder = folder
         self._max_keypoints = max_keypoints
         self._settings = {"folder": str(folder.resolve()), "max_keypoints": max_keypoints}
         self._device = device
+        self._elsewhere = elsewhere or {}
         self.features = lru_cache(maxsize=_PHOTOS_KEPT)(self._features)
         self.key = cache(self._key)
 
     def _features(self, name: str) -> Features:
-        return self._source.features(self._folder / name, name).best(self._max_keypoints)
+        return self._source.features(self.path(name), name).best(self._max_keypoints)
 
     def _key(self, name: str) -> str:
         """Name and content, for the file of matches: a changed photo is matched anew."""
-        return f"{name}/{self._source.key(self._folder / name, name)[:16]}"
+        return f"{name}/{self._source.key(self.path(name), name)[:16]}"
+
+    def path(self, name: str) -> Path:
+        """The file of a photo."""
+        return self._elsewhere.get(name) or self._folder / name
 
     def kept(self, what: str, settings: Any) -> Path:  # noqa: ANN401 (anything JSON has)
         """Where something that is made from these photos and the settings is kept."""

@@ -8,7 +8,7 @@ reconstruction can have good figures: where the true cameras are known, their er
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.kept_models import Made, made_once
 from d2net.evaluation.photos import Photos
 from d2net.evaluation.results import Figures, PairResult, Result
 from d2net.features import LazyFeatures, Matches
@@ -42,6 +43,7 @@ SCENE_FIGURES = (
     "track length",
     "reprojection error",
 )
+_ERRORS = ("position error", "rotation error", "placed well")
 CLOSE = (1.0, 1.0)
 """A photo is placed well within so many percent of the cameras' spread and so many degrees."""
 
@@ -105,6 +107,7 @@ def evaluate_reconstruction(
     model: Path | None = None,
     pairs: PairChoice | None = None,
     settings: MappingSettings | None = None,
+    known_cameras: bool = False,
     max_keypoints: int | None = None,
     device: str = "cpu",
     report: Callable[[str, int], None] | None = None,
@@ -118,6 +121,7 @@ def evaluate_reconstruction(
         pairs: which photos are matched; all if None, of more than 50 photos those that look most
             alike by the source's own features.
         settings: of the mapping.
+        known_cameras: take intrinsics from the true cameras and keep them as they are.
         max_keypoints: the best by score; None for all.
         device: where descriptors are compared.
         report: called after each pair matched and each scene, with how many are left.
@@ -127,12 +131,13 @@ def evaluate_reconstruction(
         percent of the true cameras' spread (root mean square distance from their centroid) and
         `rotation error` in degrees, after alignment by a similarity. Per scene: `photos
         registered`, `registered share`, `sparse points`, `observations per image`, `track length`,
-        `reprojection error` (px); with truth the medians of both errors over the registered photos
-        and `placed well`, the share of all photos within 1 % and 1 degree. Overall: the means of
-        the scenes' figures. A scene without a model has zeros, and no errors.
+        `reprojection error` (px), and `mapping seconds` for verification and mapping when that was
+        done; with truth how many `true images` it has, the medians of both errors over the
+        registered photos and `placed well`, the share of all photos within 1 % and 1 degree.
+        Overall: the means of the scenes' figures. A scene without a model has zeros, and no errors.
 
     Raises:
-        InputError: no scene, or settings that make no sense.
+        InputError: no scene, settings that make no sense, or no truth for the known cameras.
         FormatError: truth that is broken, or does not belong to the photos.
     """
     settings, choice = settings or MappingSettings(), pairs or PairChoice()
@@ -143,9 +148,9 @@ def evaluate_reconstruction(
         photos = Photos(source, scene.folder, max_keypoints, device)
         _check_truth(scene, photos)
         chosen = _match(scene, photos, choice, report)
-        best = _reconstruct(scene, photos, chosen, settings)
-        figures, of_photos = _judge(scene, best, settings.seed)
-        groups[scene.name] = figures
+        made = _reconstruct(scene, photos, chosen, settings, known_cameras)
+        figures, of_photos = _judge(scene, made.model, settings.seed)
+        groups[scene.name] = {**figures, "mapping seconds": made.seconds}
         names = {photo.name: photo.path.relative_to(folder).as_posix() for photo in scene.photos}
         results += [
             PairResult(scene.name, (names[name],), values) for name, values in of_photos.items()
@@ -162,6 +167,7 @@ def evaluate_reconstruction(
         settings={
             "model": None if model is None else str(model),
             "pairs": {name: str(value) for name, value in vars(choice).items()},
+            "known_cameras": known_cameras,
             "max_keypoints": max_keypoints,
             **settings.to_dict(),
         },
@@ -169,7 +175,7 @@ def evaluate_reconstruction(
         groups=groups,
         headline=[
             *SCENE_FIGURES,
-            *(("position error", "rotation error", "placed well") if with_truth else ()),
+            *(("true images", *_ERRORS) if with_truth else ()),
         ],
         curve={},
     )
@@ -213,33 +219,66 @@ def _match(
 
 
 def _reconstruct(
-    scene: Scene, photos: Photos, pairs: Sequence[Pair], settings: MappingSettings
-) -> pycolmap.Reconstruction | None:
-    """The model with most photos; None if there is none."""
+    scene: Scene,
+    photos: Photos,
+    pairs: Sequence[Pair],
+    settings: MappingSettings,
+    known_cameras: bool,
+) -> Made:
+    """The model with most photos."""
     features = LazyFeatures(photos.features, sorted({name for pair in pairs for name in pair}))
     sizes, uncertainty = {}, []
     for name in features:
         sizes[name] = features[name].image_size
         uncertainty.append(float(features[name].uncertainty.median()))
-    if not sizes:
-        return None
     limits = thresholds(settings, uncertainty)
-    cameras = assign_cameras(
-        (
-            (photo.name, photo.path, sizes[photo.name])
-            for photo in scene.photos
-            if photo.name in sizes
-        ),
-        settings.camera_mode,
-        settings.camera_model,
-        settings.camera_params,
-    )
-    with TemporaryDirectory() as work:
-        database = Path(work, "database.db")
-        write_database(database, features, _Matched(photos, pairs), cameras=cameras)
-        verify_pairs(database, limits, settings)
-        models = run_mapper(database, scene.folder, Path(work), limits, settings)
-    return models[0] if models else None
+    if known_cameras:
+        cameras = _true_cameras(scene, sizes)
+    else:
+        cameras = assign_cameras(
+            ((p.name, p.path, sizes[p.name]) for p in scene.photos if p.name in sizes),
+            settings.camera_mode,
+            settings.camera_model,
+            settings.camera_params,
+        )
+
+    def make() -> pycolmap.Reconstruction | None:
+        if not sizes:
+            return None
+        with TemporaryDirectory() as work:
+            database = Path(work, "database.db")
+            write_database(database, features, _Matched(photos, pairs), cameras=cameras)
+            verify_pairs(database, limits, settings)
+            models = run_mapper(
+                database, scene.folder, Path(work), limits, settings, fixed_cameras=known_cameras
+            )
+        return models[0] if models else None
+
+    depends = {
+        "photos": {name: photos.key(name) for name in sizes},
+        "pairs": pairs,
+        "limits": [limits.verification, limits.reprojection],
+        "cameras": {name: [c.model_name, *map(float, c.params)] for name, c in cameras.items()},
+        "known_cameras": known_cameras,
+        **settings.to_dict(),
+    }
+    return made_once(photos.kept("sfm", depends), make)
+
+
+def _true_cameras(scene: Scene, names: Collection[str]) -> dict[str, pycolmap.Camera]:
+    """The photos' true cameras; photos with the same intrinsics share one."""
+    if scene.truth is None:
+        raise InputError(f"the cameras of {scene.name} are not known: it has no COLMAP model")
+    by_name = {image.name: image.camera_id for image in scene.truth.images.values()}
+    found: dict[str, pycolmap.Camera] = {}
+    shared: dict[tuple[object, ...], pycolmap.Camera] = {}
+    for name in names:
+        if name not in by_name:
+            raise FormatError(f"the model of {scene.name} does not hold the photo {name}")
+        camera = scene.truth.cameras[by_name[name]]
+        key = (camera.model_name, camera.width, camera.height, *camera.params)
+        found[name] = shared.setdefault(key, camera)
+    return found
 
 
 def _judge(
@@ -286,15 +325,16 @@ def _errors(
     if scene.truth is None:
         return {}
     true = {i.name: i.cam_from_world() for i in scene.truth.images.values() if i.has_pose}
+    counted = {"true images": float(len(true))}
     mine = {name: image.cam_from_world() for name, image in registered.items()}
     errors = camera_errors(mine, true, seed)
     if errors is None:
-        return {"placed well": 0.0}
+        return counted | {"placed well": 0.0}
     percent = {name: 100 * value / errors.spread for name, value in errors.position.items()}
     for name, value in percent.items():
         of_photos[name] |= {"position error": value, "rotation error": errors.rotation[name]}
     well = sum(percent[name] <= CLOSE[0] and errors.rotation[name] <= CLOSE[1] for name in percent)
-    return {
+    return counted | {
         "position error": float(np.median(list(percent.values()))),
         "rotation error": float(np.median(list(errors.rotation.values()))),
         "placed well": well / len(true),

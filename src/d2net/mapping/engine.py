@@ -33,6 +33,7 @@ def run_mapper(
     settings: MappingSettings,
     *,
     known: Path | None = None,
+    fixed_cameras: bool = False,
     registered: Callable[[], None] | None = None,
 ) -> list[pycolmap.Reconstruction]:
     """Map from a database of verified matches.
@@ -45,6 +46,7 @@ def run_mapper(
         settings: of the mapping.
         known: folder of a model to which the other photos are added; its photos have the same
             numbers in the database.
+        fixed_cameras: intrinsics stay as they are; so they do where the settings give them.
         registered: called after each photo (incremental only).
 
     Returns:
@@ -52,17 +54,18 @@ def run_mapper(
     """
     import pycolmap
 
+    refine = not fixed_cameras and settings.camera_params is None
     with quiet():
         if settings.mapper == "global" and known is None:
             models = pycolmap.global_mapping(
-                database, photos, output, _global_options(limits, settings)
+                database, photos, output, _global_options(limits, settings, refine)
             )
         else:
             models = pycolmap.incremental_mapping(
                 database,
                 photos,
                 output,
-                _incremental_options(limits, settings),
+                _incremental_options(limits, settings, refine),
                 input_path=known or "",
                 next_image_callback=registered or _nothing,
             )
@@ -70,7 +73,7 @@ def run_mapper(
 
 
 def _incremental_options(
-    limits: Thresholds, settings: MappingSettings
+    limits: Thresholds, settings: MappingSettings, refine: bool
 ) -> pycolmap.IncrementalPipelineOptions:
     import pycolmap
 
@@ -78,9 +81,9 @@ def _incremental_options(
     options.min_num_matches = settings.min_inliers
     options.min_model_size = settings.min_model_size
     options.extract_colors = False  # COLMAP samples photos that EXIF data turn at wrong places
-    options.ba_refine_focal_length = options.ba_refine_extra_params = settings.camera_params is None
-    options.mapper.abs_pose_refine_focal_length = options.ba_refine_focal_length
-    options.mapper.abs_pose_refine_extra_params = options.ba_refine_extra_params
+    options.ba_refine_focal_length = options.ba_refine_extra_params = refine
+    options.mapper.abs_pose_refine_focal_length = refine
+    options.mapper.abs_pose_refine_extra_params = refine
     error = limits.reprojection
     options.mapper.init_max_error = error
     options.mapper.filter_max_reproj_error = error
@@ -94,14 +97,13 @@ def _incremental_options(
 
 
 def _global_options(
-    limits: Thresholds, settings: MappingSettings
+    limits: Thresholds, settings: MappingSettings, refine: bool
 ) -> pycolmap.GlobalPipelineOptions:
     import pycolmap
 
     options = pycolmap.GlobalPipelineOptions()
     options.min_num_matches = settings.min_inliers
     options.min_model_size = settings.min_model_size
-    refine = settings.camera_params is None
     options.mapper.bundle_adjustment.refine_focal_length = refine
     options.mapper.bundle_adjustment.refine_extra_params = refine
     options.mapper.retriangulation.merge_max_reproj_error = limits.reprojection

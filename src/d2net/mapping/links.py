@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,17 @@ def keypoint_places(model: pycolmap.Reconstruction) -> Callable[[str], Array]:
         return found
 
     return places
+
+
+def points_seen(model: pycolmap.Reconstruction) -> Callable[[str], frozenset[int]]:
+    """Which points each of a model's photos sees, by their numbers."""
+    images = {image.name: image for image in model.images.values()}
+
+    @cache
+    def seen(name: str) -> frozenset[int]:
+        return frozenset(p.point3D_id for p in images[name].get_observation_points2D())
+
+    return seen
 
 
 @dataclass(frozen=True, eq=False)

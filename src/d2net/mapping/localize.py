@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.formats.h5 import FeatureFile
-from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.images import ImageLike
 from d2net.mapping.cameras import photo_camera
 from d2net.mapping.folder import MapFolder
-from d2net.mapping.links import Links, keypoint_places, link
+from d2net.mapping.links import keypoint_places, points_seen
+from d2net.mapping.placement import Placement, covisible, place
 from d2net.matching import match
 from d2net.matching.retrieval import GlobalDescriptors
 
@@ -45,53 +44,30 @@ SURE_ROTATION = 1.0
 doubtful with fewer, and as lost with the fewest. A photo of another place reached 12 on a map of
 twelve photos of a door, its focal length being estimated too."""
 
-_SHARED_POINTS = 10  # photos of a map that see so many of the same points show one place
 _PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
 
 
 @dataclass(frozen=True, eq=False)
-class Localization:
-    """What became of a query.
+class Localization(Placement):
+    """What became of a query: its `Placement`, and how far that can be relied on.
 
     Attributes:
         verdict: "localized", "doubtful" (few inliers, or an uncertain pose) or "lost".
-        pose: with camera, inliers and uncertainty; None if lost without any.
         reason: why a query is not localized; empty if it is.
         features: of the query.
-        links: its keypoints with places in the map.
-        photos: of the map, which were matched, in the order that `links.photos` counts.
         known_camera: whether the camera was given or told by EXIF; otherwise its focal length was
             estimated with the pose.
     """
 
     verdict: Verdict
-    pose: AbsolutePose | None
     reason: str
     features: Features
-    links: Links
-    photos: tuple[str, ...]
     known_camera: bool
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
         """COLMAP's rigid transform, None without a pose."""
         return None if self.pose is None else self.pose.cam_from_world
-
-    @property
-    def num_inliers(self) -> int:
-        """How many keypoints agree with the pose."""
-        return len(np.unique(self.links.rows[self.inliers]))
-
-    @property
-    def inliers(self) -> NDArray[np.bool_]:
-        """Marks of the links that agree with the pose."""
-        return np.zeros(len(self.links), np.bool_) if self.pose is None else self.pose.inliers
-
-    @property
-    def best_photo(self) -> str | None:
-        """The photo of the map with which most inliers are shared; None without inliers."""
-        counts = np.bincount(self.links.photos[self.inliers], minlength=len(self.photos) or 1)
-        return self.photos[int(counts.argmax())] if counts.any() else None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; quaternions are w x y z, as in the benchmarks' files."""
@@ -132,6 +108,13 @@ class Map:
     place = d2net.Map.open("map/").localize("query.jpg")
     place.verdict, place.cam_from_world, place.num_inliers
     ```
+
+    Attributes:
+        folder: the map's files.
+        network: extracts queries as the map's photos were.
+        model: COLMAP's.
+        names: of the photos in it, sorted.
+        features: of one of them by its name; those used last stay in memory.
     """
 
     def __init__(self, folder: MapFolder, model: D2Net) -> None:
@@ -143,7 +126,8 @@ class Map:
         self._file = FeatureFile(folder.features)
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
         self._places = keypoint_places(self.model)
-        self._features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
+        self._seen = points_seen(self.model)
+        self.features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
 
     @classmethod
     def open(
@@ -241,25 +225,30 @@ class Map:
                 f"the photo has {width} x {height} pixels, but its camera {camera.width} x "
                 f"{camera.height}; they must be the same"
             )
-        sigma = float(features.uncertainty.median()) if len(features) else 0.0
         options = AbsolutePoseOptions(
-            threshold=max(LEAST_POSE_ERROR, POSE_SIGMAS * sigma),
+            threshold=pose_threshold(features),
             estimate_focal_length=estimate_focal_length,
             seed=seed,
         )
         alike = [name for name, _ in self._retrieval.query(features, num_retrieved)]
-        best: Localization | None = None
-        for photos in self._places_among(alike):
-            matched = ((self._match(features, name), self._places(name)) for name in photos)
-            links = link(matched)
-            pixels = features.keypoints.double().cpu().numpy()[links.rows]
-            pose = absolute_pose(pixels, links.points, camera, options)
-            answer = _judged(pose, features, links, photos, not estimate_focal_length)
-            if best is None or answer.num_inliers > best.num_inliers:
-                best = answer
-        if best is None:
-            return _judged(None, features, link([]), (), not estimate_focal_length)
-        return best
+        found = place(
+            features,
+            camera,
+            options,
+            covisible(alike, self._seen),
+            lambda name: match(features, self.features(name)),
+            self._places,
+        )
+        verdict, reason = _verdict(found, features)
+        return Localization(
+            found.photos,
+            found.links,
+            found.pose,
+            verdict,
+            reason,
+            features,
+            not estimate_focal_length,
+        )
 
     def plot(
         self, answer: Localization, image: ImageLike, output: str | os.PathLike[str] | None = None
@@ -286,7 +275,7 @@ class Map:
             image,
             self.folder.photo(name),
             answer.features,
-            self._features(name),
+            self.features(name),
             matches,
             upright=self.network.settings.upright,
             output=output,
@@ -295,55 +284,25 @@ class Map:
     def _read(self, name: str) -> Features:
         return self._file[name].to(self.network.device)
 
-    def _match(self, features: Features, name: str) -> Matches:
-        return match(features, self._features(name))
 
-    def _places_among(self, photos: Sequence[str]) -> list[tuple[str, ...]]:
-        """The photos, those that see one place together (Sarlin et al., CVPR 2019, section 4)."""
-        left, groups = list(photos), []
-        while left:
-            group = [left.pop(0)]
-            for member in group:  # grows while it is gone through
-                seen = self._points[member]
-                near = [n for n in left if len(seen & self._points[n]) >= _SHARED_POINTS]
-                group += near
-                left = [name for name in left if name not in near]
-            groups.append(tuple(group))
-        return groups
-
-    @cached_property
-    def _points(self) -> dict[str, frozenset[int]]:
-        """Which points each photo sees."""
-        images = (self.model.images[i] for i in self.model.reg_image_ids())
-        return {
-            image.name: frozenset(p.point3D_id for p in image.get_observation_points2D())
-            for image in images
-        }
+def pose_threshold(features: Features) -> float:
+    """Largest reprojection error of a query's inlier in pixels, by its keypoints' uncertainty."""
+    sigma = float(features.uncertainty.median()) if len(features) else 0.0
+    return max(LEAST_POSE_ERROR, POSE_SIGMAS * sigma)
 
 
-def _judged(
-    pose: AbsolutePose | None,
-    features: Features,
-    links: Links,
-    photos: tuple[str, ...],
-    known_camera: bool,
-) -> Localization:
-    """With a verdict, and in words why it is not better."""
-
-    def answer(verdict: Verdict, reason: str) -> Localization:
-        return Localization(verdict, pose, reason, features, links, photos, known_camera)
-
+def _verdict(found: Placement, features: Features) -> tuple[Verdict, str]:
+    """The verdict, and in words why it is not better."""
     if len(features) == 0:
-        return answer("lost", "the photo has no keypoints")
-    if pose is None:
-        return answer("lost", f"no pose agrees with its {len(links)} links to the map's points")
-    inliers = len(np.unique(links.rows[pose.inliers]))
+        return "lost", "the photo has no keypoints"
+    if found.pose is None:
+        return "lost", f"no pose agrees with its {len(found.links)} links to the map's points"
+    inliers, links = found.num_inliers, len(found.links)
     if inliers < FEWEST_INLIERS:
-        return answer("lost", f"only {inliers} of {len(links)} links agree with one pose")
+        return "lost", f"only {inliers} of {links} links agree with one pose"
     if inliers < SURE_INLIERS:
-        return answer("doubtful", f"{inliers} of {len(links)} links agree with the pose")
-    if pose.rotation_deviation > SURE_ROTATION:
-        return answer(
-            "doubtful", f"its rotation is uncertain by {pose.rotation_deviation:.1f} degrees"
-        )
-    return answer("localized", "")
+        return "doubtful", f"{inliers} of {links} links agree with the pose"
+    uncertain = found.pose.rotation_deviation
+    if uncertain > SURE_ROTATION:
+        return "doubtful", f"its rotation is uncertain by {uncertain:.1f} degrees"
+    return "localized", ""

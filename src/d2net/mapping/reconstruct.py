@@ -130,16 +130,12 @@ def extend(
         folder.add_photo_folder(Path(photos))
         survey = _extract(folder, model or D2Net.from_pretrained(), found, None, say)
         with folder.timed("pairs"), FeatureFile(folder.features) as features:
-            known = GlobalDescriptors.open(folder.retrieval)
-            new = [name for name in survey.usable if name not in known.names]
-            both = known.extended(features, new) if new else known
-            pairs = [
-                (other, name)
-                for name in survey.usable
-                for other, _ in both.query(features[name], num_matched + 1)
-                if other != name
-            ]
-            both.save(folder.retrieval)
+            # Anew, which takes milliseconds a photo: a codebook of the old photos alone does not
+            # tell photos of another place apart (EXPERIMENTS.md, Retrieval).
+            described = GlobalDescriptors.build(features)
+            alike = described.neighbours(num_matched)
+            pairs = [(other, name) for name in survey.usable for other, _ in alike[name]]
+            described.save(folder.retrieval)
         pairs = list(dict.fromkeys([*read_pairs(folder.pairs), *pairs]))
         _match_pairs(folder, pairs, say)
         survey = _survey(folder, survey.failed)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.formats.atomic import locked, replacing
-from d2net.mapping.album import Album, colour
 from d2net.mapping.cloud import Cloud, read_cloud
-from d2net.mapping.cloud_page import make_page
-from d2net.mapping.cloud_picture import draw_picture
+from d2net.mapping.picture.album import Album, colour
+from d2net.mapping.picture.drawing import draw_picture
+from d2net.mapping.picture.page import make_page
 from d2net.mapping.summary import MapSummary, count, figure_lines, sentence
 
 if TYPE_CHECKING:

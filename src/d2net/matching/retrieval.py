@@ -164,21 +164,6 @@ class GlobalDescriptors:
         settings = {"method": "vlad", "features": self.settings}
         write_global_descriptors(Path(path), vectors, self.codebook.centres, settings)
 
-    def extended(
-        self, features: Mapping[str, Features], names: Iterable[str] | None = None
-    ) -> GlobalDescriptors:
-        """With more photos; the vectors of those that are here stay as they are.
-
-        Raises:
-            InputError: a photo is here already, or its features do not fit the codebook.
-        """
-        new = type(self).build(features, names, codebook=self.codebook)
-        known = set(self.names).intersection(new.names)
-        if known:
-            raise InputError(f"the photo {min(known)!r} has a global descriptor already")
-        vectors = np.concatenate([self.vectors, new.vectors])
-        return type(self)(self.names + new.names, vectors, self.codebook, self.settings)
-
     def only(self, names: Iterable[str]) -> GlobalDescriptors:
         """Those of some of the photos."""
         places = {name: row for row, name in enumerate(self.names)}

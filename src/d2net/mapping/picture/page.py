@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from d2net.mapping.album import Album
 from d2net.mapping.cloud import Array, Cloud
-from d2net.mapping.cloud_picture import CAMERA_COLOUR, SLOPE, draw_oblique
-from d2net.mapping.glyphs import frustums, point_radii
+from d2net.mapping.picture.album import Album
+from d2net.mapping.picture.drawing import CAMERA_COLOUR, SLOPE, draw_oblique
+from d2net.mapping.picture.glyphs import frustums, point_radii
+from d2net.mapping.picture.viewpoint import Look, from_above, oblique
 from d2net.mapping.summary import MapSummary, count, duration, sentence
-from d2net.mapping.viewpoint import Look, from_above, oblique
 
 MAX_POINTS = 200_000
 _LEVELS = 65535  # of a position along an axis
@@ -40,7 +40,7 @@ def make_page(
         notes: what else the reader should know about the picture.
     """
     environment = Environment(
-        loader=PackageLoader("d2net.mapping"),
+        loader=PackageLoader("d2net.mapping.picture"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from d2net.mapping.cloud import Array, Cloud
-from d2net.mapping.glyphs import frustums, point_radii
-from d2net.mapping.splats import Splats, Viewer
-from d2net.mapping.viewpoint import Look, from_above, oblique
+from d2net.mapping.picture.glyphs import frustums, point_radii
+from d2net.mapping.picture.splats import Splats, Viewer
+from d2net.mapping.picture.viewpoint import Look, from_above, oblique
 
 Canvas = NDArray[np.uint8]
 
