@@ -78,6 +78,7 @@ def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_onnx(d2net: Run) -> None:
     run = d2net("export", "onnx", "folder", "--max-keypoints", "9", "--json")
     assert run.code == 0

@@ -24,6 +24,7 @@ from ..tiny import DATA, make_tiny_model
 GOLDEN = Path(__file__).parents[1] / "golden"
 PHOTOS = sorted(GOLDEN.glob("*.png"))
 KINDS = [("deep", "plain"), ("both", "fused")]
+pytestmark = pytest.mark.timeout(1200)  # an export takes half a minute, on a busy machine minutes
 
 
 @pytest.fixture(scope="module")
