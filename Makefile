@@ -7,7 +7,7 @@ MARKERS ?= not slow
 # Processes that share the tests, with a thread each; 0 for one process with all threads.
 WORKERS ?= auto
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test check benchmark dist clean
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -26,6 +26,9 @@ check: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks
+
+dist: $(VENV)/installed
+	$(BIN)/python tools/dist.py
 
 $(VENV)/installed: pyproject.toml tools/setup
 	PYTHON=$(PYTHON) bash tools/setup $(VENV)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import extraction, maps, matching, memory, precision
+from benchmarks import extraction, maps, matching, memory, onnx, precision
 from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "memory": memory.rows,
     "maps": maps.rows,
     "precision": precision.rows,
+    "onnx": onnx.rows,
     "gpu": extraction.gpu_rows,
 }
 ROOT = Path(__file__).parents[1]

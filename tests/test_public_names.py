@@ -11,6 +11,7 @@ PUBLIC = [
     *("FormatError", "ImageError", "InputError", "MatchFile", "MatchWriter", "Matches"),
     *("MissingPackageError", "OutputBusyError", "OutputError", "TrainingError", "WeightsError"),
     "__version__",
+    "export_onnx",
     *("extract_folder", "find_images", "match", "match_pairs", "mutual_nearest"),
     *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct"),
     *("plot_keypoints", "plot_matches", "read_image", "verify"),

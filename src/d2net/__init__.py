@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from d2net.matching.folder import match_pairs
     from d2net.matching.nearest import mutual_nearest
     from d2net.matching.verify import verify
+    from d2net.onnx.export import export_onnx
     from d2net.visualization import plot_keypoints, plot_matches
 
 _HOMES = {
@@ -74,6 +75,7 @@ _HOMES = {
     "PairChoice": "matching.choice",
     "TrainingError": "errors",
     "WeightsError": "errors",
+    "export_onnx": "onnx.export",
     "extract_folder": "extraction.folder",
     "find_images": "image_lists",
     "match": "matching",
@@ -109,6 +111,7 @@ __all__ = [
     "TrainingError",
     "WeightsError",
     "__version__",
+    "export_onnx",
     "extract_folder",
     "find_images",
     "match",

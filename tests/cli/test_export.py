@@ -27,7 +27,7 @@ def files(d2net: Run, photos: Path) -> tuple[str, str]:
 
 def test_colmap(d2net: Run, files: tuple[str, str]) -> None:
     features, matches = files
-    run = d2net("export", "--features", features, "--matches", matches, "--to", "colmap", "db")
+    run = d2net("export", "colmap", "--features", features, "--matches", matches, "db")
     assert (run.code, run.err) == (0, "")
     assert run.out == "2 photos and 1 pairs written: db\n"
     with sqlite3.connect("db") as database, FeatureFile(features) as file:
@@ -39,12 +39,12 @@ def test_colmap(d2net: Run, files: tuple[str, str]) -> None:
         assert names == set(file)
         assert rows == {name: len(file[name]) for name in file}
     database.close()
-    assert d2net("export", "--features", features, "--to", "colmap", "db").code == 2
+    assert d2net("export", "colmap", "--features", features, "db").code == 2
 
 
 def test_kapture(d2net: Run, files: tuple[str, str]) -> None:
     features, matches = files
-    arguments = ("export", "--features", features, "--matches", matches, "--to", "kapture")
+    arguments = ("export", "kapture", "--features", features, "--matches", matches)
     run = d2net(*arguments, "folder", "--json")
     assert run.json == {"photos": 2, "pairs": 1, "output": "folder"}
     keypoints = np.fromfile("folder/reconstruction/keypoints/d2net/a.png.kpt", "<f4")
@@ -64,7 +64,7 @@ def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) ->
         (("--features", features, "--matches", features), "f.h5 holds no matches"),
         (("--features", "empty.h5"), "empty.h5 holds no features"),
     ):
-        run = d2net("export", *arguments, "--to", to, "out")
+        run = d2net("export", to, *arguments, "out")
         assert (run.code, run.out) == (2, "")
         assert message in run.err
         assert not Path("out").exists()
@@ -72,6 +72,22 @@ def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) ->
 
 @pytest.mark.parametrize("to", ["colmap", "kapture"])
 def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to: str) -> None:
-    run = d2net("export", "--features", files[0], "--to", to, "none/out")
+    run = d2net("export", to, "--features", files[0], "none/out")
     assert run.code == 2
     assert "none does not exist" in run.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_onnx(d2net: Run) -> None:
+    run = d2net("export", "onnx", "folder", "--max-keypoints", "9", "--json")
+    assert run.code == 0
+    assert run.json["output"] == "folder"
+    assert {path.name for path in Path("folder").iterdir()} == {"d2net.onnx", "d2net_onnx.py"}
+    assert run.json["bytes"] == Path("folder/d2net.onnx").stat().st_size
+
+
+def test_an_onnx_graph_of_the_release(d2net: Run) -> None:
+    run = d2net("export", "onnx", "folder", "--original")
+    assert (run.code, run.out) == (2, "")
+    assert "works at one scale" in run.err

@@ -38,12 +38,13 @@ app = typer.Typer(
 )
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
-    *(export.export, show.show),
+    show.show,
     *(train.train, info.weights, info.info),
 ):
     app.command()(options.spread(_command))
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")
 
 # Click's ClickException: typer has a copy of click, or none, and gives it no public name.
 _UsageError: Any = typer.BadParameter.__mro__[2]

@@ -1,40 +1,87 @@
-"""`d2net export`: features and matches for other programs."""
+"""`d2net export`: features and matches for other programs, and the model itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from d2net.cli import options
 from d2net.errors import InputError
 
+app = typer.Typer(
+    help="Features and matches for other programs, and the model itself.",
+    rich_markup_mode="markdown",
+)
 
-def export(
+_Features = Annotated[
+    Path, typer.Option(metavar="FILE", show_default=False, help="Features file (h5).")
+]
+_Matches = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Matches file (h5).", show_default="none")
+]
+
+
+def colmap(
     *,
-    output: Annotated[
-        Path, typer.Argument(show_default=False, help="Database (colmap) or folder (kapture).")
-    ],
-    features: Annotated[
-        Path, typer.Option(metavar="FILE", show_default=False, help="Features file (h5).")
-    ],
-    to: Annotated[
-        Literal["colmap", "kapture"],
-        typer.Option(metavar="PROGRAM", show_default=False, help="colmap or kapture."),
-    ],
-    matches: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Matches file (h5).", show_default="none")
-    ] = None,
+    output: Annotated[Path, typer.Argument(show_default=False, help="Database to make.")],
+    features: _Features,
+    matches: _Matches = None,
     printing: options.Printing,
 ) -> None:
-    """Write a features file, and its matches, as COLMAP's database or as a kapture 1.1 folder."""
+    """Write a features file, and its matches, as COLMAP's database."""
     from d2net.formats.colmap import write_database
-    from d2net.formats.h5 import FeatureFile, MatchFile
+
+    _export(write_database, output, features, matches, printing)
+
+
+def kapture(
+    *,
+    output: Annotated[Path, typer.Argument(show_default=False, help="Folder to make.")],
+    features: _Features,
+    matches: _Matches = None,
+    printing: options.Printing,
+) -> None:
+    """Write a features file, and its matches, as a kapture 1.1 folder."""
     from d2net.formats.kapture import write_kapture
 
-    write = write_database if to == "colmap" else write_kapture
+    _export(write_kapture, output, features, matches, printing)
+
+
+def onnx(
+    *,
+    output: Annotated[Path, typer.Argument(show_default=False, help="Folder to make.")],
+    extraction: options.Extraction,
+    printing: options.Printing,
+) -> None:
+    """Write the model as an ONNX graph, and beside it a program that runs it without torch."""
+    from d2net.onnx.export import MODEL, RUNNER, export_onnx
+
+    export_onnx(extraction.model(printing), output)
+    size = (output / MODEL).stat().st_size
+    printing.result(
+        {"output": str(output), "bytes": size},
+        f"{output / MODEL} written, {size / 1e6:.1f} MB",
+        f"try it: python {output / RUNNER} A.jpg B.jpg",
+    )
+
+
+for _command in (colmap, kapture, onnx):
+    app.command()(options.spread(_command))
+
+
+def _export(
+    write: Callable[..., None],
+    output: Path,
+    features: Path,
+    matches: Path | None,
+    printing: options.Printing,
+) -> None:
+    from d2net.formats.h5 import FeatureFile, MatchFile
+
     with ExitStack() as stack:
         photos = stack.enter_context(FeatureFile(features))
         pairs = None if matches is None else stack.enter_context(MatchFile(matches))

@@ -95,7 +95,17 @@ def detect_corners(grey: Tensor) -> Corners:
             parts.append((rows + top, cols + left, patches))
     rows, cols, patches = (torch.cat(part) for part in zip(*parts, strict=True))
     order = (rows * width + cols).argsort()
-    rows, cols, patches = rows[order], cols[order], patches[order]
+    return _located(rows[order], cols[order], patches[order])
+
+
+def detect_corners_at_once(grey: Tensor) -> Corners:
+    """`detect_corners` without tiles, for a graph that other programs run."""
+    padded = F.pad(grey[None], (REACH,) * 4, mode="replicate")[0]
+    return _located(*_maxima(_strength(padded)))
+
+
+def _located(rows: Tensor, cols: Tensor, patches: Tensor) -> Corners:
+    """Corners at pixels, from the 3 x 3 values around them."""
     # The logarithm of the peak is nearest to the paraboloid that the step is computed from.
     _, _, steps = quadratic_step(patches.clamp_min(torch.finfo(torch.float32).tiny).log())
     return Corners(rows, cols, patches[:, 1, 1] ** 0.25, steps.clamp(-_LARGEST_STEP, _LARGEST_STEP))
@@ -132,6 +142,10 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     radius = int(3 * deviation + 0.5)
     weights = [math.exp(-0.5 * (i / deviation) ** 2) for i in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
+    if torch.compiler.is_exporting():  # two operations of a graph in place of dozens
+        kernel = x.new_tensor([weights[abs(i)] / total for i in range(-radius, radius + 1)])
+        across, down = kernel[None, None, None], kernel[None, None, :, None]
+        return F.conv2d(F.conv2d(x[None, None], across), down)[0, 0]
     for axis in (1, 0):
         size = x.shape[axis] - 2 * radius
         blurred = x.narrow(axis, radius, size) * (weights[0] / total)

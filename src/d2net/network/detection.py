@@ -160,6 +160,26 @@ def detect(maps: Tensor, *, original: bool = False, least_rise: float = LEAST_RI
     return Detections(channels, rows, cols, patch[:, 1, 1], steps)[passed]
 
 
+def detect_everywhere(maps: Tensor) -> tuple[Tensor, Detections]:
+    """`detect` in a fixed order of whole-map operations, for a graph that other programs run.
+
+    Args:
+        maps: h x w x C after the ReLU, any float type, with at least one cell.
+
+    Returns:
+        Which inner cells are detections (N bool), and what all of them would be.
+    """
+    rows, cols = (torch.arange(size, device=maps.device) for size in maps.shape[:2])
+    channels = maps.argmax(dim=2)[1:-1, 1:-1].flatten()
+    rows, cols = (x.flatten() for x in torch.meshgrid(rows[1:-1], cols[1:-1], indexing="ij"))
+    patch, inside = _neighbourhoods(maps, channels, rows, cols)
+    passed, steps = _edge_test_and_step(patch)
+    values = patch[:, 1, 1]
+    passed &= (values > 0) & _is_local_maximum(patch, inside, ties=False)
+    passed &= _rise(patch) >= LEAST_RISE
+    return passed, Detections(channels, rows, cols, values, steps)
+
+
 def _strongest_channels(maps: Tensor, *, frame: bool, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Channels, rows, columns where a positive value is the largest of its cell's channels.
 
@@ -208,8 +228,7 @@ def _is_local_maximum(patch: Tensor, inside: Tensor, *, ties: bool) -> Tensor:
 
     With `ties` equal neighbours are allowed; without, only ones later in reading order.
     """
-    n = len(patch)
-    patch, inside = patch.reshape(n, 9), inside.reshape(n, 9)
+    patch, inside = patch.reshape(-1, 9), inside.reshape(-1, 9)
     centre = patch[:, 4:5]
     if ties:
         return ((centre >= patch) | ~inside).all(dim=1)

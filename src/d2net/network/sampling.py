@@ -60,8 +60,6 @@ def sample(maps: Tensor, positions: Tensor) -> Tensor:
     Returns:
         N x C float32.
     """
-    if len(positions) == 0:
-        return maps.new_empty(0, maps.shape[2], dtype=torch.float32)
     left, right, u = _neighbours(positions[:, 0], maps.shape[1])
     top, bottom, v = _neighbours(positions[:, 1], maps.shape[0])
     u, v = u[:, None], v[:, None]

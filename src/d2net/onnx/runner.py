@@ -1,0 +1,162 @@
+"""D2-Net's features without torch: ONNX Runtime, numpy and pillow run the graph beside this file.
+
+    pip install onnxruntime pillow
+    python d2net_onnx.py A.jpg B.jpg
+
+The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 16 x 16) and gives for all its
+keypoints `keypoints` (N x 2, x and y in pixels, the centre of the top-left pixel being (0, 0)),
+`scores` (N), `uncertainty` (N, pixels), `kinds` (N, number of the proposer) and `descriptors`
+(N x D, unit length). What is left to do is here: reduce the photo, keep the best, match.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SMALLEST_SIDE = 16
+"""A photo with a shorter side has no keypoints."""
+
+NEAR_DUPLICATE = 1.0
+"""Keypoints of two proposers this near, in pixels of the graph's input, are one."""
+
+
+class Features(NamedTuple):
+    """The local features of a photo, best first.
+
+    Attributes:
+        keypoints: N x 2 float32 (x, y) in pixels of the photo.
+        scores: N float32.
+        uncertainty: N float32, standard deviation of the position in pixels of the photo.
+        descriptors: N x D float32, unit length.
+    """
+
+    keypoints: Array
+    scores: Array
+    uncertainty: Array
+    descriptors: Array
+
+
+class Extractor:
+    """An exported model.
+
+    Args:
+        path: the graph; the one beside this file unless another is given.
+        options: of the session, as the number of threads.
+        providers: what computes, best first.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        options: onnxruntime.SessionOptions | None = None,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    ) -> None:
+        path = path or Path(__file__).with_name("d2net.onnx")
+        self.session = onnxruntime.InferenceSession(str(path), options, list(providers))
+        about = json.loads(self.session.get_modelmeta().custom_metadata_map["d2net"])
+        self.settings: dict[str, Any] = about["extraction"]
+
+    def extract(self, photo: Array) -> Features:
+        """Features of H x W x 3, RGB, uint8; with the settings the model was exported with."""
+        full = (photo.shape[1], photo.shape[0])
+        size = limited_size(full, self.settings["max_edge"], self.settings["max_sum_edges"])
+        if size != full:
+            photo = np.array(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
+        if min(size) < SMALLEST_SIDE:
+            photo = np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8)
+        keypoints, scores, uncertainty, kinds, descriptors = self.session.run(
+            ["keypoints", "scores", "uncertainty", "kinds", "descriptors"], {"image": photo}
+        )
+        allowed = np.flatnonzero(scores >= self.settings["score_threshold"])
+        most = self.settings["max_keypoints"]
+        best = allowed[best_first(keypoints[allowed], scores[allowed], kinds[allowed], most)]
+        factor = np.divide(full, size)
+        return Features(
+            ((keypoints[best] + 0.5) * factor - 0.5).astype(np.float32),
+            scores[best],
+            uncertainty[best] * np.float32(factor.max()),
+            descriptors[best],
+        )
+
+
+def limited_size(
+    size: tuple[int, int], max_edge: int | None, max_sum_edges: int | None
+) -> tuple[int, int]:
+    """(width, height) reduced so that both limits are met."""
+    factor = min(1.0, (max_edge or np.inf) / max(size), (max_sum_edges or np.inf) / sum(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def best_first(keypoints: Array, scores: Array, kinds: Array, most: int | None) -> Array:
+    """Which keypoints are kept, best first.
+
+    Every kind has an equal share of the budget, and what one does not use goes to those before it.
+    A keypoint within `NEAR_DUPLICATE` of an earlier kind's gives way.
+    """
+    kept = np.empty(0, np.int64)
+    counts = np.bincount(kinds, minlength=1)
+    for kind in range(len(counts)):
+        rows = np.flatnonzero(kinds == kind)
+        rows = rows[~near(keypoints[rows], keypoints[kept], NEAR_DUPLICATE)]
+        budget = len(rows)
+        if most is not None:
+            left, later = most - len(kept), counts[kind + 1 :]
+            share = left // (len(later) + 1)
+            budget = left - int(np.minimum(later, share).sum())
+        kept = np.concatenate([kept, rows[_by_score(scores[rows])[:budget]]])
+    return kept[_by_score(scores[kept])]
+
+
+def _by_score(scores: Array) -> Array:
+    return np.argsort(-scores, kind="stable")
+
+
+def near(points: Array, others: Array, radius: float) -> Array:
+    """N bool: another point is this near, by the larger of both coordinates' distances."""
+    others = others[others[:, 1].argsort()]
+    first = np.searchsorted(others[:, 1], points[:, 1] - radius)
+    last = np.searchsorted(others[:, 1], points[:, 1] + radius, side="right")
+    found = [
+        bool((np.abs(others[i:j, 0] - x) <= radius).any())
+        for i, j, x in zip(first, last, points[:, 0], strict=True)
+    ]
+    return np.array(found, dtype=bool)
+
+
+def match(a: Features, b: Features) -> Array:
+    """K x 2 rows of mutual nearest neighbours, the best for D2-Net: without a ratio test."""
+    if len(a.scores) == 0 or len(b.scores) == 0:
+        return np.empty((0, 2), np.int64)
+    similarity = a.descriptors @ b.descriptors.T
+    forth, back = similarity.argmax(axis=1), similarity.argmax(axis=0)
+    rows = np.arange(len(forth))
+    mutual = back[forth] == rows
+    return np.stack([rows[mutual], forth[mutual]], axis=1)
+
+
+def read_photo(path: str) -> Array:
+    """H x W x 3, RGB, uint8, turned upright."""
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def main() -> None:
+    """Match the two photos named on the command line."""
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {sys.argv[0]} A.jpg B.jpg")
+    extractor = Extractor()
+    a, b = (extractor.extract(read_photo(path)) for path in sys.argv[1:])
+    print(f"{len(a.scores)} and {len(b.scores)} keypoints, {len(match(a, b))} matches")
+
+
+if __name__ == "__main__":
+    main()

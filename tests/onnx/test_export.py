@@ -1,0 +1,171 @@
+"""ONNX Runtime gives what torch gives."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import d2net
+from d2net import D2Net, InputError, export_onnx
+from d2net.onnx.export import MODEL, RUNNER
+
+from ..tiny import DATA, make_tiny_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PHOTOS = sorted(GOLDEN.glob("*.png"))
+KINDS = [("deep", "plain"), ("both", "fused")]
+pytestmark = pytest.mark.timeout(1200)  # an export takes half a minute, on a busy machine minutes
+
+
+@pytest.fixture(scope="module")
+def model() -> D2Net:
+    return D2Net.from_pretrained("ots")
+
+
+@pytest.fixture(scope="module")
+def exported(model: D2Net, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Exports each kind once; gives its folder."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def export(keypoints: str, descriptor: str, precision: str = "float32") -> Path:
+        kind = (keypoints, descriptor, precision)
+        if kind not in folders:
+            folder = tmp_path_factory.mktemp("onnx") / "model"
+            settings = dict(zip(("keypoints", "descriptor", "precision"), kind, strict=True))
+            export_onnx(model, folder, max_keypoints=300, **settings)
+            folders[kind] = folder
+        return folders[kind]
+
+    return export
+
+
+def runner_of(folder: Path) -> Any:
+    """The program in an exported folder."""
+    spec = importlib.util.spec_from_file_location("shipped", folder / RUNNER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_keypoints_on_the_golden_photos(model: D2Net, exported: Any, kind: tuple[str, str]) -> None:
+    """None missing, none extra, same order, same values: without a budget and with one."""
+    shipped = runner_of(exported(*kind))
+    extractor = shipped.Extractor()
+    for photo in PHOTOS:
+        for most in (None, 150):
+            expected = model.extract(
+                photo, keypoints=kind[0], descriptor=kind[1], max_keypoints=most
+            )
+            extractor.settings["max_keypoints"] = most
+            found = extractor.extract(shipped.read_photo(photo))
+            assert len(found.scores) == len(expected) > 0
+            assert np.abs(found.keypoints - expected.keypoints.numpy()).max() < 1e-3
+            np.testing.assert_allclose(found.scores, expected.scores.numpy(), rtol=1e-4)
+            np.testing.assert_array_equal(found.uncertainty, expected.uncertainty.numpy())
+            cosine = (found.descriptors * expected.descriptors.numpy()).sum(axis=1)
+            assert cosine.min() > 0.99999
+
+
+@pytest.mark.slow
+def test_half_precision_moves_few_keypoints(model: D2Net, exported: Any) -> None:
+    folder = exported("both", "fused", "float16")
+    shipped = runner_of(folder)
+    extractor = shipped.Extractor()
+    extractor.settings["max_keypoints"] = None
+    photo = GOLDEN / "graf_320x256.png"
+    found = extractor.extract(shipped.read_photo(photo))
+    expected = model.extract(photo, keypoints="both", descriptor="fused")
+    near = shipped.near(expected.keypoints.numpy(), found.keypoints, 0.1)
+    assert near.mean() > 0.95
+    whole = (exported("both", "fused") / MODEL).stat().st_size
+    assert (folder / MODEL).stat().st_size < 0.55 * whole
+
+
+@pytest.mark.slow
+def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
+    """A reduced one, one as small as can be, one too small, one without contrast."""
+    shipped = runner_of(exported("both", "fused"))
+    extractor = shipped.Extractor()
+    photo = shipped.read_photo(GOLDEN / "graf_320x256.png")
+    extractor.settings["max_edge"] = 200
+    settings = {"keypoints": "both", "descriptor": "fused", "max_keypoints": 300}
+    expected = model.extract(photo, max_edge=200, **settings)
+    found = extractor.extract(photo)
+    assert np.abs(found.keypoints - expected.keypoints.numpy()).max() < 1e-3
+    np.testing.assert_allclose(found.uncertainty, expected.uncertainty.numpy(), rtol=1e-6)
+    for part in (photo[:16, :20], photo[:15, :40], np.full((60, 70, 3), 9, np.uint8)):
+        assert len(extractor.extract(part).scores) == len(model.extract(part, **settings))
+
+
+@pytest.mark.slow
+def test_the_graph_is_sound_and_says_what_it_is(exported: Any) -> None:
+    file = exported("both", "fused") / MODEL
+    onnx.checker.check_model(file, full_check=True)
+    graph = onnx.load(file)
+    (about,) = (json.loads(p.value) for p in graph.metadata_props if p.key == "d2net")
+    assert about["d2net"] == d2net.__version__
+    assert about["weights"]["name"] == "ots"
+    assert "CC BY 4.0" in about["licence"]
+    assert about["extraction"]["max_keypoints"] == 300
+    assert str(Path(d2net.__file__).parent).encode() not in file.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_photos_are_matched_where_there_is_no_torch(exported: Any, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("numpy", "pillow", "onnxruntime"):
+        for file in importlib.metadata.files(name) or ():
+            top = file.parts[0]
+            if top not in (".", "..") and not (packages / top).exists():
+                (packages / top).symlink_to(Path(str(file.locate())).parents[len(file.parts) - 2])
+    python = [sys.executable, "-I", "-S", "-c"]
+    place = f"import sys; sys.path.insert(0, {str(packages)!r}); "
+    torchless = subprocess.run([*python, place + "import torch"], check=False, capture_output=True)
+    assert b"No module named 'torch'" in torchless.stderr
+    folder = exported("both", "fused")
+    for name in ("graf1", "graf3"):
+        Image.open(DATA / f"{name}.png").resize((400, 320)).save(tmp_path / f"{name}.png")
+    run = subprocess.run(
+        [
+            *python,
+            f"{place}import runpy; sys.argv = ['run', 'graf1.png', 'graf3.png']; "
+            f"runpy.run_path({str(folder / RUNNER)!r}, run_name='__main__')",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    words = run.stdout.split()
+    assert words[:3] == ["300", "and", "300"]
+    assert int(words[4]) > 60
+
+
+@pytest.mark.parametrize(
+    "setting", [{"original": True}, {"multiscale": True}, {"precision": "bfloat16"}]
+)
+def test_what_a_graph_cannot_be(setting: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="works at one scale"):
+        export_onnx(make_tiny_model(), tmp_path / "model", **setting)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(d2net.OutputError, match="exists already"):
+        export_onnx(make_tiny_model(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

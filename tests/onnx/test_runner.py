@@ -1,0 +1,74 @@
+"""What the shipped program does with numpy is what the package does."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d2net import Features, images, mutual_nearest
+from d2net.extraction.keypoints import Keypoints
+from d2net.extraction.selection import best_first
+from d2net.onnx import runner
+
+
+def made(n: int, seed: int) -> Keypoints:
+    """Keypoints so dense that many of two sets are near duplicates."""
+    torch.manual_seed(seed)
+    return Keypoints(
+        torch.rand(n, 2) * 40,
+        (torch.rand(n) * 20).round(),  # with ties
+        torch.ones(n),
+        torch.ones(n),
+        torch.rand(n, 4),
+        torch.arange(n),
+    )
+
+
+@pytest.mark.parametrize("most", [None, 0, 1, 100, 101, 150, 1000])
+@pytest.mark.parametrize("sizes", [(120,), (120, 90), (0, 90), (120, 0), (10, 200), (200, 10)])
+def test_the_kept_ones_are_those_of_the_package(most: int | None, sizes: tuple[int, ...]) -> None:
+    found = [made(n, seed) for seed, n in enumerate(sizes)]
+    expected = best_first(found, most)
+    everything = Keypoints.joined(found)
+    kinds = np.repeat(np.arange(len(sizes)), sizes)
+    rows = runner.best_first(everything.positions.numpy(), everything.scores.numpy(), kinds, most)
+    assert torch.equal(everything.positions[rows], expected.positions)
+
+
+def test_size_limits_are_those_of_the_package() -> None:
+    for size in ((1600, 1200), (1601, 3), (4000, 3000), (1, 9000), (7, 9000)):
+        for limits in ((1600, 2800), (None, 2800), (1600, None), (None, None)):
+            assert runner.limited_size(size, *limits) == images.limited_size(size, *limits)
+
+
+def test_matches_are_those_of_the_package() -> None:
+    torch.manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (60, 50))
+    none = np.empty(0)
+    found = runner.match(*(runner.Features(none, x[:, 0].numpy(), none, x.numpy()) for x in (a, b)))
+    np.testing.assert_array_equal(found, mutual_nearest(a, b).indices.numpy())
+    empty = runner.Features(none, none, none, np.empty((0, 8)))
+    assert runner.match(empty, empty).shape == (0, 2)
+
+
+def test_it_needs_no_more_than_it_says() -> None:
+    """It is copied to where neither torch nor d2net is."""
+    tree = ast.parse(Path(runner.__file__).read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+    outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    assert outside == {"numpy", "onnxruntime", "PIL"}
+
+
+def test_features_can_be_given_to_the_package() -> None:
+    """The same names and layouts."""
+    assert set(runner.Features._fields) <= set(Features.__dataclass_fields__)
