@@ -93,6 +93,17 @@ class Localization:
         counts = np.bincount(self.links.photos[self.inliers], minlength=len(self.photos) or 1)
         return self.photos[int(counts.argmax())] if counts.any() else None
 
+    def matches(self, photo: str) -> Matches:
+        """Those of the query's keypoints with a photo of the map that gave links."""
+        shown = self.links.photos == self.photos.index(photo)
+        links = self.links[shown]
+        return Matches(
+            torch.from_numpy(np.column_stack([links.rows, links.partners])),
+            torch.ones(len(links)),
+            inliers=torch.from_numpy(self.inliers[shown]),
+            model="pose",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON; quaternions are w x y z, as in the benchmarks' files."""
         values: dict[str, Any] = {
@@ -274,29 +285,25 @@ class Map:
         name = answer.best_photo
         if name is None:
             raise InputError("the query shares no inliers with the map: nothing to draw")
-        shown = answer.links.photos == answer.photos.index(name)
-        links = answer.links[shown]
-        matches = Matches(
-            torch.from_numpy(np.column_stack([links.rows, links.partners])),
-            torch.ones(len(links)),
-            inliers=torch.from_numpy(answer.inliers[shown]),
-            model="pose",
-        )
         return plot_matches(
             image,
             self.folder.photo(name),
             answer.features,
-            self._features(name),
-            matches,
+            self.features(name),
+            answer.matches(name),
             upright=self.network.settings.upright,
             output=output,
         )
+
+    def features(self, name: str) -> Features:
+        """Those of a photo of the map."""
+        return self._features(name)
 
     def _read(self, name: str) -> Features:
         return self._file[name].to(self.network.device)
 
     def _match(self, features: Features, name: str) -> Matches:
-        return match(features, self._features(name))
+        return match(features, self.features(name))
 
     def _places_among(self, photos: Sequence[str]) -> list[tuple[str, ...]]:
         """The photos, those that see one place together (Sarlin et al., CVPR 2019, section 4)."""
