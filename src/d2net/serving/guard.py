@@ -50,6 +50,7 @@ class Guard:
         self._names = {"localhost", own, f"{own}.local", *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

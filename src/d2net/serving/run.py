@@ -39,7 +39,7 @@ def serve(
         FormatError: a part of the map is damaged.
         WeightsError: the map's weights cannot be found.
     """
-    with _listening(host, port) as listening:
+    with listen(host, port) as listening:
         device = str(model.device)
         shown = None if map_folder is None else ShownMap(Map.open(map_folder, device=device))
         config = uvicorn.Config(
@@ -55,12 +55,17 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise InputError(
             f"cannot listen at port {port} of {host}: {reason}; choose another with --port"
         ) from error

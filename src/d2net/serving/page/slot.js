@@ -21,10 +21,11 @@ export class Slot extends EventTarget {
     this.size = null;
     this.image = element("img", { alt: "", hidden: true });
     this.name = element("b");
+    this.pixels = element("span", { className: "quiet pixels" });
     this.note = element("span", { className: "quiet" });
     this.error = element("p", { className: "error", hidden: true });
     this.error.setAttribute("role", "alert");
-    this.caption = element("figcaption", { hidden: true }, this.name, this.note);
+    this.caption = element("figcaption", { hidden: true }, this.name, this.pixels, this.note);
     this.title = figure.dataset.title;
     if ("fixed" in figure.dataset) {
       this.drop = element("p", { className: "drop empty" }, element("b", { textContent: this.title }));
@@ -39,7 +40,7 @@ export class Slot extends EventTarget {
     this.input = element("input", { type: "file", id, accept: ACCEPT, className: "hidden-input" });
     this.drop = element("label", { htmlFor: id, className: "drop" },
       element("b", { textContent: this.title }),
-      element("span", { textContent: "Drop it here, or choose a file" }));
+      element("span", {}, element("i", { textContent: "Drop it here, or " }), "choose a file"));
     this.figure.append(this.input);
     this.caption.append(element("label", { htmlFor: id, className: "button", textContent: "Change" }));
     this.input.addEventListener("change", () => {
@@ -90,10 +91,12 @@ export class Slot extends EventTarget {
   async show(name, size, url, key = null) {
     Object.assign(this, { key, size });
     this.name.textContent = this.name.title = name;
+    this.pixels.textContent = `${size[0]} × ${size[1]}`;
     this.image.src = url;
     this.image.alt = `${this.title}: ${name}`;
     await this.image.decode().catch(() => {});
     this.figure.style.flexGrow = size[0] / size[1]; // so that neighbours get the same height
+    this.figure.style.setProperty("--aspect", size[0] / size[1]);
     this.image.hidden = this.caption.hidden = false;
     this.drop.hidden = true;
     this.say("");
@@ -108,11 +111,8 @@ export class Slot extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  // A word on the photo, beside its size.
-  say(text) {
-    const size = this.size ? `${this.size[0]} × ${this.size[1]}` : "";
-    this.note.textContent = [size, text].filter(Boolean).join(" · ");
-  }
+  // A word on the photo, beside its name.
+  say(text) { this.note.textContent = text; }
 
   // Show that something is being done, and for how long already; returns what ends it.
   busy(what) {

@@ -187,8 +187,20 @@ export class Stage {
     if (this.similarity) parts.push(`similarity ${this.similarity[index].toFixed(2)}`);
     if (aloud) parts.unshift(`match ${this.order.indexOf(index) + 1} of ${this.#last()}`);
     this.words.textContent = parts.join(" · ");
-    const low = this.ends && this.ends[0][2 * index + 1] > this.container.clientHeight / 2;
-    this.card.classList.toggle("above", !!low);
+    this.#moveCard(index);
+  }
+
+  // Below, above or between, wherever the card hides neither end of the match.
+  #moveCard(index) {
+    const free = ["below", "above", "between"].find((place) => {
+      this.card.dataset.place = place;
+      const card = this.card.getBoundingClientRect(), stage = this.container.getBoundingClientRect();
+      return this.ends?.every((ends) => {
+        const [x, y] = [stage.left + ends[2 * index], stage.top + ends[2 * index + 1]];
+        return x < card.left - 12 || x > card.right + 12 || y < card.top - 12 || y > card.bottom + 12;
+      });
+    });
+    this.card.dataset.place = free ?? "below";
   }
 
   // Matches from top to bottom, for the arrow keys.
