@@ -50,9 +50,15 @@ def serve(
             limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        shown_host = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown_host}:{listening.getsockname()[1]}/")
+        ready(f"http://{_name(host)}:{listening.getsockname()[1]}/")
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _name(host: str) -> str:
+    """What a browser calls it."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 (all addresses of this machine)
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> socket.socket:

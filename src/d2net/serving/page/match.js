@@ -106,7 +106,7 @@ export class MatchView {
 
   // --- Matches ------------------------------------------------------------------------------
 
-  // Show the keypoints at once, and matches as soon as they are there.
+  // Show keypoints, and ask for matches; those of before are shown until the new ones are there.
   #update() {
     const ready = this.keypoints.every(Boolean);
     byId("number").disabled = !this.keypoints.some(Boolean);
@@ -136,11 +136,15 @@ export class MatchView {
   }
 
   #show(best, found) {
+    this.retried = false;
     const rows = [found.first, found.second];
     const points = best.map((places, i) => picked(places, rows[i]));
     const others = best.map((places, i) => unmatched(places, rows[i]));
     this.stage.show({ others, points, inliers: found.inliers, similarity: found.similarity });
-    if (byId("automatic").checked) byId("threshold").value = found.threshold;
+    if (byId("automatic").checked) {
+      byId("threshold").max = Math.max(20, Math.ceil(2 * found.threshold));
+      byId("threshold").value = found.threshold;
+    }
     this.#tell(found);
   }
 
@@ -154,25 +158,30 @@ export class MatchView {
       this.result.className = "result";
       this.result.replaceChildren(strong(count(found.inliers)),
         ` verified of ${count(all)} matches (${share} %)`);
-    } else if (!this.slots.some((slot) => slot.key)) {
-      this.result.textContent = "Choose two photos of one place. They stay in this machine’s memory while you look at them.";
-    } else if (!this.slots.every((slot) => slot.key)) {
-      this.result.textContent = "Choose the other photo.";
     } else if (!this.keypoints.every(Boolean)) {
-      this.result.textContent = "Finding keypoints; this takes some seconds.";
+      const chosen = this.slots.filter((slot) => slot.key).length;
+      this.result.className = "result";
+      this.result.textContent = [
+        "Choose two photos of one place.", "Choose the other photo.",
+        "Finding keypoints; this takes some seconds.",
+      ][chosen];
     }
   }
 
-  // A photo that the server has forgotten is sent again, once.
+  // A photo that the server has forgotten is sent again, once; else the person decides.
   #failed(error) {
     if ((error.status === 410 || error.status === 409) && !this.retried) {
       this.retried = true;
       for (const slot of this.slots) slot.again();
       return;
     }
-    this.retried = false;
+    const again = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
+    again.addEventListener("click", () => {
+      this.slots.forEach((_, i) => this.keypoints[i] || this.#find(i));
+      this.#update();
+    });
     this.result.className = "result error";
-    this.result.textContent = error.message;
+    this.result.replaceChildren(`${error.message} `, again);
   }
 }
 

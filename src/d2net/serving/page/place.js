@@ -20,6 +20,7 @@ export class PlaceView {
     Object.assign(this, { query, partner, slots: [query, partner] });
     this.stage = new Stage(section.querySelector(".stage"), this.slots);
     query.addEventListener("change", () => this.#place());
+    this.frame.addEventListener("load", () => this.#sendCamera());
     const { name, photos, points } = limits.map;
     this.result.textContent = `The map “${name}” has ${photos.toLocaleString("en")} photos and `
       + `${points.toLocaleString("en")} points. Choose a photo of its place.`;
@@ -43,7 +44,9 @@ export class PlaceView {
     this.result.textContent = "Looking for its place; this takes some seconds.";
     const done = query.busy("comparing with the map");
     try {
-      await this.#show(await api.place(query.key, placing.signal));
+      const answer = await api.place(query.key, placing.signal);
+      this.retried = false;
+      await this.#show(answer, placing.signal);
     } catch (error) {
       if (error.name !== "AbortError") this.#failed(error);
     } finally {
@@ -51,7 +54,7 @@ export class PlaceView {
     }
   }
 
-  async #show(answer) {
+  async #show(answer, stopped) {
     const verdict = Object.assign(document.createElement("strong"), { textContent: VERDICTS[answer.verdict] });
     const reason = answer.reason || `${answer.inliers.toLocaleString("en")} keypoints agree with one pose`;
     this.result.className = `result ${answer.verdict}`;
@@ -62,7 +65,11 @@ export class PlaceView {
     const { partner } = answer;
     if (!partner) return;
     await this.partner.show(partner.name, partner.size, api.mapPictureUrl(partner.name));
-    if (!this.partner.image.naturalWidth) return this.partner.say("the photo is not where it was");
+    if (stopped.aborted) return;
+    if (!this.partner.image.naturalWidth) {
+      this.partner.image.hidden = true;
+      return this.partner.say("is not where it was when the map was made");
+    }
     this.partner.say(`${partner.inliers.toLocaleString("en")} matches`);
     this.stage.show({
       points: [Float32Array.from(partner.query_points), Float32Array.from(partner.points)],
@@ -89,8 +96,13 @@ export class PlaceView {
 
   // Draw the photo's camera in the map, or none.
   #camera(answer) {
-    const camera = answer?.shape ? { shape: answer.shape, points: answer.inliers } : null;
-    this.frame.contentWindow?.postMessage(camera, location.origin);
+    this.camera = answer?.shape ? { shape: answer.shape, points: answer.inliers } : null;
+    this.#sendCamera();
+  }
+
+  // The map asks for it again when it is loaded.
+  #sendCamera() {
+    if (this.frame.src) this.frame.contentWindow.postMessage(this.camera ?? null, location.origin);
   }
 
   #failed(error) {
@@ -99,8 +111,9 @@ export class PlaceView {
       this.query.again();
       return;
     }
-    this.retried = false;
+    const again = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
+    again.addEventListener("click", () => this.#place());
     this.result.className = "result error";
-    this.result.textContent = error.message;
+    this.result.replaceChildren(`${error.message} `, again);
   }
 }

@@ -116,14 +116,13 @@ export class Slot extends EventTarget {
 
   // Show that something is being done, and for how long already; returns what ends it.
   busy(what) {
-    const start = performance.now(), shown = element("p", { className: "busy" });
+    const start = performance.now(), seconds = element("span");
+    const shown = element("p", { className: "busy" }, `${what} …`, seconds);
     shown.setAttribute("role", "status");
-    const tell = () => {
-      const seconds = Math.floor((performance.now() - start) / 1000);
-      shown.textContent = seconds < 1 ? `${what} …` : `${what} … ${seconds} s`;
-    };
-    tell();
-    const timer = setInterval(tell, 1000);
+    seconds.setAttribute("aria-hidden", "true"); // not to be read out every second
+    const timer = setInterval(() => {
+      seconds.textContent = ` ${Math.round((performance.now() - start) / 1000)} s`;
+    }, 1000);
     this.figure.append(shown);
     this.figure.setAttribute("aria-busy", "true");
     return () => {

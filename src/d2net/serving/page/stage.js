@@ -37,6 +37,7 @@ export class Stage {
     this.count = points[0].length / 2;
     this.#pick(-1);
     this.container.classList.toggle("matched", this.count > 0);
+    this.container.tabIndex = this.count ? 0 : -1;
     this.redraw();
   }
 
@@ -214,7 +215,6 @@ export class Stage {
 
   #listen() {
     const { container } = this;
-    container.tabIndex = 0;
     container.setAttribute("role", "group");
     container.setAttribute("aria-label", "Photos with matches; the left and right arrow keys go from match to match");
     const at = (event) => {
