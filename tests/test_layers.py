@@ -84,7 +84,8 @@ def test_the_table_names_only_what_exists() -> None:
 def test_import_is_light(module: str) -> None:
     code = (
         f"import sys, {module}; heavy = {{'torch', 'cv2', 'pycolmap', 'faiss', 'h5py', 'scipy', "
-        "'poselib', 'PIL'} & set(sys.modules); sys.exit(', '.join(sorted(heavy)) or None)"
+        "'poselib', 'PIL', 'starlette', 'uvicorn'} & set(sys.modules); "
+        "sys.exit(', '.join(sorted(heavy)) or None)"
     )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert run.returncode == 0, f"importing {module} also imports {run.stderr}"

@@ -6,6 +6,7 @@ uint16, int32 or float; alpha is dropped here.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable
@@ -39,17 +40,19 @@ class UnreadableError(Exception):
 
 
 def decode(
-    source: str | os.PathLike[str] | Image.Image,
+    source: str | os.PathLike[str] | io.BytesIO | Image.Image,
     convert: Callable[[Samples], npt.NDArray[Result]],
     *,
     upright: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[Result]:
     """Read a photo, apply `convert` to its samples, and turn the result.
 
     Args:
-        source: a file, or a pillow image, whose current frame is taken.
+        source: a file on the disk or in memory, or a pillow image, whose current frame is taken.
         convert: pointwise in the samples; may raise `UnreadableError`.
         upright: apply the EXIF orientation, otherwise give the stored orientation.
+        max_pixels: files with more are refused before memory is taken for them.
 
     Returns:
         What `convert` gave, contiguous and writable.
@@ -58,18 +61,18 @@ def decode(
         ImageError: whatever is wrong with the photo, in one sentence that names it.
         InputError: `source` is of another type.
     """
-    if not isinstance(source, (str, os.PathLike, Image.Image)):
+    if not isinstance(source, (str, os.PathLike, io.BytesIO, Image.Image)):
         raise InputError(
             f"an image must be given as a path or a pillow image, not {type(source).__name__}"
         )
-    name = "the pillow image" if isinstance(source, Image.Image) else repr(os.fspath(source))
+    name = _name(source)
     try:
         with quiet_pillow:
             try:
-                decoded = _decode(source)
+                decoded = _decode(source, max_pixels)
             except Image.DecompressionBombError:
                 with large_photos:
-                    decoded = _decode(source)
+                    decoded = _decode(source, max_pixels)
         orientation = decoded.turn(upright)
         return np.require(_turned(convert(decoded.samples), orientation), requirements=["C", "W"])
     except UnreadableError as error:
@@ -79,12 +82,18 @@ def decode(
             f"cannot read {name}: it is not a JPEG, PNG, TIFF, WebP, PPM, PGM, BMP or GIF photo"
         ) from None
     except Image.DecompressionBombError:
-        raise ImageError(f"cannot read {name}: {_TOO_LARGE}") from None
+        raise ImageError(f"cannot read {name}: {_too_large(max_pixels)}") from None
     except MemoryError:
         raise ImageError(f"cannot read {name}: there is not enough memory for it") from None
     except Exception as error:  # pillow's readers let nearly every kind of exception through
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot read {name}: the file is damaged ({reason})") from error
+
+
+def _name(source: str | os.PathLike[str] | io.BytesIO | Image.Image) -> str:
+    if isinstance(source, Image.Image):
+        return "the pillow image"
+    return "the photo" if isinstance(source, io.BytesIO) else repr(os.fspath(source))
 
 
 # --- Orientation -----------------------------------------------------------------------------
@@ -129,13 +138,15 @@ def _exif_orientation(image: Image.Image) -> int:
 
 # --- Files -----------------------------------------------------------------------------------
 
-_TOO_LARGE = f"it has more than {MAX_PIXELS // 1_000_000:,} megapixels; cut it into parts first"
+
+def _too_large(max_pixels: int) -> str:
+    return f"it has more than {max_pixels // 1_000_000:,} megapixels; cut it into parts first"
 
 
-def _decode(source: str | os.PathLike[str] | Image.Image) -> _Decoded:
+def _decode(source: str | os.PathLike[str] | io.BytesIO | Image.Image, max_pixels: int) -> _Decoded:
     if isinstance(source, Image.Image):
         return _decode_pillow(source)
-    with _open_file(Path(source)) as file:
+    with _open_file(source) as file:
         header = file.read(32)
         file.seek(0)
         if not header:
@@ -143,9 +154,9 @@ def _decode(source: str | os.PathLike[str] | Image.Image) -> _Decoded:
         if header[4:8] == b"ftyp":
             raise UnreadableError("it is a HEIC, AVIF or video file; convert it to JPEG first")
         if header[:4] in _TIFF_MAGIC:
-            return _decode_tiff(file)
+            return _decode_tiff(file, max_pixels)
         image = Image.open(file, formats=_FORMATS)
-        _check_size(image.size, file)
+        _check_size(image.size, file, max_pixels)
         if image.format == "PPM" and image.tile[0][0] == "ppm":
             return _Decoded(_ppm_samples(file, image), orientation=1)
         decoded = _decode_pillow(image)
@@ -155,7 +166,10 @@ def _decode(source: str | os.PathLike[str] | Image.Image) -> _Decoded:
         return decoded
 
 
-def _open_file(path: Path) -> BinaryIO:
+def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
+    if isinstance(source, io.BytesIO):
+        return io.BytesIO(source.getvalue())  # so that the given one stays open
+    path = Path(source)
     try:
         if path.is_dir():
             raise UnreadableError("it is a folder, not a photo")
@@ -170,12 +184,14 @@ def _open_file(path: Path) -> BinaryIO:
         raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def _check_size(size: Size, file: BinaryIO) -> None:
+def _check_size(size: Size, file: BinaryIO, max_pixels: int) -> None:
     """Stop before memory is taken for what a damaged or hostile header claims."""
     pixels = size[0] * size[1]
-    if pixels > MAX_PIXELS:
-        raise UnreadableError(_TOO_LARGE)
-    length = os.fstat(file.fileno()).st_size
+    if pixels > max_pixels:
+        raise UnreadableError(_too_large(max_pixels))
+    place = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(place)
     if pixels > max(100_000_000, 20_000 * length):  # not even an empty page packs that well
         raise UnreadableError(
             f"the file is damaged ({size[0]} x {size[1]} pixels cannot be in {length} bytes)"
@@ -203,13 +219,13 @@ def _pillow_samples(image: Image.Image) -> Samples:
     return np.array(image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
 
 
-def _decode_tiff(file: BinaryIO) -> _Decoded:
+def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
     tags = _tiff_tags(file)
     if _DNG_VERSION in tags or int(tags.get(_SUBFILE_TYPE, 0)) & 1:
         raise UnreadableError(
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
         )
-    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), file)
+    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), file, max_pixels)
     bits, photometric = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
     needs_opencv = False
     if tags.get(_SAMPLES_PER_PIXEL, 1) > 1 and bits > 8:

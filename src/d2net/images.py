@@ -6,6 +6,7 @@ source has more than 8 bits per channel, so that no precision is lost.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from d2net.decoder_state import MAX_PIXELS
 from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
 from d2net.image_decoding import Samples, UnreadableError, decode
@@ -31,7 +33,12 @@ MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 _FLOAT_SLACK = 1e-3  # resampling overshoots [0, 1] a little
 
 
-def read_image(source: str | os.PathLike[str] | Image.Image, *, upright: bool = True) -> Pixels:
+def read_image(
+    source: str | os.PathLike[str] | io.BytesIO | Image.Image,
+    *,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
     """Read a photo: JPEG, PNG, PPM, PGM, TIFF, WebP, BMP or GIF; of several frames the first.
 
     Grey becomes three equal channels; palette, CMYK, YCbCr and LAB become RGB; embedded colour
@@ -41,18 +48,20 @@ def read_image(source: str | os.PathLike[str] | Image.Image, *, upright: bool = 
     0..255 if none is larger, else 0..65535.
 
     Args:
-        source: a file or a pillow image (its current frame). Pillow holds 16-bit RGB as 8 bits,
-            and a TIFF that it has loaded is upright already: give the file instead.
+        source: a file, on the disk or in memory, or a pillow image (its current frame). Pillow
+            holds 16-bit RGB as 8 bits, and a TIFF that it has loaded is upright already: give the
+            file instead.
         upright: turn the photo as its EXIF orientation says; False keeps the stored orientation.
+        max_pixels: files with more are refused before memory is taken for them.
 
     Returns:
         Pixels, contiguous and writable.
 
     Raises:
         ImageError: the file is missing, unreadable, damaged, of another kind, or has more than
-            a gigapixel.
+            `max_pixels` (a gigapixel).
     """
-    return decode(source, _pixels_from_samples, upright=upright)
+    return decode(source, _pixels_from_samples, upright=upright, max_pixels=max_pixels)
 
 
 def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:

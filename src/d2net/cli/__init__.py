@@ -24,6 +24,7 @@ from d2net.cli import (
     options,
     pairs,
     reconstruct,
+    serve,
     show,
     train,
 )
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
-    show.show,
+    *(show.show, serve.serve),
     *(train.train, info.weights, info.info),
 ):
     app.command()(options.spread(_command))

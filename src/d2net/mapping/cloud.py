@@ -135,6 +135,21 @@ def _view(image: pycolmap.Image, rows: dict[int, int], points: Array) -> tuple[V
     return view, errors
 
 
+def placed(name: str, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> View:
+    """A photo that is not in the reconstruction, where its pose says; it sees no points of it."""
+    rotation = cam_from_world.matrix()[:, :3]
+    return View(
+        name,
+        (camera.width, camera.height),
+        -rotation.T @ cam_from_world.translation,
+        rotation.T,
+        _slope(camera),
+        np.zeros(0, np.int64),
+        np.zeros((0, 2)),
+        float("nan"),
+    )
+
+
 def mean(values: Array) -> float:
     """The mean of the finite values; not a number if there are none."""
     finite = values[np.isfinite(values)]

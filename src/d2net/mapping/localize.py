@@ -69,6 +69,17 @@ class Localization(Placement):
         """COLMAP's rigid transform, None without a pose."""
         return None if self.pose is None else self.pose.cam_from_world
 
+    def matches(self, photo: str) -> Matches:
+        """Those of the query's keypoints with a photo of the map that gave links."""
+        shown = self.links.photos == self.photos.index(photo)
+        links = self.links[shown]
+        return Matches(
+            torch.from_numpy(np.column_stack([links.rows, links.partners])),
+            torch.ones(len(links)),
+            inliers=torch.from_numpy(self.inliers[shown]),
+            model="pose",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON; quaternions are w x y z, as in the benchmarks' files."""
         values: dict[str, Any] = {
@@ -263,20 +274,12 @@ class Map:
         name = answer.best_photo
         if name is None:
             raise InputError("the query shares no inliers with the map: nothing to draw")
-        shown = answer.links.photos == answer.photos.index(name)
-        links = answer.links[shown]
-        matches = Matches(
-            torch.from_numpy(np.column_stack([links.rows, links.partners])),
-            torch.ones(len(links)),
-            inliers=torch.from_numpy(answer.inliers[shown]),
-            model="pose",
-        )
         return plot_matches(
             image,
             self.folder.photo(name),
             answer.features,
             self.features(name),
-            matches,
+            answer.matches(name),
             upright=self.network.settings.upright,
             output=output,
         )

@@ -46,7 +46,7 @@ def make_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    kept = _kept(cloud)
+    kept = kept_points(cloud)
     return environment.get_template("map.html.j2").render(
         title=title,
         summary=summary,
@@ -116,7 +116,7 @@ def _look(look: Look) -> dict[str, Any]:
     }
 
 
-def _kept(cloud: Cloud) -> NDArray[np.int64]:
+def kept_points(cloud: Cloud) -> NDArray[np.int64]:
     """Rows of the points that the page holds, in order: no far ones, and the best seen of many.
 
     One point far away would take all 16 bits of the positions.

@@ -1,0 +1,203 @@
+// Two photos, their keypoints, and verified matches of the best of them.
+
+import * as api from "./api.js";
+import { Slot } from "./slot.js";
+import { Stage } from "./stage.js";
+
+const HINTS = {
+  deep: "D2-Net’s own: the strongest responses of the network.",
+  corner: "Corners of the photo, placed to half a pixel, described by the network.",
+  both: "D2-Net’s own and corners together, the best by score.",
+  original: "As the 2019 release computes them, its offset of two pixels included.",
+};
+const FEWEST = 50; // keypoints
+const PAUSE = 80; // milliseconds without a movement of a slider, before matches are asked for
+const byId = (id) => document.getElementById(id);
+const count = (number) => number.toLocaleString("en");
+
+export class MatchView {
+  constructor(section, limits) {
+    this.result = section.querySelector(".result");
+    this.slots = [...section.querySelectorAll(".slot")].map((figure) => new Slot(figure, limits));
+    this.stage = new Stage(section.querySelector(".stage"), this.slots);
+    this.keypoints = [null, null]; // of the slots, of the kind that is chosen
+    this.finding = [null, null]; // what stops the search for them
+    this.slots.forEach((slot, i) => slot.addEventListener("change", () => this.#find(i)));
+    this.#makeKinds(limits.kinds);
+    this.#listen();
+    this.#tell();
+  }
+
+  #makeKinds(kinds) {
+    for (const kind of kinds) {
+      const label = document.createElement("label"), input = document.createElement("input");
+      Object.assign(input, { type: "radio", name: "kind", value: kind, checked: kind === kinds[0] });
+      const name = Object.assign(document.createElement("span"), { textContent: kind });
+      label.append(input, name);
+      byId("kinds").append(label);
+      input.addEventListener("change", () => this.#choose(kind));
+    }
+    this.kind = kinds[0];
+    byId("kind-hint").textContent = HINTS[this.kind];
+  }
+
+  #choose(kind) {
+    this.kind = kind;
+    byId("kind-hint").textContent = HINTS[kind];
+    this.slots.forEach((_, i) => this.#find(i));
+  }
+
+  #listen() {
+    byId("number").addEventListener("input", () => this.#update());
+    byId("threshold").addEventListener("input", () => {
+      byId("automatic").checked = false;
+      this.#update();
+    });
+    byId("automatic").addEventListener("change", () => this.#update());
+    for (const name of ["lines", "rejected", "keypoints"]) {
+      const box = byId(`show-${name}`);
+      const set = () => this.stage.set({ [name]: box.checked });
+      box.addEventListener("change", set);
+      set(); // browsers remember boxes when a page is loaded again
+    }
+    byId("automatic").checked = true;
+  }
+
+  // --- Keypoints ----------------------------------------------------------------------------
+
+  async #find(i) {
+    const slot = this.slots[i];
+    this.finding[i]?.abort();
+    this.keypoints[i] = null;
+    this.#update();
+    if (!slot.key) return;
+    const finding = this.finding[i] = new AbortController();
+    const done = slot.busy("finding keypoints");
+    slot.say("");
+    try {
+      this.keypoints[i] = await api.keypoints(slot.key, this.kind, finding.signal);
+      slot.say(`${count(this.keypoints[i].length / 3)} keypoints`);
+      this.#update();
+    } catch (error) {
+      if (error.name !== "AbortError") this.#failed(error);
+    } finally {
+      done();
+    }
+  }
+
+  // The number that the slider stands for: from few to all, by equal factors.
+  #number() {
+    const most = Math.max(...this.keypoints.map((found) => (found ? found.length / 3 : 0)));
+    const share = byId("number").value / 100;
+    if (share === 1 || most <= FEWEST) return most;
+    const number = FEWEST * (most / FEWEST) ** share;
+    const step = 10 ** (Math.floor(Math.log10(number)) - 1);
+    return Math.round(number / step) * step;
+  }
+
+  // x, y of the best keypoints of a slot.
+  #best(i) {
+    const found = this.keypoints[i];
+    if (!found) return new Float32Array(0);
+    const number = Math.min(this.#number(), found.length / 3), places = new Float32Array(2 * number);
+    for (let row = 0; row < number; row++) places.set([found[3 * row], found[3 * row + 1]], 2 * row);
+    return places;
+  }
+
+  // --- Matches ------------------------------------------------------------------------------
+
+  // Show keypoints, and ask for matches; those of before are shown until the new ones are there.
+  #update() {
+    const ready = this.keypoints.every(Boolean);
+    byId("number").disabled = !this.keypoints.some(Boolean);
+    byId("threshold").disabled = !ready;
+    this.#tell();
+    this.matching?.abort();
+    clearTimeout(this.pause);
+    const best = this.slots.map((_, i) => this.#best(i));
+    if (!ready) return this.stage.show({ others: best });
+    if (!this.stage.count) this.stage.show({ others: best });
+    this.pause = setTimeout(() => this.#match(best), PAUSE);
+  }
+
+  async #match(best) {
+    const matching = this.matching = new AbortController();
+    const values = { first: this.slots[0].key, second: this.slots[1].key, kind: this.kind, number: this.#number() };
+    if (!byId("automatic").checked) values.threshold = byId("threshold").value;
+    this.result.classList.add("waiting");
+    try {
+      const found = await api.match(values, matching.signal);
+      this.#show(best, found);
+    } catch (error) {
+      if (error.name !== "AbortError") this.#failed(error);
+    } finally {
+      if (this.matching === matching) this.result.classList.remove("waiting");
+    }
+  }
+
+  #show(best, found) {
+    this.retried = false;
+    const rows = [found.first, found.second];
+    const points = best.map((places, i) => picked(places, rows[i]));
+    const others = best.map((places, i) => unmatched(places, rows[i]));
+    this.stage.show({ others, points, inliers: found.inliers, similarity: found.similarity });
+    if (byId("automatic").checked) {
+      byId("threshold").max = Math.max(20, Math.ceil(2 * found.threshold));
+      byId("threshold").value = found.threshold;
+    }
+    this.#tell(found);
+  }
+
+  #tell(found) {
+    byId("number-value").textContent = this.keypoints.some(Boolean)
+      ? (byId("number").value === "100" ? "all" : count(this.#number())) : "";
+    const threshold = Number(byId("threshold").value);
+    byId("threshold-value").textContent = this.keypoints.every(Boolean) ? `${threshold.toFixed(1)} px` : "";
+    if (found) {
+      const all = found.first.length, share = all ? Math.round((100 * found.inliers) / all) : 0;
+      this.result.className = "result";
+      this.result.replaceChildren(strong(count(found.inliers)),
+        ` verified of ${count(all)} matches (${share} %)`);
+    } else if (!this.keypoints.every(Boolean)) {
+      const chosen = this.slots.filter((slot) => slot.key).length;
+      this.result.className = "result";
+      this.result.textContent = [
+        "Choose two photos of one place.", "Choose the other photo.",
+        "Finding keypoints; this takes some seconds.",
+      ][chosen];
+    }
+  }
+
+  // A photo that the server has forgotten is sent again, once; else the person decides.
+  #failed(error) {
+    if ((error.status === 410 || error.status === 409) && !this.retried) {
+      this.retried = true;
+      for (const slot of this.slots) slot.again();
+      return;
+    }
+    const again = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
+    again.addEventListener("click", () => {
+      this.slots.forEach((_, i) => this.keypoints[i] || this.#find(i));
+      this.#update();
+    });
+    this.result.className = "result error";
+    this.result.replaceChildren(`${error.message} `, again);
+  }
+}
+
+function strong(text) {
+  return Object.assign(document.createElement("strong"), { textContent: text });
+}
+
+function picked(places, rows) {
+  const found = new Float32Array(2 * rows.length);
+  rows.forEach((row, i) => found.set(places.subarray(2 * row, 2 * row + 2), 2 * i));
+  return found;
+}
+
+function unmatched(places, rows) {
+  const taken = new Set(rows), left = [];
+  for (let row = 0; row < places.length / 2; row++)
+    if (!taken.has(row)) left.push(places[2 * row], places[2 * row + 1]);
+  return left;
+}

@@ -1,0 +1,75 @@
+"""The page shows what the library computes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import d2net
+from d2net import D2Net
+from d2net.serving.pairs import KINDS, best_first, find_keypoints, match_best, packed_keypoints
+from d2net.serving.photos import SentPhoto
+
+from .served import SIZE, photo
+
+
+@pytest.fixture
+def pair() -> list[SentPhoto]:
+    return [SentPhoto.read("a.png", photo()), SentPhoto.read("b.png", photo(216, 208))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keypoints_are_those_of_the_model_best_first(
+    tiny_model: D2Net, pair: list[SentPhoto], kind: str
+) -> None:
+    found = find_keypoints(tiny_model, pair[0], kind)
+    expected = best_first(tiny_model.extract(pair[0].pixels(), **KINDS[kind]))
+    assert len(found) > 20
+    assert torch.equal(found.keypoints, expected.keypoints)
+    assert (found.scores.diff() <= 0).all()
+    assert find_keypoints(tiny_model, pair[0], kind) is found
+    packed = np.frombuffer(packed_keypoints(found), "<f4").reshape(-1, 3)
+    np.testing.assert_array_equal(packed[:, :2], found.keypoints.numpy())
+
+
+@pytest.mark.parametrize("number", [40, 8000])
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_matches_are_those_of_the_library(
+    tiny_model: D2Net, pair: list[SentPhoto], number: int, threshold: float | None
+) -> None:
+    a, b = (find_keypoints(tiny_model, sent, "deep") for sent in pair)
+    shown = match_best(*pair, "deep", number, threshold)
+    expected = d2net.match(a[:number], b[:number], verify="fundamental", threshold=threshold)
+    assert shown["inliers"] == expected.num_inliers > 10
+    rows = np.column_stack([shown["first"], shown["second"]])
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, expected.indices.tolist()))
+    verified = {tuple(row) for row in expected.verified().indices.tolist()}
+    assert {tuple(row) for row in rows[: shown["inliers"]].tolist()} == verified
+    assert shown["threshold"] == pytest.approx(threshold or 3.64 * 1.5)
+    shift = b.keypoints[rows[: shown["inliers"], 1]] - a.keypoints[rows[: shown["inliers"], 0]]
+    assert torch.allclose(shift.median(dim=0).values, torch.tensor([-16.0, -8.0]), atol=0.5)
+
+
+def test_another_threshold_needs_no_new_matches(
+    tiny_model: D2Net, pair: list[SentPhoto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sent in pair:
+        find_keypoints(tiny_model, sent, "deep")
+    loose = match_best(*pair, "deep", 100, 5.0)
+    monkeypatch.setattr("d2net.serving.pairs.match", None)  # calling it would fail
+    assert match_best(*pair, "deep", 100, 0.5)["inliers"] <= loose["inliers"]
+    with pytest.raises(TypeError):
+        match_best(*pair, "deep", 50, 0.5)
+
+
+def test_photos_without_keypoints_have_no_matches(tiny_model: D2Net) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", SIZE).save(buffer, "PNG")
+    black = SentPhoto.read("black.png", buffer.getvalue())
+    assert len(find_keypoints(tiny_model, black, "deep")) == 0
+    shown = match_best(black, black, "deep", 100, None)
+    assert (shown["first"], shown["inliers"]) == ([], 0)

@@ -1,0 +1,102 @@
+"""A map on the page, and photos placed in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2net.mapping.folder import MapFolder
+from d2net.mapping.localize import Map
+from d2net.mapping.reconstruct import reconstruct
+from d2net.serving.photos import SentPhoto
+from d2net.serving.places import ShownMap, _as_file
+
+from ..mapping.made import SIZE, PreparedNetwork, camera, seen, write_photos
+from ..mapping.test_reconstruct import network, true_model
+from ..tiny import make_tiny_model
+from .served import serving
+
+QUERY = camera(0.9, 6, z=1.0)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A map in the frame of the truth."""
+    root = tmp_path_factory.mktemp("places")
+    photos = write_photos(root / "photos", range(6))
+    (root / "poses").mkdir()
+    true_model().write_text(root / "poses")
+    reconstruct(photos, root / "map", model=network(), poses=root / "poses")
+    return root
+
+
+def shown(folder: Path) -> ShownMap:
+    """The map, with a network that knows a query that belongs there, and one that does not."""
+    queries = [seen(QUERY), seen(QUERY, other=True)]
+    return ShownMap(Map(MapFolder(folder), PreparedNetwork(queries)))
+
+
+def query(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", SIZE, (shade,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_photo_is_placed_beside_the_one_it_is_most_alike(root: Path) -> None:
+    answer = shown(root / "map").place(SentPhoto.read("query.png", query(0)))
+    json.dumps(answer, allow_nan=False)
+    assert answer["verdict"] == "localized"
+    np.testing.assert_allclose(answer["position"], QUERY.inverse().translation, atol=0.05)
+    np.testing.assert_allclose(answer["shape"][:3], answer["position"])  # the camera's tip
+    partner = answer["partner"]
+    assert partner["name"] in {f"photo{i:02}.png" for i in range(6)}
+    assert partner["size"] == SIZE
+    assert len(partner["points"]) == len(partner["query_points"]) >= 2 * partner["inliers"] > 60
+    corners = np.reshape(answer["shape"], (5, 3))[1:]
+    ahead = QUERY * corners.mean(axis=0)
+    assert ahead[2] > 0  # it looks where the camera looks
+    np.testing.assert_allclose(ahead[:2] / ahead[2], 0, atol=1e-2)
+
+
+def test_a_photo_of_another_place_is_lost_and_has_no_camera(root: Path) -> None:
+    answer = shown(root / "map").place(SentPhoto.read("query.png", query(1)))
+    assert answer["verdict"] == "lost"
+    assert answer["reason"]
+
+
+def test_the_focal_length_is_read_from_a_photo_that_is_in_memory_only(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("other systems have no files in memory")
+    before = set(Path("/proc/self/fd").iterdir())
+    with _as_file(b"content") as path:
+        assert path is not None
+        assert path.read_bytes() == b"content"
+    assert len(set(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+def test_the_map_is_asked_for_over_http(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "moved")
+    record = tmp_path / "moved" / "map" / "map.json"
+    record.write_text(record.read_text().replace(str(root / "photos"), str(tmp_path / "photos")))
+    (tmp_path / "photos").mkdir()
+    shutil.copy(root / "photos" / "photo01.png", tmp_path / "photos")
+    (tmp_path / "photos" / "private.png").write_bytes(query(3))
+    with serving(make_tiny_model(), shown(tmp_path / "moved" / "map")) as served:
+        assert served.ask("/api/about").json["map"]["photos"] == 6
+        key = served.sent(query(0))
+        assert served.ask(f"/api/photos/{key}/place").json["verdict"] == "localized"
+        page = served.ask("/map").content.decode()
+        assert "photo05.png" in page
+        picture = served.ask("/api/map/picture?name=photo01.png")
+        assert picture.headers["content-type"] == "image/jpeg"
+        gone = served.ask("/api/map/picture?name=photo02.png")
+        assert (gone.status, "any more" in gone.json["error"]) == (422, True)
+        for name in ("private.png", "../map/map.json", ""):
+            assert served.ask(f"/api/map/picture?name={name}").status == 404
