@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import extraction, matching, memory, precision
+from benchmarks import cluster, extraction, matching, memory, precision
 from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "matching": matching.rows,
     "memory": memory.rows,
     "precision": precision.rows,
+    "cluster": cluster.rows,
     "gpu": extraction.gpu_rows,
 }
 ROOT = Path(__file__).parents[1]

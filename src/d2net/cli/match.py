@@ -34,6 +34,7 @@ def match(
         Path | None,
         typer.Option(metavar="FILE", help="With --features: text file, two names a line."),
     ] = None,
+    cluster: options.Cluster = None,
     printing: options.Printing,
     matching: options.Matching,
     extraction: options.Extraction,
@@ -47,8 +48,8 @@ def match(
     is started again.
     """
     if features is not None and pairs is not None and output is not None and not photos:
-        _match_file(features, pairs, output, matching, extraction.device, printing)
-    elif photos and len(photos) == 2 and features is None and pairs is None:
+        _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
+    elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
         picture = output or Path("matches.png")
         _match_photos(photos[0], photos[1], picture, extraction, matching, printing)
     else:
@@ -99,6 +100,7 @@ def _match_file(
     output: Path,
     matching: options.Matching,
     device: str,
+    cluster: str | None,
     printing: options.Printing,
 ) -> None:
     from d2net.cli import progress
@@ -112,7 +114,13 @@ def _match_file(
             advance(f"{outcome.first}  {outcome.second}", left)
 
         summary = match_pairs(
-            features, wanted, output, device=device, report=report, **matching.arguments()
+            features,
+            wanted,
+            output,
+            device=device,
+            cluster=cluster,
+            report=report,
+            **matching.arguments(),
         )
     line = f"{len(summary.matched)} pairs matched"
     line += f", {sum(pair.num_matches for pair in summary.matched):,} matches"
