@@ -187,10 +187,10 @@ def test_a_codebook_of_others_serves(photos):
 def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(retrieval, "WHOLE_UP_TO", len(NAMES) - 1)
     monkeypatch.setattr(retrieval, "PROJECTED", 6)
-    found = GlobalDescriptors.build({**photos, "black.jpg": nothing()})
+    found = GlobalDescriptors.build({"black.jpg": nothing(), **photos})
     assert found.vectors.shape == (len(NAMES) + 1, 6)
     lengths = np.linalg.norm(found.vectors.astype(np.float32), axis=1)
-    assert_allclose(lengths, [1] * len(NAMES) + [0], atol=1e-3)
+    assert_allclose(lengths, [0] + [1] * len(NAMES), atol=1e-3)
     for name, hits in found.only(NAMES).neighbours(2).items():
         assert {other.partition("/")[0] for other, _ in hits} == {name.partition("/")[0]}
     assert found.neighbours(20)["black.jpg"] == []

@@ -27,6 +27,7 @@ def vectors():
 def many(monkeypatch):
     monkeypatch.setattr(search, "EXACT_UP_TO", 1000)
     monkeypatch.setattr(search, "_LISTS_LOOKED_INTO", 16)
+    monkeypatch.setattr(search, "_BYTES", 16)
 
 
 def exactly(vectors, queries, k):

@@ -82,8 +82,9 @@ class Search:
         index = faiss.index_factory(
             dimension, f"RR{dimension},IVF{lists},PQ{_BYTES}", faiss.METRIC_INNER_PRODUCT
         )
-        inner = faiss.extract_index_ivf(index)
+        inner = faiss.downcast_index(faiss.extract_index_ivf(index))
         inner.nprobe = _LISTS_LOOKED_INTO
+        inner.do_polysemous_training = False  # slow, and for a search that is not made here
         rows = np.linspace(0, count - 1, min(count, _LEARN_PER_LIST * lists)).astype(np.int64)
         index.train(self._vectors[rows].astype(np.float32))
         for first in range(0, count, _BATCH):
