@@ -3,12 +3,13 @@
 usage: python tools/retrieval_million.py draw FEATURES FOLDER [COUNT]
        python tools/retrieval_million.py measure FOLDER
 
-There are no million photos here, so vectors are drawn. FEATURES/*.h5 are features of real photos (see
-tools/retrieval.py). The sums of each photo's VLAD are taken over eight random parts of its keypoints.
-A place is eight of all these parts; a photo of it has six in ten of them, and others in place of the
-rest; its vector is made of their sum as the package does it. Ten photos show each place. `draw` tells
-how alike they are, to be compared with real photos, finds the nearest of 200 photos among all by
-their whole vectors, and keeps all vectors projected, as the package does above `WHOLE_UP_TO` photos.
+There are no million photos here, so vectors are drawn. FEATURES/*.h5 are features of real photos
+(see tools/retrieval.py). The sums of each photo's VLAD are taken over eight random parts of its
+keypoints. A place is eight of all these parts; a photo of it has six in ten of them, and others in
+place of the rest; its vector is made of their sum as the package does it. Ten photos show each
+place. `draw` tells how alike they are, to be compared with real photos, finds the nearest of 200
+photos among all by their whole vectors, and keeps all vectors projected, as the package does above
+`WHOLE_UP_TO` photos.
 """
 
 from __future__ import annotations
@@ -133,14 +134,14 @@ def measure(folder: Path) -> None:
     del cosines
     many = Search(vectors)
     start, before = time.perf_counter(), resident()
-    index = many._some  # noqa: SLF001 (its cost is what is measured)
+    index = many._some
     size = faiss.serialize_index(index).nbytes / 1e6
     print(f"index built in {time.perf_counter() - start:.0f} s, {size:.0f} MB")
     print(f"resident {before:.2f} GB before, {resident():.2f} GB after")
     for looked_into in (16, 64, 256):
         faiss.extract_index_ivf(index).nprobe = looked_into
         for again in (1, 10, 50):
-            search._COMPARED_AGAIN = again  # noqa: SLF001
+            search._COMPARED_AGAIN = again
             start = time.perf_counter()
             found = [many.nearest(query[None], K + 1)[1][0] for query in queries]
             seconds = (time.perf_counter() - start) / QUERIES
