@@ -12,7 +12,7 @@ PUBLIC = [
     *("MissingPackageError", "OutputBusyError", "OutputError", "TrainingError", "WeightsError"),
     "__version__",
     *("extract_folder", "find_images", "match", "match_pairs", "mutual_nearest"),
-    *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct"),
+    *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct", "refine"),
     *("plot_keypoints", "plot_matches", "read_image", "verify"),
 ]
 
