@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import extraction, maps, matching, memory, onnx, precision
+from benchmarks import cluster, extraction, maps, matching, memory, onnx, precision
 from benchmarks.table import Row, brief, machine, markdown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "maps": maps.rows,
     "precision": precision.rows,
     "onnx": onnx.rows,
+    "cluster": cluster.rows,
     "gpu": extraction.gpu_rows,
 }
 ROOT = Path(__file__).parents[1]

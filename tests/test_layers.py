@@ -93,8 +93,9 @@ def test_import_is_light(module: str) -> None:
 
 def test_optional_packages_and_compilers_stay_out_of_extraction() -> None:
     code = (
-        "import sys, d2net; d2net.D2Net; d2net.match; heavy = {'poselib', 'kapture', 'kornia', "
-        "'torch._dynamo', 'torch._inductor', 'pycolmap', 'faiss'} & set(sys.modules); "
+        "import sys, d2net; d2net.D2Net; d2net.extract_folder; d2net.match; d2net.match_pairs; "
+        "heavy = {'poselib', 'kapture', 'kornia', "
+        "'torch._dynamo', 'torch._inductor', 'pycolmap', 'faiss', 'ray'} & set(sys.modules); "
         "sys.exit(', '.join(sorted(heavy)) or None)"
     )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

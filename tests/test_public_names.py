@@ -13,7 +13,7 @@ PUBLIC = [
     "__version__",
     "export_onnx",
     *("extract_folder", "find_images", "match", "match_pairs", "mutual_nearest"),
-    *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct"),
+    *("Map", "MappingError", "MappingSettings", "PairChoice", "reconstruct", "refine"),
     *("plot_keypoints", "plot_matches", "read_image", "verify"),
 ]
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from d2net.matching.choice import PairChoice
     from d2net.matching.folder import match_pairs
     from d2net.matching.nearest import mutual_nearest
+    from d2net.matching.refine import refine
     from d2net.matching.verify import verify
     from d2net.onnx.export import export_onnx
     from d2net.visualization import plot_keypoints, plot_matches
@@ -85,6 +86,7 @@ _HOMES = {
     "plot_matches": "visualization",
     "read_image": "images",
     "reconstruct": "mapping.reconstruct",
+    "refine": "matching.refine",
     "verify": "matching.verify",
 }
 
@@ -121,6 +123,7 @@ __all__ = [
     "plot_matches",
     "read_image",
     "reconstruct",
+    "refine",
     "verify",
 ]
 

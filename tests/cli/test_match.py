@@ -17,6 +17,27 @@ GRAF1, GRAF3 = DATA / "graf1.png", DATA / "graf3.png"
 H = np.loadtxt(DATA / "H1to3p.txt")
 
 
+# --- On a cluster ----------------------------------------------------------------------------
+
+
+def test_a_cluster_is_for_files(d2net: Run, photos: Path) -> None:
+    run = d2net("match", photos / "a.png", photos / "a.png", "--cluster", "auto")
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error: give two photos")
+
+
+def test_a_cluster_is_for_retrieval_from_a_file(d2net: Run, photos: Path) -> None:
+    run = d2net("pairs", photos, "--method", "exhaustive", "--cluster", "auto")
+    assert run.code == 2
+    assert "a cluster is for pairs by a features file" in run.err
+
+
+def test_a_cluster_writes_h5(d2net: Run, photos: Path) -> None:
+    run = d2net("extract", photos, "-o", "out", "--format", "npz", "--cluster", "auto")
+    assert run.code == 2
+    assert "a cluster writes h5, not 'npz'" in run.err
+
+
 # --- Two photos ------------------------------------------------------------------------------
 
 

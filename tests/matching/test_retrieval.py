@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.nn.functional import normalize
 
 from d2net.errors import InputError
+from d2net.formats.global_descriptors import GlobalDescriptorFile
 from d2net.formats.h5 import FeatureFile, FeatureWriter
-from d2net.matching import pairs
+from d2net.matching import pairs, retrieval
 from d2net.matching.retrieval import Codebook, GlobalDescriptors
 
 from ..formats.samples import make_features
@@ -167,6 +168,31 @@ def test_a_codebook_of_others_serves(photos):
     assert found.codebook is codebook
     hits = found.query(view(2, 50), 3)
     assert {name.partition("/")[0] for name, _ in hits} == {"place 2"}
+
+
+# --- Many photos -----------------------------------------------------------------------------
+
+
+def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "WHOLE_UP_TO", len(NAMES) - 1)
+    monkeypatch.setattr(retrieval, "PROJECTED", 6)
+    found = GlobalDescriptors.build({"black.jpg": nothing(), **photos})
+    assert found.vectors.shape == (len(NAMES) + 1, 6)
+    lengths = np.linalg.norm(found.vectors.astype(np.float32), axis=1)
+    assert_allclose(lengths, [0] + [1] * len(NAMES), atol=1e-3)
+    for name, hits in found.only(NAMES).neighbours(2).items():
+        assert {other.partition("/")[0] for other, _ in hits} == {name.partition("/")[0]}
+    assert found.neighbours(20)["black.jpg"] == []
+    found.save(tmp_path / "g.h5")
+    opened = GlobalDescriptors.open(tmp_path / "g.h5")
+    assert_same(opened, found)
+    query = view(1, 9)
+    assert opened.query(query, 3) == found.query(query, 3)
+    monkeypatch.setattr(retrieval, "WHOLE_UP_TO", 10_000)
+    more = opened.extended({"new.jpg": query})
+    assert more.vectors.shape == (len(NAMES) + 2, 6)
+    with GlobalDescriptorFile(tmp_path / "g.h5") as file:  # what hloc sees
+        assert file.entries() == tuple(sorted([*NAMES, "black.jpg"]))
 
 
 # --- Little or nothing -----------------------------------------------------------------------

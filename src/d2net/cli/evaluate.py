@@ -104,14 +104,22 @@ class Evaluation:
 app = typer.Typer(help="Measure features on the field's protocols.", rich_markup_mode="markdown")
 
 
-def homography(*, folder: Folder, evaluation: Evaluation, printing: options.Printing) -> None:
+def homography(
+    *,
+    folder: Folder,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Refine verified matches, as d2net match does it.")
+    ] = False,
+    evaluation: Evaluation,
+    printing: options.Printing,
+) -> None:
     """Matching accuracy on planar sequences: HPatches, Oxford.
 
     DIR holds folders with images 1, 2, ... and homographies H_1_2 ... (or H1to2p ...).
     """
     from d2net.evaluation.homography import evaluate_homography
 
-    evaluation.run(evaluate_homography, folder, printing)
+    evaluation.run(partial(evaluate_homography, refined=refine), folder, printing)
 
 
 def epipolar(

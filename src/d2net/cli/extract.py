@@ -53,6 +53,7 @@ def extract(
     half: Annotated[
         bool, typer.Option("--half", help="Store descriptors in half precision (h5).")
     ] = False,
+    cluster: options.Cluster = None,
     printing: options.Printing,
     extraction: options.Extraction,
 ) -> None:
@@ -85,7 +86,14 @@ def extract(
                 console.error(outcome.error)
 
         summary = extract_folder(
-            model, photos, output, format=format, masks=masks, half=half, report=report
+            model,
+            photos,
+            output,
+            format=format,
+            masks=masks,
+            half=half,
+            cluster=cluster,
+            report=report,
         )
     line = f"{len(summary.extracted)} photos extracted"
     line += f", {sum(done.num_keypoints for done in summary.extracted):,} keypoints"

@@ -34,6 +34,14 @@ def match(
         Path | None,
         typer.Option(metavar="FILE", help="With --features: text file, two names a line."),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Of two photos: move the matched points in the second one to fit the first.",
+        ),
+    ] = False,
+    cluster: options.Cluster = None,
     printing: options.Printing,
     matching: options.Matching,
     extraction: options.Extraction,
@@ -46,11 +54,16 @@ def match(
     verified matches (the default) the inliers. A run that was stopped goes on where it was when it
     is started again.
     """
+    if refine and (features is not None or matching.verify == "none"):
+        raise InputError(
+            "--refine moves keypoints for one pair: give two photos, and verify their matches (in "
+            "a features file a keypoint has one place for all pairs)"
+        )
     if features is not None and pairs is not None and output is not None and not photos:
-        _match_file(features, pairs, output, matching, extraction.device, printing)
-    elif photos and len(photos) == 2 and features is None and pairs is None:
+        _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
+    elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
         picture = output or Path("matches.png")
-        _match_photos(photos[0], photos[1], picture, extraction, matching, printing)
+        _match_photos(photos[0], photos[1], picture, extraction, matching, refine, printing)
     else:
         raise InputError(
             "give two photos (d2net match A.jpg B.jpg), or a features file "
@@ -64,16 +77,23 @@ def _match_photos(
     picture: Path,
     extraction: options.Extraction,
     matching: options.Matching,
+    refined: bool,
     printing: options.Printing,
 ) -> None:
     model = extraction.model(printing)
 
     from d2net.matching import match
+    from d2net.matching.refine import refine
+    from d2net.matching.verify import verify
     from d2net.visualization import picture_path, plot_matches
 
     picture_path(picture)
     a, b = model.extract(first), model.extract(second)
     found = match(a, b, **matching.arguments())
+    if refined and matching.verify != "none":
+        upright = model.settings.upright
+        a, b = refine(a, b, found, first, second, upright=upright)
+        found = verify(a, b, found, matching.verify, threshold=matching.threshold)
     plot_matches(first, second, a, b, found, upright=model.settings.upright, output=picture)
     line = f"{len(a):,} and {len(b):,} keypoints, {len(found):,} matches"
     if found.inliers is not None:
@@ -99,6 +119,7 @@ def _match_file(
     output: Path,
     matching: options.Matching,
     device: str,
+    cluster: str | None,
     printing: options.Printing,
 ) -> None:
     from d2net.cli import progress
@@ -112,7 +133,13 @@ def _match_file(
             advance(f"{outcome.first}  {outcome.second}", left)
 
         summary = match_pairs(
-            features, wanted, output, device=device, report=report, **matching.arguments()
+            features,
+            wanted,
+            output,
+            device=device,
+            cluster=cluster,
+            report=report,
+            **matching.arguments(),
         )
     line = f"{len(summary.matched)} pairs matched"
     line += f", {sum(pair.num_matches for pair in summary.matched):,} matches"

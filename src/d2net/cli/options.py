@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast, get_type_hints
 
 import typer
 
@@ -31,6 +31,17 @@ _network = functools.partial(_option, "Network")
 _keypoints = functools.partial(_option, "Keypoints")
 _matching = functools.partial(_option, "Matching")
 _pairing = functools.partial(_option, "Pairs")
+
+
+Cluster: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS",
+        help="Share the work among the machines of this Ray cluster.",
+        show_default="this process alone",
+    ),
+]
+"""The option of the commands that can work on many machines."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def pairs(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Text file, two names a line.")
     ] = Path("pairs.txt"),
+    cluster: options.Cluster = None,
     choice: options.Pairing,
     printing: options.Printing,
 ) -> None:
@@ -39,7 +40,7 @@ def pairs(
     a features file. **gps**: those taken close to each other, by the photos' EXIF data.
     **covisibility**: those that see the same points of a model.
     """
-    names, found = _chosen(source, choice.of(method))
+    names, found = _chosen(source, choice.of(method), cluster)
     if not found:
         raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
 
@@ -57,7 +58,9 @@ def pairs(
     )
 
 
-def _chosen(source: Path, choice: PairChoice) -> tuple[Sequence[str], Sequence[Pair]]:
+def _chosen(
+    source: Path, choice: PairChoice, cluster: str | None
+) -> tuple[Sequence[str], Sequence[Pair]]:
     """The photos' names and the pairs."""
     from d2net.formats.h5 import FeatureFile
     from d2net.image_lists import find_images
@@ -65,7 +68,10 @@ def _chosen(source: Path, choice: PairChoice) -> tuple[Sequence[str], Sequence[P
 
     if source.is_file():
         with FeatureFile(source) as features:
-            return features.names, choose_pairs(choice, features.names, features=features)
+            names: Sequence[str] = features.names
+            return names, choose_pairs(choice, names, features=features, cluster=cluster)
+    if cluster is not None:
+        raise InputError("a cluster is for pairs by a features file: --method retrieval")
     photos = find_images([source])
     names = [photo.name for photo in photos]
     return names, choose_pairs(choice, names, photos=photos)

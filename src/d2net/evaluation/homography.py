@@ -24,6 +24,7 @@ from d2net.features import Features
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.image_lists import EXTENSIONS
 from d2net.matching import match
+from d2net.matching.refine import refine
 
 THRESHOLDS = tuple(range(1, 11))
 CORNER_THRESHOLDS = (1, 3, 5)
@@ -113,6 +114,7 @@ def evaluate_homography(
     folder: Path,
     *,
     max_keypoints: int | None = None,
+    refined: bool = False,
     seed: int = 0,
     report: Callable[[str, int], None] | None = None,
 ) -> Result:
@@ -122,6 +124,8 @@ def evaluate_homography(
         source: features.
         folder: see `find_pairs`.
         max_keypoints: the best by score; None for all, as the authors did.
+        refined: move the second keypoints of the matches that a fundamental matrix verifies, see
+            `matching.refine`; all matches count as before.
         seed: of the homography's estimation.
         report: called after each pair with its name and how many are left.
 
@@ -140,6 +144,8 @@ def evaluate_homography(
             source.features(path, name).best(max_keypoints)
             for path, name in zip((pair.first, pair.second), names, strict=True)
         )
+        if refined:
+            a, b = refine(a, b, match(a, b, verify="fundamental"), pair.first, pair.second)
         results.append(_evaluate_pair(pair, (names[0], names[1]), a, b, seed))
         counts[pair.sequence] |= {names[0]: len(a), names[1]: len(b)}
         if report is not None:
@@ -158,7 +164,12 @@ def evaluate_homography(
         method=source.name,
         folder=str(folder),
         provenance=source.source.provenance(),
-        settings={"max_keypoints": max_keypoints, "seed": seed, "magsac_px": MAGSAC_THRESHOLD},
+        settings={
+            "max_keypoints": max_keypoints,
+            "seed": seed,
+            "magsac_px": MAGSAC_THRESHOLD,
+            "refined": refined,
+        },
         pairs=results,
         groups=groups,
         headline=["MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches"],

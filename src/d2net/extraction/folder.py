@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from d2net.cluster import connected
 from d2net.config import ExtractionSettings
 from d2net.errors import FormatError, ImageError, InputError, OutputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.formats import release
 from d2net.formats.atomic import locked, output_errors, replacing
-from d2net.formats.h5 import FeatureWriter
+from d2net.formats.h5 import FeatureFile, FeatureWriter
+from d2net.formats.shards import Shards
 from d2net.image_lists import FoundImage
 
 Format = Literal["h5", "npz", "mat"]
@@ -44,12 +47,28 @@ class Summary:
     Attributes:
         extracted: outcomes of the photos done now.
         failed: outcomes of the photos that could not be read or stored.
-        skipped: names of photos that an earlier run had done.
+        skipped: names of photos that an earlier run had done, or on a cluster a process that died.
     """
 
     extracted: list[Outcome]
     failed: list[Outcome]
     skipped: list[str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done with every photo, and where the network runs."""
+
+    model: D2Net
+    settings: ExtractionSettings
+    masks: dict[str, Path]
+    half: bool
+    provenance: dict[str, Any]
+    device: str
+
+    def to_send(self) -> _Job:
+        """The same for another machine, which may have no such device until it is asked for."""
+        return replace(self, model=copy.deepcopy(self.model).to("cpu"))
 
 
 def extract_folder(
@@ -60,6 +79,7 @@ def extract_folder(
     format: Format = "h5",
     masks: str | os.PathLike[str] | None = None,
     half: bool = False,
+    cluster: str | None = None,
     report: Callable[[Outcome, int], None] | None = None,
     **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
 ) -> Summary:
@@ -77,10 +97,15 @@ def extract_folder(
         masks: folder with a mask per photo, `NAME.png` (COLMAP's custom, as `a.jpg.png`) or NAME
             with its extension replaced by .png; photos without one are not masked.
         half: store descriptors in half precision (h5 only); keypoints never are.
-        report: called after each photo, with the number of photos that are left.
+        cluster: the address of a Ray cluster that shares the work, "auto" for the one that this
+            machine is part of (h5 only). The output is then an index of many files in the folder
+            `OUTPUT.shards`, see `formats.shards`; it reads as one file.
+        report: called after each photo, with the number of photos that are left; on a cluster for
+            many photos at once.
         **settings: changes to the model's settings.
 
     Raises:
+        MissingPackageError: a cluster is asked for, and Ray is not installed.
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
         InputError: unknown format or setting, no photos, none that can be read, no masks for them.
@@ -90,37 +115,95 @@ def extract_folder(
         raise InputError("there are no photos to extract: give files, or folders that hold some")
     masked = {} if masks is None else _find_masks(photos, Path(masks))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
-    summary = Summary([], [], [])
+    job = _Job(model, chosen, masked, half, provenance, str(model.device))
+    if cluster is not None:
+        return _extract_on_cluster(cluster, job, photos, output, format, report)
     with _open_output(output, photos, format, provenance) as sink:
-        done = sink.done()
-        summary.skipped.extend(photo.name for photo in photos if photo.name in done)
-        todo = [photo for photo in photos if photo.name not in done]
-        with closing(_read_ahead(todo, chosen, masked)) as reading:
-            for left, (photo, prepared) in zip(reversed(range(len(todo))), reading, strict=True):
-                outcome = _extract_one(model, photo, prepared, sink, half=half)
-                (summary.failed if outcome.error else summary.extracted).append(outcome)
-                if report is not None:
-                    report(outcome, left)
-        if not summary.extracted and not summary.skipped:
-            raise InputError("no photo could be extracted, so no features are written")
+        summary = _extract(job, photos, sink, report)
+        _check_some(summary)
     return summary
 
 
-def _extract_one(
-    model: D2Net,
-    photo: FoundImage,
-    prepared: Future[PreparedPhoto],
+def _extract_on_cluster(
+    address: str,
+    job: _Job,
+    photos: Sequence[FoundImage],
+    output: str | os.PathLike[str] | None,
+    format: Format,
+    report: Callable[[Outcome, int], None] | None,
+) -> Summary:
+    if format != "h5":
+        raise InputError(f"a cluster writes h5, not {format!r}")
+    index = _one_file(output).absolute()  # other machines have other current folders
+    photos = [FoundImage(photo.path.absolute(), photo.name) for photo in photos]
+    job = replace(job, masks={name: path.absolute() for name, path in job.masks.items()})
+    summary = Summary([], [], [])
+    left = len(photos)
+    with (
+        connected(address, gpu=job.device != "cpu") as workers,
+        Shards(index, FeatureFile, job.provenance) as shards,
+    ):
+        parts = shards.divide(photos, lambda photo: photo.name, workers.count)
+        for part in workers.run(_extract_shard, job.to_send(), parts):
+            summary.extracted.extend(part.extracted)
+            summary.failed.extend(part.failed)
+            summary.skipped.extend(part.skipped)
+            left -= len(part.extracted) + len(part.failed) + len(part.skipped)
+            if report is not None:
+                for outcome in (*part.extracted, *part.failed):
+                    report(outcome, left)
+        if not summary.extracted and not summary.skipped:
+            shards.remove()
+        _check_some(summary)
+        shards.join()
+    place = {photo.name: i for i, photo in enumerate(photos)}
+    summary.extracted.sort(key=lambda outcome: place[outcome.name])
+    summary.failed.sort(key=lambda outcome: place[outcome.name])
+    summary.skipped.sort(key=place.__getitem__)
+    return summary
+
+
+def _extract_shard(job: _Job, shard: tuple[Path, list[FoundImage]]) -> Summary:
+    """Extract some of the photos, in a process of a cluster."""
+    path, photos = shard
+    job.model.to(job.device)
+    with FeatureWriter(path, job.provenance) as sink:
+        return _extract(job, photos, sink, None)
+
+
+def _extract(
+    job: _Job,
+    photos: Sequence[FoundImage],
     sink: _Sink,
-    *,
-    half: bool,
+    report: Callable[[Outcome, int], None] | None,
+) -> Summary:
+    done = sink.done()
+    summary = Summary([], [], [photo.name for photo in photos if photo.name in done])
+    todo = [photo for photo in photos if photo.name not in done]
+    with closing(_read_ahead(todo, job.settings, job.masks)) as reading:
+        for left, (photo, prepared) in zip(reversed(range(len(todo))), reading, strict=True):
+            outcome = _extract_one(job, photo, prepared, sink)
+            (summary.failed if outcome.error else summary.extracted).append(outcome)
+            if report is not None:
+                report(outcome, left)
+    return summary
+
+
+def _check_some(summary: Summary) -> None:
+    if not summary.extracted and not summary.skipped:
+        raise InputError("no photo could be extracted, so no features are written")
+
+
+def _extract_one(
+    job: _Job, photo: FoundImage, prepared: Future[PreparedPhoto], sink: _Sink
 ) -> Outcome:
     try:
         ready = prepared.result()
     except (ImageError, InputError) as error:
         return Outcome(photo.name, error=str(error))
-    features = model.extract_prepared([ready])[0].to("cpu")
+    features = job.model.extract_prepared([ready])[0].to("cpu")
     try:
-        sink.add(photo.name, features.half() if half else features)
+        sink.add(photo.name, features.half() if job.half else features)
     except InputError as error:  # a name that the output cannot hold
         return Outcome(photo.name, error=str(error))
     return Outcome(photo.name, len(features))
@@ -178,20 +261,24 @@ def _open_output(
     provenance: dict[str, Any],
 ) -> AbstractContextManager[_Sink]:
     if format == "h5":
-        if output is None:
-            raise InputError("h5 features go into one file: say which with an output path")
-        if Path(output).is_dir():
-            raise InputError(
-                f"{os.fspath(output)} is a folder; h5 features go into one file, such as "
-                f"{Path(output, 'features.h5')}"
-            )
-        return FeatureWriter(Path(output), provenance)
+        return FeatureWriter(_one_file(output), provenance)
     if format not in ("npz", "mat"):
         raise InputError(f"the format must be h5, npz or mat, not {format!r}")
     if provenance["half"]:
         raise InputError("half precision is for h5; the release's files hold float32")
     folder = None if output is None else Path(output)
     return _ReleaseFiles(folder, photos, format, {**provenance, "format": format})
+
+
+def _one_file(output: str | os.PathLike[str] | None) -> Path:
+    if output is None:
+        raise InputError("h5 features go into one file: say which with an output path")
+    if Path(output).is_dir():
+        raise InputError(
+            f"{os.fspath(output)} is a folder; h5 features go into one file, such as "
+            f"{Path(output, 'features.h5')}"
+        )
+    return Path(output)
 
 
 class _ReleaseFiles:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from d2net.errors import D2NetError, FormatError, InputError
+from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.formats.arrays import Array
 from d2net.formats.journal import Record, Settings
 
@@ -26,6 +26,9 @@ SETTINGS = "d2net"
 """The attribute of the file that holds the settings as JSON."""
 
 _VERSION = ("v110", "v110")
+_SMALL = 64
+"""Bytes up to which an array is copied into an index. So is the photo's size, by which programs
+find photos that follow no links, as hloc does."""
 _H5_ERRORS = (
     OSError,
     RuntimeError,
@@ -55,6 +58,14 @@ def check_name(name: str) -> str:
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError(f"{name!r} cannot name a photo: it is not valid Unicode; rename the file.")
     return name
+
+
+def folders_of(name: str) -> Iterator[str]:
+    """a/b/c.jpg: a, a/b."""
+    position = name.find("/")
+    while position >= 0:
+        yield name[:position]
+        position = name.find("/", position + 1)
 
 
 class NoSuchEntryError(InputError, KeyError):
@@ -143,7 +154,7 @@ class Container:
             return False
         with self._damage():
             group = self._file.get(name)
-            return isinstance(group, h5py.Group) and self.marker in group
+            return isinstance(group, h5py.Group) and _has(group, self.marker)
 
     def read_record(self, name: str) -> Record:
         """The datasets and attributes of the entry `name` as they are.
@@ -155,6 +166,7 @@ class Container:
             group = self._file[name]
             arrays, attributes = {}, {"": _read_attributes(group)}
             for key, dataset in group.items():
+                _check_link(group, key, dataset)
                 array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
                 if not isinstance(array, np.ndarray):
                     raise FormatError(f"{self.path}: {name!r} holds {key!r}, which is no array.")
@@ -171,11 +183,33 @@ class Container:
         with self._damage(name):
             return _read_attributes(self._file[name])
 
+    def link_record(self, name: str, group: h5py.Group, path: str) -> None:
+        """Fill a group of an index: small arrays are copied, others linked to those in this file.
+
+        Args:
+            name: the entry.
+            group: of the index.
+            path: of this file, relative to the index.
+
+        Raises:
+            FormatError: the file is damaged there.
+        """
+        with self._damage(name):
+            source = self._file[name]
+            small = {key: dataset for key, dataset in source.items() if dataset.nbytes <= _SMALL}
+            attributes = {"": _read_attributes(source)}
+            attributes |= {key: _read_attributes(dataset) for key, dataset in small.items()}
+            arrays = {key: dataset[()] for key, dataset in small.items()}
+            others = sorted(source.keys() - small.keys())
+        _write_record(group, Record(arrays, attributes))
+        for key in others:
+            group[key] = h5py.ExternalLink(path, f"{name}/{key}")
+
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
             if isinstance(child, h5py.Group):
                 name = prefix + key
-                if self.marker in child:
+                if _has(child, self.marker):
                     yield name
                 else:
                     yield from self._walk(child, name + "/")
@@ -229,6 +263,33 @@ def write_container(
             _write_record(file.create_group(name), record)
 
 
+def write_index(path: Path, settings: Settings, shards: Iterable[tuple[str, Container]]) -> None:
+    """Write an HDF5 file in place that reads as if it held all that some other files hold.
+
+    Args:
+        path: the index.
+        settings: of all of them.
+        shards: each with its path relative to the index; held one at a time.
+
+    Raises:
+        OutputError: one entry's name is the folder of another.
+        FormatError: a shard is damaged.
+        OSError: the disk is full or fails.
+    """
+    with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
+        _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
+        known: set[str] = set()
+        for link, shard in shards:
+            for name in shard.entries():
+                if name in file or not known.isdisjoint(folders_of(name)):
+                    raise OutputError(
+                        f"{name!r} cannot be stored: one photo's name is the folder of another; "
+                        "rename one of them."
+                    )
+                shard.link_record(name, file.create_group(name), link)
+                known.add(name)
+
+
 def _write_record(group: h5py.Group, record: Record) -> None:
     for key in sorted(record.arrays):
         group.create_dataset(key, data=record.arrays[key], track_times=False)
@@ -244,6 +305,20 @@ def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | floa
             target.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
         else:
             target.attrs[name] = value
+
+
+def _has(group: h5py.Group, key: str) -> bool:
+    """Whether there is a dataset, or a link to one in another file, without opening that."""
+    return group.get(key, getlink=True) is not None
+
+
+def _check_link(group: h5py.Group, key: str, found: object) -> None:
+    link = group.get(key, getlink=True)
+    if found is None and isinstance(link, h5py.ExternalLink):
+        raise FormatError(
+            f"{group.file.filename}: {group.name[1:]!r} lies in {link.filename}, which is missing "
+            "or damaged; keep that folder beside the file."
+        )
 
 
 def _read_attributes(source: h5py.HLObject) -> dict[str, Any]:

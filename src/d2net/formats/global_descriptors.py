@@ -1,7 +1,7 @@
 """One vector per photo, in the HDF5 layout of hloc: a group per photo with `global_descriptor`.
 
-The codebook that the vectors were made with is an attribute of the file, where programs that look
-for photos do not find it.
+The codebook that the vectors were made with, and a projection if there is one, are attributes of
+the file, where programs that look for photos do not find them.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py and
 pairs_from_retrieval.py.
@@ -22,6 +22,7 @@ from d2net.formats.container import Container, check_name, write_container
 from d2net.formats.journal import Record
 
 _CODEBOOK = "codebook"
+_AXES, _OFFSET = "projection", "projection_offset"
 
 
 class GlobalDescriptorFile(Container):
@@ -52,9 +53,23 @@ class GlobalDescriptorFile(Container):
         Raises:
             FormatError: the file is damaged or has none, as those of other programs.
         """
+        return floats(self._stored(), _CODEBOOK, ("K", "D"), str(self.path))
+
+    def read_projection(self) -> tuple[Array, Array] | None:
+        """What the vectors were made short with: axes D x D' and offset D', float32; or None.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        stored = self._stored()
+        if _AXES not in stored:
+            return None
+        axes = floats(stored, _AXES, ("D", "D'"), str(self.path)).astype(np.float32)
+        return axes, floats(stored, _OFFSET, (axes.shape[1],), str(self.path))
+
+    def _stored(self) -> dict[str, Array]:
         with self._damage():
-            stored = {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
-        return floats(stored, _CODEBOOK, ("K", "D"), str(self.path))
+            return {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
 
     def _vector(self, name: str) -> Array:
         return floats(
@@ -63,7 +78,11 @@ class GlobalDescriptorFile(Container):
 
 
 def write_global_descriptors(
-    path: str | Path, vectors: Mapping[str, Array], codebook: Array, settings: Mapping[str, Any]
+    path: str | Path,
+    vectors: Mapping[str, Array],
+    codebook: Array,
+    settings: Mapping[str, Any],
+    projection: tuple[Array, Array] | None = None,
 ) -> None:
     """Write the file, replacing an old one.
 
@@ -72,6 +91,8 @@ def write_global_descriptors(
         vectors: D each, by photo.
         codebook: K x D', what they were made with.
         settings: how they were made, JSON types.
+        projection: what they were made short with, axes D x D' (stored in half precision) and
+            offset D'.
 
     Raises:
         InputError: a name cannot name a photo.
@@ -83,5 +104,8 @@ def write_global_descriptors(
         (check_name(name), Record({GlobalDescriptorFile.marker: vectors[name]}))
         for name in sorted(vectors)
     )
+    attributes = {_CODEBOOK: codebook}
+    if projection is not None:
+        attributes |= {_AXES: projection[0].astype(np.float16), _OFFSET: projection[1]}
     with locked(path), replacing(path) as temporary:
-        write_container(temporary, dict(settings), records, {_CODEBOOK: codebook})
+        write_container(temporary, dict(settings), records, attributes)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from d2net.errors import D2NetError, InputError, OutputError
 from d2net.formats.atomic import locked, replacing
-from d2net.formats.container import Container, check_name, write_container
+from d2net.formats.container import Container, check_name, folders_of, write_container
 from d2net.formats.journal import Journal, Record, Settings
 
 _Self = TypeVar("_Self", bound="ResumableWriter")
@@ -40,10 +40,7 @@ class ResumableWriter:
             InputError: `settings` cannot be stored as JSON.
         """
         self.path = Path(path)
-        try:
-            self.settings: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
+        self.settings = as_settings(settings)
         self._stack = ExitStack()
         self._journal: Journal | None = None
         self._existing: Container | None = None
@@ -63,7 +60,7 @@ class ResumableWriter:
                 self._existing = self._open_existing(stack)
             partial = self.path.with_name(self.path.name + ".partial")
             journal = stack.enter_context(Journal(partial, self.settings))
-            self._check_settings(journal.settings, partial)
+            check_settings(journal.settings, self.settings, partial)
             self._recall(self._existing, journal)
             self._journal = journal
             self._stack = stack.pop_all()
@@ -92,7 +89,7 @@ class ResumableWriter:
         check_name(name)
         if name in self._names:
             raise InputError(f"{name!r} is in {self.path} already.")
-        if name in self._folders or any(folder in self._names for folder in _folders(name)):
+        if name in self._folders or any(folder in self._names for folder in folders_of(name)):
             raise InputError(
                 f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
                 "another; rename one of them."
@@ -123,21 +120,13 @@ class ResumableWriter:
             raise OutputError(
                 f"{self.path} was not written by d2net and is not added to; choose another output."
             )
-        self._check_settings(existing.settings, self.path)
+        check_settings(existing.settings, self.settings, self.path)
         return existing
-
-    def _check_settings(self, found: Settings, path: Path) -> None:
-        differences = list(_differences(found, self.settings))
-        if differences:
-            raise OutputError(
-                f"{path} was made with other settings ({'; '.join(differences)}); use those, "
-                "delete it, or choose another output."
-            )
 
     def _remember(self, names: Iterable[str]) -> None:
         for name in names:
             self._names.add(name)
-            self._folders.update(_folders(name))
+            self._folders.update(folders_of(name))
 
     def _opened(self) -> Journal:
         if self._journal is None:
@@ -145,12 +134,23 @@ class ResumableWriter:
         return self._journal
 
 
-def _folders(name: str) -> Iterator[str]:
-    """a/b/c.jpg: a, a/b."""
-    position = name.find("/")
-    while position >= 0:
-        yield name[:position]
-        position = name.find("/", position + 1)
+def as_settings(settings: Mapping[str, Any]) -> Settings:
+    """Settings as they are read again; InputError if they are not of JSON's types."""
+    try:
+        read: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
+    return read
+
+
+def check_settings(found: Settings, given: Settings, path: Path) -> None:
+    """Raise OutputError if `path` was made with other settings than given."""
+    differences = list(_differences(found, given))
+    if differences:
+        raise OutputError(
+            f"{path} was made with other settings ({'; '.join(differences)}); use those, "
+            "delete it, or choose another output."
+        )
 
 
 def _differences(found: Settings, given: Settings, prefix: str = "") -> Iterator[str]:

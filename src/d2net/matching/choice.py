@@ -64,6 +64,7 @@ def choose_pairs(
     *,
     photos: Sequence[FoundImage] | None = None,
     features: Mapping[str, Features] | None = None,
+    cluster: str | None = None,
 ) -> list[Pair]:
     """The pairs of some photos that a method chooses.
 
@@ -73,6 +74,7 @@ def choose_pairs(
             an error.
         photos: where they are, for gps.
         features: of the photos, for retrieval.
+        cluster: the address of a Ray cluster, for retrieval; see `GlobalDescriptors.build`.
 
     Raises:
         InputError: the method lacks what it needs, or a list names other photos.
@@ -87,22 +89,24 @@ def choose_pairs(
     if method == "sequential":
         return pairs.sequential(pairs.natural_order(names), choice.overlap)
     if method == "retrieval":
-        return pairs.from_retrieval(_described(names, features), choice.num_matched)
+        return pairs.from_retrieval(_described(names, features, cluster), choice.num_matched)
     if method == "gps":
-        return _by_position(choice, names, photos, features)
+        return _by_position(choice, names, photos, features, cluster)
     if choice.model is not None:
         model = read_model(find_model(choice.model) or choice.model)
         return pairs.from_covisibility(model, choice.num_matched, names=names)
     return _listed(choice, names, photos or ())
 
 
-def _described(names: Sequence[str], features: Mapping[str, Features] | None) -> GlobalDescriptors:
+def _described(
+    names: Sequence[str], features: Mapping[str, Features] | None, cluster: str | None
+) -> GlobalDescriptors:
     if features is None:
         raise InputError(
             "retrieval tells by features which photos look alike: give a features file, as d2net "
             "extract PHOTOS --output features.h5 writes it"
         )
-    return GlobalDescriptors.build(features, names)
+    return GlobalDescriptors.build(features, names, cluster=cluster)
 
 
 def _by_position(
@@ -110,6 +114,7 @@ def _by_position(
     names: Sequence[str],
     photos: Sequence[FoundImage] | None,
     features: Mapping[str, Features] | None,
+    cluster: str | None,
 ) -> list[Pair]:
     if photos is None:
         raise InputError(
@@ -122,7 +127,7 @@ def _by_position(
     found = pairs.from_gps(positions, choice.num_matched, choice.max_distance)
     elsewhere = wanted - positions.keys()
     if elsewhere and features is not None:
-        alike = pairs.from_retrieval(_described(names, features), choice.num_matched)
+        alike = pairs.from_retrieval(_described(names, features, cluster), choice.num_matched)
         found += [pair for pair in alike if elsewhere.intersection(pair)]
     return found
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from d2net.cluster import connected
 from d2net.errors import InputError
 from d2net.features import Features
-from d2net.formats.h5 import FeatureFile, MatchWriter
+from d2net.formats.h5 import FeatureFile, MatchFile, MatchWriter
+from d2net.formats.shards import Shards
 from d2net.geometry.robust import Method, Model
 from d2net.matching import match
 
@@ -36,11 +38,23 @@ class PairSummary:
 
     Attributes:
         matched: outcomes of the pairs matched now.
-        skipped: the pairs (first, second) that an earlier run had matched.
+        skipped: the pairs (first, second) that an earlier run had matched, or on a cluster a
+            process that died.
     """
 
     matched: list[PairOutcome]
     skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done with every pair."""
+
+    features: Path
+    choices: dict[str, Any]
+    device: str
+    settings: dict[str, Any]
+    """Of the output."""
 
 
 def match_pairs(
@@ -54,6 +68,7 @@ def match_pairs(
     threshold: float | None = None,
     method: Method = "magsac",
     device: str = "cpu",
+    cluster: str | None = None,
     report: Callable[[PairOutcome, int], None] | None = None,
 ) -> PairSummary:
     """Match pairs of photos; safe to kill, and to start again.
@@ -69,46 +84,97 @@ def match_pairs(
         threshold: see `matching.match`.
         method: see `matching.match`.
         device: where descriptors are compared.
-        report: called after each pair, with the number of pairs that are left.
+        cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
+        report: called after each pair, with the number of pairs that are left; on a cluster for
+            many pairs at once.
 
     Raises:
+        MissingPackageError: a cluster is asked for, and Ray is not installed.
         InputError: there are no pairs, one names a photo that has no features, or the device
             cannot be used.
         FormatError: the features file is damaged or none.
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
     """
-    summary = PairSummary([], [])
     wanted = _unique(pairs)
     if not wanted:
         raise InputError("there are no pairs of two different photos to match")
+    choices: dict[str, Any] = {
+        "ratio": ratio,
+        "min_similarity": min_similarity,
+        "verify": verify,
+        "threshold": threshold,
+        "method": method,
+    }
     with FeatureFile(os.fspath(features)) as file:
         _check_names(wanted, file)
+        job = _Job(file.path, choices, device, {"features": file.settings, **choices})
+        if cluster is not None:
+            return _match_on_cluster(cluster, job, wanted, Path(output), report)
         _check_device(device)
-        choices: dict[str, Any] = {
-            "ratio": ratio,
-            "min_similarity": min_similarity,
-            "verify": verify,
-            "threshold": threshold,
-            "method": method,
-        }
+        with MatchWriter(os.fspath(output), job.settings) as writer:
+            return _match(job, wanted, file, writer, report)
 
-        @lru_cache(maxsize=_PHOTOS_KEPT)
-        def load(name: str) -> Features:
-            return file[name].to(device)
 
-        with MatchWriter(os.fspath(output), {"features": file.settings, **choices}) as writer:
-            done = {frozenset(pair) for pair in writer.done()}
-            summary.skipped.extend(pair for pair in wanted if frozenset(pair) in done)
-            todo = [pair for pair in wanted if frozenset(pair) not in done]
-            for left, (first, second) in zip(reversed(range(len(todo))), todo, strict=True):
-                a, b = load(first), load(second)
-                found = match(a, b, **choices)
-                writer.add(first, second, found, len(a))
-                outcome = PairOutcome(first, second, found.num_inliers)
-                summary.matched.append(outcome)
-                if report is not None:
+def _match_on_cluster(
+    address: str,
+    job: _Job,
+    wanted: Sequence[tuple[str, str]],
+    output: Path,
+    report: Callable[[PairOutcome, int], None] | None,
+) -> PairSummary:
+    job = replace(job, features=job.features.absolute())  # other machines, other current folders
+    summary = PairSummary([], [])
+    left = len(wanted)
+    with (
+        connected(address, gpu=job.device != "cpu") as workers,
+        Shards(output.absolute(), MatchFile, job.settings) as shards,
+    ):
+        # The pairs of a photo go together, in either order: it is read once.
+        for part in workers.run(_match_shard, job, shards.divide(wanted, min, workers.count)):
+            summary.matched.extend(part.matched)
+            summary.skipped.extend(part.skipped)
+            left -= len(part.matched) + len(part.skipped)
+            if report is not None:
+                for outcome in part.matched:
                     report(outcome, left)
+        shards.join()
+    place = {pair: i for i, pair in enumerate(wanted)}
+    summary.matched.sort(key=lambda outcome: place[outcome.first, outcome.second])
+    summary.skipped.sort(key=place.__getitem__)
+    return summary
+
+
+def _match_shard(job: _Job, shard: tuple[Path, list[tuple[str, str]]]) -> PairSummary:
+    """Match some of the pairs, in a process of a cluster."""
+    path, pairs = shard
+    _check_device(job.device)
+    with FeatureFile(job.features) as file, MatchWriter(path, job.settings) as writer:
+        return _match(job, pairs, file, writer, None)
+
+
+def _match(
+    job: _Job,
+    wanted: Sequence[tuple[str, str]],
+    file: FeatureFile,
+    writer: MatchWriter,
+    report: Callable[[PairOutcome, int], None] | None,
+) -> PairSummary:
+    @lru_cache(maxsize=_PHOTOS_KEPT)
+    def load(name: str) -> Features:
+        return file[name].to(job.device)
+
+    done = {frozenset(pair) for pair in writer.done()}
+    summary = PairSummary([], [pair for pair in wanted if frozenset(pair) in done])
+    todo = [pair for pair in wanted if frozenset(pair) not in done]
+    for left, (first, second) in zip(reversed(range(len(todo))), todo, strict=True):
+        a, b = load(first), load(second)
+        found = match(a, b, **job.choices)
+        writer.add(first, second, found, len(a))
+        outcome = PairOutcome(first, second, found.num_inliers)
+        summary.matched.append(outcome)
+        if report is not None:
+            report(outcome, left)
     return summary
 
 

@@ -1,0 +1,55 @@
+"""What the tests let processes of a cluster do; one that dies shall be seen."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2net import D2Net
+from d2net.errors import InputError, OutputBusyError
+from d2net.extraction.d2net import PreparedPhoto
+from d2net.features import Features
+
+from .tiny import make_tiny_network
+
+
+class WatchedModel(D2Net):
+    """The tiny model; it notes each photo's process, and takes its time."""
+
+    def __init__(self, notes: Path, seconds: float) -> None:
+        super().__init__(make_tiny_network())
+        self.notes = notes
+        self.seconds = seconds
+
+    def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:
+        found = super().extract_prepared(batch)
+        time.sleep(self.seconds)
+        with self.notes.open("a") as notes:  # one short write: lines do not mix
+            notes.write(f"{os.getpid()}\n")
+        return found
+
+
+def double(shared: dict[str, int], part: int) -> tuple[int, int]:
+    """(process, result)."""
+    return os.getpid(), shared["factor"] * part
+
+
+def refuse(shared: str, part: int) -> int:
+    raise InputError(f"{shared} {part}")
+
+
+def wait_for(shared: Path, part: int) -> int:
+    """Busy for a while."""
+    with shared.open("a") as notes:
+        notes.write("x")
+    if shared.stat().st_size < 3:
+        raise OutputBusyError("still there")
+    return part
+
+
+def die(shared: Path, part: int) -> int:
+    with shared.open("a") as notes:
+        notes.write("x")
+    os._exit(1)
