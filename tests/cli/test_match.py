@@ -179,3 +179,24 @@ def test_wrong_files(d2net: Run, features: Path) -> None:
     )
     assert run.code == 2
     assert "cannot use device" in run.err
+
+
+def test_refined_matches_of_a_real_pair(real: Real) -> None:
+    """The homography's error is that of the refined points."""
+    wrong = []
+    for option in ((), ("--refine",)):
+        run = real("match", GRAF1, GRAF3, "--verify", "homography", *option, "--json")
+        assert (run.code, run.err) == (0, "")
+        corners = np.array([[0, 0, 1], [799, 0, 1], [799, 639, 1], [0, 639, 1]]).T
+        found = np.array(run.json["matrix"])
+        ends, true = (m @ corners / (m @ corners)[2] for m in (found, H))
+        wrong.append(np.linalg.norm((ends - true)[:2], axis=0).mean())
+    assert wrong[1] < wrong[0]
+
+
+def test_refinement_is_for_verified_matches_of_two_photos(d2net: Run, photos: Path) -> None:
+    a = photos / "a.png"
+    for arguments in ((a, a, "--verify", "none"), ("--features", "f.h5", "--pairs", "p.txt")):
+        run = d2net("match", *arguments, "--refine")
+        assert (run.code, run.out) == (2, "")
+        assert run.err.startswith("error: --refine moves keypoints for one pair")

@@ -110,7 +110,7 @@ def refine(
     frames = torch.from_numpy(local_frames(first.points.numpy(), second.points.numpy())).float()
     radius = _SIGMAS * torch.hypot(first.deviations, second.deviations)
     points, moved = second.points.clone(), torch.zeros(len(rows_a), dtype=torch.bool)
-    for chunk in torch.arange(len(rows_a)).split(_CHUNK):
+    for chunk in torch.split(torch.arange(len(rows_a)), _CHUNK):
         points[chunk], moved[chunk] = _fit(
             first, second, chunk, frames[chunk], radius[chunk].clamp(max=_FARTHEST)
         )

@@ -8,7 +8,7 @@ looks into the lists nearest to it, and the best by their bytes are compared exa
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Search:
         index = faiss.index_factory(
             dimension, f"RR{dimension},IVF{lists},PQ{_BYTES}", faiss.METRIC_INNER_PRODUCT
         )
-        inner = faiss.downcast_index(faiss.extract_index_ivf(index))
+        inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
         inner.nprobe = _LISTS_LOOKED_INTO
         inner.do_polysemous_training = False  # slow, and for a search that is not made here
         rows = np.linspace(0, count - 1, min(count, _LEARN_PER_LIST * lists)).astype(np.int64)
