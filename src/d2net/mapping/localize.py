@@ -42,8 +42,8 @@ with corners 3 px place queries 1.5 times as accurately as 8 px (EXPERIMENTS.md,
 SURE_INLIERS, FEWEST_INLIERS = 30, 16
 SURE_ROTATION = 1.0
 """A photo counts as localized with so many inliers and a rotation certain to so many degrees, as
-doubtful with fewer, and as lost with less than the fewest. None of 60 photos of other places had
-16 on four maps, and 30 is twice what the best of them had (EXPERIMENTS.md, Maps)."""
+doubtful with fewer, and as lost with less than the fewest. No photo of another place had 16 on four
+small maps, and 30 is twice what the best of them had (EXPERIMENTS.md, Maps)."""
 
 _PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
 
