@@ -34,15 +34,16 @@ NUM_RETRIEVED = 20
 """Photos of the map that a query is matched with; those that look most alike."""
 
 POSE_SIGMAS = 8.0
-LEAST_POSE_ERROR = 8.0
-"""Largest reprojection error of an inlier, in standard deviations of a keypoint's position, and in
-pixels. COLMAP's 12 px are 8 sigma of D2-Net's detections in photos that are not reduced."""
+LEAST_POSE_ERROR = 3.0
+"""Largest reprojection error of an inlier, in standard deviations of a keypoint's position, and at
+least in pixels. COLMAP's 12 px are 8 sigma of D2-Net's detections in photos that are not reduced;
+with corners 3 px place queries 1.5 times as accurately as 8 px (EXPERIMENTS.md, Maps)."""
 
-SURE_INLIERS, FEWEST_INLIERS = 30, 12
+SURE_INLIERS, FEWEST_INLIERS = 30, 16
 SURE_ROTATION = 1.0
 """A photo counts as localized with so many inliers and a rotation certain to so many degrees, as
-doubtful with fewer, and as lost with the fewest. A photo of another place reached 12 on a map of
-twelve photos of a door, its focal length being estimated too."""
+doubtful with fewer, and as lost with less than the fewest. No photo of another place had 16 on four
+small maps, and 30 is twice what the best of them had (EXPERIMENTS.md, Maps)."""
 
 _PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
 

@@ -13,14 +13,12 @@ from d2net.mapping.cameras import CameraMode
 
 Mapper: TypeAlias = Literal["incremental", "global"]
 
-LEAST_ERROR = 4.0
-"""COLMAP's own thresholds in pixels, made for features located to about half a pixel."""
-
-VERIFICATION_SIGMAS = 5.3
-REPROJECTION_SIGMAS = 2.7
-"""Thresholds in standard deviations of a keypoint's position. On ten photos of Sacré-Cœur (1.5 px)
-8 px of verification registered all where 4 px registered nine; on Strecha's fountain a reprojection
-threshold of 4 px gave camera positions 1.5 times as accurate as 8 px."""
+VERIFICATION_SIGMAS, LEAST_VERIFICATION_ERROR = 5.3, 4.0
+REPROJECTION_SIGMAS, LEAST_REPROJECTION_ERROR = 2.7, 1.0
+"""Thresholds in standard deviations of a keypoint's position, and at least in pixels. With D2-Net's
+detections (1.5 px) they are 8 and 4 px, with corners (0.4 px) 4 and 1.1 px. Chosen on training
+scenes (EXPERIMENTS.md, Maps): a reprojection error of 4 px, COLMAP's own, which is made for SIFT,
+makes cameras from corners 1.5 times as inaccurate."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,6 @@ def thresholds(settings: MappingSettings, uncertainty: Collection[float]) -> Thr
     """As set, or by the typical uncertainty (pixels) of each photo's keypoints."""
     sigma = float(np.median(list(uncertainty))) if uncertainty else 0.0
     return Thresholds(
-        settings.verification_error or max(LEAST_ERROR, VERIFICATION_SIGMAS * sigma),
-        settings.reprojection_error or max(LEAST_ERROR, REPROJECTION_SIGMAS * sigma),
+        settings.verification_error or max(LEAST_VERIFICATION_ERROR, VERIFICATION_SIGMAS * sigma),
+        settings.reprojection_error or max(LEAST_REPROJECTION_ERROR, REPROJECTION_SIGMAS * sigma),
     )
