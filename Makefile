@@ -7,7 +7,7 @@ MARKERS ?= not slow
 # Processes that share the tests, with a thread each; 0 for one process with all threads.
 WORKERS ?= auto
 
-.PHONY: demo test check benchmark dist clean
+.PHONY: demo test check benchmark docs dist clean
 
 demo: $(VENV)/installed
 	mkdir -p demo
@@ -27,6 +27,9 @@ check: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks
 
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
+
 dist: $(VENV)/installed
 	$(BIN)/python tools/dist.py
 
@@ -35,4 +38,4 @@ $(VENV)/installed: pyproject.toml tools/setup
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist site

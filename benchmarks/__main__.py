@@ -43,7 +43,7 @@ def main() -> None:
         rows = _merged(rows)
         text = f"Measured on: {machine()}.\n\n{markdown(rows)}"
         _write(ROOT / "BENCHMARKS.md", text)
-        _write(ROOT / "README.md", brief(row for row in rows if row.headline))
+        _write(ROOT / "docs" / "settings.md", brief(row for row in rows if row.headline))
 
 
 def _merged(rows: list[Row]) -> list[Row]:

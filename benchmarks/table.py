@@ -10,7 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line: what was measured, what came out, what it should be; headlines go to the README."""
+    """One line: what was measured, what came out, what it should be.
+
+    Headlines also go to docs/settings.md.
+    """
 
     what: str
     measured: str
