@@ -8,6 +8,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +287,46 @@ def test_an_unreadable_photo_leaves_the_old_page(tmp_path: Path) -> None:
         write_html(path, missing, PHOTOS)
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
     assert path.read_text() == "old"
+
+
+# --- Tables in a browser ---------------------------------------------------------------------
+
+HEADLINES = {
+    "reconstruction": [
+        "images registered",
+        "registered share",
+        "sparse points",
+        "observations per image",
+        "track length",
+        "reprojection error",
+    ],
+    "localization": [
+        *(f"{limit} m, {angle}°" for limit in (0.25, 0.5, 5) for angle in (2, 5)),
+        *("median position error", "median rotation error"),
+        *("localized", "inliers", "2D-3D matches", "features"),
+    ],
+}
+
+
+@pytest.mark.parametrize("protocol", HEADLINES)
+def test_tables_fit_on_a_narrow_screen(tmp_path: Path, browser: Any, protocol: str) -> None:
+    headline = HEADLINES[protocol]
+    pairs = [PairResult(g, GRAF, dict.fromkeys(headline, 98.76)) for g in ("day", "night")]
+    methods = ["ots:original,multiscale", "aliked:weights=aliked-n16.pth"]
+    results = [result(m, pairs, protocol=protocol, headline=headline, curve={}) for m in methods]
+    write_html(tmp_path / "page.html", results, PHOTOS)
+    opened = browser.new_page(viewport={"width": 1000, "height": 800})
+    opened.goto((tmp_path / "page.html").as_uri())
+    hidden = opened.evaluate(
+        "[...document.querySelectorAll('.box')].map((box) => box.scrollWidth - box.clientWidth)"
+    )
+    assert len(hidden) >= 2
+    assert max(hidden) <= 0
+
+
+def test_one_group_is_not_told_twice(tmp_path: Path) -> None:
+    assert "By sequence" in page(tmp_path, [result("a", [pair("x", 0.5), pair("y", 0.5)])])
+    assert "By sequence" not in page(tmp_path, [result("a", [pair("x", 0.5)])])
 
 
 # --- Published rows --------------------------------------------------------------------------

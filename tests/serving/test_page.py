@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,21 +26,8 @@ expect.set_options(timeout=30_000)  # machines may be busy
 
 FIRST, SECOND = photo(), photo(216, 208)
 DESKTOP, PHONE = (1280, 900), (390, 844)
-_FLAGS = "--no-sandbox --use-angle=swiftshader --enable-unsafe-swiftshader --no-first-run"
-_FLAGS += " --disable-background-networking --disable-component-update --disable-sync"
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("wants chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_FLAGS.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
