@@ -175,9 +175,9 @@ def test_a_codebook_of_others_serves(photos):
 
 def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(retrieval, "WHOLE_UP_TO", len(NAMES) - 1)
-    monkeypatch.setattr(retrieval, "PROJECTED", 6)
+    monkeypatch.setattr(retrieval, "PROJECTED", 4)
     found = GlobalDescriptors.build({"black.jpg": nothing(), **photos})
-    assert found.vectors.shape == (len(NAMES) + 1, 6)
+    assert found.vectors.shape == (len(NAMES) + 1, 4)
     lengths = np.linalg.norm(found.vectors.astype(np.float32), axis=1)
     assert_allclose(lengths, [0] + [1] * len(NAMES), atol=1e-3)
     for name, hits in found.only(NAMES).neighbours(2).items():
@@ -190,7 +190,7 @@ def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
     assert opened.query(query, 3) == found.query(query, 3)
     monkeypatch.setattr(retrieval, "WHOLE_UP_TO", 10_000)
     more = opened.extended({"new.jpg": query})
-    assert more.vectors.shape == (len(NAMES) + 2, 6)
+    assert more.vectors.shape == (len(NAMES) + 2, 4)
     with GlobalDescriptorFile(tmp_path / "g.h5") as file:  # what hloc sees
         assert file.entries() == tuple(sorted([*NAMES, "black.jpg"]))
 

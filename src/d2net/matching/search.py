@@ -28,7 +28,7 @@ _LISTS_LOOKED_INTO = 64
 _COMPARED_AGAIN = 10
 """So many times the neighbours asked for are compared exactly."""
 
-_LEARN_PER_LIST = 64
+_LEARN_PER_LIST = 40
 _BATCH = 65_536
 
 
