@@ -18,7 +18,7 @@ from d2net.cli.options import Printing
 
 from .conftest import Real, Run
 
-COMMANDS = ("match", "extract", "pairs", "export", "show", "weights", "info")
+COMMANDS = ("match", "extract", "pairs", "export colmap", "export onnx", "show", "weights", "info")
 
 
 def assert_error(err: str) -> None:
@@ -36,7 +36,7 @@ def test_help_answers_in_half_a_second() -> None:
         begin = time.perf_counter()
         run = subprocess.run([*start, "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - begin)
-        assert all(name in run.stdout for name in COMMANDS)
+        assert all(name.split()[0] in run.stdout for name in COMMANDS)
     assert statistics.median(seconds) < 0.5
 
 
@@ -45,7 +45,7 @@ def test_every_option_is_explained_within_80_columns(
     d2net: Run, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    run = d2net(command, "--help")
+    run = d2net(*command.split(), "--help")
     assert run.code == 0
     lines = run.out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -96,10 +96,10 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("match --features f.h5", "two photos"),
         ("match --features f.h5 --pairs p.txt -o m.h5", "p.txt"),
         ("match photos/a.png photos/a.png --features f.h5", "two photos"),
-        ("export db", "--features"),
+        ("export colmap db", "--features"),
         ("export colmap db --features none.h5", "none.h5"),
         ("export colmap db --features text.txt", "text.txt is not an HDF5 file"),
-        ("export db --features none.h5 --to excel", "excel"),
+        ("export excel db --features none.h5", "excel"),
         ("show none.png", "none.png"),
         ("show text.txt", "text.txt"),
         ("show photos/a.png -o a.bmp", "a.bmp"),

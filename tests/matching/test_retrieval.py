@@ -188,9 +188,6 @@ def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
     assert_same(opened, found)
     query = view(1, 9)
     assert opened.query(query, 3) == found.query(query, 3)
-    monkeypatch.setattr(retrieval, "WHOLE_UP_TO", 10_000)
-    more = opened.extended({"new.jpg": query})
-    assert more.vectors.shape == (len(NAMES) + 2, 4)
     with GlobalDescriptorFile(tmp_path / "g.h5") as file:  # what hloc sees
         assert file.entries() == tuple(sorted([*NAMES, "black.jpg"]))
 
