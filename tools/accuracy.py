@@ -20,8 +20,8 @@ from typing import Any
 FILE = Path(__file__).parents[1] / "ACCURACY.md"
 
 
-_REGISTERED = "images registered"
-_COUNTS = ("features", "matches", "inliers", _REGISTERED, "true images")
+_REGISTERED, _TRUE = "images registered", "true images"
+_COUNTS = ("features", "matches", "inliers")
 _WIDE = 9  # more figures than columns of a page: they become rows
 
 
@@ -56,7 +56,7 @@ def _by_group(
         for method, r in zip(methods, results, strict=True)
     }
     if name == _REGISTERED:
-        columns["true images"] = [results[0]["groups"][g].get("true images") for g in groups]
+        columns[_TRUE] = [results[0]["groups"][g].get(_TRUE) for g in groups]
     cells = zip(*([_number(name, v) for v in column] for column in columns.values()), strict=True)
     return _markdown(["scene", *columns], zip(groups, cells, strict=True))
 
@@ -75,6 +75,8 @@ def _markdown(head: list[str], rows: Iterable[tuple[str, Iterable[str]]]) -> lis
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return "–"
+    if name in (_REGISTERED, _TRUE):
+        return f"{value:g}"
     return f"{value:,.0f}" if value >= 100 or name in _COUNTS else f"{value:.3f}"
 
 

@@ -38,7 +38,7 @@ FIGURES = {
     "sfm_sacre_coeur_maps": "",
 }
 """Figures of a table and, after a colon, those shown by scene; see tools/accuracy.py."""
-LOCALIZATION = ":1 %, 1°,5 %, 5°,inliers"
+LOCALIZATION = ":1 %, 1°,5 %, 5°,median position error,inliers"
 
 
 def scenes(train: Path) -> list[Path]:
