@@ -1,5 +1,6 @@
 """Arrays and tensors to pixels, size limits, resizing, masks."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_paths_and_pillow_images_are_read(rgb, tmp_path):
         np.testing.assert_array_equal(to_pixels(image), rgb)
     with pytest.raises(ImageError, match=r"none\.png"):
         to_pixels(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "ppm"])
+def test_a_file_in_memory_is_read_like_one_on_the_disk(rgb, tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(rgb).save(path)
+    file = io.BytesIO(path.read_bytes())
+    for _ in range(2):
+        np.testing.assert_array_equal(read_image(file), read_image(path))
+    with pytest.raises(ImageError, match="cannot read the photo: the file is empty"):
+        read_image(io.BytesIO())
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "ppm"])
+def test_larger_files_than_asked_for_are_refused(rgb, tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(rgb).save(path)
+    assert read_image(path, max_pixels=11 * 17).shape == rgb.shape
+    with pytest.raises(ImageError, match="more than 0 megapixels"):
+        read_image(path, max_pixels=11 * 17 - 1)
 
 
 def test_upright_is_passed_on(rgb, tmp_path):

@@ -55,7 +55,7 @@ def test_two_photos_are_sent_shown_and_matched(served: Served) -> None:
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content[:2] == b"\xff\xd8"
     keypoints = served.ask(f"/api/photos/{first}/keypoints?kind=deep")
-    rows = np.frombuffer(keypoints.content, "<f4").reshape(-1, 3)
+    rows = np.frombuffer(keypoints.content, "<f4").reshape(-1, 2)
     assert len(rows) > 50
     query = f"/api/match?first={first}&second={second}&kind=deep"
     found = served.ask(f"{query}&number=8000").json

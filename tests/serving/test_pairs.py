@@ -32,8 +32,8 @@ def test_keypoints_are_those_of_the_model_best_first(
     assert torch.equal(found.keypoints, expected.keypoints)
     assert (found.scores.diff() <= 0).all()
     assert find_keypoints(tiny_model, pair[0], kind) is found
-    packed = np.frombuffer(packed_keypoints(found), "<f4").reshape(-1, 3)
-    np.testing.assert_array_equal(packed[:, :2], found.keypoints.numpy())
+    packed = np.frombuffer(packed_keypoints(found), "<f4").reshape(-1, 2)
+    np.testing.assert_array_equal(packed, found.keypoints.numpy())
 
 
 @pytest.mark.parametrize("number", [40, 8000])

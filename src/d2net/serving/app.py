@@ -119,7 +119,6 @@ class _Site:
                 "kinds": list(KINDS),
                 "max_bytes": MAX_FILE,
                 "max_megapixels": MAX_PIXELS // 1_000_000,
-                "max_keypoints": MAX_KEYPOINTS,
                 "weights": self._model.weights["name"],
                 "map": None if self._shown is None else self._shown.about(),
             }

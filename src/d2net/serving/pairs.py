@@ -38,9 +38,8 @@ def best_first(found: Features) -> Features:
 
 
 def packed_keypoints(features: Features) -> bytes:
-    """N x 3 float32 (x, y, scale), little-endian."""
-    columns = [features.keypoints, features.scales[:, None]]
-    return torch.cat(columns, dim=1).cpu().numpy().astype("<f4").tobytes()
+    """N x 2 float32 (x, y), little-endian."""
+    return features.keypoints.cpu().numpy().astype("<f4").tobytes()
 
 
 def match_best(

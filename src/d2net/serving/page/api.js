@@ -36,7 +36,7 @@ export const send = async (file, signal) =>
 
 export const forget = (key) => fetch(`/api/photos/${key}`, { method: "DELETE", keepalive: true }).catch(() => {});
 
-// x, y, scale of each keypoint, best first.
+// x, y, x, y, ... of the keypoints, best first.
 export async function keypoints(key, kind, signal) {
   const answer = await ask(`/api/photos/${key}/keypoints?${query({ kind })}`, { signal });
   return new Float32Array(await answer.arrayBuffer());

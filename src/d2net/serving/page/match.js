@@ -76,7 +76,7 @@ export class MatchView {
     slot.say("");
     try {
       this.keypoints[i] = await api.keypoints(slot.key, this.kind, finding.signal);
-      slot.say(`${count(this.keypoints[i].length / 3)} keypoints`);
+      slot.say(`${count(this.keypoints[i].length / 2)} keypoints`);
       this.#update();
     } catch (error) {
       if (error.name !== "AbortError") this.#failed(error);
@@ -87,7 +87,7 @@ export class MatchView {
 
   // The number that the slider stands for: from few to all, by equal factors.
   #number() {
-    const most = Math.max(...this.keypoints.map((found) => (found ? found.length / 3 : 0)));
+    const most = Math.max(...this.keypoints.map((found) => (found ? found.length / 2 : 0)));
     const share = byId("number").value / 100;
     if (share === 1 || most <= FEWEST) return most;
     const number = FEWEST * (most / FEWEST) ** share;
@@ -97,11 +97,7 @@ export class MatchView {
 
   // x, y of the best keypoints of a slot.
   #best(i) {
-    const found = this.keypoints[i];
-    if (!found) return new Float32Array(0);
-    const number = Math.min(this.#number(), found.length / 3), places = new Float32Array(2 * number);
-    for (let row = 0; row < number; row++) places.set([found[3 * row], found[3 * row + 1]], 2 * row);
-    return places;
+    return this.keypoints[i]?.subarray(0, 2 * this.#number()) ?? [];
   }
 
   // --- Matches ------------------------------------------------------------------------------
@@ -115,14 +111,13 @@ export class MatchView {
     this.matching?.abort();
     clearTimeout(this.pause);
     const best = this.slots.map((_, i) => this.#best(i));
-    if (!ready) return this.stage.show({ others: best });
-    if (!this.stage.count) this.stage.show({ others: best });
-    this.pause = setTimeout(() => this.#match(best), PAUSE);
+    if (!ready || !this.stage.count) this.stage.show({ others: best });
+    if (ready) this.pause = setTimeout(() => this.#match(best), PAUSE);
   }
 
   async #match(best) {
     const matching = this.matching = new AbortController();
-    const values = { first: this.slots[0].key, second: this.slots[1].key, kind: this.kind, number: this.#number() };
+    const values = { first: this.slots[0].key, second: this.slots[1].key, kind: this.kind, number: Math.max(1, this.#number()) };
     if (!byId("automatic").checked) values.threshold = byId("threshold").value;
     this.result.classList.add("waiting");
     try {
