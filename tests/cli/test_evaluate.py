@@ -137,7 +137,7 @@ DOCUMENTED = re.findall(
 
 @pytest.fixture
 def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Aachen (both models) and InLoc, as the documentation draws them, with small photos."""
+    """Aachen (both models), InLoc and a scene, as the documentation draws them; small photos."""
     monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
     options = pycolmap.SyntheticDatasetOptions(
         num_rigs=3, num_cameras_per_rig=1, num_frames_per_rig=1, num_points3D=30
@@ -161,6 +161,9 @@ def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     query = photos / "d.JPG", pose
     cutouts = {"DUC1/024/DUC_cutout_024_0_0.jpg": cutout}
     write_inloc(here / "inloc", cutouts, {"DUC1/024": np.eye(4)}, {"IMG_0731.JPG": query})
+    shutil.copytree(photos / "db", here / "scene" / "images" / "db")
+    (here / "scene" / "model").mkdir()
+    model.write_text(here / "scene" / "model")
     return here
 
 
@@ -170,9 +173,10 @@ def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, comm
     run = d2net(*words, "--json")
     assert run.code == 0, run.err
     layout = run.json[0]["settings"]["layout"]
-    assert layout == (
-        "inloc" if "inloc" in words else "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
-    )
+    aachen = "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
+    assert layout == (aachen if "aachen" in words else words[2])
+    if "--night" in words:
+        assert list(Path(words[words.index("--night") + 1]).rglob("*.png"))
     if "--submission" in words:
         assert Path(words[words.index("--submission") + 1]).exists()
 
