@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-SIZE = {"width": 1000, "height": 760}
+SIZE = ViewportSize(width=1000, height=760)
 COLOURS = 128  # of the picture, so that it stays small
 
 
