@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-SIZE: ViewportSize = {"width": 1000, "height": 760}
+SIZE = ViewportSize(width=1000, height=760)
 COLOURS = 128  # of the picture, so that it stays small
 
 

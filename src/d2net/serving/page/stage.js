@@ -107,6 +107,8 @@ export class Stage {
     if (this.count && frames[0] && frames[1]) {
       this.ends = frames.map((frame, i) => this.#locate(frame, this.points[i]));
       if (this.shown.rejected) this.#drawRejected(context);
+      else if (this.shown.keypoints) // then their ends are keypoints like others
+        for (const ends of this.ends) dots(context, ends, this.inliers, this.count, 1.1, OTHER, 0.7);
       this.#drawVerified(context, frames[0]);
     }
     this.#drawPicked();
