@@ -24,8 +24,8 @@ EXACT_UP_TO = 100_000
 _BYTES = 64
 """Of a vector's code."""
 
-_LISTS_LOOKED_INTO = 64
-_COMPARED_AGAIN = 10
+_LISTS_LOOKED_INTO = 256
+_COMPARED_AGAIN = 50
 """So many times the neighbours asked for are compared exactly."""
 
 _LEARN_PER_LIST = 40
