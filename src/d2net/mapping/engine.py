@@ -85,9 +85,10 @@ def _incremental_options(
     options.mapper.abs_pose_refine_focal_length = refine
     options.mapper.abs_pose_refine_extra_params = refine
     error = limits.reprojection
-    options.mapper.init_max_error = error
     options.mapper.filter_max_reproj_error = error
-    options.mapper.abs_pose_max_error = 3 * error  # as COLMAP's own: 12 and 4 px
+    # What only begins is not refined yet: never less than COLMAP's own, 4 and 12 px.
+    options.mapper.init_max_error = max(options.mapper.init_max_error, error)
+    options.mapper.abs_pose_max_error = max(options.mapper.abs_pose_max_error, 3 * error)
     options.triangulation.merge_max_reproj_error = error
     options.triangulation.complete_max_reproj_error = error
     for part in (options, options.mapper, options.triangulation):
