@@ -78,13 +78,13 @@ def test_features_that_are_damaged(d2net: Run, photos: Path, name: str) -> None:
 def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
     found = {status["record"]["name"]: status for status in d2net("weights", "--json").json}
-    assert found["ots"]["state"] == "packaged"
-    assert found["ots"]["aliases"] == ["default"]
+    assert found["seasons"]["state"] == found["ots"]["state"] == "packaged"
+    assert found["seasons"]["aliases"] == ["default"]
     for name in ("d2_ots", "d2_tf", "d2_tf_no_phototourism"):
         assert found[name]["state"] == "downloadable"
         assert found[name]["record"]["url"].endswith(f"/{name}.pth")
     text = d2net("weights").out
-    assert "ots (= default): packaged, 15.3 MB" in text
+    assert "seasons (= default): packaged, 15.3 MB" in text
     assert all(status["record"]["advice"] in text for status in found.values())
     assert d2net("weights", "--quiet").out == ""
 
@@ -103,7 +103,7 @@ def test_one_file(real: Real) -> None:
 
 def test_weights_as_json(d2net: Run) -> None:
     info = d2net("weights", "default", "--json").json
-    assert info["name"] == "ots"
+    assert info["name"] == "seasons"
     assert info["normalisation"]["name"] == "caffe"
     assert len(info["arrays"]) == 20
     assert json.dumps(info)

@@ -114,6 +114,23 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
     record.name: record
     for record in (
         WeightsRecord(
+            name="seasons",
+            file="seasons.safetensors",
+            url=None,
+            sha256="7e9e01423dc2d104be89302c17cd2386db3f1078d3515bda309582576f7370e5",
+            bytes=15_277_520,
+            licence=(
+                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
+                "stated licence were trained on: see MODEL_CARD.md"
+            ),
+            source="the developers of d2net, 2026, from `ots`",
+            training_data=(
+                f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos that MODEL_CARD.md lists"
+            ),
+            normalisation=CAFFE,
+            advice="trained on photos of many seasons, hours and sensors; packaged",
+        ),
+        WeightsRecord(
             name="ots",
             file="ots.safetensors",
             url=None,
@@ -147,4 +164,4 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
     )
 }
 
-ALIASES: Mapping[str, str] = {"default": "ots"}
+ALIASES: Mapping[str, str] = {"default": "seasons"}

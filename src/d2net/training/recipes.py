@@ -11,6 +11,7 @@ from d2net.errors import InputError
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
 from d2net.training.batches import Draws, load
+from d2net.training.contrast import contrastive_loss
 from d2net.training.loss import matching_loss
 from d2net.training.network import Learner
 from d2net.training.settings import SourceSettings, TrainingSettings
@@ -48,9 +49,11 @@ def _adapting(*sources: SourceSettings) -> TrainingSettings:
     return TrainingSettings(
         sources=sources,
         start="default",
+        layers=("conv4_1", "conv4_2", "conv4_3"),
         batch=4,
         steps=1000,
-        learning_rate=3e-4,
+        learning_rate=2e-4,
+        contrast=1.0,
         schedule="cosine",
         warmup=20,
         sampling="bilinear",
@@ -82,6 +85,8 @@ def steps_within(
         loss = matching_loss(
             maps, there.correspondences, sampling=settings.sampling, stride=settings.stride
         ).mean()
+        if there.corners is not None:
+            loss = loss + contrastive_loss(maps, there.corners, stride=settings.stride)[0].mean()
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())
