@@ -52,7 +52,7 @@ class Worker:
         waiting = asyncio.wrap_future(future)
         while not (await asyncio.wait([waiting], timeout=_LOOK_EVERY))[0]:
             if await has_gone():
-                waiting.cancel()
+                future.cancel()  # at once; that of asyncio would wait for the loop's next turn
                 raise GoneError
         return waiting.result()
 
