@@ -21,7 +21,7 @@ from d2net.mapping.localize import Map
 from d2net.mapping.reconstruct import reconstruct
 
 from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
-from .test_reconstruct import PLACES, network, true_model
+from .test_reconstruct import PLACES, map_of_truth, network, true_model
 
 QUERY = camera(0.9, 6, z=1.0)
 
@@ -29,12 +29,7 @@ QUERY = camera(0.9, 6, z=1.0)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A map in the frame of the truth."""
-    root = tmp_path_factory.mktemp("localize")
-    photos = write_photos(root / "photos", range(6))
-    (root / "poses").mkdir()
-    true_model().write_text(root / "poses")
-    reconstruct(photos, root / "map", model=network(), poses=root / "poses")
-    return root
+    return map_of_truth(tmp_path_factory.mktemp("localize"))
 
 
 def opened(root: Path, *queries: Features) -> Map:

@@ -235,6 +235,15 @@ def true_model() -> pycolmap.Reconstruction:
     return model
 
 
+def map_of_truth(root: Path) -> Path:
+    """Make a map in the frame of the truth, root/map; root/photos and root/poses beside it."""
+    photos = write_photos(root / "photos", range(6))
+    (root / "poses").mkdir()
+    true_model().write_text(root / "poses")
+    reconstruct(photos, root / "map", model=network(), poses=root / "poses")
+    return root
+
+
 def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
     (tmp_path / "poses").mkdir()
     true_model().write_text(tmp_path / "poses")

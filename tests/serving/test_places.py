@@ -14,12 +14,11 @@ from PIL import Image
 
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
-from d2net.mapping.reconstruct import reconstruct
 from d2net.serving.photos import SentPhoto
 from d2net.serving.places import ShownMap, _as_file
 
-from ..mapping.made import SIZE, PreparedNetwork, camera, seen, write_photos
-from ..mapping.test_reconstruct import network, true_model
+from ..mapping.made import SIZE, PreparedNetwork, camera, seen
+from ..mapping.test_reconstruct import map_of_truth
 from ..tiny import make_tiny_model
 from .served import serving
 
@@ -29,12 +28,7 @@ QUERY = camera(0.9, 6, z=1.0)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A map in the frame of the truth."""
-    root = tmp_path_factory.mktemp("places")
-    photos = write_photos(root / "photos", range(6))
-    (root / "poses").mkdir()
-    true_model().write_text(root / "poses")
-    reconstruct(photos, root / "map", model=network(), poses=root / "poses")
-    return root
+    return map_of_truth(tmp_path_factory.mktemp("places"))
 
 
 def shown(folder: Path) -> ShownMap:

@@ -23,7 +23,7 @@ from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.held_out import held_out, queries_by_looks
 from d2net.evaluation.localization_data import LocalizationData, Query, find_dataset
 from d2net.evaluation.localization_map import QueryMap, largest_error, map_pairs, open_map
-from d2net.evaluation.photos import Photos
+from d2net.evaluation.photos import Photos, countdown
 from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
 from d2net.features import Features, Matches
 from d2net.formats.models import find_model
@@ -107,7 +107,7 @@ def evaluate_localization(
     of_map = map_pairs(data, photos, num_covisible)
     of_queries = [(query.name, name) for query in data.queries for name in query.candidates]
     todo = photos.unmatched([*of_map, *of_queries])
-    advance = _countdown(len(todo) + (data.model is not None) + len(data.queries), report)
+    advance = countdown(len(todo) + (data.model is not None) + len(data.queries), report)
     photos.match(todo, advance)
     max_error = largest_error(data, photos)
     map_ = open_map(data, photos, of_map, max_error)
@@ -187,16 +187,6 @@ def _true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigi
             "give a list of those queries whose poses it has"
         )
     return {query.name: poses[Path(query.name).name] for query in queries}
-
-
-def _countdown(steps: int, report: Callable[[str, int], None] | None) -> Callable[[str], None]:
-    left = iter(range(steps - 1, -1, -1))
-
-    def advance(name: str) -> None:
-        if report is not None:
-            report(name, next(left))
-
-    return advance
 
 
 @dataclass(frozen=True)

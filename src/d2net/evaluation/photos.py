@@ -93,3 +93,14 @@ class Photos:
 
     def _writer(self) -> MatchWriter:
         return MatchWriter(self._matches_path, self._settings)
+
+
+def countdown(steps: int, report: Callable[[str, int], None] | None) -> Callable[[str], None]:
+    """To be called with its name after each of some steps; reports that and how many are left."""
+    left = iter(range(steps - 1, -1, -1))
+
+    def advance(name: str) -> None:
+        if report is not None:
+            report(name, next(left))
+
+    return advance

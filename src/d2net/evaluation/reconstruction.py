@@ -19,7 +19,7 @@ import numpy as np
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.kept_models import Made, made_once
-from d2net.evaluation.photos import Photos
+from d2net.evaluation.photos import Photos, countdown
 from d2net.evaluation.results import Figures, PairResult, Result
 from d2net.features import LazyFeatures, Matches
 from d2net.formats.colmap import write_database
@@ -213,8 +213,7 @@ def _match(
         return []
     chosen = choose_pairs(choice, usable, photos=scene.photos, features=features)
     todo = photos.unmatched(chosen)
-    remaining = iter(range(len(todo), 0, -1))
-    photos.match(todo, lambda name: report(name, next(remaining)) if report else None)
+    photos.match(todo, countdown(len(todo) + 1, report))  # the map is still to be made
     return chosen
 
 

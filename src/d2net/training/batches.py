@@ -70,17 +70,15 @@ def collate(
     """
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
     known = [(pair.points_a, pair.points_b) for pair in pairs]
+    at = [
+        at_corners((pair.image_a, pair.image_b), points)
+        for pair, points in zip(pairs, known, strict=True)
+        if corners
+    ]
     return Batch(
         torch.from_numpy(images),
         _padded(known),
-        _padded(
-            [
-                at_corners((pair.image_a, pair.image_b), points)
-                for pair, points in zip(pairs, known, strict=True)
-            ]
-        )
-        if corners
-        else None,
+        _padded(at) if corners else None,
         tuple(pair.source for pair in pairs),
         empty,
         tuple(problems),

@@ -33,9 +33,9 @@ from d2net.training import checkpoint, processes
 from d2net.training.alarms import Watch
 from d2net.training.batches import Batch, Draws, load
 from d2net.training.checkpoint import Standing
-from d2net.training.contrast import contrastive_loss
-from d2net.training.loss import Loss, matching_loss
+from d2net.training.loss import Loss
 from d2net.training.network import Learner
+from d2net.training.objective import objective
 from d2net.training.records import Records
 from d2net.training.settings import TrainingSettings
 from d2net.training.validation import Validate, Validation, fixed_pairs
@@ -250,15 +250,12 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         maps, moved = self.network(batch.images)
-        loss = matching_loss(maps, batch.correspondences, sampling=s.sampling, stride=s.stride)
-        total = self._mean(loss.per_pair, loss.usable) + s.retention * moved
-        figures = {**_figures(loss), "moved": float(moved.detach())}
-        if batch.corners is not None:
-            contrast = self._mean(*contrastive_loss(maps, batch.corners, stride=s.stride))
-            total = total + s.contrast * contrast
-            figures["contrast"] = float(contrast.detach())
+        found = objective(maps, batch, s, self._mean)
+        figures = {**_figures(found.matching), "moved": float(moved.detach())}
+        if found.contrast is not None:
+            figures["contrast"] = float(found.contrast.detach())
         self._step_optimizer.zero_grad()
-        self.fabric.backward(total)
+        self.fabric.backward(found.total + s.retention * moved)
         norm = nn.utils.clip_grad_norm_(self._learning, s.clip or math.inf)
         figures |= {
             "gradient": float(norm),

@@ -85,8 +85,8 @@ class Loss:
     scores: Tensor
 
     def mean(self) -> Tensor:
-        """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
-        return self.per_pair.sum() / self.usable.sum().clamp_min(1)
+        """See `mean_of_usable`."""
+        return mean_of_usable(self.per_pair, self.usable)
 
 
 def matching_loss(
@@ -163,6 +163,11 @@ def matching_loss(
             similarity=_mean_similarity(dense),
             scores=scores.detach(),
         )
+
+
+def mean_of_usable(per_pair: Tensor, usable: Tensor) -> Tensor:
+    """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
+    return per_pair.sum() / usable.sum().clamp_min(1)
 
 
 def unit(vectors: Tensor) -> Tensor:

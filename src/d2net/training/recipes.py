@@ -11,9 +11,8 @@ from d2net.errors import InputError
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
 from d2net.training.batches import Draws, load
-from d2net.training.contrast import contrastive_loss
-from d2net.training.loss import matching_loss
 from d2net.training.network import Learner
+from d2net.training.objective import objective
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources import kind_of
 
@@ -82,11 +81,7 @@ def steps_within(
     for batch in load(Draws(settings, data), range(_TRIALS), workers):
         there = batch.to(torch.device(device))
         maps, _ = learner(there.images)
-        loss = matching_loss(
-            maps, there.correspondences, sampling=settings.sampling, stride=settings.stride
-        ).mean()
-        if there.corners is not None:
-            loss = loss + contrastive_loss(maps, there.corners, stride=settings.stride)[0].mean()
+        loss = objective(maps, there, settings).total
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())
