@@ -28,7 +28,7 @@ def rows() -> list[Row]:
     import ray
     from ray.cluster_utils import Cluster
 
-    model = D2Net.from_pretrained("ots")
+    model = D2Net.from_pretrained()
     cluster: Any = Cluster()
     try:
         cluster.add_node(num_cpus=0, include_dashboard=False)

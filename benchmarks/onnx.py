@@ -37,7 +37,7 @@ print(len(features.scores), 1024 * peak)
 
 def rows() -> list[Row]:
     """Time at 800 x 640, and memory where it can be read: on Linux."""
-    model = D2Net.from_pretrained("ots", max_edge=None, max_sum_edges=None)
+    model = D2Net.from_pretrained(max_edge=None, max_sum_edges=None)
     found = []
     with tempfile.TemporaryDirectory() as place:
         for kind in KINDS:

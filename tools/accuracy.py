@@ -80,20 +80,23 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or name in _COUNTS else f"{value:.3f}"
 
 
+def write(name: str, report: Path, figures: str = "", by_group: str = "") -> None:
+    """Put a report's table into its place."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = FILE.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        sys.exit(f"{FILE.name} has no place for {name!r}")
+    written = table(json.loads(report.read_text()), figures, by_group)
+    FILE.write_text(f"{before}{begin}{written}\n{end}{after}")
+
+
 def main() -> None:
     """Write every table named on the command line."""
-    text = FILE.read_text()
     for argument in sys.argv[1:]:
         name, _, source = argument.partition("=")
-        path, figures, by_group = (*source.split(":"), "", "")[:3]
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            sys.exit(f"{FILE.name} has no place for {name!r}")
-        written = table(json.loads(Path(path).read_text()), figures, by_group)
-        text = f"{before}{begin}{written}\n{end}{after}"
-    FILE.write_text(text)
+        path, *figures = source.split(":")
+        write(name, Path(path), *figures)
 
 
 if __name__ == "__main__":

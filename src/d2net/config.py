@@ -16,6 +16,7 @@ _CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
 }
 _OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain"}
+_IMPLIED_BY_ORIGINAL = {**_OF_THE_RELEASE, "max_keypoints": None}
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class ExtractionSettings(Settings):
     original: bool = False
     """Reproduce the 2019 release, faults included; otherwise the corrected default."""
 
-    keypoints: str = "deep"
+    keypoints: str = "both"
     """Who proposes keypoints: deep (D2-Net's, from the deep map), corner (from the grey photo, to a
     fraction of a pixel) or both."""
 
-    descriptor: str = "plain"
+    descriptor: str = "fused"
     """What describes them: plain (D2-Net's), root (its square root) or fused (that beside the root
     of a shallower map)."""
 
@@ -64,7 +65,7 @@ class ExtractionSettings(Settings):
     max_sum_edges: int | None = 2800
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
 
-    max_keypoints: int | None = None
+    max_keypoints: int | None = 4096
     """Keep this many, those with the highest scores; of both kinds, half each. None: all."""
 
     score_threshold: float = 0.0
@@ -99,7 +100,7 @@ class ExtractionSettings(Settings):
     def updated(self, **changes: Any) -> ExtractionSettings:  # noqa: ANN401 (any field's type)
         """The same settings with some changed; an unknown name is an InputError.
 
-        `original=True` brings the release's keypoints and descriptors with it.
+        `original=True` brings the release's keypoints and descriptors with it, and all of them.
         """
-        implied = _OF_THE_RELEASE if changes.get("original") else {}
+        implied = _IMPLIED_BY_ORIGINAL if changes.get("original") else {}
         return super().updated(**{**implied, **changes})

@@ -93,10 +93,8 @@ class Extractor(BaseModel):  # type: ignore[misc] # hloc has no types
 
     __module__ = _MODULE  # hloc takes the one class that was defined under the name it asked for
 
-    default_conf = {  # noqa: RUF012 (hloc's contract)
-        "weights": "default",
-        **{k: v for k, v in ExtractionSettings().to_dict().items() if k not in _BY_HLOC},
-    }
+    # The other settings' defaults depend on `original`: `ExtractionSettings` knows them.
+    default_conf = {"weights": "default"}  # noqa: RUF012 (hloc's contract)
     required_inputs = ["image"]  # noqa: RUF012
 
     def _init(self, conf: Mapping[str, Any]) -> None:

@@ -261,8 +261,10 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
 def test_a_full_disk_is_one_sentence_and_a_resume(
     real: Real, many: Path, undisturbed: bytes
 ) -> None:
+    limit = len(undisturbed) // 2
+
     def nearly_full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     run = real("extract", many, "-o", "f.h5", preexec_fn=nearly_full)
     assert (run.code, run.out) == (2, "")

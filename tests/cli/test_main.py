@@ -68,7 +68,7 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("extract --colour", "--colour"),
         ("extract photos --format zip", "'zip' is not one of 'h5', 'npz', 'mat'"),
         ("extract photos --max-keypoints many", "--max-keypoints"),
-        ("extract photos -o f.h5 --max-keypoints 0", "max_keypoints must be"),
+        ("extract photos -o f.h5 --max-keypoints -1", "--max-keypoints"),
         ("extract photos -o f.h5 --max-edge -3", "max_edge must be"),
         ("extract photos -o f.h5 --score-threshold nan", "score_threshold must be"),
         ("extract photos -o f.h5 --precision int4", "int4"),

@@ -51,11 +51,11 @@ def test_the_same_twice(model: D2Net, photo: np.ndarray) -> None:
 
 
 def test_budget_and_threshold(model: D2Net, photo: np.ndarray) -> None:
-    everything = model.extract(photo)
-    best = model.extract(photo, max_keypoints=50)
+    everything = model.extract(photo, keypoints="deep")
+    best = model.extract(photo, keypoints="deep", max_keypoints=50)
     torch.testing.assert_close(best.keypoints, everything.keypoints[:50])
     threshold = float(everything.scores[99])
-    some = model.extract(photo, score_threshold=threshold)
+    some = model.extract(photo, keypoints="deep", score_threshold=threshold)
     assert len(some) == 100
     assert len(model.extract(photo, score_threshold=1e9)) == 0
 
@@ -118,9 +118,9 @@ def test_a_batch_needs_one_size(model: D2Net, photo: np.ndarray) -> None:
 
 
 def test_multi_scale_adds_levels(model: D2Net, photo: np.ndarray) -> None:
-    features = model.extract(photo, multiscale=True)
+    features = model.extract(photo, keypoints="deep", multiscale=True)
     assert set(features.scales.tolist()) == {2.0, 1.0, 0.5}
-    assert len(features) > len(model.extract(photo))
+    assert len(features) > len(model.extract(photo, keypoints="deep"))
     # what a coarse level has found is not found again within half its cell
     for coarse, radius in ((2.0, 4.0), (1.0, 2.0)):
         kept = features.keypoints[features.scales == coarse]
@@ -142,7 +142,7 @@ def test_lightglue_style(model: D2Net, photo: np.ndarray) -> None:
     n = len(expected)
     assert found["keypoints"].shape == (1, n, 2)
     assert found["keypoint_scores"].shape == (1, n)
-    assert found["descriptors"].shape == (1, n, 512)
+    assert found["descriptors"].shape == (1, n, 768)
     assert found["image_size"].tolist() == [[320, 240]]
     for key, value in expected.to_dict().items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-3)

@@ -82,7 +82,7 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
     [
         ("/nothing", 404, "Not Found"),
         ("/static/../../config.py", 404, "Not Found"),
-        ("/api/photos/{key}/keypoints?kind=sift", 400, "kind must be deep, corner, both"),
+        ("/api/photos/{key}/keypoints?kind=sift", 400, "kind must be both, deep, corner"),
         ("/api/photos/{key}/place", 404, "--map MAP"),
         ("/map", 404, "--map MAP"),
         ("/api/match?first={key}&second={key}&kind=corner&number=5", 409, "asked for first"),

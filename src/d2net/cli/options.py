@@ -71,8 +71,13 @@ class Extraction:
 
     max_keypoints: Annotated[
         int | None,
-        _keypoints(metavar="N", help="Keep the N best by score.", show_default="all"),
-    ] = _DEFAULT.max_keypoints
+        _keypoints(
+            metavar="N",
+            min=0,
+            help="Keep the N best by score; 0 for all.",
+            show_default=f"{_DEFAULT.max_keypoints}; with --original all",
+        ),
+    ] = None
     score_threshold: Annotated[
         float, _keypoints(metavar="S", help="Keep those with at least this score.")
     ] = _DEFAULT.score_threshold
@@ -126,14 +131,18 @@ class Extraction:
     @property
     def settings(self) -> ExtractionSettings:
         """What they mean to the model."""
-        chosen = {"keypoints": self.keypoints, "descriptor": self.descriptor}
+        chosen = {
+            "keypoints": self.keypoints,
+            "descriptor": self.descriptor,
+            "max_keypoints": self.max_keypoints,
+        }
+        told = {name: value or None for name, value in chosen.items() if value is not None}
         return ExtractionSettings().updated(
-            **{name: value for name, value in chosen.items() if value is not None},
+            **told,
             original=self.original,
             multiscale=self.multiscale,
             max_edge=None if self.full_resolution else self.max_edge,
             max_sum_edges=None if self.full_resolution else self.max_sum_edges,
-            max_keypoints=self.max_keypoints,
             score_threshold=self.score_threshold,
             upright=not self.stored_orientation,
             precision=self.precision,

@@ -13,12 +13,12 @@ from d2net.matching.verify import default_threshold, verify
 from d2net.serving.photos import SentPhoto
 
 KINDS: dict[str, dict[str, Any]] = {
-    "deep": {},
-    "corner": {"keypoints": "corner", "descriptor": "fused"},
     "both": {"keypoints": "both", "descriptor": "fused"},
+    "deep": {"keypoints": "deep", "descriptor": "plain"},
+    "corner": {"keypoints": "corner", "descriptor": "fused"},
     "original": {"original": True},
 }
-"""What a visitor can choose, and the extraction settings that it stands for."""
+"""What a visitor can choose, the default first, and the extraction settings that it stands for."""
 
 MAX_KEYPOINTS = 8192
 """Of a photo; extracted once, and any smaller number is a part of them."""
