@@ -90,8 +90,7 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
     )
     share = seconds["after"] / seconds["all"]
     return Row(
-        "detection, localisation and sampling of deep keypoints, share of float32 extraction at 800 x "
-        "640",
+        "finding, placing and describing deep keypoints, share of float32 extraction at 800 x 640",
         f"{share:.1%}",
         "under 8%",
         share < 0.08,
