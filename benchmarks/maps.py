@@ -32,7 +32,7 @@ import json, sys
 from pathlib import Path
 import d2net
 from d2net.mapping.reconstruct import reconstruct
-from d2net.matching.choice import PairChoice
+from d2net.mapping.settings import MappingSettings
 
 def peak():
     with open("/proc/self/status") as status:
@@ -47,7 +47,8 @@ def report(now, what, left):
         stage = now
 
 model = d2net.D2Net.from_pretrained()
-summary = reconstruct(sys.argv[1], sys.argv[2], model=model, report=report)
+one = MappingSettings(camera_mode="single")  # as the model that came with the photos has it
+summary = reconstruct(sys.argv[1], sys.argv[2], model=model, settings=one, report=report)
 peaks[stage] = peak()
 print(json.dumps([summary.num_registered, summary.num_points, dict(summary.seconds), peaks]))
 """

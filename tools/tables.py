@@ -47,6 +47,7 @@ KINDS = (
     ),
     *(f"ots:keypoints=both,descriptor={form},max_keypoints=4000" for form in ("root", "fused")),
 )
+MAPS = ("seasons:max_keypoints=2000", "seasons:keypoints=corner,max_keypoints=2000")
 LOCALIZATION = ":1 %, 1°,5 %, 5°,median position error,inliers"
 
 
@@ -83,11 +84,11 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
     planes = partial(evaluate_homography, folder=oxford)
     marks = Table(partial(evaluate_epipolar, folder=wxbs), settings="max_edge=1024")
     poses = "AUC@1 t=1,AUC@5 t=1,AUC@10 t=1,AUC@1 t=2,AUC@5 t=2,AUC@10 t=2,precision@3,features"
-    maps = (*OURS, "rootsift")
 
     def left_out(scene: Path) -> Table:
         night = nights / scene.name
-        return Table(partial(evaluate_localization, folder=scene, night=night), maps, LOCALIZATION)
+        evaluate = partial(evaluate_localization, folder=scene, night=night)
+        return Table(evaluate, (*OURS, "rootsift"), LOCALIZATION)
 
     return {
         "oxford": Table(planes),
@@ -113,8 +114,8 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
         "localization_herz_jesus": left_out(strecha / "Herz-Jesus-P8"),
         "localization_largest": left_out(folders[-1]),
         "maps": Table(
-            partial(all_maps, folders=folders),
-            maps,
+            partial(all_maps, folders=folders, settings=one_camera),
+            MAPS,
             "images registered,true images,registered share,sparse points,track length,"
             "reprojection error,position error,rotation error,mapping seconds"
             ":images registered,sparse points,reprojection error,mapping seconds",
@@ -128,11 +129,11 @@ def scenes(train: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(find_images([path / "images"])), path.name))
 
 
-def all_maps(source: CachedFeatures, folders: Sequence[Path]) -> Result:
+def all_maps(source: CachedFeatures, folders: Sequence[Path], settings: MappingSettings) -> Result:
     """Every scene mapped, as one result with a group for each."""
     results = []
     for folder in folders:
-        results.append(evaluate_reconstruction(source, folder))
+        results.append(evaluate_reconstruction(source, folder, settings=settings))
         figures = results[-1].groups[folder.name]
         print(f"  {folder.name}: {figures['images registered']:.0f} images", flush=True)
     groups = {
