@@ -65,6 +65,17 @@ def served(model: D2Net) -> Iterator[Served]:
         yield served
 
 
+# Counts what is put on the graphics card anew: the next photo shall not add to what is there.
+COUNT = """
+() => {
+  window.made = 0;
+  for (const name of ["createBuffer", "createProgram", "createVertexArray"]) {
+    const before = gl[name];
+    gl[name] = (...given) => { made += 1; return before.apply(gl, given); };
+  }
+}"""
+
+
 def choose(page: Any, which: str, content: bytes, name: str = "photo.png") -> None:
     file = {"name": name, "mimeType": "image/png", "buffer": content}
     page.set_input_files(f"#file-{which}-photo", file)
@@ -255,8 +266,13 @@ def test_a_photo_is_placed_in_the_map(
         frame = page.frame_locator("#map")
         expect(frame.locator("#card")).to_contain_text("your photo")
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        (inner,) = (child for child in page.frames if child.url.endswith("/map"))
+        inner.evaluate(COUNT)
         choose(page, "your", query(1))
         expect(page.locator("#place .result")).to_contain_text("Not found")
+        choose(page, "your", query(0))
+        expect(frame.locator("#card")).to_contain_text("your photo")
+        assert inner.evaluate("made") == 0
         page.get_by_role("radio", name="Match two photos").check()
         expect(page.locator("#place")).to_be_hidden()
         expect(page.locator("#match")).to_be_visible()
