@@ -75,7 +75,7 @@ def test_python_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_python_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for photo, name in (("graf1", "a"), ("graf3", "b")):
-        with Image.open(ROOT / "tests" / "data" / f"{photo}.png") as image:
+        with Image.open(ROOT / "tests" / "data" / f"{photo}.jpg") as image:
             image.resize((240, 192)).convert("RGB").save(f"{name}.jpg")
     assert d2net.__doc__ is not None
     (block,) = blocks(d2net.__doc__)

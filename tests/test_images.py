@@ -226,7 +226,7 @@ def test_resize_does_not_alias():
 
 
 def test_resize_of_float_pixels_agrees_with_bytes_and_keeps_fractions():
-    photo = read_image(DATA / "graf1.png")
+    photo = read_image(DATA / "graf1.jpg")
     exact = resize(photo.astype(np.float32), (300, 240))
     assert np.abs(exact - resize(photo, (300, 240))).max() < 1.1
     faint = resize(np.full((20, 20, 3), 100.25, np.float32), (9, 7))

@@ -84,7 +84,7 @@ def _try(wheel: Path, version: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         _run("bash", str(ROOT / "tools" / "setup"), str(place / "venv"), str(wheel))
-        photos = [str(ROOT / "tests" / "data" / f"{name}.png") for name in _PAIR]
+        photos = [str(ROOT / "tests" / "data" / f"{name}.jpg") for name in _PAIR]
         python = place / "venv" / "bin" / "python"
         found = _run(str(python), "-I", "-c", MATCH, *photos, cwd=place).split()
         if found[0] != version or int(found[1]) < _FEWEST:

@@ -138,11 +138,11 @@ def test_two_photos_are_matched_where_there_is_no_torch(exported: Any, tmp_path:
     assert b"No module named 'torch'" in torchless.stderr
     folder = exported("both", "fused")
     for name in ("graf1", "graf3"):
-        Image.open(DATA / f"{name}.png").resize((400, 320)).save(tmp_path / f"{name}.png")
+        Image.open(DATA / f"{name}.jpg").resize((400, 320)).save(tmp_path / f"{name}.jpg")
     run = subprocess.run(
         [
             *python,
-            f"{place}import runpy; sys.argv = ['run', 'graf1.png', 'graf3.png']; "
+            f"{place}import runpy; sys.argv = ['run', 'graf1.jpg', 'graf3.jpg']; "
             f"runpy.run_path({str(folder / RUNNER)!r}, run_name='__main__')",
         ],
         cwd=tmp_path,
