@@ -128,7 +128,9 @@ export class Stage {
     const [a, b] = this.ends, bins = Array.from({ length: HUES }, () => []);
     for (let i = 0; i < this.inliers; i++)
       bins[hueOf(this.points[0][2 * i + 1] / frame.size[1])].push(i);
-    const alpha = Math.max(0.25, Math.min(0.9, 12 / Math.sqrt(this.inliers + 1)));
+    // All lines together cover half of a column of pixels: the photo stays to be seen.
+    const alpha = Math.max(0.06, Math.min(0.9, (0.5 * frame.size[1] * frame.scale) / this.inliers));
+    const radius = this.inliers > MANY ? 1.8 : 2.2;
     bins.forEach((rows, hue) => {
       context.strokeStyle = context.fillStyle = colour(hue);
       context.globalAlpha = alpha;
@@ -138,7 +140,7 @@ export class Stage {
       for (const i of rows)
         for (const ends of [a, b]) {
           context.beginPath();
-          circle(context, ends[2 * i], ends[2 * i + 1], 2.2);
+          circle(context, ends[2 * i], ends[2 * i + 1], radius);
           context.fill();
         }
     });
