@@ -40,7 +40,7 @@ def pack(data: bytes, base: tuple[str, bytes] | None = None) -> bytes:
     metadata = {"packed": header, "sha256": hashlib.sha256(data).hexdigest()}
     if base is not None:
         metadata["base"] = base[0]
-    return safetensors.numpy.save(own, metadata)
+    return bytes(safetensors.numpy.save(own, metadata))
 
 
 def unpack(data: bytes, path: Path, read_base: Callable[[str], bytes]) -> bytes:
@@ -99,4 +99,4 @@ def _spans(header: bytes) -> Mapping[str, tuple[int, int]]:
 
 
 def _joined(planes: bytes) -> bytes:
-    return np.frombuffer(planes, np.uint8).reshape(2, -1).T.tobytes()
+    return bytes(np.frombuffer(planes, np.uint8).reshape(2, -1).T.tobytes())
