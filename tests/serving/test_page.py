@@ -22,7 +22,7 @@ from .test_places import query, root, shown  # noqa: F401 (root is a fixture)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="wants playwright")
 expect = sync_api.expect
-expect.set_options(timeout=30_000)  # machines may be busy
+expect.set_options(timeout=120_000)  # machines may be busy
 
 FIRST, SECOND = photo(), photo(216, 208)
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -38,7 +38,7 @@ def open_page(browser: Any) -> Iterator[Open]:
     def open_page(served: Served, size: tuple[int, int] = DESKTOP, **options: Any) -> Any:
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, **options)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
