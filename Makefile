@@ -11,8 +11,8 @@ WORKERS ?= auto
 
 demo: $(VENV)/installed
 	mkdir -p demo
-	$(BIN)/d2net match tests/data/graf1.png tests/data/graf3.png --output demo/matches.png
-	$(BIN)/d2net show tests/data/graf1.png --output demo/keypoints.png
+	$(BIN)/d2net match tests/data/graf1.jpg tests/data/graf3.jpg --output demo/matches.png
+	$(BIN)/d2net show tests/data/graf1.jpg --output demo/keypoints.png
 
 test: $(VENV)/installed
 	$(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) $(BIN)/pytest -n $(WORKERS) \

@@ -15,7 +15,7 @@ from benchmarks.table import Row
 from d2net import D2Net, extract_folder
 from d2net.image_lists import FoundImage
 
-PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 PHOTOS = 24
 TARGET = 1.8
 

@@ -18,7 +18,7 @@ from d2net.network.detection import detect
 from d2net.network.sampling import describe
 from tests import oracle
 
-PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 PYRAMID = (0.5, 1.0, 2.0)
 
 

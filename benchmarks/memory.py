@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.table import Row
 
-PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 
 SCRIPT = """
 import json, sys

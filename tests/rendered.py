@@ -21,7 +21,7 @@ def room_view(x: float, turn: float = 0.0) -> np.ndarray:
     centre = np.array([x, 0.15 * np.sin(3 * x), -5.0])
     image = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
     for name, direction in (("graf1", (-0.8, 0.0, -0.6)), ("graf3", (0.8, 0.0, -0.6))):
-        with Image.open(DATA / f"{name}.png") as picture:
+        with Image.open(DATA / f"{name}.jpg") as picture:
             texture = np.asarray(picture.convert("RGB"))
         if direction[0] < 0:
             texture = texture[:, ::-1]  # its columns run away from the corner

@@ -63,7 +63,7 @@ def hloc(
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    with Image.open(DATA / "graf1.png") as photo:
+    with Image.open(DATA / "graf1.jpg") as photo:
         colour = photo.convert("RGB")
     colour.crop((100, 150, 313, 307)).save(folder / "odd.png")
     colour.crop((0, 200, 700, 300)).resize((1600, 200)).save(folder / "wide.png")

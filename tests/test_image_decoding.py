@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from d2net.errors import ImageError, InputError
 from d2net.images import read_image
 
-GRAF = Path(__file__).parent / "data" / "graf1.png"
+GRAF = Path(__file__).parent / "data" / "graf1.jpg"
 ORIENTATION = 0x0112
 
 

@@ -10,7 +10,7 @@ from d2net.features import Features, Matches
 from d2net.visualization import plot_keypoints, plot_matches
 
 DATA = Path(__file__).parent / "data"
-GRAF1, GRAF3 = DATA / "graf1.png", DATA / "graf3.png"
+GRAF1, GRAF3 = DATA / "graf1.jpg", DATA / "graf3.jpg"
 GAP = 8
 
 
@@ -118,8 +118,8 @@ def test_caption_tells_names_counts_and_model(texts):
     a, b = random_features(1234), random_features(56)
     plot_matches(GRAF1, GRAF3, a, b, pairs(4, [True, True, True, False], "fundamental"))
     written = "\n".join(text for text, _ in texts)
-    assert "graf1.png   1,234 keypoints" in written
-    assert "graf3.png   56 keypoints" in written
+    assert "graf1.jpg   1,234 keypoints" in written
+    assert "graf3.jpg   56 keypoints" in written
     assert "3 inliers of 4 matches (75%), fundamental matrix" in written
 
 
@@ -261,7 +261,7 @@ def test_missing_folder_is_told(tmp_path):
 
 
 def test_photo_of_another_size_is_refused():
-    with pytest.raises(InputError, match=r"800 x 600 pixels, but graf1\.png has 800 x 640"):
+    with pytest.raises(InputError, match=r"800 x 600 pixels, but graf1\.jpg has 800 x 640"):
         plot_keypoints(GRAF1, features([], (800, 600)))
 
 

@@ -35,7 +35,7 @@ def make_tiny_model(**settings: Any) -> D2Net:
 
 def write_photos(folder: Path, *names: str) -> Path:
     """Write a different part of a real photo under each name."""
-    with Image.open(DATA / "graf1.png") as photo:
+    with Image.open(DATA / "graf1.jpg") as photo:
         for i, name in enumerate(names):
             left, top = 60 + 90 * (i % 7), 150 + 70 * (i // 7)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def main() -> None:
 def picture(page: Page, address: str) -> bytes:
     """The page with a match that is looked at."""
     page.goto(address)
-    for which, name in (("first", "graf1.png"), ("second", "graf3.png")):
+    for which, name in (("first", "graf1.jpg"), ("second", "graf3.jpg")):
         page.set_input_files(f"#file-{which}-photo", ROOT / "tests" / "data" / name)
     page.wait_for_selector("#match .result strong", timeout=300_000)
     page.locator("#number").fill("70")

@@ -28,7 +28,7 @@ def oxford(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = here / "oxford" / "graf"
     folder.mkdir(parents=True)
     for k in (1, 3):
-        shutil.copy(DATA / f"graf{k}.png", folder / f"img{k}.png")
+        shutil.copy(DATA / f"graf{k}.jpg", folder / f"img{k}.png")
     shutil.copy(DATA / "H1to3p.txt", folder / "H1to3p")
     return folder.parent
 
@@ -63,7 +63,7 @@ def test_epipolar(d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     folder = here / "wxbs" / "WGBS" / "graf"
     folder.mkdir(parents=True)
     for k, name in ((1, "01.png"), (3, "02.png")):
-        shutil.copy(DATA / f"graf{k}.png", folder / name)
+        shutil.copy(DATA / f"graf{k}.jpg", folder / name)
     points = np.array([[x, y, 1.0] for x in (150, 300, 450) for y in (150, 300, 450)])
     there = points @ H.T
     np.savetxt(folder / "corrs.txt", np.c_[points[:, :2], there[:, :2] / there[:, 2:]])
@@ -94,8 +94,8 @@ def scene(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "images").mkdir(parents=True)
     (folder / "model").mkdir()
     for name, k in (("a.png", 1), ("b.png", 3), ("c.png", 1)):
-        shutil.copy(DATA / f"graf{k}.png", folder / "images" / name)
-    with Image.open(DATA / "graf1.png") as photo:
+        shutil.copy(DATA / f"graf{k}.jpg", folder / "images" / name)
+    with Image.open(DATA / "graf1.jpg") as photo:
         width, height = photo.size
     (folder / "model/cameras.txt").write_text(
         f"1 SIMPLE_PINHOLE {width} {height} 900 {width / 2} {height / 2}\n"

@@ -13,7 +13,7 @@ from d2net.formats.h5 import FeatureFile, MatchFile
 from ..tiny import DATA
 from .conftest import Real, Run
 
-GRAF1, GRAF3 = DATA / "graf1.png", DATA / "graf3.png"
+GRAF1, GRAF3 = DATA / "graf1.jpg", DATA / "graf3.jpg"
 H = np.loadtxt(DATA / "H1to3p.txt")
 
 

@@ -34,7 +34,7 @@ hold_out = 2
 def folder(here: Path) -> Path:
     """A folder of photos and a small recipe for it."""
     (here / "photos").mkdir()
-    for name in ("graf1.png", "graf3.png"):
+    for name in ("graf1.jpg", "graf3.jpg"):
         shutil.copy(DATA / name, here / "photos" / name)
     (here / "recipe.toml").write_text(RECIPE.format(steps=2))
     return here

@@ -22,7 +22,7 @@ from d2net.evaluation.report import terminal_tables, write_html
 from d2net.evaluation.results import Drawing, PairResult, Result, averaged
 
 PHOTOS = Path(__file__).parent.parent / "data"
-GRAF = ("graf1.png", "graf3.png")
+GRAF = ("graf1.jpg", "graf3.jpg")
 ODD = '<script>alert(1)</script> & "quoted" [bold]'
 
 

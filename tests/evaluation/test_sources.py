@@ -15,7 +15,7 @@ from d2net.evaluation import sources
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.sources import NetworkSource, open_source
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from d2net import D2Net, Features, mutual_nearest
 from d2net.geometry import coordinates
 from d2net.network.trunk import Trunk
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2net import D2Net, ExtractionSettings, ImageError, InputError, WeightsError
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture(scope="module")

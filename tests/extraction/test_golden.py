@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from d2net import D2Net
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+from ..release_outputs import released
+
 PHOTOS = ("graf_320x256", "graf_odd_313x237", "grey_251x199", "tall_96x301", "tiny_40x33")
 
 
@@ -20,8 +19,8 @@ def model() -> D2Net:
 
 def check(model: D2Net, photo: str, golden: str, **settings: object) -> None:
     """None missing, none extra, same order, same values."""
-    truth = np.load(GOLDEN / f"{golden}.npz")
-    found = model.extract(GOLDEN / f"{photo}.png", **settings)
+    truth = np.load(released(f"{golden}.npz"))
+    found = model.extract(released(f"{photo}.png"), **settings)
     assert len(found) == len(truth["keypoints"])
     assert np.abs(found.keypoints.numpy() - truth["keypoints"][:, :2]).max() < 1e-3
     np.testing.assert_array_equal(found.scales.numpy(), truth["keypoints"][:, 2])

@@ -17,7 +17,7 @@ from d2net.extraction.keypoints import Keypoints
 from d2net.extraction.selection import NEAR_DUPLICATE, best_first
 from d2net.network.corners import FRAME, detect_corners, to_grey
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture(scope="module")

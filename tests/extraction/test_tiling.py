@@ -19,7 +19,7 @@ from d2net.network.catalogue import CAFFE
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @settings(max_examples=80, deadline=None)

@@ -30,4 +30,4 @@ def sift(path, limit):
 def graf():
     """Features of both photos of the pair and the homography from the first to the second."""
     H = np.loadtxt(DATA / "H1to3p.txt")
-    return sift(DATA / "graf1.png", 2000), sift(DATA / "graf3.png", 2000), H
+    return sift(DATA / "graf1.jpg", 2000), sift(DATA / "graf3.jpg", 2000), H

@@ -31,7 +31,7 @@ WARPS = {
 
 @pytest.fixture(scope="module")
 def photo():
-    with Image.open(DATA / "graf1.png") as image:
+    with Image.open(DATA / "graf1.jpg") as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -48,7 +48,7 @@ def pair(H, deviation, wrong=0, seed=0):
     The first `wrong` matches are marked as no inliers, and lie anywhere.
     """
     chance = np.random.default_rng(seed)
-    grey = cv2.imread(str(DATA / "graf1.png"), cv2.IMREAD_GRAYSCALE)
+    grey = cv2.imread(str(DATA / "graf1.jpg"), cv2.IMREAD_GRAYSCALE)
     a = cv2.goodFeaturesToTrack(grey, 1500, 0.01, 5)[:, 0]
     a = chance.permutation(a + chance.normal(0, 2, a.shape))
     a = a[((a > 40) & (a < np.array(SIZE) - 40)).all(axis=1)]
@@ -188,7 +188,7 @@ def test_a_real_pair(graf):
     """RootSIFT on the painted wall, of which the homography is known."""
     a, b, H = graf
     matches = match(a, b, verify="fundamental")
-    refined_a, refined_b = refine(a, b, matches, DATA / "graf1.png", DATA / "graf3.png")
+    refined_a, refined_b = refine(a, b, matches, DATA / "graf1.jpg", DATA / "graf3.jpg")
     rows_a, rows_b = matches.indices.T
     before, after = (
         errors(H, first[rows_a], second[rows_b])

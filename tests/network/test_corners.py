@@ -19,7 +19,7 @@ from d2net.network.corners import REACH, detect_corners, to_grey
 
 Array = NDArray[np.float64]
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 OVERSAMPLING = 8
 SIZE = 61

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from d2net.network.detection import detect, soft_scores
 from d2net.network.trunk import RECEPTIVE_FIELD, Trunk
 from d2net.network.weights import load_weights
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+from ..release_outputs import released
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +30,11 @@ def normalised(pixels: np.ndarray) -> Tensor:
 
 @pytest.fixture(scope="module")
 def golden_image() -> Tensor:
-    return normalised(np.asarray(Image.open(GOLDEN / "tall_96x301.png").convert("RGB")))
+    return normalised(np.asarray(Image.open(released("tall_96x301.png")).convert("RGB")))
 
 
 def test_map_is_the_releases(vgg: Trunk, golden_image: Tensor) -> None:
-    golden = np.load(GOLDEN / "tall_96x301.dense.npz")
+    golden = np.load(released("tall_96x301.dense.npz"))
     maps = vgg.extract(golden_image)[0]
     largest = golden["max_over_channels"].max()
     assert maps.shape == (74, 23, 512)
@@ -48,7 +46,7 @@ def test_map_is_the_releases(vgg: Trunk, golden_image: Tensor) -> None:
 
 
 def test_hard_detections_are_the_releases(vgg: Trunk, golden_image: Tensor) -> None:
-    golden = np.load(GOLDEN / "tall_96x301.dense.npz")["hard_detections"]
+    golden = np.load(released("tall_96x301.dense.npz"))["hard_detections"]
     found = detect(vgg.extract(golden_image)[0], original=True)
     cells = torch.stack([found.channels, found.rows, found.cols], dim=1).tolist()
     assert sorted(map(tuple, cells)) == sorted(map(tuple, golden.tolist()))
@@ -59,7 +57,7 @@ def test_hard_detections_are_the_releases(vgg: Trunk, golden_image: Tensor) -> N
 def test_training_stride_and_soft_scores_are_the_releases(
     vgg: Trunk, pair: int, which: int
 ) -> None:
-    golden = np.load(GOLDEN / f"loss_{pair}.npz")
+    golden = np.load(released(f"loss_{pair}.npz"))
     with torch.no_grad():
         maps = vgg(normalised(golden[f"image{which}"]), stride=8)
     assert maps.shape == (1, 512, 32, 32)

@@ -17,8 +17,15 @@ from d2net.errors import OutputError, WeightsError
 from d2net.network import catalogue, weights
 from d2net.network.catalogue import CAFFE, CATALOGUE, TORCH
 from d2net.network.checkpoint import LAYOUTS, SHAPES
+from d2net.network.packing import pack
 from d2net.network.trunk import Trunk
-from d2net.network.weights import describe, list_weights, load_weights, save_weights
+from d2net.network.weights import (
+    describe,
+    list_weights,
+    load_weights,
+    ordinary_file,
+    save_weights,
+)
 from d2net.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +106,7 @@ def test_describe_tells_what_a_packaged_file_holds(name):
     info = describe(name)
     assert (info.name, info.format, info.layout) == (name, "safetensors", "release")
     assert info.parameters == 7_635_264
-    assert info.bytes == CATALOGUE[name].bytes == info.path.stat().st_size
+    assert info.bytes == CATALOGUE[name].bytes == len(ordinary_file(name))
     assert info.metadata["licence"] == CATALOGUE[name].licence
     assert info.training is None
     last = info.arrays[-2]
@@ -150,6 +157,62 @@ def test_the_list_holds_what_is_packaged_and_what_can_be_downloaded():
     for name in ("d2_ots", "d2_tf", "d2_tf_no_phototourism"):
         assert states[name].state == "downloadable"
         assert states[name].record.url == f"https://dusmanu.com/files/d2-net/{name}.pth"
+
+
+# --- packed weights
+
+
+@pytest.fixture(scope="module")
+def trained(ots, tmp_path_factory):
+    """A file as training leaves it, conv4_3 being another than in `ots`."""
+    path = tmp_path_factory.mktemp("run") / "weights.safetensors"
+    save(path, ots.state | {"conv4_3.weight": 2 * ots.state["conv4_3.weight"]})
+    return path
+
+
+def test_the_packaged_file_is_read_by_any_program_once_it_is_unpacked(ots, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(ordinary_file("ots"))
+    stored = safetensors.torch.load_file(path)
+    key = "dense_feature_extraction.model.21.weight"
+    assert torch.equal(stored[key].float(), ots.state["conv4_3.weight"])
+    with pytest.raises(WeightsError, match="no weights called 'd2_tf' are packaged"):
+        ordinary_file("d2_tf")
+
+
+def test_a_packed_file_holds_only_its_own_layers_and_loads_as_the_ordinary_one(trained, tmp_path):
+    path = tmp_path / "packed.safetensors"
+    path.write_bytes(pack(trained.read_bytes(), ("ots", ordinary_file("ots"))))
+    assert path.stat().st_size < 0.35 * trained.stat().st_size
+    ordinary, packed = load_weights(trained), load_weights(path)
+    assert_same(packed, ordinary.state)
+    assert (packed.sha256, packed.normalisation) == (ordinary.sha256, ordinary.normalisation)
+    assert describe(path).metadata == describe(trained).metadata
+
+
+def test_what_is_wrong_with_a_packed_file_is_told(trained, tmp_path):
+    path = tmp_path / "packed.safetensors"
+    packed = pack(trained.read_bytes(), ("ots", ordinary_file("ots")))
+    path.write_bytes(packed[:-1000] + bytes(1000))
+    with pytest.raises(WeightsError, match=r"packed\.safetensors is damaged: .*sha256"):
+        load_weights(path)
+    path.write_bytes(packed[:-1000])
+    with pytest.raises(WeightsError, match=r"packed\.safetensors is damaged"):
+        load_weights(path)
+    path.write_bytes(pack(trained.read_bytes(), ("elsewhere", ordinary_file("ots"))))
+    with pytest.raises(WeightsError, match="no weights called 'elsewhere' are packaged"):
+        load_weights(path)
+    path.write_bytes(packed.replace(b"data_offsets", b"data_offzets"))
+    with pytest.raises(WeightsError, match=r"packed\.safetensors"):
+        load_weights(path)
+
+
+def test_the_default_needs_the_weights_it_stands_on(tmp_path, monkeypatch):
+    seasons = CATALOGUE["seasons"].path.read_bytes()
+    monkeypatch.setattr(catalogue, "_PACKAGED", tmp_path)
+    (tmp_path / "seasons.safetensors").write_bytes(seasons)
+    with pytest.raises(WeightsError, match=r"ots\.safetensors is missing.*reinstall"):
+        load_weights()
 
 
 # --- normalisation

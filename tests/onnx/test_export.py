@@ -19,10 +19,10 @@ import d2net
 from d2net import D2Net, InputError, export_onnx
 from d2net.onnx.export import MODEL, RUNNER
 
+from ..release_outputs import released
 from ..tiny import DATA, make_tiny_model
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-PHOTOS = sorted(GOLDEN.glob("*.png"))
+PHOTOS = ("graf_320x256", "graf_odd_313x237", "grey_251x199", "tall_96x301", "tiny_40x33")
 KINDS = [("deep", "plain"), ("both", "fused")]
 pytestmark = pytest.mark.timeout(1200)  # an export takes half a minute, on a busy machine minutes
 
@@ -64,7 +64,7 @@ def test_keypoints_on_the_golden_photos(model: D2Net, exported: Any, kind: tuple
     """None missing, none extra, same order, same values: without a budget and with one."""
     shipped = runner_of(exported(*kind))
     extractor = shipped.Extractor()
-    for photo in PHOTOS:
+    for photo in (released(f"{name}.png") for name in PHOTOS):
         for most in (None, 150):
             expected = model.extract(
                 photo, keypoints=kind[0], descriptor=kind[1], max_keypoints=most
@@ -85,7 +85,7 @@ def test_half_precision_moves_few_keypoints(model: D2Net, exported: Any) -> None
     shipped = runner_of(folder)
     extractor = shipped.Extractor()
     extractor.settings["max_keypoints"] = None
-    photo = GOLDEN / "graf_320x256.png"
+    photo = released("graf_320x256.png")
     found = extractor.extract(shipped.read_photo(photo))
     expected = model.extract(photo, keypoints="both", descriptor="fused")
     near = shipped.near(expected.keypoints.numpy(), found.keypoints, 0.1)
@@ -99,7 +99,7 @@ def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
     """A reduced one, one as small as can be, one too small, one without contrast."""
     shipped = runner_of(exported("both", "fused"))
     extractor = shipped.Extractor()
-    photo = shipped.read_photo(GOLDEN / "graf_320x256.png")
+    photo = shipped.read_photo(released("graf_320x256.png"))
     extractor.settings["max_edge"] = 200
     settings = {"keypoints": "both", "descriptor": "fused", "max_keypoints": 300}
     expected = model.extract(photo, max_edge=200, **settings)
@@ -138,11 +138,11 @@ def test_two_photos_are_matched_where_there_is_no_torch(exported: Any, tmp_path:
     assert b"No module named 'torch'" in torchless.stderr
     folder = exported("both", "fused")
     for name in ("graf1", "graf3"):
-        Image.open(DATA / f"{name}.png").resize((400, 320)).save(tmp_path / f"{name}.png")
+        Image.open(DATA / f"{name}.jpg").resize((400, 320)).save(tmp_path / f"{name}.jpg")
     run = subprocess.run(
         [
             *python,
-            f"{place}import runpy; sys.argv = ['run', 'graf1.png', 'graf3.png']; "
+            f"{place}import runpy; sys.argv = ['run', 'graf1.jpg', 'graf3.jpg']; "
             f"runpy.run_path({str(folder / RUNNER)!r}, run_name='__main__')",
         ],
         cwd=tmp_path,

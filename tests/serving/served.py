@@ -28,7 +28,7 @@ SIZE = (240, 180)
 def photo(left: int = 200, top: int = 200, kind: str = "PNG") -> bytes:
     """The file of a part of a real photo."""
     buffer = io.BytesIO()
-    with Image.open(DATA / "graf1.png") as whole:
+    with Image.open(DATA / "graf1.jpg") as whole:
         part = whole.convert("RGB").crop((left, top, left + SIZE[0], top + SIZE[1]))
         part.save(buffer, kind)
     return buffer.getvalue()

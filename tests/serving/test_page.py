@@ -22,7 +22,7 @@ from .test_places import query, root, shown  # noqa: F401 (root is a fixture)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="wants playwright")
 expect = sync_api.expect
-expect.set_options(timeout=30_000)  # machines may be busy
+expect.set_options(timeout=120_000)  # machines may be busy
 
 FIRST, SECOND = photo(), photo(216, 208)
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -38,7 +38,7 @@ def open_page(browser: Any) -> Iterator[Open]:
     def open_page(served: Served, size: tuple[int, int] = DESKTOP, **options: Any) -> Any:
         viewport = {"width": size[0], "height": size[1]}
         context = browser.new_context(viewport=viewport, **options)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -63,6 +63,17 @@ def model() -> D2Net:
 def served(model: D2Net) -> Iterator[Served]:
     with serving(model) as served:
         yield served
+
+
+# Counts what is put on the graphics card anew: the next photo shall not add to what is there.
+COUNT = """
+() => {
+  window.made = 0;
+  for (const name of ["createBuffer", "createProgram", "createVertexArray"]) {
+    const before = gl[name];
+    gl[name] = (...given) => { made += 1; return before.apply(gl, given); };
+  }
+}"""
 
 
 def choose(page: Any, which: str, content: bytes, name: str = "photo.png") -> None:
@@ -255,8 +266,13 @@ def test_a_photo_is_placed_in_the_map(
         frame = page.frame_locator("#map")
         expect(frame.locator("#card")).to_contain_text("your photo")
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        (inner,) = (child for child in page.frames if child.url.endswith("/map"))
+        inner.evaluate(COUNT)
         choose(page, "your", query(1))
         expect(page.locator("#place .result")).to_contain_text("Not found")
+        choose(page, "your", query(0))
+        expect(frame.locator("#card")).to_contain_text("your photo")
+        assert inner.evaluate("made") == 0
         page.get_by_role("radio", name="Match two photos").check()
         expect(page.locator("#place")).to_be_hidden()
         expect(page.locator("#match")).to_be_visible()

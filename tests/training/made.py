@@ -31,7 +31,7 @@ class Made:
     name = "made"
 
     def __init__(self, _: Path, options: MadeOptions, crop: int) -> None:
-        photo = cv2.imread(str(DATA / "graf1.png"))
+        photo = cv2.imread(str(DATA / "graf1.jpg"))
         assert photo is not None
         self.photo, self.options, self.crop = photo, options, crop
 
@@ -49,7 +49,7 @@ class Made:
         points = np.stack(np.meshgrid(cells, cells), axis=-1).reshape(-1, 2).astype(np.float32)
         if self.options.empty and index % self.options.empty == 0:
             points = points[:0]
-        return TrainingPair(a, b, points, points, "made", ("graf1.png", "graf1.png"))
+        return TrainingPair(a, b, points, points, "made", ("graf1.jpg", "graf1.jpg"))
 
 
 KINDS["made"] = (Made, MadeOptions)

@@ -81,7 +81,7 @@ class Plane:
         return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64)
 
     def photo(self, number: int) -> np.ndarray:
-        texture = np.asarray(Image.open(DATA / "graf1.png").convert("RGB"))
+        texture = np.asarray(Image.open(DATA / "graf1.jpg").convert("RGB"))
         height, width = texture.shape[:2]
         points = on_plane(self.camera, number, self._pixels())
         places = points[:, :2] * _PIXELS_PER_UNIT + (width / 2, height / 2)

@@ -10,7 +10,7 @@ import numpy as np
 from d2net.geometry.homography import transfer
 from d2net.training.sources import TrainingPair
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 H = np.array([[0.9, -0.2, 30.0], [0.15, 1.1, -12.0], [2e-4, -1e-4, 1.0]])
 
 

@@ -13,7 +13,7 @@ from ..tiny import DATA
 
 @pytest.fixture(scope="module")
 def crop():
-    with Image.open(DATA / "graf1.png") as image:
+    with Image.open(DATA / "graf1.jpg") as image:
         return np.asarray(image.convert("RGB"))[200:328, 300:428].copy()
 
 

@@ -86,7 +86,7 @@ def test_held_out_pairs_and_the_rest_are_the_whole() -> None:
 
 
 def test_a_single_pair_cannot_be_held_out(tmp_path: Path) -> None:
-    (tmp_path / "one.png").symlink_to(made.DATA / "graf1.png")
+    (tmp_path / "one.png").symlink_to(made.DATA / "graf1.jpg")
     with pytest.raises(InputError, match="has a single pair"):
         open_part(SourceSettings("photos", ".", hold_out=2), 64, tmp_path, held_out=False)
 

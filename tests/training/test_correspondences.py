@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +20,9 @@ from d2net.training.correspondences import (
 )
 from d2net.training.views import View
 
+from ..release_outputs import released
 from .plane import Plane, pose
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 WHOLE = View(np.eye(3), 256)
 
 
@@ -38,7 +37,7 @@ def release_view(golden, number):
 
 @pytest.mark.parametrize("name", ["loss_0", "loss_1"])
 def test_the_release_finds_the_same_correspondences(name):
-    golden = dict(np.load(GOLDEN / f"{name}.npz"))
+    golden = dict(np.load(released(f"{name}.npz")))
     views = [release_view(golden, number) for number in (1, 2)]
     a, b = dense(WHOLE, WHOLE, DepthWarp(*views, Tolerance(0.05, relative=False)))
     to_cells = TRAINING_CELLS.inverse()

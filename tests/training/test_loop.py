@@ -83,7 +83,7 @@ def test_learns_and_the_result_loads(tmp_path: Path) -> None:
     start, learnt = load_weights("ots"), load_weights(summary.weights)
     assert sum(losses[-4:]) < sum(losses[:4])
     model = D2Net.from_pretrained(summary.weights)
-    assert len(model.extract(made.DATA / "graf1.png", max_edge=200)) > 50
+    assert len(model.extract(made.DATA / "graf1.jpg", max_edge=200)) > 50
     for name, before in start.state.items():
         assert torch.equal(learnt.state[name], before) == (not name.startswith("conv4_3"))
     assert learnt.normalisation == start.normalisation

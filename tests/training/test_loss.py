@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from d2net.network.weights import load_weights
 from d2net.training import loss as loss_module
 from d2net.training.loss import Correspondences, Loss, matching_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+from ..release_outputs import released
 
 
 def of(*pairs: tuple[Tensor, Tensor]) -> Correspondences:
@@ -67,7 +65,7 @@ def written_out(map_a: Tensor, map_b: Tensor, a: Tensor, b: Tensor, radius: int 
 
 @pytest.mark.parametrize("name", ["loss_0", "loss_1"])
 def test_equals_the_release(name: str) -> None:
-    golden = np.load(GOLDEN / f"{name}.npz")
+    golden = np.load(released(f"{name}.npz"))
     weights = load_weights("ots")
     trunk = Trunk()
     trunk.load_state_dict(weights.state)

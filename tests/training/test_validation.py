@@ -70,4 +70,4 @@ def test_fixed_pairs_are_fixed_and_held_out() -> None:
     pairs = fixed_pairs(one, DATA)
     for a, b in zip(pairs, fixed_pairs(other, DATA), strict=True):
         np.testing.assert_array_equal(a.image_b, b.image_b)
-    assert {Path(pair.photos[0]).name for pair in pairs} == {"graf3.png"}
+    assert {Path(pair.photos[0]).name for pair in pairs} == {"graf3.jpg"}

@@ -16,7 +16,7 @@ from ..tiny import DATA
 
 @pytest.fixture(scope="module")
 def photo():
-    with Image.open(DATA / "graf1.png") as image:
+    with Image.open(DATA / "graf1.jpg") as image:
         return np.asarray(image.convert("RGB").resize((400, 320)))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
+from d2net.formats.model_files import check_model_files
 
 if TYPE_CHECKING:
     import pycolmap
@@ -22,7 +23,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
 
     Raises:
         InputError: it holds none.
-        FormatError: the model is broken.
+        FormatError: the model is broken or a file of it cut.
     """
     import pycolmap
 
@@ -30,6 +31,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
         raise InputError(
             f"{path} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
         )
+    check_model_files(path)
     try:
         return pycolmap.Reconstruction(path)
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:  # its checks, or none

@@ -61,7 +61,8 @@ class WeightsRecord:
         url: where it is downloaded from; None for packaged weights.
         sha256: checksum; None where the source states none: then the file's checksum at its
             first load is recorded beside it and all later loads must match.
-        bytes: size, None where it is known only after the download.
+        bytes: size, None where it is known only after the download; as `sha256`, of packaged
+            weights that of the ordinary file, which `packing` makes from the packaged one.
         licence: the licence, and what it is a statement about.
         source: who made them.
         training_data: what they were trained on.

@@ -36,6 +36,7 @@ from d2net.network.checkpoint import (
     to_float32,
 )
 from d2net.network.download import Progress, download, record_sha256, recorded_sha256
+from d2net.network.packing import unpack
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class LoadedWeights:
         state: conv1_1.weight, conv1_1.bias, ... conv4_3.bias, float32 on the CPU.
         normalisation: what the network's input must be.
         name: of the catalogue, or what the file calls itself, or the file's name.
-        sha256: of the file.
+        sha256: of the file, unpacked.
         record: the catalogue's entry, None for a file given by path.
     """
 
@@ -70,8 +71,8 @@ class WeightsInfo:
         path: the file.
         format: "safetensors" or "torch".
         layout: whose names its arrays have: "d2net", "release" or "torchvision".
-        bytes: size of the file.
-        sha256: of the file.
+        bytes: size of the file, unpacked.
+        sha256: of the file, unpacked.
         arrays: those the network uses, from conv1_1 to conv4_3.
         unused: how many other entries there are (a full VGG's tail).
         parameters: numbers in `arrays`.
@@ -192,6 +193,18 @@ def describe(name_or_path: str | os.PathLike[str] = "default") -> WeightsInfo:
     return _read(path, record)[0]
 
 
+def ordinary_file(name: str) -> bytes:
+    """Packaged weights as a safetensors file that any program can read; the package packs them.
+
+    Raises:
+        WeightsError: none of that name are packaged, or the installation is damaged.
+    """
+    record = CATALOGUE.get(ALIASES.get(name, name))
+    if record is None or record.url is not None:
+        raise WeightsError(f"no weights called {name!r} are packaged")
+    return _ordinary(record.path, record)
+
+
 def save_weights(
     path: str | os.PathLike[str],
     state: Mapping[str, Tensor],
@@ -276,9 +289,7 @@ def _accept(path: Path) -> None:
 
 def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[str, Tensor]]:
     """Read and check a file that is on this machine; record a cached file's first checksum."""
-    if record is not None and record.url is None and not path.exists():
-        raise WeightsError(f"the packaged weights file {path} is missing: {_REINSTALL}")
-    data = read_bytes(path)
+    data = _ordinary(path, record)
     sha256 = hashlib.sha256(data).hexdigest()
     if record is not None:
         _check(sha256, record)
@@ -303,6 +314,13 @@ def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[s
         record=record,
     )
     return info, checkpoint.state
+
+
+def _ordinary(path: Path, record: WeightsRecord | None) -> bytes:
+    """A file's bytes; where it is packed, those of the file that it stands for."""
+    if record is not None and record.url is None and not path.exists():
+        raise WeightsError(f"the packaged weights file {path} is missing: {_REINSTALL}")
+    return unpack(read_bytes(path), path, ordinary_file)
 
 
 def _check(sha256: str, record: WeightsRecord) -> None:

@@ -20,7 +20,7 @@ STILL = {"rotation": 0.0, "scale": 1.0, "perspective": 0.0, "photometric": 0.0}
 
 @pytest.fixture
 def graf(tmp_path):
-    with Image.open(DATA / "graf1.png") as image:
+    with Image.open(DATA / "graf1.jpg") as image:
         return image.convert("RGB").crop((100, 100, 500, 420))
 
 

@@ -24,7 +24,7 @@ def test_large_jpegs_are_reduced_as_any_photo(tmp_path, upright):
     path = tmp_path / "large.jpg"
     exif = Image.Exif()
     exif[274] = 6
-    with Image.open(DATA / "graf1.png") as photo:
+    with Image.open(DATA / "graf1.jpg") as photo:
         photo.convert("RGB").resize((1603, 1283)).save(path, quality=95, exif=exif)
     size = (256, 320) if upright else (320, 256)
     assert stored_size(path, upright=upright) == ((1283, 1603) if upright else (1603, 1283))
@@ -59,7 +59,7 @@ def test_grey_and_deep_photos_become_eight_bit_rgb(tmp_path):
 
 def test_a_damaged_jpeg_is_told_by_name(tmp_path):
     path = tmp_path / "half.jpg"
-    with Image.open(DATA / "graf1.png") as photo:
+    with Image.open(DATA / "graf1.jpg") as photo:
         photo.convert("RGB").resize((1600, 1280)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ImageError, match=r"half\.jpg"):

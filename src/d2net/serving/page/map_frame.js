@@ -8,9 +8,8 @@ addEventListener("message", ({ origin, data: camera }) => {
   if (origin !== location.origin || !gl) return;
   data.cameras.length = inMap;
   if (camera) data.cameras.push({ ...camera, name: "your photo", error: null });
-  prepare();
+  changeCameras();
   pick(-1);
   pick(camera ? inMap : -1);
   pinned = picked >= 0;
-  redraw();
 });

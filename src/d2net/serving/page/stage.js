@@ -101,8 +101,9 @@ export class Stage {
     const context = this.#context(this.base, this.count > MANY ? 1 : RATIO), frames = this.#frames();
     this.ends = null;
     frames.forEach((frame, i) => {
-      if (frame && this.shown.keypoints)
-        dots(context, this.#locate(frame, this.others[i]), 0, this.others[i].length / 2, 1.1, OTHER, 0.7);
+      if (!frame || !this.shown.keypoints) return;
+      const count = this.others[i].length / 2;
+      dots(context, this.#locate(frame, this.others[i]), 0, count, radius(frame, count, 1.1), OTHER, 0.7);
     });
     if (this.count && frames[0] && frames[1]) {
       this.ends = frames.map((frame, i) => this.#locate(frame, this.points[i]));
@@ -128,7 +129,9 @@ export class Stage {
     const [a, b] = this.ends, bins = Array.from({ length: HUES }, () => []);
     for (let i = 0; i < this.inliers; i++)
       bins[hueOf(this.points[0][2 * i + 1] / frame.size[1])].push(i);
-    const alpha = Math.max(0.25, Math.min(0.9, 12 / Math.sqrt(this.inliers + 1)));
+    // All lines together cover half of a column of pixels: the photo stays to be seen.
+    const alpha = Math.max(0.06, Math.min(0.9, (0.5 * frame.size[1] * frame.scale) / this.inliers));
+    const size = radius(frame, this.inliers, 2.2);
     bins.forEach((rows, hue) => {
       context.strokeStyle = context.fillStyle = colour(hue);
       context.globalAlpha = alpha;
@@ -138,7 +141,7 @@ export class Stage {
       for (const i of rows)
         for (const ends of [a, b]) {
           context.beginPath();
-          circle(context, ends[2 * i], ends[2 * i + 1], 2.2);
+          circle(context, ends[2 * i], ends[2 * i + 1], size);
           context.fill();
         }
     });
@@ -258,6 +261,11 @@ export class Stage {
 const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
 const hueOf = (share) => Math.max(0, Math.min(HUES - 1, Math.floor(HUES * share)));
 const colour = (hue) => `hsl(${Math.round((300 * hue) / (HUES - 1))} 100% 66%)`;
+
+// Of dots that together cover a sixteenth of a photo, or less where there are few.
+function radius({ scale, size }, count, most) {
+  return Math.min(most, (Math.sqrt((size[0] * size[1]) / (count + 1)) * scale) / 8);
+}
 
 function circle(context, x, y, radius) {
   context.moveTo(x + radius, y);

@@ -181,8 +181,10 @@ function program(vertex, fragment) {
 }
 
 function buffer(content) {
-  gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+  const made = gl.createBuffer();
+  gl.bindBuffer(gl.ARRAY_BUFFER, made);
   gl.bufferData(gl.ARRAY_BUFFER, content, gl.STATIC_DRAW);
+  return made;
 }
 
 function attribute(at, size, type, stride, offset, perInstance) {
@@ -202,20 +204,33 @@ function pointsArray() {
 }
 
 // Lines of all cameras, as (start, end, camera), relative to the target that the page starts with.
-function linesArray() {
+function cameraLines() {
   const lines = [];
   data.cameras.forEach((camera, index) => {
     const corner = (i) => minus(camera.shape.slice(3 * i, 3 * i + 3), data.oblique.target);
     for (const [a, b] of [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
       lines.push(...corner(a), ...corner(b), index);
   });
+  return new Float32Array(lines);
+}
+
+let linesBuffer;
+
+function linesArray() {
   const array = gl.createVertexArray();
   gl.bindVertexArray(array);
-  buffer(new Float32Array(lines));
+  linesBuffer = buffer(cameraLines());
   attribute(0, 3, gl.FLOAT, 28, 0, true);
   attribute(1, 3, gl.FLOAT, 28, 12, true);
   attribute(2, 1, gl.FLOAT, 28, 24, true);
   return array;
+}
+
+// After data.cameras has changed; everything else stays on the graphics card.
+function changeCameras() {
+  gl.bindBuffer(gl.ARRAY_BUFFER, linesBuffer);
+  gl.bufferData(gl.ARRAY_BUFFER, cameraLines(), gl.STATIC_DRAW);
+  redraw();
 }
 
 function prepare() {
@@ -385,6 +400,10 @@ function listen() {
     if (pinned) byId("viewer").scrollIntoView({ behavior: "smooth", block: "nearest" });
   });
   new ResizeObserver(() => (moved ? redraw() : start())).observe(canvas);
+  // A page that is left for another map gives its memory back at once, unless it may be shown again.
+  addEventListener("pagehide", ({ persisted }) => {
+    if (!persisted) gl.getExtension("WEBGL_lose_context")?.loseContext();
+  });
 }
 
 if (gl) {
