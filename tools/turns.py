@@ -5,8 +5,9 @@ usage: python tools/turns.py angle|zoom WEIGHTS NUMBER FOLDER...
 NUMBER photos of the folders, in turn from each, are reduced to `EDGE` pixels; the second photo of a
 pair is the same under a random mild homography, a rotation or zoom about the middle, and another
 light. Keypoints are both kinds' best `BUDGET` (of each turn), the descriptors fused; "deep, plain"
-is the deep half of them with D2-Net's descriptor. Printed are tables of EXPERIMENTS.md: the share
-of matches that are right at 3 px, and in brackets how many those are, means over the photos.
+is the deep half of them with D2-Net's descriptor. Printed are tables of EXPERIMENTS.md, after each
+photo that of the photos so far: the share of matches that are right at 3 px, and in brackets how
+many those are, means over the photos.
 
 angle: the first photo in one turn, four or eight ("turns"), all of whose keypoints are matched at
 once, or those of the turn alone that gives the most mutual matches ("best turn").
@@ -18,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from d2net.extraction.turning import turn_photos
 from d2net.geometry.homography import transfer_error
 from d2net.image_lists import find_images
 from d2net.images import limited_size, read_image, resize
+from d2net.network.corners import FRAME
 from d2net.training.augment import change
 
 EDGE = 480
@@ -81,7 +84,7 @@ def second_photo(
     inside = cv2.warpPerspective(np.ones((height, width), np.uint8), b_from_a, tuple(size))
     mask = cv2.erode(inside, np.ones((17, 17)), borderType=cv2.BORDER_CONSTANT, borderValue=1)
     small = cv2.resize(warped, tuple(size), interpolation=cv2.INTER_AREA)
-    return change(small, 0.4, rng), mask, b_from_a
+    return change(small.astype(np.uint8), 0.4, rng), mask, b_from_a
 
 
 def of_kind(features: Features, kind: str) -> Features:
@@ -89,24 +92,16 @@ def of_kind(features: Features, kind: str) -> Features:
     is_corner = features.uncertainty == features.uncertainty.new_tensor(CORNER_DEVIATION)
     corners, deep = features[is_corner].best(BUDGET), features[~is_corner].best(BUDGET)
     if kind == "both, fused":
-        rows = [corners, deep]
-        return Features(
-            *(torch.cat([getattr(f, name) for f in rows]) for name in
-              ("keypoints", "scores", "scales", "descriptors")),
-            features.image_size,
-            torch.cat([f.uncertainty for f in rows]),
-        )  # fmt: skip
-    plain = F.normalize(deep.descriptors[:, :512].square(), dim=1)
-    return Features(
-        deep.keypoints, deep.scores, deep.scales, plain, deep.image_size, deep.uncertainty
-    )
+        return joined([corners, deep])
+    plain = F.normalize(deep.descriptors[:, :512].square(), dim=1)  # its root stands first in fused
+    return replace(deep, descriptors=plain)
 
 
 def joined(parts: list[Features]) -> Features:
-    """All features of one photo in several turns."""
-    names = ("keypoints", "scores", "scales", "descriptors")
-    rows = [torch.cat([getattr(part, name) for part in parts]) for name in names]
-    return Features(*rows, parts[0].image_size, torch.cat([part.uncertainty for part in parts]))
+    """All features of one photo."""
+    names = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
+    rows: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    return replace(parts[0], **rows)
 
 
 def judged(a: Features, b: Features, b_from_a: Array) -> tuple[float, int, int]:
@@ -125,9 +120,8 @@ def in_turn(model: D2Net, photo: Array, degrees: float) -> Features:
     found = model.extract(turned[0].numpy())
     places = photo_from_turned(found.keypoints)
     size = (photo.shape[1], photo.shape[0])
-    inside = ((places >= 8) & (places <= torch.tensor(size) - 9)).all(dim=1)
-    rest = (found.scores, found.scales, found.descriptors)
-    return Features(places, *rest, size, found.uncertainty)[inside]
+    inside = ((places >= FRAME) & (places <= torch.tensor(size) - 1 - FRAME)).all(dim=1)
+    return replace(found, keypoints=places, image_size=size)[inside]
 
 
 def angle(model: D2Net, photo: Array, rng: np.random.Generator, figures: Figures) -> None:
@@ -166,7 +160,7 @@ def zoom(model: D2Net, photo: Array, rng: np.random.Generator, figures: Figures)
 
 
 def main() -> None:
-    """Print the table of the experiment that is asked for."""
+    """Print the tables of the experiment that is asked for."""
     experiment = {"angle": angle, "zoom": zoom}[sys.argv[1]]
     number, folders = int(sys.argv[3]), [Path(path) for path in sys.argv[4:]]
     model = D2Net.from_pretrained(
@@ -175,9 +169,7 @@ def main() -> None:
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for i, photo in enumerate(photos(folders, number)):
         experiment(model, photo, np.random.default_rng(i), figures)
-        print(i + 1, end=" ", file=sys.stderr, flush=True)
-        if i + 1 in (1, 5, 10, number):
-            print_table(figures, i + 1)
+        print_table(figures, i + 1)
 
 
 def print_table(figures: Figures, number: int) -> None:
