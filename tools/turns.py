@@ -42,7 +42,7 @@ EDGE = 480
 BUDGET = 500
 KINDS = ("deep, plain", "both, fused")
 ANGLES = (0, 15, 30, 45, 60, 90, 135, 180)
-ZOOMS = (0.5, 0.71, 1.0, 1.41, 2.0)
+ZOOMS = (0.5, 1.0, 2.0)
 JITTER = 0.08
 """How far the homography moves a corner, in parts of the sides."""
 
