@@ -15,7 +15,7 @@ _CHOICES = {
     "descriptor": ("plain", "root", "fused"),
     "precision": ("float32", "bfloat16", "float16"),
 }
-_OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain"}
+_OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain", "turns": 1}
 _IMPLIED_BY_ORIGINAL = {**_OF_THE_RELEASE, "max_keypoints": None}
 
 
@@ -59,6 +59,10 @@ class ExtractionSettings(Settings):
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
 
+    turns: int = 1
+    """Also extract the photo turned: in so many turns, by equal parts of a circle. Only one photo
+    of a pair needs it."""
+
     max_edge: int | None = 1600
     """Longest edge in pixels; larger photos are reduced. None: no limit."""
 
@@ -66,7 +70,8 @@ class ExtractionSettings(Settings):
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
 
     max_keypoints: int | None = 4096
-    """Keep this many, those with the highest scores; of both kinds, half each. None: all."""
+    """Keep this many of each turn, those with the highest scores; of both kinds, half each. None:
+    all."""
 
     score_threshold: float = 0.0
     """Keep keypoints with at least this score."""
@@ -84,6 +89,8 @@ class ExtractionSettings(Settings):
                 raise InputError(
                     f"{name} must be a whole number of at least 1 or None, not {value!r}"
                 )
+        if not isinstance(self.turns, int) or self.turns < 1:
+            raise InputError(f"turns must be a whole number of at least 1, not {self.turns!r}")
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
         for name, known in _CHOICES.items():
@@ -100,7 +107,8 @@ class ExtractionSettings(Settings):
     def updated(self, **changes: Any) -> ExtractionSettings:  # noqa: ANN401 (any field's type)
         """The same settings with some changed; an unknown name is an InputError.
 
-        `original=True` brings the release's keypoints and descriptors with it, and all of them.
+        `original=True` brings the release's keypoints, all of them, its descriptors and one turn
+        with it.
         """
         implied = _IMPLIED_BY_ORIGINAL if changes.get("original") else {}
         return super().updated(**{**implied, **changes})

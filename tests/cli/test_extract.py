@@ -104,6 +104,7 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
             "keypoints": "deep",
             "descriptor": "plain",
             "multiscale": True,
+            "turns": 1,
             "max_edge": 90,
             "max_sum_edges": 150,
             "max_keypoints": 7,
@@ -114,6 +115,17 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
         assert file["a.png"].descriptors.dtype == torch.float16
         assert file["a.png"].keypoints.dtype == torch.float32
         assert 0 < len(file["a.png"]) <= 7
+
+
+def test_turns_are_extracted_and_remembered(d2net: Run, photos: Path) -> None:
+    assert d2net("extract", photos, "-o", "f.h5", "--turns", 4).code == 0
+    with FeatureFile("f.h5") as file:
+        assert file.settings is not None
+        assert file.settings["extraction"]["turns"] == 4
+        assert_same_features(file["a.png"], make_tiny_model().extract(photos / "a.png", turns=4))
+    run = d2net("extract", photos, "-o", "f.h5")
+    assert run.code != 0
+    assert "extraction.turns is 4 there, 1 now" in run.err
 
 
 def test_kinds_of_keypoints_and_descriptors(d2net: Run, photos: Path) -> None:

@@ -69,6 +69,16 @@ def test_counts_are_told_and_the_picture_is_written(d2net: Run, photos: Path) ->
         assert picture.format == "JPEG"
 
 
+def test_of_two_photos_the_second_is_turned(d2net: Run, photos: Path) -> None:
+    with Image.open(photos / "a.png") as photo:
+        photo.transpose(Image.Transpose.ROTATE_90).save("turned.png")
+    plain = d2net("match", photos / "a.png", "turned.png", "--verify", "none", "--json").json
+    found = d2net("match", photos / "a.png", "turned.png", "--turns", 4, "--json").json
+    assert found["keypoints"][0] == plain["keypoints"][0]
+    assert found["keypoints"][1] > 3 * plain["keypoints"][1]
+    assert found["inliers"] >= 0.95 * found["keypoints"][0]
+
+
 def test_without_verification(d2net: Run, photos: Path) -> None:
     photo = photos / "a.png"
     run = d2net("match", photo, photo, "--verify", "none", "--json")

@@ -26,6 +26,8 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_settings_after_a_colon(photo: Path) -> None:
+    turned = open_source("ots:turns=4,max_keypoints=20").extract(photo, "photo.png")
+    assert len(turned) == 4 * 20
     source = open_source("ots:original,max_keypoints=20,max_edge=200")
     assert isinstance(source, NetworkSource)
     extraction = source.provenance()["extraction"]

@@ -65,3 +65,26 @@ def test_colmap_and_crop() -> None:
     origin = torch.zeros(1, 2)
     assert coordinates.COLMAP_FROM_PIXELS(origin).tolist() == [[0.5, 0.5]]
     assert coordinates.crop(10, 20)(torch.tensor([[10.0, 20.0]])).tolist() == [[0.0, 0.0]]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3))
+def test_a_quarter_turn_takes_pixels_to_pixels(width: int, height: int, quarters: int) -> None:
+    size, turned_from_photo = coordinates.turn((width, height), 90 * quarters)
+    numbers = torch.arange(width * height).view(height, width)
+    turned = numbers.rot90(quarters)
+    assert size == (turned.shape[1], turned.shape[0])
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = turned_from_photo(torch.stack([x, y], dim=-1).float())
+    cols, rows = places.round().long().unbind(-1)
+    assert torch.equal(turned[rows, cols], numbers)
+    assert float((places - places.round()).abs().max()) < 1e-5
+    assert torch.allclose(turned_from_photo.inverse()(places).round()[..., 0], x.float())
+
+
+@given(sizes, st.floats(0, 360))
+def test_a_turned_photo_is_whole(size: tuple[int, int], degrees: float) -> None:
+    (width, height), turned_from_photo = coordinates.turn(size, degrees)
+    corners = torch.tensor([[0, 0], [size[0], 0], [0, size[1]], list(size)]).double() - 0.5
+    places = turned_from_photo(corners)
+    assert float(places.min()) > -0.5 - 1e-3
+    assert (places < torch.tensor([width, height]) - 0.5 + 1e-3).all()

@@ -88,7 +88,7 @@ def _match_photos(
     from d2net.visualization import picture_path, plot_matches
 
     picture_path(picture)
-    a, b = model.extract(first), model.extract(second)
+    a, b = model.extract(first, turns=1), model.extract(second)  # one that turns is enough
     found = match(a, b, **matching.arguments())
     if refined and matching.verify != "none":
         upright = model.settings.upright

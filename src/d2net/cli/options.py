@@ -84,6 +84,13 @@ class Extraction:
     multiscale: Annotated[
         bool, _keypoints("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
     ] = _DEFAULT.multiscale
+    turns: Annotated[
+        int,
+        _keypoints(
+            metavar="N",
+            help="Also extract the photo turned, in N turns of 360/N degrees; N times as many.",
+        ),
+    ] = _DEFAULT.turns
     keypoints: Annotated[
         Literal["deep", "corner", "both"] | None,
         _keypoints(
@@ -141,6 +148,7 @@ class Extraction:
             **told,
             original=self.original,
             multiscale=self.multiscale,
+            turns=self.turns,
             max_edge=None if self.full_resolution else self.max_edge,
             max_sum_edges=None if self.full_resolution else self.max_sum_edges,
             score_threshold=self.score_threshold,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,10 +17,11 @@ from d2net.config import ExtractionSettings
 from d2net.errors import InputError
 from d2net.extraction.keypoints import Keypoints, find_keypoints
 from d2net.extraction.proposals import PROPOSERS
-from d2net.extraction.selection import best_first
+from d2net.extraction.selection import best_first, in_order
+from d2net.extraction.turning import find_in_turns
 from d2net.features import Features
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import Size
+from d2net.geometry.coordinates import GridMap, Size
 from d2net.images import ImageLike, MaskLike, Pixels
 from d2net.network.catalogue import CAFFE, Normalisation
 from d2net.network.detection import soft_scores
@@ -168,12 +170,20 @@ class D2Net(nn.Module):
         if any(photo.settings != settings for photo in batch):
             raise InputError("photos of one batch must be prepared with the same settings")
         pixels = [torch.from_numpy(photo.pixels) for photo in batch]
-        found = self._find(torch.stack(pixels).to(self.device), settings)
+        turns = find_in_turns(
+            partial(self._find, settings=settings),
+            torch.stack(pixels).to(self.device),
+            settings.turns,
+        )
+        chosen = [
+            [_chosen(keypoints, photo) for keypoints, photo in zip(found, batch, strict=True)]
+            for found in turns  # whose maps are held one at a time
+        ]
         made_by = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
         descriptor = " ".join(word for word in made_by if word)
         return [
-            _features(keypoints, photo, descriptor)
-            for keypoints, photo in zip(found, batch, strict=True)
+            _features(in_order([of_turn[i] for of_turn in chosen]), photo, descriptor)
+            for i, photo in enumerate(batch)
         ]
 
     def score_map(
@@ -277,21 +287,31 @@ def prepare(
     return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
 
 
-def _features(found: Sequence[Keypoints], photo: PreparedPhoto, descriptor: str) -> Features:
-    """Mask, threshold and budget applied; positions to the photo; best first."""
-    settings = photo.settings
+def _photo_from_entered(photo: PreparedPhoto) -> GridMap:
+    """Where pixels that enter the network lie in the photo."""
     entered = (photo.pixels.shape[1], photo.pixels.shape[0])
-    resize = coordinates.resize_ratio if settings.original else coordinates.resize
-    photo_from_entered = resize(entered, photo.size)
+    resize = coordinates.resize_ratio if photo.settings.original else coordinates.resize
+    return resize(entered, photo.size)
+
+
+def _chosen(found: Sequence[Keypoints], photo: PreparedPhoto) -> Keypoints:
+    """What the proposers have found in one turn, with mask, threshold and budget applied."""
+    settings = photo.settings
     allowed = []
     for keypoints in found:
         keep = keypoints.scores >= settings.score_threshold
         if photo.mask is not None:
-            keep &= _allowed(photo_from_entered(keypoints.positions), photo.mask)
+            positions = _photo_from_entered(photo)(keypoints.positions)
+            keep &= _allowed(positions, photo.mask)
         allowed.append(keypoints[keep])
-    chosen = best_first(allowed, settings.max_keypoints)
-    if settings.original:
-        chosen = chosen[chosen.order.argsort()]  # the release's order
+    return best_first(allowed, settings.max_keypoints)
+
+
+def _features(chosen: Keypoints, photo: PreparedPhoto, descriptor: str) -> Features:
+    """Positions to the photo; in the release's order if asked for."""
+    photo_from_entered = _photo_from_entered(photo)
+    if photo.settings.original:
+        chosen = chosen[chosen.order.argsort()]
     magnification = max(photo_from_entered.x.scale, photo_from_entered.y.scale)
     return Features(
         keypoints=photo_from_entered(chosen.positions),

@@ -37,7 +37,12 @@ def best_first(found: Sequence[Keypoints], most: int | None) -> Keypoints:
             share = left // (len(later) + 1)
             budget = left - sum(min(len(other), share) for other in later)
         kept.append(free[_by_score(free)[:budget]])
-    joined = Keypoints.joined(kept)
+    return in_order(kept)
+
+
+def in_order(parts: Sequence[Keypoints]) -> Keypoints:
+    """All keypoints of at least one part, best score first."""
+    joined = Keypoints.joined(parts)
     return joined[_by_score(joined)]
 
 

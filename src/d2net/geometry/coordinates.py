@@ -10,6 +10,7 @@ The 2019 release left the half pixel out in several places; its rules are here t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,37 @@ class GridMap:
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
+Point = tuple[float, float]
+"""(x, y) in pixels."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Maps points (x, y) of one pixel grid to another that is turned counterclockwise as seen.
+
+    target = R (source - source_centre) + target_centre.
+    """
+
+    cosine: float
+    sine: float
+    source_centre: Point
+    target_centre: Point
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Map ... x 2 (x, y) points; the type of `points` is kept."""
+        x, y = (points - points.new_tensor(self.source_centre)).unbind(-1)
+        turned = (self.cosine * x + self.sine * y, self.cosine * y - self.sine * x)
+        return torch.stack(turned, dim=-1) + points.new_tensor(self.target_centre)
+
+    @property
+    def quarter(self) -> bool:
+        """Whether it is by quarter turns, which take pixels to pixels."""
+        return min(abs(self.cosine), abs(self.sine)) < 1e-9
+
+    def inverse(self) -> Rotation:
+        """source_from_target."""
+        return Rotation(self.cosine, -self.sine, self.target_centre, self.source_centre)
+
 
 def resize(source: Size, target: Size) -> GridMap:
     """target_from_source of a resize: borders map to borders, (x + 0.5) * f - 0.5."""
@@ -86,6 +118,24 @@ def resize_corners(source: Size, target: Size) -> GridMap:
         return AxisMap((b - 1) / (a - 1) if a > 1 and b > 1 else 1.0, 0.0)
 
     return GridMap(axis(source[0], target[0]), axis(source[1], target[1]))
+
+
+def turn(source: Size, degrees: float) -> tuple[Size, Rotation]:
+    """The size of a photo turned counterclockwise about its centre, and target_from_source.
+
+    Nothing is cut off: the size is that of the turned photo's bounding box.
+    """
+    angle = math.radians(degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    width, height = source
+    across = abs(cosine) * width + abs(sine) * height
+    down = abs(sine) * width + abs(cosine) * height
+    target = (math.ceil(across - 1e-6), math.ceil(down - 1e-6))
+    return target, Rotation(cosine, sine, _centre(source), _centre(target))
+
+
+def _centre(size: Size) -> Point:
+    return (size[0] - 1) / 2, (size[1] - 1) / 2
 
 
 def crop(left: float, top: float) -> GridMap:
