@@ -15,7 +15,7 @@ from d2net.geometry import coordinates
 
 from ..tiny import make_tiny_model
 
-PHOTO = Path(__file__).parents[1] / "data" / "graf1.png"
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -303,7 +303,7 @@ def _chosen(found: Sequence[Keypoints], photo: PreparedPhoto) -> Keypoints:
         if photo.mask is not None:
             positions = _photo_from_entered(photo)(keypoints.positions)
             keep &= _allowed(positions, photo.mask)
-        allowed.append(keypoints[keep])
+        allowed.append(keypoints if bool(keep.all()) else keypoints[keep])
     return best_first(allowed, settings.max_keypoints)
 
 

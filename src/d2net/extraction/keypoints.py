@@ -95,7 +95,9 @@ def find_keypoints(
     for owned in tiles((width, height), pyramid, cells_per_tile):
         for i, j, part in search.in_tile(owned):
             found[i][j].append(part)
-    joined = [[_joined(parts) for parts in of_photo] for of_photo in found]
+    # Each proposer's parts go as they are joined: descriptors of all candidates are the most memory
+    # that a large photo takes.
+    joined = [[_joined(of_photo.pop(0)) for _ in proposers] for of_photo in found]
     if not original:  # of a photo without contrast the network sees only the zeros around it
         for i, photo in enumerate(photos):
             if bool((photo == photo[0, 0]).all()):

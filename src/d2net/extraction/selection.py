@@ -27,16 +27,16 @@ def best_first(found: Sequence[Keypoints], most: int | None) -> Keypoints:
     """
     kept: list[Keypoints] = []
     for number, keypoints in enumerate(found):
-        free = keypoints
+        rows = _by_score(keypoints)
         for earlier in kept:
-            radius = NEAR_DUPLICATE * free.scales
-            free = free[~near(free.positions, earlier.positions, radius)]
-        budget = len(free)
+            radius = NEAR_DUPLICATE * keypoints.scales[rows]
+            rows = rows[~near(keypoints.positions[rows], earlier.positions, radius)]
+        budget = len(rows)
         if most is not None:
             left, later = most - sum(map(len, kept)), found[number + 1 :]
             share = left // (len(later) + 1)
             budget = left - sum(min(len(other), share) for other in later)
-        kept.append(free[_by_score(free)[:budget]])
+        kept.append(keypoints[rows[:budget]])
     return in_order(kept)
 
 
