@@ -6,31 +6,36 @@ every verified match is weighed together (`matching.tracks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from d2net.features import Features
 from d2net.images import ImageLike
-from d2net.matching.patches import GreyPhoto
+from d2net.mapping.engine import verified_pairs
+from d2net.matching.patches import Fits, GreyPhoto
 from d2net.matching.refine import LEAST_MATCHES, fit_matches, surer
-from d2net.matching.tracks import Displacements, joined, one_of_a_photo, settle
+from d2net.matching.tracks import Displacements, joined, settle
 
-MatchedRows = tuple[str, str, NDArray[np.integer[Any]]]
-"""Names of two photos, and K x 2 rows of their keypoints."""
+if TYPE_CHECKING:
+    import pycolmap
+
+_ROUNDS = 2
+"""The second from where the first one ended: nearer to the truth, patches are warped better."""
 
 _BLOCK = 4
-"""Pairs of so many photos with so many others come together: few photos are read more than once a
-block, and twice as many are in memory (8 MB a megapixel, as they are reduced for extraction)."""
+"""Pairs of so many photos with so many others come together, so that photos are read few times.
+Twice as many are in memory: 12 MB a megapixel, as they are reduced for extraction."""
 
 
 def adjust(
-    pairs: Iterable[MatchedRows],
+    database: Path,
     features: Mapping[str, Features],
     photo: Callable[[str], ImageLike],
     *,
@@ -40,8 +45,8 @@ def adjust(
     """Move keypoints of many photos so that the patches around matched ones fit.
 
     Args:
-        pairs: verified matches.
-        features: of all photos that they name, and of others that stay as they are.
+        database: COLMAP's, with verified matches.
+        features: of its photos.
         photo: where a photo is, by its name.
         upright: as the features were extracted.
         report: called after each pair, with how many are left.
@@ -54,51 +59,69 @@ def adjust(
         InputError: a photo has another size than its features say.
         ImageError: a photo cannot be read.
     """
-    bare = {name: _bare(features[name]) for name in features}
-    numbers = {name: number for number, name in enumerate(bare)}
-    starts = np.cumsum([0, *(len(found) for found in bare.values())])
-    todo = sorted(
-        (pair for pair in pairs if len(pair[2]) >= LEAST_MATCHES),
-        key=lambda pair: _by_blocks(numbers[pair[0]], numbers[pair[1]]),
-    )
+    found = {name: _bare(features[name]) for name in features}
+    starts = dict(zip(found, np.cumsum([0, *map(len, found.values())]), strict=False))
+    todo = _in_blocks(verified_pairs(database), list(found))
 
     @lru_cache(maxsize=2 * _BLOCK)
     def grey(name: str) -> GreyPhoto:
-        return GreyPhoto.of(photo(name), bare[name].image_size, upright=upright)
+        return GreyPhoto.of(photo(name), found[name].image_size, upright=upright)
 
-    said = []
-    for left, (first, second, rows) in zip(range(len(todo) - 1, -1, -1), todo, strict=True):
-        rows_a, rows_b = torch.from_numpy(rows.astype(np.int64)).unbind(1)
-        a, b = bare[first], bare[second]
-        fits = fit_matches(grey(first), grey(second), a, b, rows_a, rows_b)
-        moved = fits.moved
-        said.append(
-            Displacements(
-                starts[numbers[first]] + rows_a[moved].numpy(),
-                starts[numbers[second]] + rows_b[moved].numpy(),
-                (fits.points - b.keypoints[rows_b])[moved].double().numpy(),
-                fits.frames[moved].double().numpy(),
-                fits.information[moved].double().numpy(),
-            )
+    left = _ROUNDS * len(todo)
+    for _ in range(_ROUNDS):
+        said = []
+        for first, second, rows in todo:
+            a, b = found[first], found[second]
+            fits = fit_matches(grey(first), grey(second), a, b, *rows.unbind(1))
+            numbers = rows + torch.tensor([starts[first], starts[second]])
+            said.append(_said(fits, b, rows, numbers))
+            left -= 1
+            if report is not None:
+                report(f"{first} {second}", left)
+        found = _moved(found, joined(said))
+    return found
+
+
+def _in_blocks(
+    pairs: Iterable[tuple[str, str, pycolmap.TwoViewGeometry]], names: Sequence[str]
+) -> list[tuple[str, str, Tensor]]:
+    """Pairs with enough matches (rows, K x 2), so that few photos change from one to the next."""
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def place(pair: tuple[str, str, Tensor]) -> tuple[int, int, int, int]:
+        a, b = numbers[pair[0]], numbers[pair[1]]
+        return a // _BLOCK, b // _BLOCK, a, b
+
+    found = (
+        (first, second, torch.from_numpy(geometry.inlier_matches.astype(np.int64)))
+        for first, second, geometry in pairs
+    )
+    return sorted((pair for pair in found if len(pair[2]) >= LEAST_MATCHES), key=place)
+
+
+def _said(fits: Fits, second: Features, rows: Tensor, numbers: Tensor) -> Displacements:
+    """What the fits of matches say of keypoints; `rows` are those of both photos, K x 2.
+
+    `numbers` are those of the keypoints over all photos.
+    """
+    moved = fits.moved
+    shifts = fits.points - second.keypoints[rows[:, 1]]
+    first, other = numbers[moved].numpy().T
+    parts = (part[moved].double().numpy() for part in (shifts, fits.frames, fits.information))
+    return Displacements(first, other, *parts)
+
+
+def _moved(features: Mapping[str, Features], said: Displacements) -> dict[str, Features]:
+    """The features where displacements agree; keypoints are numbered in the features' order."""
+    detected = torch.cat([found.uncertainty for found in features.values()]).double().numpy()
+    moves, agree = (torch.from_numpy(part) for part in settle(said, detected))
+    counts = [len(found) for found in features.values()]
+    return {
+        name: surer(replace(found, keypoints=found.keypoints + move.float()), mine)
+        for (name, found), move, mine in zip(
+            features.items(), moves.split(counts), agree.split(counts), strict=True
         )
-        if report is not None:
-            report(f"{first} {second}", left)
-    return _moved(bare, starts, joined(said))
-
-
-def _moved(
-    features: Mapping[str, Features], starts: NDArray[np.int64], said: Displacements
-) -> dict[str, Features]:
-    """The features where displacements, whose keypoints are numbered from the `starts`, agree."""
-    photos = np.repeat(np.arange(len(features)), np.diff(starts))
-    detected = np.concatenate([found.uncertainty.double().numpy() for found in features.values()])
-    moves, agree = settle(one_of_a_photo(said, photos), detected)
-    after = {}
-    for number, (name, found) in enumerate(features.items()):
-        mine = slice(starts[number], starts[number + 1])
-        shifted = found.keypoints + torch.from_numpy(moves[mine]).float()
-        after[name] = surer(replace(found, keypoints=shifted), torch.from_numpy(agree[mine]))
-    return after
+    }
 
 
 def adjusted_uncertainty(before: Features, after: Features) -> float:
@@ -110,8 +133,3 @@ def adjusted_uncertainty(before: Features, after: Features) -> float:
 def _bare(features: Features) -> Features:
     """Without descriptors, on the CPU."""
     return replace(features, descriptors=features.descriptors[:, :0], descriptor=None).to("cpu")
-
-
-def _by_blocks(first: int, second: int) -> tuple[int, int, int, int]:
-    """Sorts pairs of numbers so that few change from one to the next."""
-    return first // _BLOCK, second // _BLOCK, first, second

@@ -41,9 +41,6 @@ _STEPS = 8
 _LEAST_CORRELATION = 0.6
 _BEST_CORRELATION = 0.99
 """More says nothing more of a fit's precision."""
-_INDEPENDENT = 30.0
-"""Grey values of a patch that are worth as many independent ones, its weights and the blur
-considered."""
 _LARGEST_ZOOM = 2.5
 """A patch that the affine map shrinks or grows more holds too little of the other's."""
 
@@ -256,7 +253,8 @@ def _fit(
     moved &= (zoom < _LARGEST_ZOOM) & (zoom > 1 / _LARGEST_ZOOM)
     moved &= first.holds(places) & second.holds(points[:, None] + warped)
     noise = 2 * (1 - last.clamp(max=_BEST_CORRELATION))  # mean squared difference of the patches
-    information = normal * (_INDEPENDENT / noise)[:, None, None]
+    pixels = 1 / (weights**2).sum()  # that count
+    information = normal * (pixels / noise)[:, None, None]
     return torch.where(moved[:, None], points, start), moved, information
 
 

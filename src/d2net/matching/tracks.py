@@ -2,8 +2,10 @@
 
 A point of the world has one keypoint in each photo that sees it, and every match of two of these
 says where one lies if the other is right. All of it is one sparse least squares problem, as in
-Pixel-Perfect Structure-from-Motion (Lindenberger et al., ICCV 2021), where a keypoint stays near to
-where it was detected: the less sure of two moves more.
+Pixel-Perfect Structure-from-Motion (Lindenberger et al., ICCV 2021), in which a keypoint stays near
+to where it was detected: the less sure of two moves more. A track may hold two keypoints of one
+photo, as detections near each other often are of one point; where they are not, matches contradict
+each other, and those that most others contradict count less and less.
 """
 
 from __future__ import annotations
@@ -45,15 +47,6 @@ class Displacements:
     def __len__(self) -> int:
         return len(self.first)
 
-    def __getitem__(self, keep: Marks) -> Displacements:
-        return Displacements(
-            self.first[keep],
-            self.second[keep],
-            self.shifts[keep],
-            self.frames[keep],
-            self.information[keep],
-        )
-
 
 def joined(parts: Sequence[Displacements]) -> Displacements:
     """All of the parts' displacements, in their order."""
@@ -64,39 +57,6 @@ def joined(parts: Sequence[Displacements]) -> Displacements:
         np.concatenate([np.empty((0, 2, 2)), *(part.frames for part in parts)]),
         np.concatenate([np.empty((0, 2, 2)), *(part.information for part in parts)]),
     )
-
-
-def one_of_a_photo(said: Displacements, photos: Numbers) -> Displacements:
-    """Those left when no track, by any way along them, has two keypoints of one photo.
-
-    The surest are taken first, and one that would join two such tracks is left out.
-
-    Args:
-        said: by matches.
-        photos: M, the photo of each keypoint.
-    """
-    parents = list(range(len(photos)))
-    seen = [{photo} for photo in photos.tolist()]
-
-    def track(keypoint: int) -> int:
-        while parents[keypoint] != keypoint:
-            parents[keypoint] = parents[parents[keypoint]]
-            keypoint = parents[keypoint]
-        return keypoint
-
-    kept = np.zeros(len(said), np.bool_)
-    surest_first = np.argsort(-np.linalg.det(said.information), kind="stable")
-    first, second = said.first.tolist(), said.second.tolist()
-    for i in surest_first.tolist():
-        large, small = track(first[i]), track(second[i])
-        if len(seen[large]) < len(seen[small]):
-            large, small = small, large
-        kept[i] = large == small or seen[large].isdisjoint(seen[small])
-        if kept[i] and large != small:
-            parents[small] = large
-            seen[large] |= seen[small]
-            seen[small] = set()
-    return said[kept]
 
 
 def settle(said: Displacements, deviations: Array) -> tuple[Array, Marks]:
