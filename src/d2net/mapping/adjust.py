@@ -119,7 +119,7 @@ def _moved(features: Mapping[str, Features], said: Displacements) -> dict[str, F
     return {
         name: surer(replace(found, keypoints=found.keypoints + move.float()), mine)
         for (name, found), move, mine in zip(
-            features.items(), moves.split(counts), agree.split(counts), strict=True
+            features.items(), torch.split(moves, counts), torch.split(agree, counts), strict=True
         )
     }
 
