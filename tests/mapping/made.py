@@ -40,11 +40,13 @@ def camera(x: float, turn: float = 0.0, z: float = 0.0) -> pycolmap.Rigid3d:
     return pycolmap.Rigid3d(pycolmap.Rotation3d(rotation), -rotation @ [x, np.sin(2 * x) / 2, z])
 
 
-def seen(cam_from_world: pycolmap.Rigid3d, noise: float = 0.0, *, other: bool = False) -> Features:
+def seen(
+    cam_from_world: pycolmap.Rigid3d, noise: float = 0.0, *, other: bool = False, seed: int = 5
+) -> Features:
     """Features of what a camera sees of the cloud, or of the other cloud."""
     cloud, first = (OTHER, N) if other else (CLOUD, 0)
     points = LENS.img_from_cam(np.array([cam_from_world * p for p in cloud])) - 0.5
-    points += np.random.default_rng(5).normal(0, noise, points.shape) if noise else 0
+    points += np.random.default_rng(seed).normal(0, noise, points.shape) if noise else 0
     inside = ((points >= 0) & (points <= np.array(SIZE) - 1)).all(axis=1)
     n = int(inside.sum())
     return Features(
@@ -55,6 +57,30 @@ def seen(cam_from_world: pycolmap.Rigid3d, noise: float = 0.0, *, other: bool = 
         image_size=SIZE,
         uncertainty=torch.full((n,), 1.0),
     )
+
+
+def draw_photos(folder: Path, places: Sequence[pycolmap.Rigid3d]) -> Path:
+    """`photo00.png`, ... of what cameras see of the cloud: each point amid blobs of its own."""
+    folder.mkdir(parents=True)
+    y, x = np.mgrid[-14:15, -14:15]
+    for number, place in enumerate(places):
+        canvas = np.full((SIZE[1] + 80, SIZE[0] + 80), 128.0)
+        for point, centre in enumerate(LENS.img_from_cam(np.array([place * p for p in CLOUD]))):
+            column, row = np.floor(centre).astype(int)
+            if not (-20 <= column < SIZE[0] + 20 and -20 <= row < SIZE[1] + 20):
+                continue
+            chance = np.random.default_rng(point)
+            blobs = chance.uniform(-8, 8, (12, 2)) + centre - 0.5 - (column, row)
+            shades = chance.choice([-50, 50], 12)
+            patch = sum(
+                s * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 4.5)
+                for s, (u, v) in zip(shades, blobs, strict=True)
+            )
+            canvas[row + 26 : row + 55, column + 26 : column + 55] += patch
+        pixels = np.clip(canvas[40:-40, 40:-40], 0, 255).astype(np.uint8)
+        pixels[0, 0] = number
+        Image.fromarray(pixels).convert("RGB").save(folder / f"photo{number:02}.png")
+    return folder
 
 
 def nothing() -> Features:

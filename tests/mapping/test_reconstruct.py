@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+import torch
 
 from d2net.errors import InputError, MappingError, OutputError
 from d2net.features import Features
@@ -24,15 +25,16 @@ from d2net.mapping import reconstruct as stages
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
 from d2net.mapping.reconstruct import extend, reconstruct
-from d2net.mapping.settings import MappingSettings
+from d2net.mapping.settings import LEAST_REPROJECTION_ERROR, MappingSettings
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.choice import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
 
-from .made import LENS, PreparedNetwork, camera, nothing, seen, write_photos
+from .made import LENS, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
 
 PLACES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
 QUERY = camera(0.9, 6, z=1.0)
+ROUGH = [seen(place, 1.0, seed=i) for i, place in enumerate(PLACES)]
 
 
 def network(features: Sequence[Features] | None = None) -> PreparedNetwork:
@@ -45,6 +47,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     photos = write_photos(root / "photos", range(6))
     reconstruct(photos, root / "map", model=network())
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A map of photos in which the points can be seen, their keypoints moved along tracks."""
+    root = tmp_path_factory.mktemp("drawn")
+    photos = draw_photos(root / "photos", PLACES)
+    settings = MappingSettings(refine=True)
+    reconstruct(photos, root / "map", model=network(ROUGH), settings=settings)
     return root
 
 
@@ -121,12 +133,19 @@ def test_other_settings_of_the_mapping_make_the_model_anew(made: Path, tmp_path:
     assert next(iter(model.cameras.values())).model_name == "SIMPLE_PINHOLE"
 
 
-def _map_until_killed(photos: Path, output: Path, stage: str) -> None:
+def _map_until_killed(
+    photos: Path, output: Path, stage: str, settings: MappingSettings | None = None, time: int = 1
+) -> None:
+    """Killed when a stage is told of for the first time, or a later one."""
+
     def report(now: str, what: str, left: int | None) -> None:
-        if now == stage:
+        nonlocal time
+        time -= now == stage
+        if time == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    reconstruct(photos, output, model=network(), report=report)
+    features = None if settings is None else ROUGH
+    reconstruct(photos, output, model=network(features), settings=settings, report=report)
 
 
 @pytest.mark.parametrize("stage", ["matches", "verification", "mapping", "report"])
@@ -145,6 +164,104 @@ def test_a_killed_run_goes_on_at_its_stage(
     for name in ("images.bin", "points3D.bin"):
         first, second = (root / "map" / "sparse" / "0" / name for root in (made, tmp_path))
         assert first.read_bytes() == second.read_bytes()
+
+
+def errors_of_adjusted(root: Path) -> tuple[tuple[float, float], float]:
+    """The largest camera errors, and the mean reprojection error."""
+    model = model_of(root)
+    return errors(model), model.compute_mean_reprojection_error()
+
+
+def test_keypoints_moved_along_tracks_make_a_more_precise_map(drawn: Path, tmp_path: Path) -> None:
+    reconstruct(drawn / "photos", tmp_path / "rough", model=network(ROUGH))
+    (before, _), blur = errors_of_adjusted(tmp_path / "rough")
+    (after, _), sharp = errors_of_adjusted(drawn / "map")
+    assert after < before / 3
+    assert sharp < blur / 3
+
+
+def test_adjusted_keypoints_are_those_of_the_map_and_features_stay(drawn: Path) -> None:
+    with (
+        FeatureFile(drawn / "map" / "features.h5") as before,
+        FeatureFile(drawn / "map" / "adjusted.h5") as after,
+    ):
+        for image in model_of(drawn / "map").images.values():
+            detected, moved = before[image.name], after[image.name]
+            assert torch.equal(detected.keypoints, ROUGH[int(image.name[5:7])].keypoints)
+            xy = np.array([point.xy for point in image.points2D]) - 0.5
+            np.testing.assert_allclose(xy, moved.keypoints.numpy(), atol=1e-4)
+            assert moved.descriptors.shape == (len(moved), 0)
+            assert (moved.keypoints != detected.keypoints).any(dim=1).float().mean() > 0.8
+    report = json.loads((drawn / "map" / "report.json").read_text())
+    assert report["settings"]["refine"]
+    assert report["settings"]["reprojection_px"] == LEAST_REPROJECTION_ERROR
+    assert report["seconds"]["adjustment"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "time"),
+    [("adjustment", 3), ("verification", 2), ("mapping", 1)],
+    ids=["while measuring", "before verifying again", "while mapping"],
+)
+def test_a_killed_run_with_adjustment_goes_on(
+    drawn: Path,
+    tmp_path: Path,
+    stage: str,
+    time: int,
+    processes: multiprocessing.context.ForkServerContext,
+) -> None:
+    settings = MappingSettings(refine=True)
+    process = processes.Process(
+        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", stage, settings, time)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9
+    reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), settings=settings)
+    for name in ("adjusted.h5", "sparse/0/images.bin", "sparse/0/points3D.bin"):
+        first, second = (root / "map" / name for root in (drawn, tmp_path))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_map_without_adjustment_after_one_with_it(drawn: Path, tmp_path: Path) -> None:
+    """Each is as if it had been made alone; nothing is measured twice."""
+    shutil.copytree(drawn / "map", tmp_path / "map")
+    for refine in (False, True):
+        settings = MappingSettings(refine=refine)
+        reconstruct(
+            drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), settings=settings
+        )
+        same = (tmp_path / "map" / "sparse/0/images.bin").read_bytes() == (
+            drawn / "map" / "sparse/0/images.bin"
+        ).read_bytes()
+        assert same == refine
+
+
+def test_known_poses_are_triangulated_from_adjusted_keypoints(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "poses").mkdir()
+    true_model().write_text(tmp_path / "poses")
+    summaries = [
+        reconstruct(
+            drawn / "photos",
+            tmp_path / f"map{refine}",
+            model=network(ROUGH),
+            poses=tmp_path / "poses",
+            settings=MappingSettings(refine=refine),
+        )
+        for refine in (False, True)
+    ]
+    before, after = (summary.mean_error or 0 for summary in summaries)
+    assert 0 < after < before / 2
+
+
+def test_photos_are_added_to_an_adjusted_map(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn / "map", tmp_path / "map")
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*ROUGH, seen(QUERY)])
+    with pytest.raises(InputError, match="made anew"):
+        extend(tmp_path / "map", new, model=both, settings=MappingSettings(refine=True))
+    assert extend(tmp_path / "map", new, model=both).num_registered == 7
+    assert errors(model_of(tmp_path / "map"))[0] < 2
 
 
 def test_photos_that_fail_are_told_why(tmp_path: Path) -> None:

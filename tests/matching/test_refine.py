@@ -14,7 +14,8 @@ from d2net.errors import InputError
 from d2net.features import Matches
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.matching import match
-from d2net.matching.refine import DEVIATION, local_frames, refine
+from d2net.matching.patches import local_frames
+from d2net.matching.refine import DEVIATION, refine
 from d2net.matching.verify import verify
 
 from ..formats.samples import make_features

@@ -221,6 +221,9 @@ def reconstruction(
         Literal["incremental", "global"],
         typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
     ] = "incremental",
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Keypoints moved along tracks, as d2net reconstruct.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
     evaluation: Evaluation,
     printing: options.Printing,
@@ -236,7 +239,9 @@ def reconstruction(
     arguments: dict[str, Any] = {
         "model": model,
         "known_cameras": known_cameras,
-        "settings": MappingSettings(camera_mode=camera_mode, mapper=mapper, seed=seed),
+        "settings": MappingSettings(
+            camera_mode=camera_mode, mapper=mapper, refine=refine, seed=seed
+        ),
     }
     evaluation.run(partial(evaluate_reconstruction, **arguments), folder, printing)
 

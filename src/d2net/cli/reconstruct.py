@@ -51,6 +51,10 @@ def reconstruct(
         Literal["incremental", "global"],
         typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
     ] = "incremental",
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Move keypoints along tracks to where the photos fit."),
+    ] = False,
     camera_model: Annotated[
         str, typer.Option(metavar="MODEL", help="COLMAP's lens model.")
     ] = "SIMPLE_RADIAL",
@@ -87,6 +91,7 @@ def reconstruct(
         camera_model=camera_model,
         camera_mode=camera_mode,
         camera_params=params,
+        refine=refine,
         seed=seed,
     )
     chosen = choice.of("list" if listed else pairs, listed)

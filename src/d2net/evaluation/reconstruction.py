@@ -27,6 +27,7 @@ from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import Pair
 from d2net.geometry.alignment import camera_errors
 from d2net.image_lists import FoundImage, find_images
+from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.engine import run_mapper, verify_pairs
 from d2net.mapping.settings import MappingSettings, thresholds
@@ -245,11 +246,17 @@ def _reconstruct(
         if not sizes:
             return None
         with TemporaryDirectory() as work:
-            database = Path(work, "database.db")
-            write_database(database, features, _Matched(photos, pairs), cameras=cameras)
+            database, matched, final = Path(work, "database.db"), _Matched(photos, pairs), limits
+            write_database(database, features, matched, cameras=cameras)
             verify_pairs(database, limits, settings)
+            if settings.refine:
+                after = adjust(database, features, photos.path)
+                now = [adjusted_uncertainty(features[name], after[name]) for name in features]
+                final = thresholds(settings, now)
+                write_database(database, after, matched, cameras=cameras, overwrite=True)
+                verify_pairs(database, final, settings)
             models = run_mapper(
-                database, scene.folder, Path(work), limits, settings, fixed_cameras=known_cameras
+                database, scene.folder, Path(work), final, settings, fixed_cameras=known_cameras
             )
         return models[0] if models else None
 

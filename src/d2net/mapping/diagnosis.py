@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2net.mapping.engine import verified_pairs
 from d2net.mapping.settings import MappingSettings
 from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS, count, in_another_model
 
@@ -18,7 +19,7 @@ def no_map_because(database: Path, settings: MappingSettings) -> str:
     """What is missing where the mapper found no model."""
     import pycolmap
 
-    kinds = Counter(geometry.config for _, geometry in _verified(database))
+    kinds = Counter(geometry.config for _, _, geometry in verified_pairs(database))
     if not kinds:
         return (
             f"no two photos have {settings.min_inliers} matches that agree with one camera motion: "
@@ -44,7 +45,7 @@ def unplaced(
     placed: dict[str, int] = {}
     for number, model in reversed(list(enumerate(models))):
         placed |= {model.images[i].name: number for i in model.reg_image_ids()}
-    matched = {name for pair, _ in _verified(database) for name in pair}
+    matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
     reasons = {}
     for name in names:
         if placed.get(name) == 0:
@@ -54,18 +55,3 @@ def unplaced(
         else:
             reasons[name] = TOO_FEW_INLIERS if name in matched else NO_MATCHES
     return reasons
-
-
-def _verified(database: Path) -> Iterator[tuple[tuple[str, str], pycolmap.TwoViewGeometry]]:
-    """The pairs that some matches of agree with a camera motion."""
-    import pycolmap
-
-    if not database.exists():
-        return
-    with pycolmap.Database.open(database) as opened:
-        names = {image.image_id: image.name for image in opened.read_all_images()}
-        pairs, geometries = opened.read_two_view_geometries()
-        for pair, geometry in zip(pairs, geometries, strict=True):
-            if len(geometry.inlier_matches):
-                a, b = pycolmap.pair_id_to_image_pair(pair)
-                yield (names[a], names[b]), geometry

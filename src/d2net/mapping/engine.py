@@ -25,6 +25,21 @@ def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) 
         pycolmap.geometric_verification(database, two_view_geometry_options=options)
 
 
+def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewGeometry]]:
+    """The pairs that some matches of agree with a camera motion; none if there is no database."""
+    import pycolmap
+
+    if not database.exists():
+        return
+    with pycolmap.Database.open(database) as opened:
+        names = {image.image_id: image.name for image in opened.read_all_images()}
+        pairs, geometries = opened.read_two_view_geometries()
+        for pair, geometry in zip(pairs, geometries, strict=True):
+            if len(geometry.inlier_matches):
+                a, b = pycolmap.pair_id_to_image_pair(pair)
+                yield names[a], names[b], geometry
+
+
 def run_mapper(
     database: Path,
     photos: Path,

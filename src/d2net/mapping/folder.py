@@ -28,6 +28,8 @@ class MapFolder:
         matches: `matches.h5`, hloc's layout; before verification.
         pairs: `pairs.txt`, the pairs that were matched.
         retrieval: `retrieval.h5`, global descriptors to find photos that look alike.
+        adjusted: `adjusted.h5`, hloc's layout without descriptors: the keypoints as the map has
+            them, where it was made with `refine`.
         database: `database.db`, COLMAP's, verified.
         sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the one with most photos first.
         record: `map.json`, how the map was made, and where its photos were.
@@ -39,6 +41,7 @@ class MapFolder:
         self.matches = path / "matches.h5"
         self.pairs = path / "pairs.txt"
         self.retrieval = path / "retrieval.h5"
+        self.adjusted = path / "adjusted.h5"
         self.database = path / "database.db"
         self.sparse = path / "sparse"
         self.record = path / "map.json"

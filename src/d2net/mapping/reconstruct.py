@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,11 +15,12 @@ from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures, Matches
 from d2net.formats.atomic import locked, output_errors
 from d2net.formats.colmap import write_database
-from d2net.formats.h5 import FeatureFile, MatchFile
+from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.formats.models import find_model, read_model
 from d2net.formats.pairs import Pair, read_pairs, write_pairs
 from d2net.geometry.coordinates import Size
 from d2net.image_lists import FoundImage, find_images
+from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.diagnosis import no_map_because, unplaced
 from d2net.mapping.engine import run_mapper, verify_pairs
@@ -79,12 +80,16 @@ def reconstruct(
             f"a map needs at least two photos of one place, and {photos} holds {len(found)}"
         )
     settings, say = settings or MappingSettings(), report or _silent
+    model = model or D2Net.from_pretrained()
     with _opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
-        survey = _extract(folder, model or D2Net.from_pretrained(), found, masks, say)
+        survey = _extract(folder, model, found, masks, say)
         chosen = _match(folder, survey, pairs or PairChoice(), found, say)
-        limits = thresholds(settings, survey.uncertainty.values())
         inputs = digest([survey.provenance, survey.usable, chosen, settings.to_dict()])
+        if settings.refine:
+            survey = _adjust(folder, survey, model.settings.upright, settings, inputs, say)
+            inputs = digest([inputs, "adjusted"])
+        limits = thresholds(settings, survey.uncertainty.values())
         if poses is None:
             _verify(folder, survey, settings, limits, inputs, say)
             models = _map(folder, settings, limits, inputs, say)
@@ -113,14 +118,19 @@ def extend(
         model: as the map was made with.
         num_matched: photos of the map, those that look most alike, that each new one is matched
             with.
-        settings: of the mapping.
+        settings: of the mapping, without `refine`: the map's keypoints stay where they are, and
+            the new photos' where they were detected.
         report: called as the work goes on.
 
     Raises:
-        InputError: `into` is no finished map, or all photos are in it already.
+        InputError: `into` is no finished map, all photos are in it already, or `refine` is set.
         OutputError: the map's features were made with other settings.
     """
     folder_path, settings, say = Path(into), settings or MappingSettings(), report or _silent
+    if settings.refine:
+        raise InputError(
+            "refine is for a map that is made anew, not for photos that are added to one"
+        )
     MapFolder(folder_path).read_model()
     with _opened(folder_path) as folder:
         # Not those that have features: a run that was killed may have left some behind.
@@ -155,12 +165,14 @@ class _Survey:
         uncertainty: typical one of the keypoints in pixels, of photos that have some.
         failed: why photos have no features.
         provenance: how the features were made.
+        keypoints: the file of keypoints that the map is made from.
     """
 
     sizes: Mapping[str, Size]
     uncertainty: Mapping[str, float]
     failed: Mapping[str, str]
     provenance: object
+    keypoints: Path
 
     @property
     def usable(self) -> list[str]:
@@ -223,7 +235,7 @@ def _survey(
                 uncertainty[name] = float(photo.uncertainty.median())
             else:
                 reasons[name] = NO_FEATURES
-        return _Survey(sizes, uncertainty, reasons, features.settings)
+        return _Survey(sizes, uncertainty, reasons, features.settings, folder.features)
 
 
 def _match(
@@ -285,7 +297,7 @@ def _verify(
             files, settings.camera_mode, settings.camera_model, settings.camera_params
         )
         pairs = set(read_pairs(folder.pairs))
-        with FeatureFile(folder.features) as features, MatchFile(folder.matches) as matches:
+        with FeatureFile(survey.keypoints) as features, MatchFile(folder.matches) as matches:
             write_database(
                 folder.database,
                 LazyFeatures(features.__getitem__, names),
@@ -296,6 +308,36 @@ def _verify(
             )
         verify_pairs(folder.database, limits, settings)
     folder.note("verification", inputs)
+
+
+def _adjust(
+    folder: MapFolder,
+    survey: _Survey,
+    upright: bool,
+    settings: MappingSettings,
+    inputs: str,
+    say: Report,
+) -> _Survey:
+    """Verify, and move keypoints along the tracks of what agrees."""
+    if not (folder.is_done("adjustment", inputs) and folder.adjusted.exists()):
+        limits = thresholds(settings, survey.uncertainty.values())
+        _verify(folder, survey, settings, limits, inputs, say)
+        with folder.timed("adjustment"), FeatureFile(folder.features) as features:
+            after = adjust(
+                folder.database,
+                LazyFeatures(features.__getitem__, survey.usable),
+                folder.photo,
+                upright=upright,
+                report=lambda pair, left: say("adjustment", pair, left),
+            )
+            folder.adjusted.unlink(missing_ok=True)  # of other inputs
+            with FeatureWriter(folder.adjusted, {"adjusted": features.settings}) as writer:
+                for name, found in after.items():
+                    writer.add(name, found)
+        folder.note("adjustment", inputs)
+    with FeatureFile(folder.features) as before, FeatureFile(folder.adjusted) as now:
+        moved = {n: adjusted_uncertainty(before[n], now[n]) for n in survey.usable}
+    return replace(survey, uncertainty=moved, keypoints=folder.adjusted)
 
 
 def _map(
@@ -350,7 +392,7 @@ def _triangulate(
         )
     with (
         folder.timed("triangulation"),
-        FeatureFile(folder.features) as features,
+        FeatureFile(survey.keypoints) as features,
         MatchFile(folder.matches) as matches,
     ):
         keypoints = {name: features[name].keypoints.numpy() for name in names}

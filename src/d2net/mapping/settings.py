@@ -45,6 +45,10 @@ class MappingSettings:
     reprojection_error: float | None = None
     """Largest reprojection error of an observation, pixels. None: by the keypoints' uncertainty."""
 
+    refine: bool = False
+    """Move keypoints along tracks to where the photos fit, between verification and mapping; the
+    photos are read again. EXPERIMENTS.md says what it is worth."""
+
     min_inliers: int = 15
     """Verified matches that a pair needs (COLMAP's min_num_inliers)."""
 
