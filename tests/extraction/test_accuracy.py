@@ -73,7 +73,7 @@ def test_a_blob_in_a_reduced_photo(symmetric_network: D2Net, max_edge: int | Non
 
 @pytest.fixture(scope="module")
 def vgg() -> D2Net:
-    return D2Net.from_pretrained("ots")
+    return D2Net.from_pretrained("ots", keypoints="deep", descriptor="plain")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_an_enlarged_photo_has_enlarged_keypoints(
         offsets.append(matched_offset(vgg, small, large, original))
     offset = np.mean(offsets, axis=0)
     # original is 2 px off in both photos, where 2 px in the small one should be 3 in the large one
-    assert np.abs(offset - (1 if original else 0)).max() < 0.4
+    assert np.abs(offset - (1 if original else 0)).max() < 0.5
 
 
 def test_a_shifted_photo_has_shifted_keypoints(vgg: D2Net, photo: np.ndarray) -> None:

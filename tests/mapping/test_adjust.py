@@ -50,7 +50,7 @@ class _Same:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A wall under three warps, and features at the same places of it, each off by its error."""
     folder = tmp_path_factory.mktemp("walls")
-    with Image.open(DATA / "graf1.png") as image:
+    with Image.open(DATA / "graf1.jpg") as image:
         photo = np.asarray(image.convert("RGB"))
     chance = np.random.default_rng(0)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)

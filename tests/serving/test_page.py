@@ -109,16 +109,16 @@ def test_two_photos_are_matched_and_sliders_change_it(
     inliers = len(expected(model, 50, threshold=0.5)[1])
     expect(page.locator("#match .result strong")).to_have_text(str(inliers))
     page.locator("#automatic").check()
-    expect(page.locator("#threshold-value")).to_have_text("5.5 px")
+    expect(page.locator("#threshold-value")).to_have_text("1.5 px")
 
 
 def test_every_kind_can_be_chosen_with_the_keyboard(served: Served, open_page: Open) -> None:
     page = open_page(served)
     choose(page, "first", FIRST)
     choose(page, "second", SECOND)
-    page.locator("input[value=deep]").focus()
+    page.locator("input[value=both]").focus()
     counts = set()
-    for kind in ("corner", "both", "original"):
+    for kind in ("deep", "corner", "original"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"input[value={kind}]")).to_be_checked()
         expect(page.locator("#match .slot").first).to_contain_text("keypoints", use_inner_text=True)
