@@ -260,3 +260,15 @@ def test_gpu_finds_the_same(model: D2Net, photo: np.ndarray, precision: str) -> 
     assert on_gpu.keypoints.device.type == "cuda"
     distance = torch.cdist(model.extract(photo).keypoints, on_gpu.keypoints.cpu()).min(dim=1).values
     assert float((distance < 2).float().mean()) > 0.85
+
+
+def test_a_budget_chooses_among_all_candidates(
+    model: D2Net, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though of a photo with very many only those that can matter are held."""
+    held = model.extract(photo, keypoints="both", max_keypoints=12)
+    monkeypatch.setattr("d2net.extraction.d2net._looked_at", lambda batch: None)
+    expected = model.extract(photo, keypoints="both", max_keypoints=12)
+    assert len(model.extract(photo, keypoints="both", max_keypoints=None)) > 2 * 4 * 12
+    torch.testing.assert_close(held.keypoints, expected.keypoints)
+    torch.testing.assert_close(held.descriptors, expected.descriptors)

@@ -171,7 +171,7 @@ class D2Net(nn.Module):
             raise InputError("photos of one batch must be prepared with the same settings")
         pixels = [torch.from_numpy(photo.pixels) for photo in batch]
         turns = find_in_turns(
-            partial(self._find, settings=settings),
+            partial(self._find, settings=settings, most=_looked_at(batch)),
             torch.stack(pixels).to(self.device),
             settings.turns,
         )
@@ -233,7 +233,9 @@ class D2Net(nn.Module):
         features = self.extract_batch(list(image), max_edge=None, max_sum_edges=None)
         return _padded(features)
 
-    def _find(self, photos: Tensor, settings: ExtractionSettings) -> list[list[Keypoints]]:
+    def _find(
+        self, photos: Tensor, settings: ExtractionSettings, most: int | None
+    ) -> list[list[Keypoints]]:
         dtype = getattr(torch, settings.precision)
         if dtype == torch.float16 and photos.device.type == "cpu":
             raise InputError("float16 needs a GPU: on a CPU use float32 or bfloat16")
@@ -247,6 +249,7 @@ class D2Net(nn.Module):
                 dtype=dtype,
                 proposers=PROPOSERS[settings.keypoints],
                 form=cast("Form", settings.descriptor),
+                most=most,
             )
 
 
@@ -285,6 +288,16 @@ def prepare(
     else:
         pixels = images.resize(photo, images.limited_size(size, *limits))
     return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
+
+
+def _looked_at(batch: Sequence[PreparedPhoto]) -> int | None:
+    """How many of a proposer's best can matter: a kept corner takes the place of deep detections
+    within a pixel, of which there are never more than three. None where a mask may take any.
+    """
+    budget = batch[0].settings.max_keypoints
+    if budget is None or any(photo.mask is not None for photo in batch):
+        return None
+    return 4 * budget
 
 
 def _photo_from_entered(photo: PreparedPhoto) -> GridMap:

@@ -70,6 +70,7 @@ def find_keypoints(
     dtype: torch.dtype,
     proposers: Sequence[Proposer] = ("deep",),
     form: Form = "plain",
+    most: int | None = None,
     cells_per_tile: int = CELLS_PER_TILE,
 ) -> list[list[Keypoints]]:
     """Detect and describe in a batch of photos.
@@ -83,6 +84,8 @@ def find_keypoints(
         dtype: precision of the network.
         proposers: of keypoints.
         form: of descriptors.
+        most: how many of each proposer will be looked at, those with the highest scores, so that
+            memory does not grow with a large photo's candidates. None: all.
         cells_per_tile: larger maps are computed in tiles, with equal results.
 
     Returns:
@@ -94,7 +97,7 @@ def find_keypoints(
     found = [[[search.nothing()] for _ in proposers] for _ in photos]
     for owned in tiles((width, height), pyramid, cells_per_tile):
         for i, j, part in search.in_tile(owned):
-            found[i][j].append(part)
+            found[i][j] = _wanted([*found[i][j], part], most)
     # Each proposer's parts go as they are joined: descriptors of all candidates are the most memory
     # that a large photo takes.
     joined = [[_joined(of_photo.pop(0)) for _ in proposers] for of_photo in found]
@@ -167,6 +170,14 @@ class _Search:
         )
         descriptors = describe(deep, shallow, none.view(0, 2), self.form)
         return Keypoints(none.view(0, 2), none, none, none, descriptors, none.long())
+
+
+def _wanted(parts: list[Keypoints], most: int | None) -> list[Keypoints]:
+    """The parts, as one with the best where they hold twice as many as will be looked at."""
+    if most is None or sum(map(len, parts)) < 2 * most:
+        return parts
+    joined = Keypoints.joined(parts)
+    return [joined[joined.scores.argsort(descending=True, stable=True)[:most]]]
 
 
 def _joined(parts: Sequence[Keypoints]) -> Keypoints:
