@@ -291,8 +291,9 @@ def prepare(
 
 
 def _looked_at(batch: Sequence[PreparedPhoto]) -> int | None:
-    """How many of a proposer's best can matter: a kept corner takes the place of deep detections
-    within a pixel, of which there are never more than three. None where a mask may take any.
+    """How many of a proposer's best can matter; None where a mask may take any of them.
+
+    A kept corner takes the place of deep detections within a pixel, never more than three.
     """
     budget = batch[0].settings.max_keypoints
     if budget is None or any(photo.mask is not None for photo in batch):
