@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,12 @@ from d2net.mapping.settings import MappingSettings, Thresholds
 
 if TYPE_CHECKING:
     import pycolmap
+
+
+_ATTEMPTS, _ENOUGH = 3, 0.9
+"""With guessed focal lengths it is chance whether the incremental mapper finds its way from the
+first pair: it begins again, with another seed, while it registers less than this share of photos
+(but not where it finds no first pair at all)."""
 
 
 def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) -> None:
@@ -70,21 +77,37 @@ def run_mapper(
     import pycolmap
 
     refine = not fixed_cameras and settings.camera_params is None
-    with quiet():
-        if settings.mapper == "global" and known is None:
-            models = pycolmap.global_mapping(
-                database, photos, output, _global_options(limits, settings, refine)
-            )
-        else:
-            models = pycolmap.incremental_mapping(
-                database,
-                photos,
-                output,
-                _incremental_options(limits, settings, refine),
-                input_path=known or "",
-                next_image_callback=registered or _nothing,
-            )
-    return sorted(models.values(), key=lambda m: (-m.num_reg_images(), -m.num_points3D()))
+    with quiet(), pycolmap.Database.open(database) as photos_known:
+        enough = _ENOUGH * photos_known.num_images()
+    best: list[pycolmap.Reconstruction] = []
+    for attempt in range(_ATTEMPTS if known is None and settings.mapper == "incremental" else 1):
+        own = output / str(attempt)
+        own.mkdir()
+        seeded = replace(settings, seed=settings.seed + attempt)
+        with quiet():
+            if settings.mapper == "global" and known is None:
+                found = pycolmap.global_mapping(
+                    database, photos, own, _global_options(limits, seeded, refine)
+                )
+            else:
+                found = pycolmap.incremental_mapping(
+                    database,
+                    photos,
+                    own,
+                    _incremental_options(limits, seeded, refine),
+                    input_path=known or "",
+                    next_image_callback=registered or _nothing,
+                )
+        models = sorted(found.values(), key=_extent, reverse=True)
+        best = max(best, models, key=lambda some: _extent(some[0]) if some else (0, 0))
+        if not best or best[0].num_reg_images() >= enough:
+            break
+    return best
+
+
+def _extent(model: pycolmap.Reconstruction) -> tuple[int, int]:
+    """By which maps are compared."""
+    return model.num_reg_images(), model.num_points3D()
 
 
 def _incremental_options(
