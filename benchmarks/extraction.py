@@ -82,10 +82,7 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
         coordinates.EXTRACTION_CELLS(found.positions)
 
     seconds = medians_in_turn(
-        {
-            "after": after_the_trunk,
-            "all": partial(model.extract, photo, keypoints="deep", descriptor="plain"),
-        },
+        {"after": after_the_trunk, "all": lambda: model.extract(photo)},
         rounds=5,
     )
     share = seconds["after"] / seconds["all"]

@@ -63,8 +63,8 @@ def conf(
         weights: as for `D2Net.from_pretrained`.
         resize_max: longest edge in pixels; hloc reduces larger photos, with the pixels that
             `D2Net.extract` has too. None for no limit.
-        **settings: `original`, `multiscale`, `turns`, `max_keypoints`, `score_threshold`,
-            `precision` of `ExtractionSettings`.
+        **settings: `keypoints`, `descriptor`, `original`, `multiscale`, `turns`, `max_keypoints`,
+            `score_threshold`, `precision` of `ExtractionSettings`.
 
     Raises:
         InputError: a setting is unknown, impossible, or hloc's business.

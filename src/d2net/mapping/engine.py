@@ -69,7 +69,7 @@ def run_mapper(
         known: folder of a model to which the other photos are added; its photos have the same
             numbers in the database.
         fixed_cameras: intrinsics stay as they are; so they do where the settings give them.
-        registered: called after each photo (incremental only).
+        registered: called after each photo (incremental only), and again where it begins again.
 
     Returns:
         The models found, that with most photos first.
@@ -77,13 +77,13 @@ def run_mapper(
     import pycolmap
 
     refine = not fixed_cameras and settings.camera_params is None
-    with quiet(), pycolmap.Database.open(database) as photos_known:
-        enough = _ENOUGH * photos_known.num_images()
-    best: list[pycolmap.Reconstruction] = []
-    for attempt in range(_ATTEMPTS if known is None and settings.mapper == "incremental" else 1):
-        own = output / str(attempt)
+    with pycolmap.Database.open(database) as opened:
+        enough = _ENOUGH * opened.num_images()
+
+    def attempt(number: int) -> list[pycolmap.Reconstruction]:
+        own = output / str(number)
         own.mkdir()
-        seeded = replace(settings, seed=settings.seed + attempt)
+        seeded = replace(settings, seed=settings.seed + number)
         with quiet():
             if settings.mapper == "global" and known is None:
                 found = pycolmap.global_mapping(
@@ -98,16 +98,21 @@ def run_mapper(
                     input_path=known or "",
                     next_image_callback=registered or _nothing,
                 )
-        models = sorted(found.values(), key=_extent, reverse=True)
-        best = max(best, models, key=lambda some: _extent(some[0]) if some else (0, 0))
+        return sorted(found.values(), key=_extent, reverse=True)
+
+    best = attempt(0)
+    if settings.mapper == "global" or known is not None:
+        return best
+    for number in range(1, _ATTEMPTS):
         if not best or best[0].num_reg_images() >= enough:
             break
+        best = max(best, attempt(number), key=lambda models: _extent(*models[:1]))
     return best
 
 
-def _extent(model: pycolmap.Reconstruction) -> tuple[int, int]:
-    """By which maps are compared."""
-    return model.num_reg_images(), model.num_points3D()
+def _extent(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
+    """By which maps are compared; none is the least."""
+    return (model.num_reg_images(), model.num_points3D()) if model else (0, 0)
 
 
 def _incremental_options(
