@@ -2,7 +2,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -152,6 +152,19 @@ def test_too_few_pairs_determine_no_model(model, method):
     assert estimate(model, a[:enough], b[:enough], options)[0] is not None
 
 
+TINY = np.array(
+    [
+        [3, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 3, 0],
+        [1, 6, 0, 3.60243664e-153],
+        [0, 1, 1, 3],
+        [1, 0, 0, 0],
+    ]
+)
+"""A number so small that the fundamental matrix's entries have squares beyond what floats hold."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 @given(
     pairs=st.integers(0, 15).flatmap(
@@ -162,6 +175,7 @@ def test_too_few_pairs_determine_no_model(model, method):
         )
     )
 )
+@example(pairs=TINY)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_finite_pairs_give_a_consistent_answer(method, pairs):
     options = RobustOptions(threshold=2, method=method, max_iterations=100)

@@ -203,6 +203,7 @@ def on_one_line(points: Array, tolerance: float) -> bool:
 
 def _scaled(model: Model, matrix: Array) -> Array:
     """The matrix in its usual scale: last entry 1 for homographies, else unit Frobenius norm."""
+    matrix = matrix / np.abs(matrix).max()  # of absurd pairs the squares would overflow
     norm = np.linalg.norm(matrix)
     if model == "homography" and abs(matrix[2, 2]) > 1e-12 * norm:
         norm = matrix[2, 2]
