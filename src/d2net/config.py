@@ -12,7 +12,7 @@ S = TypeVar("S", bound="Settings")
 
 _CHOICES = {
     "keypoints": ("deep", "corner", "both"),
-    "descriptor": ("plain", "root", "fused"),
+    "descriptor": ("plain", "root", "fused", "whitened"),
     "precision": ("float32", "bfloat16", "float16"),
 }
 _OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain", "turns": 1}
@@ -52,9 +52,10 @@ class ExtractionSettings(Settings):
     """Who proposes keypoints: deep (D2-Net's, from the deep map), corner (from the grey photo, to a
     fraction of a pixel) or both."""
 
-    descriptor: str = "fused"
-    """What describes them: plain (D2-Net's), root (its square root) or fused (that beside the root
-    of a shallower map)."""
+    descriptor: str | None = None
+    """What describes them: plain (D2-Net's), root (its square root), fused (that beside the root
+    of a shallower map) or whitened (these and what is around, in 384 numbers, for weights that
+    have learned it). None: whitened where the weights have, else fused."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
@@ -94,7 +95,8 @@ class ExtractionSettings(Settings):
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+            free = name == "descriptor" and self.descriptor is None
+            if getattr(self, name) not in known and not free:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"{name} must be {words}, not {getattr(self, name)!r}")
         for name, value in _OF_THE_RELEASE.items():

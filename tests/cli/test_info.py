@@ -84,7 +84,7 @@ def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) ->
         assert found[name]["state"] == "downloadable"
         assert found[name]["record"]["url"].endswith(f"/{name}.pth")
     text = d2net("weights").out
-    assert "seasons (= default): packaged, 15.3 MB" in text
+    assert "seasons (= default): packaged, 16.3 MB" in text
     assert all(status["record"]["advice"] in text for status in found.values())
     assert d2net("weights", "--quiet").out == ""
 

@@ -142,7 +142,7 @@ def test_lightglue_style(model: D2Net, photo: np.ndarray) -> None:
     n = len(expected)
     assert found["keypoints"].shape == (1, n, 2)
     assert found["keypoint_scores"].shape == (1, n)
-    assert found["descriptors"].shape == (1, n, 768)
+    assert found["descriptors"].shape == (1, n, 384)
     assert found["image_size"].tolist() == [[320, 240]]
     for key, value in expected.to_dict().items():
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-3)

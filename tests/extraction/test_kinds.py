@@ -131,19 +131,31 @@ def test_near_is_the_larger_of_both_distances(a: Keypoints, b: Keypoints, radius
     assert torch.equal(near(a.positions, b.positions, radius), (apart <= radius).any(dim=1))
 
 
-@pytest.mark.parametrize(("form", "length"), [("plain", 512), ("root", 512), ("fused", 768)])
+@pytest.mark.parametrize(
+    ("form", "length"), [("plain", 512), ("root", 512), ("fused", 768), ("whitened", 384)]
+)
 @pytest.mark.parametrize("kind", ["deep", "corner", "both"])
-def test_every_kind_with_every_form(
-    model: D2Net, photo: np.ndarray, kind: str, form: str, length: int
-) -> None:
+def test_every_kind_with_every_form(photo: np.ndarray, kind: str, form: str, length: int) -> None:
+    model = D2Net.from_pretrained()
     features = model.extract(photo, keypoints=kind, descriptor=form)
     assert len(features) > 200
     assert features.descriptors.shape[1] == length
     torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(len(features)))
     assert features.descriptor is not None
-    assert features.descriptor.startswith("ots ")
+    assert features.descriptor.startswith("seasons ")
     assert features.descriptor.endswith(f" {form}")
     assert len(model.extract(np.full((90, 100, 3), 77, np.uint8), keypoints=kind)) == 0
+
+
+def test_descriptors_are_whitened_where_the_weights_can(model: D2Net) -> None:
+    assert model.settings.descriptor == "fused"
+    assert D2Net.from_pretrained().settings.descriptor == "whitened"
+    assert D2Net.from_pretrained(descriptor="root").settings.descriptor == "root"
+    assert D2Net.from_pretrained(original=True).settings.descriptor == "plain"
+    with pytest.raises(InputError, match="'ots' have no whitening of descriptors: choose"):
+        model.extract(PHOTO, descriptor="whitened")
+    with pytest.raises(InputError, match="'ots' have no whitening"):
+        D2Net.from_pretrained("ots", descriptor="whitened")
 
 
 def test_masks_hold_for_corners(model: D2Net, photo: np.ndarray) -> None:
@@ -165,5 +177,7 @@ def test_original_has_its_own_kinds() -> None:
 def test_unknown_kinds_are_told() -> None:
     with pytest.raises(InputError, match="keypoints must be deep, corner or both, not 'sift'"):
         ExtractionSettings(keypoints="sift")
-    with pytest.raises(InputError, match="descriptor must be plain, root or fused, not 'sift'"):
+    with pytest.raises(
+        InputError, match="descriptor must be plain, root, fused or whitened, not 'sift'"
+    ):
         ExtractionSettings(descriptor="sift")

@@ -18,6 +18,7 @@ from d2net.extraction.tiling import MARGIN, tiles
 from d2net.network.catalogue import CAFFE
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
+from d2net.network.whitening import INPUTS, Whitening
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -67,8 +68,13 @@ def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: Any) -> Keypoint
         {"original": True},
         {"original": False},
         {"original": False, "proposers": ("corner",), "form": "fused"},
+        {
+            "original": False,
+            "form": "whitened",
+            "whitening": Whitening(torch.eye(INPUTS)[-384:], torch.zeros(384)),
+        },
     ],
-    ids=["original", "deep", "corner-fused"],
+    ids=["original", "deep", "corner-fused", "whitened"],
 )
 def test_tiles_equal_the_whole(vgg: Trunk, multiscale: bool, kind: dict[str, Any]) -> None:
     photo = np.asarray(Image.open(PHOTO))[150:387, 200:513]

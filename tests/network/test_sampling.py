@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from d2net.geometry import coordinates
 from d2net.network.sampling import describe, resample
+from d2net.network.whitening import Whitening
 
 
 def linear_map(height: int, width: int) -> torch.Tensor:
@@ -45,10 +46,29 @@ def test_fused_is_the_deep_root_beside_a_shorter_shallow_one() -> None:
     torch.testing.assert_close(found, torch.cat(parts) / (1 + 0.8**2) ** 0.5)
 
 
+def test_what_is_whitened_is_deep_shallow_and_the_mean_around() -> None:
+    """A linear map's mean around a place is the map there."""
+    deep, shallow = linear_map(12, 12), torch.rand(13, 13, 2)
+    positions = torch.tensor([[5.25, 6.5]])
+    identity = Whitening(torch.eye(8), torch.zeros(8))
+    found = describe(deep, shallow, positions, "whitened", identity)[0]
+    parts = [
+        describe(deep, shallow, positions, "root")[0],
+        describe(shallow, shallow, positions + 0.5, "root")[0],
+        describe(deep, shallow, positions, "root")[0],
+    ]
+    torch.testing.assert_close(found, torch.cat(parts) / 3**0.5)
+    turned = Whitening(torch.eye(8).flip(0), torch.ones(8))
+    found = describe(deep, shallow, positions, "whitened", turned)[0]
+    torch.testing.assert_close(found, F.normalize(torch.cat(parts).flip(0) / 3**0.5 + 1, dim=0))
+
+
 def test_no_positions_give_no_descriptors() -> None:
     maps = linear_map(5, 7).bfloat16()
     for form, length in (("plain", 3), ("root", 3), ("fused", 6)):
         assert describe(maps, maps, torch.empty(0, 2), form).shape == (0, length)
+    whitening = Whitening(torch.ones(4, 9), torch.zeros(4))
+    assert describe(maps, maps, torch.empty(0, 2), "whitened", whitening).shape == (0, 4)
 
 
 def test_resample_equals_interpolate_with_aligned_corners() -> None:

@@ -26,6 +26,7 @@ from d2net.network.weights import (
     ordinary_file,
     save_weights,
 )
+from d2net.network.whitening import INPUTS, Whitening
 from d2net.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -547,6 +548,56 @@ def test_saved_weights_come_back_with_their_normalisation(ots, tmp_path):
     assert info.arrays[0].dtype == "float16"
     assert path.stat().st_size < 16e6
     assert [file.name for file in tmp_path.iterdir()] == ["new.safetensors"]
+
+
+def test_a_whitening_is_saved_with_its_weights(ots, tmp_path):
+    path = tmp_path / "new.safetensors"
+    weight, bias = torch.rand(7, INPUTS).half().float(), torch.rand(7).half().float()
+    save(path, ots.state, whitening=Whitening(weight, bias))
+    loaded = load_weights(path)
+    assert_same(loaded, ots.state)
+    assert torch.equal(loaded.whitening.weight, weight)
+    assert torch.equal(loaded.whitening.bias, bias)
+    assert (describe(path).whitening, describe(path).unused) == (7, 0)
+    assert ots.whitening is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"whitening.weight": torch.ones(7, INPUTS)}, "half of a whitening"),
+        ({"whitening.bias": torch.ones(7)}, "half of a whitening"),
+        (
+            {"whitening.weight": torch.ones(7, 9), "whitening.bias": torch.ones(7)},
+            "another version",
+        ),
+        ({"whitening.weight": torch.ones(7, INPUTS), "whitening.bias": torch.ones(8)}, "another"),
+        (
+            {
+                "whitening.weight": torch.ones(7, INPUTS),
+                "whitening.bias": torch.full((7,), torch.nan),
+            },
+            "NaN",
+        ),
+    ],
+)
+def test_a_whitening_that_does_not_fit_is_refused(ots, tmp_path, arrays, message):
+    path = tmp_path / "bad.safetensors"
+    safetensors.torch.save_file({**ots.state, **arrays}, path)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(path)
+
+
+def test_a_header_may_begin_like_a_pickle(ots, tmp_path):
+    """The first byte of a safetensors file is of its header's length, and can be any."""
+    path = tmp_path / "a.safetensors"
+    for length in range(300):
+        safetensors.torch.save_file(ots.state, path, {"note": "x" * length})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    else:
+        pytest.fail("no such length was tried")
+    assert_same(load_weights(path), ots.state)
 
 
 def test_saving_what_cannot_be_saved_leaves_the_old_file(ots, tmp_path):

@@ -23,13 +23,13 @@ from ..release_outputs import released
 from ..tiny import DATA, make_tiny_model
 
 PHOTOS = ("graf_320x256", "graf_odd_313x237", "grey_251x199", "tall_96x301", "tiny_40x33")
-KINDS = [("deep", "plain"), ("both", "fused")]
+KINDS = [("deep", "plain"), ("both", "fused"), ("both", "whitened")]
 pytestmark = pytest.mark.timeout(1200)  # an export takes half a minute, on a busy machine minutes
 
 
 @pytest.fixture(scope="module")
 def model() -> D2Net:
-    return D2Net.from_pretrained("ots")
+    return D2Net.from_pretrained()
 
 
 @pytest.fixture(scope="module")

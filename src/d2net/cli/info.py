@@ -69,6 +69,7 @@ def _description(info: WeightsInfo) -> list[str]:
         "size": f"{info.bytes:,} bytes, {info.parameters:,} parameters",
         "sha256": info.sha256,
         "input": f"{normalisation.order}, normalised as {normalisation.name}",
+        "whitening": info.whitening and f"to {info.whitening} numbers a descriptor",
         "other entries": info.unused or None,
         "licence": licence,
         "trained on": training_data,

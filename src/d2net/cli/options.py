@@ -100,11 +100,12 @@ class Extraction:
         ),
     ] = None
     descriptor: Annotated[
-        Literal["plain", "root", "fused"] | None,
+        Literal["plain", "root", "fused", "whitened"] | None,
         _keypoints(
             metavar="FORM",
-            help="Deep map as in the paper (plain), its root, or fused with a shallow map.",
-            show_default=_DEFAULT.descriptor,
+            help="Deep map as in the paper (plain), its root, that fused with a shallow map, or "
+            "whitened: in 384 numbers, learned with the weights.",
+            show_default="whitened if the weights can",
         ),
     ] = None
     original: Annotated[

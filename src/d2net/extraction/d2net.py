@@ -27,6 +27,7 @@ from d2net.network.catalogue import CAFFE, Normalisation
 from d2net.network.detection import soft_scores
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights
+from d2net.network.whitening import Whitening
 
 if TYPE_CHECKING:
     from d2net.network.sampling import Form
@@ -45,6 +46,7 @@ class D2Net(nn.Module):
         normalisation: what its weights want; it belongs to them and is no option.
         settings: defaults of `extract`.
         weights: name and checksum of the weights, saved with results.
+        whitening: of descriptors; it belongs to the weights, too, and not all have one.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class D2Net(nn.Module):
         normalisation: Normalisation = CAFFE,
         settings: ExtractionSettings | None = None,
         weights: dict[str, str] | None = None,
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         self.trunk = trunk or Trunk()
         self.normalisation = normalisation
-        self.settings = settings or ExtractionSettings()
         self.weights = weights or {"name": "untrained", "sha256": ""}
+        self.whitening = whitening
+        self.settings = settings or ExtractionSettings()
+        self.settings = self.chosen()
         self.eval()
 
     @classmethod
@@ -86,6 +91,7 @@ class D2Net(nn.Module):
             normalisation=loaded.normalisation,
             settings=ExtractionSettings.from_dict(settings),
             weights={"name": loaded.name, "sha256": loaded.sha256},
+            whitening=loaded.whitening,
         )
         model.trunk.load_state_dict(loaded.state)
         try:
@@ -98,6 +104,25 @@ class D2Net(nn.Module):
     def device(self) -> torch.device:
         """Where the network is, and where features are returned."""
         return next(self.parameters()).device
+
+    def chosen(
+        self,
+        **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    ) -> ExtractionSettings:
+        """The model's settings with some changed, and what they leave to the weights decided.
+
+        Raises:
+            InputError: unknown or impossible setting, or one that these weights cannot follow.
+        """
+        changed = self.settings.updated(**settings)
+        if changed.descriptor is None:
+            return changed.updated(descriptor="whitened" if self.whitening else "fused")
+        if changed.descriptor == "whitened" and self.whitening is None:
+            raise InputError(
+                f"the weights {self.weights['name']!r} have no whitening of descriptors: choose "
+                "descriptor 'fused', or weights that have one"
+            )
+        return changed
 
     def provenance(self, settings: ExtractionSettings | None = None) -> dict[str, Any]:
         """How features are made: package version, weights and settings, for saving with them."""
@@ -146,7 +171,7 @@ class D2Net(nn.Module):
         Raises:
             InputError: the photos differ in size, or there are not as many masks as photos.
         """
-        chosen = self.settings.updated(**settings)
+        chosen = self.chosen(**settings)
         if masks is None:
             masks = [None] * len(batch)
         if len(masks) != len(batch):
@@ -199,7 +224,7 @@ class D2Net(nn.Module):
             h x w float32 at stride 4, one level, the whole summing to one; h or w is 0 where the
             photo is too small for a cell.
         """
-        chosen, most = self.settings.updated(**settings), ExtractionSettings()
+        chosen, most = self.chosen(**settings), ExtractionSettings()
         photo = prepare(
             image,
             chosen.updated(
@@ -249,6 +274,7 @@ class D2Net(nn.Module):
                 dtype=dtype,
                 proposers=PROPOSERS[settings.keypoints],
                 form=cast("Form", settings.descriptor),
+                whitening=self.whitening,
                 most=most,
             )
 

@@ -110,7 +110,7 @@ def extract_folder(
         OutputError: the output cannot be written or was made with other settings.
         InputError: unknown format or setting, no photos, none that can be read, no masks for them.
     """
-    chosen = model.settings.updated(**settings)
+    chosen = model.chosen(**settings)
     if not photos:
         raise InputError("there are no photos to extract: give files, or folders that hold some")
     masked = {} if masks is None else _find_masks(photos, Path(masks))

@@ -23,6 +23,7 @@ from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
 from d2net.network.catalogue import Normalisation
 from d2net.network.sampling import Form, describe
 from d2net.network.trunk import Trunk
+from d2net.network.whitening import Whitening
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def find_keypoints(
     dtype: torch.dtype,
     proposers: Sequence[Proposer] = ("deep",),
     form: Form = "plain",
+    whitening: Whitening | None = None,
     most: int | None = None,
     cells_per_tile: int = CELLS_PER_TILE,
 ) -> list[list[Keypoints]]:
@@ -84,6 +86,7 @@ def find_keypoints(
         dtype: precision of the network.
         proposers: of keypoints.
         form: of descriptors.
+        whitening: for the form whitened.
         most: how many of each proposer will be looked at, those with the highest scores, so that
             memory does not grow with a large photo's candidates. None: all.
         cells_per_tile: larger maps are computed in tiles, with equal results.
@@ -93,7 +96,9 @@ def find_keypoints(
     """
     _, height, width, _ = photos.shape
     pyramid = levels((width, height), PYRAMID if multiscale else (1.0,), original=original)
-    search = _Search(trunk, normalisation, photos, pyramid, original, dtype, tuple(proposers), form)
+    search = _Search(
+        trunk, normalisation, photos, pyramid, original, dtype, tuple(proposers), form, whitening
+    )
     found = [[[search.nothing()] for _ in proposers] for _ in photos]
     for owned in tiles((width, height), pyramid, cells_per_tile):
         for i, j, part in search.in_tile(owned):
@@ -123,6 +128,7 @@ class _Search:
     dtype: torch.dtype
     proposers: tuple[Proposer, ...]
     form: Form
+    whitening: Whitening | None
 
     def in_tile(self, owned: Sequence[Window]) -> Iterator[tuple[int, int, Keypoints]]:
         """Numbers of photo and proposer, and keypoints of the cells that a tile owns."""
@@ -152,12 +158,13 @@ class _Search:
         mine = found.inside(own)
         found, positions = found[mine], positions[mine]
         scales = torch.full_like(found.scores, 1 / view.level.factor)
+        cells = found.positions - view.origin
         return Keypoints(
             positions,
             found.scores,
             scales,
             deviation(proposer, scales),
-            describe(view.deep, view.shallow, found.positions - view.origin, self.form),
+            describe(view.deep, view.shallow, cells, self.form, self.whitening),
             found.order,
         )
 
@@ -168,7 +175,7 @@ class _Search:
             none.new_empty(1, 1, size)
             for size in (self.trunk.channels, self.trunk.shallow_channels)
         )
-        descriptors = describe(deep, shallow, none.view(0, 2), self.form)
+        descriptors = describe(deep, shallow, none.view(0, 2), self.form, self.whitening)
         return Keypoints(none.view(0, 2), none, none, none, descriptors, none.long())
 
 

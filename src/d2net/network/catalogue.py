@@ -118,8 +118,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             name="seasons",
             file="seasons.safetensors",
             url=None,
-            sha256="7e9e01423dc2d104be89302c17cd2386db3f1078d3515bda309582576f7370e5",
-            bytes=15_277_520,
+            sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
+            bytes=16_261_520,
             licence=(
                 "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
                 "stated licence were trained on: see MODEL_CARD.md"

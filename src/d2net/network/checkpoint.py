@@ -25,6 +25,7 @@ from torch import Tensor
 from d2net.errors import WeightsError
 from d2net.formats.pickles import NumpyType, numpy_scalar
 from d2net.network.trunk import VGG16_STAGES
+from d2net.network.whitening import INPUTS
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
@@ -40,6 +41,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
 
 SHAPES = _shapes()
 """The network's arrays, conv1_1.weight to conv4_3.bias."""
+
+WHITENING = ("whitening.weight", "whitening.bias")
+"""Arrays that some weights have besides: D x `INPUTS` and D."""
 
 _SEQUENTIAL = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
 """Places of the ten convolutions among VGG-16's layers, ReLU and pools counted."""
@@ -98,7 +102,8 @@ class Checkpoint:
 
     Attributes:
         state: conv1_1.weight to conv4_3.bias, finite float32 on the CPU.
-        arrays: the same as they stand in the file.
+        whitening: weight and bias of the whitening, likewise; None where there is none.
+        arrays: the network's as they stand in the file.
         unused: how many other entries its state dict has (a full VGG's tail).
         format: "safetensors" or "torch".
         layout: whose names the file uses: "d2net", "release" or "torchvision".
@@ -107,6 +112,7 @@ class Checkpoint:
     """
 
     state: dict[str, Tensor]
+    whitening: tuple[Tensor, Tensor] | None
     arrays: tuple[ArrayInfo, ...]
     unused: int
     format: str
@@ -152,24 +158,27 @@ def parse(data: bytes, path: Path) -> Checkpoint:
     """
     metadata: Mapping[str, str] = {}
     training = None
-    if data.startswith((b"PK\x03\x04", b"\x80")):
-        file_format = "torch"
-        entries, training = _parse_torch(data, path)
-    elif data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
+    # safetensors first: its header's length may begin with the byte that a pickle begins with
+    if data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
         file_format = "safetensors"
         entries, metadata = _parse_safetensors(data, path)
+    elif data.startswith((b"PK\x03\x04", b"\x80")):
+        file_format = "torch"
+        entries, training = _parse_torch(data, path)
     else:
         raise WeightsError(
             f"{path} is not a weights file: expected safetensors or a file saved by torch (.pth)"
         )
     layout, tensors = _select(entries, path)
+    whitening = _whitening(entries, path)
     return Checkpoint(
         state={name: to_float32(name, tensor, path) for name, tensor in tensors.items()},
+        whitening=whitening,
         arrays=tuple(
             ArrayInfo(name, LAYOUTS[layout][name], tuple(tensor.shape), _dtype_name(tensor))
             for name, tensor in tensors.items()
         ),
-        unused=len(entries) - len(tensors),
+        unused=len(entries) - len(tensors) - (0 if whitening is None else len(WHITENING)),
         format=file_format,
         layout=layout,
         metadata=metadata,
@@ -258,6 +267,24 @@ def _select(entries: Mapping[Any, Any], path: Path) -> tuple[str, dict[str, Any]
                 f"{tuple(value.shape)}, not {shape}"
             )
     return layout, {name: named[names[name]] for name in SHAPES}
+
+
+def _whitening(entries: Mapping[Any, Any], path: Path) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the whitening, if the file has one."""
+    found = [entries.get(name) for name in WHITENING]
+    if found == [None, None]:
+        return None
+    weight, bias = found
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else None for x in (weight, bias)]
+    size = shapes[1][0] if shapes[1] else 0
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or size == 0:
+        raise WeightsError(f"{path} holds half of a whitening: get the file again from its source")
+    if shapes != [(size, INPUTS), (size,)]:
+        raise WeightsError(
+            f"{path} holds a whitening of shape {shapes[0]} and {shapes[1]}, not (D, {INPUTS}) and "
+            "(D,): it belongs to another version of d2net"
+        )
+    return to_float32(WHITENING[0], weight, path), to_float32(WHITENING[1], bias, path)
 
 
 def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:

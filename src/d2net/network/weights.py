@@ -28,6 +28,7 @@ from d2net.network.catalogue import (
 from d2net.network.checkpoint import (
     LAYOUTS,
     SHAPES,
+    WHITENING,
     ArrayInfo,
     Checkpoint,
     Training,
@@ -37,6 +38,7 @@ from d2net.network.checkpoint import (
 )
 from d2net.network.download import Progress, download, record_sha256, recorded_sha256
 from d2net.network.packing import unpack
+from d2net.network.whitening import Whitening
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class LoadedWeights:
 
     Attributes:
         state: conv1_1.weight, conv1_1.bias, ... conv4_3.bias, float32 on the CPU.
+        whitening: of descriptors, None where the weights have none.
         normalisation: what the network's input must be.
         name: of the catalogue, or what the file calls itself, or the file's name.
         sha256: of the file, unpacked.
@@ -56,6 +59,7 @@ class LoadedWeights:
     """
 
     state: dict[str, Tensor]
+    whitening: Whitening | None
     normalisation: Normalisation
     name: str
     sha256: str
@@ -76,6 +80,7 @@ class WeightsInfo:
         arrays: those the network uses, from conv1_1 to conv4_3.
         unused: how many other entries there are (a full VGG's tail).
         parameters: numbers in `arrays`.
+        whitening: length of whitened descriptors, None where the weights have no whitening.
         normalisation: what the network's input must be.
         metadata: the strings of a safetensors header.
         training: what a training checkpoint of the release says about itself.
@@ -91,6 +96,7 @@ class WeightsInfo:
     arrays: tuple[ArrayInfo, ...]
     unused: int
     parameters: int
+    whitening: int | None
     normalisation: Normalisation
     metadata: Mapping[str, str]
     training: Training | None
@@ -149,8 +155,11 @@ def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeig
         # not at level info, which nobody sees: the first use takes long and needs the network
         _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
         download_weights(record.name)
-    info, state = _read(path, record)
-    return LoadedWeights(state, info.normalisation, info.name, info.sha256, record)
+    info, checkpoint = _read(path, record)
+    whitening = None if checkpoint.whitening is None else Whitening(*checkpoint.whitening)
+    return LoadedWeights(
+        checkpoint.state, whitening, info.normalisation, info.name, info.sha256, record
+    )
 
 
 def download_weights(name: str, progress: Progress | None = None) -> Path:
@@ -213,6 +222,7 @@ def save_weights(
     normalisation: Normalisation,
     licence: str,
     training_data: str,
+    whitening: Whitening | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write weights as half-precision safetensors, whole or not at all.
@@ -226,6 +236,7 @@ def save_weights(
         normalisation: what they were trained with; loading restores it.
         licence: under which they may be used.
         training_data: what they were trained on.
+        whitening: of descriptors, if they have one.
         notes: what else the file shall say about itself.
 
     Raises:
@@ -237,11 +248,14 @@ def save_weights(
     if shapes != SHAPES:
         wrong = sorted(key for key, _ in shapes.items() ^ SHAPES.items())
         raise WeightsError(f"these are not the arrays of VGG-16 up to conv4_3: see {wrong[0]}")
+    tensors = dict(state)
+    if whitening is not None:
+        tensors |= dict(zip(WHITENING, (whitening.weight, whitening.bias), strict=True))
     arrays = {}
-    for key, tensor in state.items():
+    for key, tensor in tensors.items():
         half = tensor.detach().cpu().half()
         to_float32(key, half, "the weights to be saved in half precision")
-        arrays[LAYOUTS["release"][key]] = half.contiguous()
+        arrays[LAYOUTS["release"].get(key, key)] = half.contiguous()
     metadata = {
         **(notes or {}),
         "format": "pt",
@@ -287,7 +301,7 @@ def _accept(path: Path) -> None:
     parse(read_bytes(path), path)
 
 
-def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[str, Tensor]]:
+def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, Checkpoint]:
     """Read and check a file that is on this machine; record a cached file's first checksum."""
     data = _ordinary(path, record)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -306,6 +320,7 @@ def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[s
         arrays=checkpoint.arrays,
         unused=checkpoint.unused,
         parameters=sum(tensor.numel() for tensor in checkpoint.state.values()),
+        whitening=None if checkpoint.whitening is None else len(checkpoint.whitening[1]),
         normalisation=(
             record.normalisation if record is not None else _normalisation(checkpoint, path)
         ),
@@ -313,7 +328,7 @@ def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, dict[s
         training=checkpoint.training,
         record=record,
     )
-    return info, checkpoint.state
+    return info, checkpoint
 
 
 def _ordinary(path: Path, record: WeightsRecord | None) -> bytes:

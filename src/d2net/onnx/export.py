@@ -49,7 +49,7 @@ def export_onnx(
         MissingPackageError: the packages that write graphs are not installed.
         OutputError: the folder holds something already, or cannot be written.
     """
-    chosen = model.settings.updated(**settings)
+    chosen = model.chosen(**settings)
     if chosen.original or chosen.multiscale or chosen.turns > 1 or chosen.precision == "bfloat16":
         raise InputError(
             "an ONNX graph works at one scale, in one turn, with the corrected grid, in float32 or "

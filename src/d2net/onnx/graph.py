@@ -41,6 +41,7 @@ class Graph(nn.Module):
         self.normalisation = model.normalisation
         self.proposers = PROPOSERS[settings.keypoints]
         self.form = cast("Form", settings.descriptor)
+        self.whitening = copy.deepcopy(model.whitening)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """All keypoints of a photo, each proposer's in its order.
@@ -63,7 +64,7 @@ class Graph(nn.Module):
             torch.full_like(part[1], number, dtype=torch.int64) for number, part in enumerate(found)
         ]
         positions = EXTRACTION_CELLS.inverse()(keypoints)
-        descriptors = describe(deep, shallow, positions, self.form)
+        descriptors = describe(deep, shallow, positions, self.form, self.whitening)
         return keypoints, scores, uncertainty, torch.cat(kinds), descriptors
 
     def _maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

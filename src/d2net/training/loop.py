@@ -39,6 +39,7 @@ from d2net.training.objective import objective
 from d2net.training.records import Records
 from d2net.training.settings import TrainingSettings
 from d2net.training.validation import Validate, Validation, fixed_pairs
+from d2net.training.whitening import add_whitening
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -325,8 +326,17 @@ class _Run:
         weights, best = self.output / "weights.safetensors", self.output / "best.safetensors"
         if self.fabric.is_global_zero:
             self._write(weights)
+            if self.settings.whitening:
+                for path in (weights, best) if best.exists() else (weights,):
+                    self._whiten(path)
         self.fabric.barrier()
         return Summary(weights, best if best.exists() else None, self.standing)
+
+    def _whiten(self, path: Path) -> None:
+        try:
+            add_whitening(path, self.settings, self.data, str(self.fabric.device))
+        except TrainingError as error:  # what was learned so far is worth keeping
+            self._alarm(f"{path.name} has no whitening of descriptors: {error}")
 
     def _write(self, path: Path) -> None:
         s, standing = self.settings, self.standing

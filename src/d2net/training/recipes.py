@@ -53,6 +53,7 @@ def _adapting(*sources: SourceSettings) -> TrainingSettings:
         steps=1000,
         learning_rate=2e-4,
         contrast=1.0,
+        whitening=300,
         schedule="cosine",
         warmup=20,
         sampling="bilinear",

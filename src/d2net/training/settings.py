@@ -143,6 +143,10 @@ class TrainingSettings(Settings):
     """Weight of the mean of 1 - cosine between a cell's descriptor and the one that the starting
     weights give it, so that nothing is forgotten. 0: off. (release: none)"""
 
+    whitening: int = 0
+    """Pairs from which, after the last step, the whitening of descriptors is learned; see
+    `whitening.learn_whitening`. 0: the weights have none. (release: none)"""
+
     precision: Precision = "float32"
     """Of the convolutions; weights, loss and optimizer are always float32. (release: float32)"""
 
@@ -170,7 +174,7 @@ class TrainingSettings(Settings):
         for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "contrast", "retention", "seed"):
+        for name in ("warmup", "contrast", "retention", "whitening", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "clip"):

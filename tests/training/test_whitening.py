@@ -1,0 +1,108 @@
+"""Learning the whitening of descriptors, in closed form and at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from d2net import D2Net
+from d2net.errors import TrainingError
+from d2net.features import Features
+from d2net.matching.nearest import mutual_nearest
+from d2net.network.weights import describe, load_weights
+from d2net.network.whitening import INPUTS
+from d2net.training import whitening
+from d2net.training.loop import train
+from d2net.training.settings import TrainingSettings
+from d2net.training.sources import TrainingPair
+
+from . import made
+from .workers import SMALL
+
+SETTINGS = TrainingSettings.from_dict({**SMALL, "crop": 192, "steps": 1, "whitening": 8})
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough keypoints for a test, and as many directions as they can tell."""
+    monkeypatch.setattr(whitening, "FEWEST", 600)
+    monkeypatch.setattr(whitening, "DIMENSIONS", 256)
+
+
+def pairs(count: int, seed: int, dark: float) -> list[TrainingPair]:
+    """Crops of one photo, of each a second version that is darker and noisier."""
+    source = made.Made(Path(), made.MadeOptions(), 192)
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        pair = source.pair(number, rng)
+        assert pair is not None
+        noisy = pair.image_a * dark + rng.normal(0, 12, pair.image_a.shape)
+        second = np.clip(noisy, 0, 255).astype(np.uint8)
+        found.append(
+            TrainingPair(
+                pair.image_a, second, pair.points_a, pair.points_b, pair.source, pair.photos
+            )
+        )
+    return found
+
+
+def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> float:
+    """Share of the matches of corners that are right."""
+    right = total = 0
+    for pair in asked:
+        a, b = (
+            model.extract(image, keypoints="corner", **settings)
+            for image in (pair.image_a, pair.image_b)
+        )
+        assert isinstance(a, Features)
+        matches = mutual_nearest(a.descriptors, b.descriptors)
+        rows_a, rows_b = matches.indices.unbind(1)
+        error = (a.keypoints[rows_a] - b.keypoints[rows_b]).norm(dim=1)
+        right, total = right + int((error < 3).sum()), total + len(error)
+    return right / total
+
+
+def test_fewer_numbers_tell_more_apart_in_the_dark() -> None:
+    """Learned on half of the crops, judged on others of another darkness."""
+    plain = D2Net.from_pretrained("ots", descriptor="fused")
+    learned = whitening.learn_whitening(plain, pairs(16, 0, 0.15))
+    assert learned.weight.shape == (256, INPUTS)
+    model = D2Net(plain.trunk, plain.normalisation, whitening=learned)
+    assert model.settings.descriptor == "whitened"
+    unseen = pairs(4, 1, 0.2)
+    found = model.extract(unseen[0].image_a)
+    assert found.descriptors.shape[1] == 256
+    torch.testing.assert_close(found.descriptors.norm(dim=1), torch.ones(len(found)))
+    before, after = (right_matches(m, unseen) for m in (plain, model))
+    assert after > before
+
+
+def test_a_run_gives_its_weights_a_whitening_always_the_same(tmp_path: Path) -> None:
+    ends = [train(SETTINGS, tmp_path / name, workers=0).weights for name in ("one", "two")]
+    one, two = (load_weights(path).whitening for path in ends)
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one.weight, two.weight)
+    about = describe(ends[0])
+    assert about.whitening == 256
+    assert about.metadata["pairs"] == "2"
+    assert D2Net.from_pretrained(ends[0]).settings.descriptor == "whitened"
+    assert D2Net.from_pretrained(ends[0], descriptor="plain").settings.descriptor == "plain"
+
+
+def test_too_little_to_learn_from_leaves_the_weights_without(tmp_path: Path) -> None:
+    said: list[str] = []
+    summary = train(SETTINGS.updated(whitening=1), tmp_path, workers=0, warn=said.append)
+    assert load_weights(summary.weights).whitening is None
+    assert any("has no whitening of descriptors: the whitening" in line for line in said)
+
+
+def test_too_little_is_an_error_for_who_asks_for_it() -> None:
+    model = D2Net.from_pretrained("ots")
+    with pytest.raises(TrainingError, match="600 keypoints that correspond, but"):
+        whitening.learn_whitening(model, pairs(1, 0, 0.5))
