@@ -98,8 +98,13 @@ def _save_picture(path: Path, cloud: Cloud, album: Album, summary: MapSummary) -
 def _save_page(
     path: Path, cloud: Cloud, album: Album, summary: MapSummary, photos: Sequence[Path]
 ) -> None:
-    title = ", ".join(folder.resolve().name for folder in photos)
+    title = ", ".join(_name(folder.resolve()) for folder in photos)
     _write(path, make_page(cloud, album, summary, title, _missing(album)))
+
+
+def _name(photos: Path) -> str:
+    """What a folder of photos is of; COLMAP's layout has them in `images` of the scene's folder."""
+    return photos.parent.name if photos.name == "images" else photos.name
 
 
 def _missing(album: Album) -> list[str]:

@@ -10,6 +10,9 @@ const VERDICTS = {
   lost: "Not found in the map",
 };
 
+// A pose that too few keypoints agree with says nothing, and is not shown.
+function found(answer) { return answer.cam_from_world && answer.verdict !== "lost"; }
+
 export class PlaceView {
   constructor(section, limits) {
     this.limits = limits;
@@ -79,7 +82,7 @@ export class PlaceView {
 
   #list(answer) {
     const facts = [];
-    if (answer.cam_from_world) {
+    if (found(answer)) {
       const { camera } = answer, focal = camera.params[0];
       facts.push(["Position", answer.position.map((v) => v.toPrecision(4)).join(", ")
         + ` ± ${answer.position_deviation.toPrecision(2)} in the map’s unit`]);
@@ -96,7 +99,7 @@ export class PlaceView {
 
   // Draw the photo's camera in the map, or none.
   #camera(answer) {
-    this.camera = answer?.shape ? { shape: answer.shape, points: answer.inliers } : null;
+    this.camera = answer && found(answer) && answer.shape ? { shape: answer.shape, points: answer.inliers } : null;
     this.#sendCamera();
   }
 
