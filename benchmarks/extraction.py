@@ -102,8 +102,8 @@ def kind_rows() -> list[Row]:
     photo = np.asarray(Image.open(PHOTO))
     pixels = torch.from_numpy(photo.copy())
     images = model.normalisation(pixels.permute(2, 0, 1)[None].float())
-    kinds = [("deep", "plain"), ("deep", "fused"), ("corner", "root"), ("corner", "fused")]
-    kinds += [("both", "root"), ("both", "fused")]
+    kinds = [("deep", "plain"), ("deep", "whitened"), ("corner", "fused"), ("corner", "whitened")]
+    kinds += [("both", "root"), ("both", "fused"), ("both", "whitened")]
     extractions = {
         ", ".join(kind): partial(model.extract, photo, keypoints=kind[0], descriptor=kind[1])
         for kind in kinds

@@ -18,7 +18,7 @@ from d2net import D2Net, export_onnx
 from d2net.onnx import runner
 from d2net.onnx.export import MODEL, RUNNER
 
-KINDS = (("deep", "plain"), ("both", "fused"))
+KINDS = (("deep", "plain"), ("both", "whitened"))
 SIZE = (1600, 1200)
 
 SCRIPT = """

@@ -37,7 +37,14 @@ Evaluate = Callable[[CachedFeatures], Result]
 
 DEEP = "keypoints=deep,descriptor=plain"
 OURS = ("seasons", "seasons:keypoints=corner", f"seasons:{DEEP}")
-MATCHING = (*OURS, f"ots:{DEEP}", "ots:original", "rootsift", "aliked:weights=aliked-n16.pth")
+MATCHING = (
+    *OURS,
+    "seasons:descriptor=fused",
+    f"ots:{DEEP}",
+    "ots:original",
+    "rootsift",
+    "aliked:weights=aliked-n16.pth",
+)
 KINDS = (
     *(f"ots:keypoints=deep,descriptor={form}" for form in ("plain", "root", "fused")),
     *(

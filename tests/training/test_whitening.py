@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ SETTINGS = TrainingSettings.from_dict({**SMALL, "crop": 192, "steps": 1, "whiten
 
 
 @pytest.fixture(autouse=True)
-def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough keypoints for a test, and as many directions as they can tell."""
+def fewer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Enough keypoints for a test, as many directions as they can tell, and one thread."""
     monkeypatch.setattr(whitening, "FEWEST", 600)
     monkeypatch.setattr(whitening, "DIMENSIONS", 256)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pairs(count: int, seed: int, dark: float) -> list[TrainingPair]:

@@ -98,15 +98,16 @@ def training(printing: Printing) -> Iterator[Callable[[Standing], None]]:
     rate = TextColumn("{task.fields[rate]:.2f} pairs/s, {task.fields[waiting]:.0%} waiting")
     columns = (MofNCompleteColumn(), loss, rate, TextColumn("{task.fields[left]} left"))
     with _bar(
-        SpinnerColumn(), TextColumn("training"), BarColumn(), *columns, printing=printing
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns, printing=printing
     ) as bar:
         fields: dict[str, Any] = {"loss": 0.0, "rate": 0.0, "waiting": 0.0, "left": "?"}
-        task = bar.add_task("", total=None, **fields)
+        task = bar.add_task("training", total=None, **fields)
 
         def advance(at: Standing) -> None:
             left = str(timedelta(seconds=round(at.seconds_left)))
             bar.update(
                 task,
+                description=at.stage,
                 completed=at.step,
                 total=at.steps,
                 loss=at.loss,

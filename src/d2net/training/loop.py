@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from d2net.config import ExtractionSettings
 from d2net.errors import InputError, OutputError, TrainingError
 from d2net.extraction.d2net import D2Net
-from d2net.formats.atomic import locked, output_errors
+from d2net.formats.atomic import locked, output_errors, replacing
 from d2net.network.trunk import Trunk
 from d2net.network.weights import load_weights, save_weights
 from d2net.training import checkpoint, processes
@@ -58,6 +59,7 @@ class Progress:
         pairs_per_second: in this sitting, validation and checkpoints included.
         waiting: share of the time in which the network waited for data.
         seconds_left: at this rate.
+        stage: what is done: training, and after the last step whitening.
     """
 
     step: int
@@ -66,6 +68,7 @@ class Progress:
     pairs_per_second: float
     waiting: float
     seconds_left: float
+    stage: str = "training"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def train(
         if validate is None and settings.validated_on and fabric.is_global_zero:
             validate = Validation(fixed_pairs(settings, data), settings)
         run.go(validate, workers, report)
-        return run.finish()
+        return run.finish(report)
 
 
 @contextmanager
@@ -195,6 +198,7 @@ class _Run:
             checkpoint.restore(output / "last", trunk, self.optimizer)
         self.network, self._step_optimizer = fabric.setup(self.learner, self.optimizer)
         self.watch = Watch()
+        self.progress: Progress | None = None
         self._said: set[str] = set()
         self.records = Records(output, found.step) if fabric.is_global_zero else None
 
@@ -235,6 +239,7 @@ class _Run:
                 speed = {"pairs_per_second": progress.pairs_per_second, "waiting": progress.waiting}
                 self._record("train", {**_means(recent), **speed})
             report(progress)
+            self.progress = progress
             last = standing.step == s.steps
             if standing.step % s.validate_every == 0 or last:
                 self._validate(validate)
@@ -321,16 +326,28 @@ class _Run:
             self._record("alarm", {"alarm": sentence})
             self.warn(sentence)
 
-    def finish(self) -> Summary:
+    def finish(self, report: Callable[[Progress], None]) -> Summary:
         """Write the result."""
         weights, best = self.output / "weights.safetensors", self.output / "best.safetensors"
         if self.fabric.is_global_zero:
             self._write(weights)
             if self.settings.whitening:
-                for path in (weights, best) if best.exists() else (weights,):
-                    self._whiten(path)
+                if self.progress is not None:
+                    report(replace(self.progress, stage="whitening"))
+                self._whiten(weights)
+                self._whiten_best(best, weights)
         self.fabric.barrier()
         return Summary(weights, best if best.exists() else None, self.standing)
+
+    def _whiten_best(self, best: Path, last: Path) -> None:
+        """The best weights, too; where they are the last ones, by a copy of these."""
+        if self.standing.best is None or not best.exists():
+            return
+        if self.standing.best["step"] != self.standing.step:
+            self._whiten(best)
+            return
+        with locked(best), replacing(best) as temporary:
+            shutil.copyfile(last, temporary)
 
     def _whiten(self, path: Path) -> None:
         try:
