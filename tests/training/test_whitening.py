@@ -104,7 +104,16 @@ def test_too_little_to_learn_from_leaves_the_weights_without(tmp_path: Path) -> 
     said: list[str] = []
     summary = train(SETTINGS.updated(whitening=1), tmp_path, workers=0, warn=said.append)
     assert load_weights(summary.weights).whitening is None
-    assert any("has no whitening of descriptors: the whitening" in line for line in said)
+    assert any("has no whitening: the whitening" in line for line in said)
+
+
+def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> None:
+    settings = SETTINGS.updated(start="default", whitening=0)
+    found = load_weights(train(settings, tmp_path, workers=0).weights).whitening
+    before = load_weights("default").whitening
+    assert found is not None
+    assert before is not None
+    assert torch.equal(found.weight, before.weight)
 
 
 def test_too_little_is_an_error_for_who_asks_for_it() -> None:

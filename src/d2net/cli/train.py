@@ -93,9 +93,7 @@ def train(
     settings = _recipe_of(config, data).updated(**given)
     folder = data if data is not None else Path(config or "").parent
     if minutes is not None:
-        settings = settings.updated(
-            steps=_steps(minutes, settings, folder, output, device, workers)
-        )
+        settings = _within(minutes, settings, folder, output, device, workers)
     with progress.training(printing) as bar:
         summary = run(
             settings,
@@ -118,22 +116,23 @@ def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
     return own_photos(data or Path())
 
 
-def _steps(
+def _within(
     minutes: float,
     settings: TrainingSettings,
     data: Path,
     output: Path,
     device: str,
     workers: int,
-) -> int:
-    """Steps for the minutes; a run that goes on keeps those that it began with."""
+) -> TrainingSettings:
+    """The settings for the minutes; a run that goes on keeps those that it began with."""
     from d2net.training.checkpoint import find
-    from d2net.training.recipes import steps_within
+    from d2net.training.recipes import within
 
     found = find(output / "last")
     if found is not None:
-        return int(found.settings["steps"])
-    return steps_within(minutes, settings, data=data, device=device, workers=workers)
+        kept = {name: found.settings[name] for name in ("steps", "whitening")}
+        return settings.updated(**kept)
+    return within(minutes, settings, data=data, device=device, workers=workers)
 
 
 def _values(summary: Summary) -> dict[str, Any]:

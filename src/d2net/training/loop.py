@@ -189,6 +189,7 @@ class _Run:
                 f"sha256 {found.start['sha256'][:8]}...): choose another output"
             )
         self.standing, self.normalisation = found, loaded.normalisation
+        self.whitening = loaded.whitening
         trunk = Trunk()
         trunk.load_state_dict(loaded.state)
         self.learner = Learner(trunk, self.normalisation, settings)
@@ -353,7 +354,8 @@ class _Run:
         try:
             add_whitening(path, self.settings, self.data, str(self.fabric.device))
         except TrainingError as error:  # what was learned so far is worth keeping
-            self._alarm(f"{path.name} has no whitening of descriptors: {error}")
+            stays = "no whitening" if self.whitening is None else "the whitening of the start"
+            self._alarm(f"{path.name} has {stays}: {error}")
 
     def _write(self, path: Path) -> None:
         s, standing = self.settings, self.standing
@@ -365,6 +367,7 @@ class _Run:
             normalisation=self.normalisation,
             licence=s.licence or f"as of {standing.start['name']} and of the training data",
             training_data=f"{', '.join(s.layers)} of {standing.start['name']} on {sources}",
+            whitening=self.whitening,
             notes={
                 "start": json.dumps(standing.start),
                 "settings": json.dumps(s.to_dict()),

@@ -19,6 +19,10 @@ from d2net.training.sources import kind_of
 _HELD_OUT = 10
 _OVERHEAD = 1.15  # validation and checkpoints, as a factor on the time of the steps
 _TRIALS = 6
+_WHITENING_COSTS = (
+    1.5  # a pair, in pairs of a step: in float32 and at stride 4, but without a gradient
+)
+_FEWEST_WHITENED = 100  # pairs, about as many as give enough keypoints
 
 
 def own_photos(folder: Path) -> TrainingSettings:
@@ -64,16 +68,28 @@ def _adapting(*sources: SourceSettings) -> TrainingSettings:
     )
 
 
-def steps_within(
+def within(
     minutes: float, settings: TrainingSettings, *, data: Path, device: str, workers: int
-) -> int:
-    """About how many steps this machine does in a given time, from trying some.
+) -> TrainingSettings:
+    """The settings with about as many steps as this machine does in a given time, from trying some.
+
+    The whitening of descriptors gets a third of the time at most; where that is too little to
+    learn it from, it stays the starting weights'.
 
     Raises:
         D2NetError: as `train`.
     """
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes}")
+    per_step = _seconds_per_step(settings, data, device, workers)
+    per_pair = _WHITENING_COSTS * per_step / settings.batch
+    pairs = min(settings.whitening, round(60 * minutes / 3 / per_pair))
+    whitening = pairs if pairs >= _FEWEST_WHITENED else 0
+    left = 60 * minutes - whitening * per_pair
+    return settings.updated(steps=max(1, round(left / (per_step * _OVERHEAD))), whitening=whitening)
+
+
+def _seconds_per_step(settings: TrainingSettings, data: Path, device: str, workers: int) -> float:
     loaded = load_weights(settings.start)
     trunk = Trunk()
     trunk.load_state_dict(loaded.state)
@@ -86,5 +102,4 @@ def steps_within(
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())
-    per_step = (ends[-1] - ends[0]) / (len(ends) - 1)  # the first one pays for the start
-    return max(1, round(60 * minutes / (per_step * _OVERHEAD)))
+    return (ends[-1] - ends[0]) / (len(ends) - 1)  # the first one pays for the start

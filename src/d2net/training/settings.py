@@ -145,7 +145,8 @@ class TrainingSettings(Settings):
 
     whitening: int = 0
     """Pairs from which, after the last step, the whitening of descriptors is learned; see
-    `whitening.learn_whitening`. 0: the weights have none. (release: none)"""
+    `whitening.learn_whitening`. 0: it stays the starting weights', if they have one. (release:
+    none)"""
 
     precision: Precision = "float32"
     """Of the convolutions; weights, loss and optimizer are always float32. (release: float32)"""
