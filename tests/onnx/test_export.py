@@ -81,27 +81,27 @@ def test_keypoints_on_the_golden_photos(model: D2Net, exported: Any, kind: tuple
 
 @pytest.mark.slow
 def test_half_precision_moves_few_keypoints(model: D2Net, exported: Any) -> None:
-    folder = exported("both", "fused", "float16")
+    folder = exported("both", "whitened", "float16")
     shipped = runner_of(folder)
     extractor = shipped.Extractor()
     extractor.settings["max_keypoints"] = None
     photo = released("graf_320x256.png")
     found = extractor.extract(shipped.read_photo(photo))
-    expected = model.extract(photo, keypoints="both", descriptor="fused")
+    expected = model.extract(photo, keypoints="both", descriptor="whitened")
     near = shipped.near(expected.keypoints.numpy(), found.keypoints, 0.1)
     assert near.mean() > 0.95
-    whole = (exported("both", "fused") / MODEL).stat().st_size
+    whole = (exported("both", "whitened") / MODEL).stat().st_size
     assert (folder / MODEL).stat().st_size < 0.55 * whole
 
 
 @pytest.mark.slow
 def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
     """A reduced one, one as small as can be, one too small, one without contrast."""
-    shipped = runner_of(exported("both", "fused"))
+    shipped = runner_of(exported("both", "whitened"))
     extractor = shipped.Extractor()
     photo = shipped.read_photo(released("graf_320x256.png"))
     extractor.settings["max_edge"] = 200
-    settings = {"keypoints": "both", "descriptor": "fused", "max_keypoints": 300}
+    settings = {"keypoints": "both", "descriptor": "whitened", "max_keypoints": 300}
     expected = model.extract(photo, max_edge=200, **settings)
     found = extractor.extract(photo)
     assert np.abs(found.keypoints - expected.keypoints.numpy()).max() < 1e-3
@@ -112,12 +112,12 @@ def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
 
 @pytest.mark.slow
 def test_the_graph_is_sound_and_says_what_it_is(exported: Any) -> None:
-    file = exported("both", "fused") / MODEL
+    file = exported("both", "whitened") / MODEL
     onnx.checker.check_model(file, full_check=True)
     graph = onnx.load(file)
     (about,) = (json.loads(p.value) for p in graph.metadata_props if p.key == "d2net")
     assert about["d2net"] == d2net.__version__
-    assert about["weights"]["name"] == "ots"
+    assert about["weights"]["name"] == "seasons"
     assert "CC BY 4.0" in about["licence"]
     assert about["extraction"]["max_keypoints"] == 300
     assert str(Path(d2net.__file__).parent).encode() not in file.read_bytes()
@@ -136,7 +136,7 @@ def test_two_photos_are_matched_where_there_is_no_torch(exported: Any, tmp_path:
     place = f"import sys; sys.path.insert(0, {str(packages)!r}); "
     torchless = subprocess.run([*python, place + "import torch"], check=False, capture_output=True)
     assert b"No module named 'torch'" in torchless.stderr
-    folder = exported("both", "fused")
+    folder = exported("both", "whitened")
     for name in ("graf1", "graf3"):
         Image.open(DATA / f"{name}.jpg").resize((400, 320)).save(tmp_path / f"{name}.jpg")
     run = subprocess.run(
