@@ -93,7 +93,7 @@ def train(
     settings = _recipe_of(config, data).updated(**given)
     folder = data if data is not None else Path(config or "").parent
     if minutes is not None:
-        settings = _within(minutes, settings, folder, output, device, workers)
+        settings = _settings_within(minutes, settings, folder, output, device, workers)
     with progress.training(printing) as bar:
         summary = run(
             settings,
@@ -116,7 +116,7 @@ def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
     return own_photos(data or Path())
 
 
-def _within(
+def _settings_within(
     minutes: float,
     settings: TrainingSettings,
     data: Path,
@@ -126,13 +126,13 @@ def _within(
 ) -> TrainingSettings:
     """The settings for the minutes; a run that goes on keeps those that it began with."""
     from d2net.training.checkpoint import find
-    from d2net.training.recipes import within
+    from d2net.training.recipes import settings_within
 
     found = find(output / "last")
     if found is not None:
         kept = {name: found.settings[name] for name in ("steps", "whitening")}
         return settings.updated(**kept)
-    return within(minutes, settings, data=data, device=device, workers=workers)
+    return settings_within(minutes, settings, data=data, device=device, workers=workers)
 
 
 def _values(summary: Summary) -> dict[str, Any]:

@@ -106,9 +106,9 @@ def evaluate_localization(
         data = replace(data, queries=queries_by_looks(data, photos))
     of_map = map_pairs(data, photos, num_covisible)
     of_queries = [(query.name, name) for query in data.queries for name in query.candidates]
-    todo = photos.unmatched([*of_map, *of_queries])
-    advance = countdown(len(todo) + (data.model is not None) + len(data.queries), report)
-    photos.match(todo, advance)
+    unmatched = photos.unmatched([*of_map, *of_queries])
+    advance = countdown(len(unmatched) + (data.model is not None) + len(data.queries), report)
+    photos.match(unmatched, advance)
     max_error = largest_error(data, photos)
     map_ = open_map(data, photos, of_map, max_error)
     if data.model is not None:

@@ -213,8 +213,8 @@ def _match(
     if len(usable) < 2:
         return []
     chosen = choose_pairs(choice, usable, photos=scene.photos, features=features)
-    todo = photos.unmatched(chosen)
-    photos.match(todo, countdown(len(todo) + 1, report))  # the map is still to be made
+    unmatched = photos.unmatched(chosen)
+    photos.match(unmatched, countdown(len(unmatched) + 1, report))  # the map is a step, too
     return chosen
 
 

@@ -19,9 +19,7 @@ from d2net.training.sources import kind_of
 _HELD_OUT = 10
 _OVERHEAD = 1.15  # validation and checkpoints, as a factor on the time of the steps
 _TRIALS = 6
-_WHITENING_COSTS = (
-    1.5  # a pair, in pairs of a step: in float32 and at stride 4, but without a gradient
-)
+_WHITENING_COSTS = 1.5  # pairs of a step: float32 and stride 4, but no gradient
 _FEWEST_WHITENED = 100  # pairs, about as many as give enough keypoints
 
 
@@ -68,7 +66,7 @@ def _adapting(*sources: SourceSettings) -> TrainingSettings:
     )
 
 
-def within(
+def settings_within(
     minutes: float, settings: TrainingSettings, *, data: Path, device: str, workers: int
 ) -> TrainingSettings:
     """The settings with about as many steps as this machine does in a given time, from trying some.

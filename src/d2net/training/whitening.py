@@ -60,7 +60,7 @@ def add_whitening(path: Path, settings: TrainingSettings, data: Path, device: st
     about = dict(weights.describe(path).metadata)
     weights.save_weights(
         path,
-        weights.load_weights(path).state,
+        model.trunk.state_dict(),
         name=about.pop("name"),
         normalisation=model.normalisation,
         licence=about.pop("licence"),
