@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.table import Row
 from d2net import D2Net, extract_folder
-from d2net.image_lists import FoundImage
+from d2net.io.image_lists import FoundImage
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 PHOTOS = 24

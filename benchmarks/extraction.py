@@ -12,10 +12,10 @@ from PIL import Image
 from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
+from d2net.extraction.corners import detect_corners, to_grey
 from d2net.geometry import coordinates
-from d2net.network.corners import detect_corners, to_grey
-from d2net.network.detection import detect
-from d2net.network.sampling import describe
+from d2net.networks.detection import detect
+from d2net.networks.sampling import describe
 from tests import oracle
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from d2net import D2Net
-from d2net.network.trunk import Trunk
+from d2net.networks.vgg import Trunk
 
 from .tiny import make_tiny_model, make_tiny_network
 
@@ -39,7 +39,7 @@ def processes() -> ForkServerContext:
     (A process with threads, as pytest is after torch has computed, should not be forked.)
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["d2net.extraction.folder", "d2net.matching.folder"])
+    context.set_forkserver_preload(["d2net.extraction.folder", "d2net.matching.match_pairs"])
     with pytest.MonkeyPatch.context() as patch:  # the server knows no other way to find modules
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         forkserver.ensure_running()

@@ -16,14 +16,14 @@ import pytest
 from d2net.cluster import connected
 from d2net.errors import D2NetError, InputError, OutputError
 from d2net.extraction.folder import extract_folder
-from d2net.formats.h5 import FeatureFile, MatchFile
-from d2net.image_lists import find_images
-from d2net.matching.folder import match_pairs
+from d2net.io.h5 import FeatureFile, MatchFile
+from d2net.io.image_lists import find_images
+from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pairs import exhaustive
 from d2net.matching.retrieval import GlobalDescriptors
 
 from . import cluster_work as work
-from .formats.samples import as_set, assert_same_features
+from .io.samples import as_set, assert_same_features
 from .tiny import make_tiny_model, write_photos
 
 pytestmark = [

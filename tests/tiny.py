@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from d2net import D2Net
-from d2net.config import ExtractionSettings
-from d2net.network.trunk import Trunk
+from d2net.networks.vgg import Trunk
+from d2net.settings import ExtractionSettings
 
 DATA = Path(__file__).with_name("data")
 SIZE = (96, 80)

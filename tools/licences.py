@@ -25,7 +25,7 @@ HEAD = """\
 # Third-party packages
 
 d2net is under Apache-2.0, its packaged weights under the licence of their
-[model card](src/d2net/network/pretrained/MODEL_CARD.md). Nothing below is part of it: pip installs
+[model card](src/d2net/networks/pretrained/MODEL_CARD.md). Nothing below is part of it: pip installs
 these packages beside it, each under its own licence. `python tools/licences.py --write` makes this
 list from the metadata of the packages installed (CPU build of torch; a GPU build brings NVIDIA's
 libraries under NVIDIA's licence).

@@ -1,10 +1,10 @@
-"""Puts a trained weights file into the package, packed as `d2net.network.packing` says.
+"""Puts a trained weights file into the package, packed as `d2net.networks.packing` says.
 
 usage: python tools/pack_weights.py FILE NAME [--base NAME]
 
 FILE is an ordinary safetensors file (`d2net train` writes `weights.safetensors`); NAME is what the
 catalogue calls it. With `--base`, layers that are the same as those of these packaged weights, the
-start of the training, are not stored again. What is printed goes into `network/catalogue.py` and
+start of the training, are not stored again. What is printed goes into `networks/catalogue.py` and
 MODEL_CARD.md.
 """
 
@@ -15,8 +15,8 @@ import hashlib
 import zlib
 from pathlib import Path
 
-from d2net.network import packing
-from d2net.network.weights import describe, ordinary_file
+from d2net.networks import packing
+from d2net.networks.weights import describe, ordinary_file
 
 FOLDER = Path(packing.__file__).with_name("pretrained")
 

@@ -29,7 +29,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
     "THIRD_PARTY.md": "third-party.md",
-    "src/d2net/network/pretrained/MODEL_CARD.md": "model-card.md",
+    "src/d2net/networks/pretrained/MODEL_CARD.md": "model-card.md",
 }
 SOURCES = {page: source for source, page in PAGES.items()}
 

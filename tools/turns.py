@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from d2net import D2Net, Features, mutual_nearest
-from d2net.extraction.proposals import CORNER_DEVIATION
+from d2net.extraction.corners import FRAME
+from d2net.extraction.detectors import CORNER_DEVIATION
 from d2net.extraction.turning import turn_photos
 from d2net.geometry.homography import transfer_error
-from d2net.image_lists import find_images
-from d2net.images import limited_size, read_image, resize
-from d2net.network.corners import FRAME
+from d2net.io.image_lists import find_images
+from d2net.io.images import limited_size, read_image, resize
 from d2net.training.augment import change
 
 EDGE = 480

@@ -28,9 +28,9 @@ from d2net.evaluation.localization_map import QueryMap, largest_error, open_map
 from d2net.evaluation.photos import Photos
 from d2net.evaluation.sources import open_source
 from d2net.features import Matches
-from d2net.formats.models import find_model
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
+from d2net.io.models import find_model
 from d2net.mapping.localize import pose_threshold
 from d2net.mapping.placement import place
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from d2net.config import ExtractionSettings
     from d2net.errors import (
         D2NetError,
         FormatError,
@@ -39,27 +38,28 @@ if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
     from d2net.extraction.folder import extract_folder
     from d2net.features import Features, Matches
-    from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
-    from d2net.image_lists import find_images
-    from d2net.images import read_image
+    from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
+    from d2net.io.image_lists import find_images
+    from d2net.io.images import read_image
     from d2net.mapping.localize import Map
     from d2net.mapping.reconstruct import reconstruct
     from d2net.mapping.settings import MappingSettings
     from d2net.matching import match
-    from d2net.matching.choice import PairChoice
-    from d2net.matching.folder import match_pairs
+    from d2net.matching.match_pairs import match_pairs
     from d2net.matching.nearest import mutual_nearest
+    from d2net.matching.pair_selection import PairChoice
     from d2net.matching.refine import refine
     from d2net.matching.verify import verify
     from d2net.onnx.export import export_onnx
+    from d2net.settings import ExtractionSettings
     from d2net.visualization import plot_keypoints, plot_matches
 
 _HOMES = {
     "D2Net": "extraction.d2net",
     "D2NetError": "errors",
-    "ExtractionSettings": "config",
-    "FeatureFile": "formats.h5",
-    "FeatureWriter": "formats.h5",
+    "ExtractionSettings": "settings",
+    "FeatureFile": "io.h5",
+    "FeatureWriter": "io.h5",
     "Features": "features",
     "FormatError": "errors",
     "ImageError": "errors",
@@ -67,24 +67,24 @@ _HOMES = {
     "Map": "mapping.localize",
     "MappingError": "errors",
     "MappingSettings": "mapping.settings",
-    "MatchFile": "formats.h5",
-    "MatchWriter": "formats.h5",
+    "MatchFile": "io.h5",
+    "MatchWriter": "io.h5",
     "Matches": "features",
     "MissingPackageError": "errors",
     "OutputBusyError": "errors",
     "OutputError": "errors",
-    "PairChoice": "matching.choice",
+    "PairChoice": "matching.pair_selection",
     "TrainingError": "errors",
     "WeightsError": "errors",
     "export_onnx": "onnx.export",
     "extract_folder": "extraction.folder",
-    "find_images": "image_lists",
+    "find_images": "io.image_lists",
     "match": "matching",
-    "match_pairs": "matching.folder",
+    "match_pairs": "matching.match_pairs",
     "mutual_nearest": "matching.nearest",
     "plot_keypoints": "visualization",
     "plot_matches": "visualization",
-    "read_image": "images",
+    "read_image": "io.images",
     "reconstruct": "mapping.reconstruct",
     "refine": "matching.refine",
     "verify": "matching.verify",

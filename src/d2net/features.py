@@ -1,7 +1,7 @@
 """What extraction gives and matching takes: `Features` and `Matches`.
 
 Layouts of other programs (hloc's D x N, the release's N x 3, COLMAP's half pixel) are converted in
-`d2net.formats` and nowhere else.
+`d2net.io` and nowhere else.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from typing import Any
 
 from torch import Tensor
 
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
-from d2net.formats.h5 import typical_uncertainty
+from d2net.io.h5 import typical_uncertainty
+from d2net.settings import ExtractionSettings
 
 try:  # hloc imports pycolmap, which must not come before numpy: that is loaded by now
     from hloc.utils.base_model import BaseModel

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.formats.atomic import locked, replacing
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
-from d2net.images import ImageLike, resize, to_pixels
+from d2net.io.atomic import locked, replacing
+from d2net.io.images import ImageLike, resize, to_pixels
 from d2net.matching.verify import check_belongs
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ..evaluation.miniature import write_aachen, write_inloc
-from ..formats.nvm import write_nvm
+from ..io.nvm import write_nvm
 from ..tiny import SIZE, write_photos
 from .conftest import Run
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from d2net.formats.h5 import FeatureFile
+from d2net.io.h5 import FeatureFile
 
 from .conftest import Run
 

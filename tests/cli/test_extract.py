@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from d2net import D2Net
-from d2net.formats.h5 import FeatureFile
+from d2net.io.h5 import FeatureFile
 
-from ..formats.samples import assert_same_features
+from ..io.samples import assert_same_features
 from ..tiny import SIZE, make_tiny_model, write_photos
 from .conftest import Real, Result, Run, finished
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import d2net as package
-from d2net.network.catalogue import CATALOGUE
-from d2net.network.weights import load_weights
+from d2net.networks.catalogue import CATALOGUE
+from d2net.networks.weights import load_weights
 
 from .conftest import Real, Run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2net.formats.h5 import FeatureFile, MatchFile
+from d2net.io.h5 import FeatureFile, MatchFile
 
 from ..tiny import DATA
 from .conftest import Real, Run

@@ -9,10 +9,10 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from d2net.formats.h5 import FeatureWriter, MatchFile
-from d2net.formats.pairs import read_pairs
+from d2net.io.h5 import FeatureWriter, MatchFile
+from d2net.io.pairs import read_pairs
 
-from ..formats.samples import make_features
+from ..io.samples import make_features
 from ..tiny import write_photos
 from .conftest import Run
 

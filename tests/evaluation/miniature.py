@@ -11,7 +11,7 @@ import numpy as np
 import pycolmap
 from scipy.io import savemat
 
-from ..formats.nvm import write_nvm
+from ..io.nvm import write_nvm
 
 Photo = Path | bytes
 

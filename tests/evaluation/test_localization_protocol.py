@@ -8,7 +8,7 @@ from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.inloc import sample
 from d2net.evaluation.localization import evaluate_localization
-from d2net.formats.poses import read_poses
+from d2net.io.poses import read_poses
 
 from .miniature import write_aachen, write_inloc
 from .scene import SIZE, Known

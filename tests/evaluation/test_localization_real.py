@@ -15,7 +15,7 @@ from PIL import Image
 from d2net.cli import main
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.sources import RootSift
-from d2net.formats.poses import read_poses
+from d2net.io.poses import read_poses
 from d2net.mapping.triangulate import triangulate
 from d2net.matching import match
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2net import D2Net, Features, mutual_nearest
 from d2net.geometry import coordinates
-from d2net.network.trunk import Trunk
+from d2net.networks.vgg import Trunk
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 

@@ -23,12 +23,12 @@ from d2net.extraction import folder
 from d2net.extraction.d2net import PreparedPhoto, prepare
 from d2net.extraction.folder import Format, Outcome, extract_folder
 from d2net.features import Features
-from d2net.formats.h5 import FeatureFile
-from d2net.formats.release import read_release
-from d2net.image_lists import FoundImage, find_images, read_image_list
+from d2net.io.h5 import FeatureFile
+from d2net.io.image_lists import FoundImage, find_images, read_image_list
+from d2net.io.release import read_release
 
-from ..formats.samples import assert_same_features
-from ..formats.workers import watched
+from ..io.samples import assert_same_features
+from ..io.workers import watched
 from ..tiny import SIZE, make_tiny_model, write_photos
 from . import workers
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2net import D2Net, ExtractionSettings, InputError, match
-from d2net.extraction.barring import near
+from d2net.extraction.corners import FRAME, detect_corners, to_grey
 from d2net.extraction.keypoints import Keypoints
 from d2net.extraction.selection import NEAR_DUPLICATE, best_first
-from d2net.network.corners import FRAME, detect_corners, to_grey
+from d2net.extraction.suppression import near
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 

@@ -15,10 +15,10 @@ from PIL import Image
 from d2net.extraction import pyramid
 from d2net.extraction.keypoints import Keypoints, find_keypoints
 from d2net.extraction.tiling import MARGIN, tiles
-from d2net.network.catalogue import CAFFE
-from d2net.network.trunk import Trunk
-from d2net.network.weights import load_weights
-from d2net.network.whitening import INPUTS, Whitening
+from d2net.networks.catalogue import CAFFE
+from d2net.networks.vgg import Trunk
+from d2net.networks.weights import load_weights
+from d2net.networks.whitening import INPUTS, Whitening
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 

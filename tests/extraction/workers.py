@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from d2net.extraction.folder import Format, Outcome, extract_folder
-from d2net.image_lists import find_images
+from d2net.io.image_lists import find_images
 
 from ..tiny import make_tiny_model
 

@@ -15,14 +15,14 @@ from PIL import Image
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.formats.colmap import write_database
 from d2net.geometry.homography import transfer, transfer_error
+from d2net.io.colmap import write_database
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.engine import verify_pairs
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.matching.refine import DEVIATION
 
-from ..formats.samples import make_features
+from ..io.samples import make_features
 from ..tiny import DATA
 
 SIZE = (800, 640)

@@ -17,17 +17,17 @@ import torch
 
 from d2net.errors import InputError, MappingError, OutputError
 from d2net.features import Features
-from d2net.formats.h5 import FeatureFile, MatchFile
-from d2net.formats.models import read_model
-from d2net.formats.pairs import read_pairs, write_pairs
 from d2net.geometry.alignment import camera_errors
+from d2net.io.h5 import FeatureFile, MatchFile
+from d2net.io.models import read_model
+from d2net.io.pairs import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
 from d2net.mapping.reconstruct import extend, reconstruct
 from d2net.mapping.settings import LEAST_REPROJECTION_ERROR, MappingSettings
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
-from d2net.matching.choice import PairChoice
+from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
 
 from .made import LENS, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d2net.errors import InputError
-from d2net.formats.exif import Position
+from d2net.io.exif import Position
 from d2net.matching import pairs
 
 NAMES = st.lists(st.text("ab 0.", min_size=1, max_size=4), max_size=12, unique=True)

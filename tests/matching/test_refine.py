@@ -18,7 +18,7 @@ from d2net.matching.patches import local_frames
 from d2net.matching.refine import DEVIATION, refine
 from d2net.matching.verify import verify
 
-from ..formats.samples import make_features
+from ..io.samples import make_features
 from ..tiny import DATA
 
 SIZE = (800, 640)

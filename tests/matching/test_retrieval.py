@@ -11,12 +11,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.nn.functional import normalize
 
 from d2net.errors import InputError
-from d2net.formats.global_descriptors import GlobalDescriptorFile
-from d2net.formats.h5 import FeatureFile, FeatureWriter
+from d2net.io.global_descriptors import GlobalDescriptorFile
+from d2net.io.h5 import FeatureFile, FeatureWriter
 from d2net.matching import pairs, retrieval
 from d2net.matching.retrieval import Codebook, GlobalDescriptors
 
-from ..formats.samples import make_features
+from ..io.samples import make_features
 
 DIMENSION = 16
 NAMES = [f"place {place}/{view}.jpg" for place in range(4) for view in range(3)]

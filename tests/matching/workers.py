@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from d2net.matching.folder import PairOutcome, match_pairs
+from d2net.matching.match_pairs import PairOutcome, match_pairs
 
 Pair = tuple[str, str]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from d2net import D2Net
 from d2net.errors import InputError, OutputError, TrainingError
-from d2net.network.weights import describe, load_weights
+from d2net.networks.weights import describe, load_weights
 from d2net.training.loop import Progress, learning_rate, train
 from d2net.training.settings import TrainingSettings
 

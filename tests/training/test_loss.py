@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.network.detection import soft_scores
-from d2net.network.trunk import Trunk
-from d2net.network.weights import load_weights
+from d2net.networks.detection import soft_scores
+from d2net.networks.vgg import Trunk
+from d2net.networks.weights import load_weights
 from d2net.training import loss as loss_module
 from d2net.training.loss import Correspondences, Loss, matching_loss
 

@@ -14,8 +14,8 @@ from d2net import D2Net
 from d2net.errors import TrainingError
 from d2net.features import Features
 from d2net.matching.nearest import mutual_nearest
-from d2net.network.weights import describe, load_weights
-from d2net.network.whitening import INPUTS
+from d2net.networks.weights import describe, load_weights
+from d2net.networks.whitening import INPUTS
 from d2net.training import whitening
 from d2net.training.loop import train
 from d2net.training.settings import TrainingSettings

@@ -33,7 +33,7 @@ def colmap(
     printing: options.Printing,
 ) -> None:
     """Write a features file, and its matches, as COLMAP's database."""
-    from d2net.formats.colmap import write_database
+    from d2net.io.colmap import write_database
 
     _export(write_database, output, features, matches, printing)
 
@@ -46,7 +46,7 @@ def kapture(
     printing: options.Printing,
 ) -> None:
     """Write a features file, and its matches, as a kapture 1.1 folder."""
-    from d2net.formats.kapture import write_kapture
+    from d2net.io.kapture import write_kapture
 
     _export(write_kapture, output, features, matches, printing)
 
@@ -80,7 +80,7 @@ def _export(
     matches: Path | None,
     printing: options.Printing,
 ) -> None:
-    from d2net.formats.h5 import FeatureFile, MatchFile
+    from d2net.io.h5 import FeatureFile, MatchFile
 
     with ExitStack() as stack:
         photos = stack.enter_context(FeatureFile(features))

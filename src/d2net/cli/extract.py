@@ -62,7 +62,7 @@ def extract(
     A run that was stopped goes on where it was when it is started again. A photo that cannot be
     read does not stop the others: the exit code is then 1.
     """
-    from d2net.image_lists import find_images, read_image_list
+    from d2net.io.image_lists import find_images, read_image_list
 
     if (image_list is None) == (not paths):
         raise InputError(

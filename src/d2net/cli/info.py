@@ -13,7 +13,7 @@ from d2net.cli import console, options
 from d2net.errors import FormatError, InputError
 
 if TYPE_CHECKING:
-    from d2net.network.weights import WeightsInfo, WeightsStatus
+    from d2net.networks.weights import WeightsInfo, WeightsStatus
 
 
 def weights(
@@ -29,7 +29,7 @@ def weights(
 ) -> None:
     """List weights: where they are and which to use for what. Or describe one file."""
     from d2net.cli import progress
-    from d2net.network.weights import describe, download_weights, list_weights
+    from d2net.networks.weights import describe, download_weights, list_weights
 
     if name_or_path is not None:
         if download:
@@ -125,7 +125,7 @@ def _installation() -> dict[str, Any]:
 
 
 def _contents(path: Path) -> dict[str, Any]:
-    from d2net.formats.h5 import FeatureFile, MatchFile
+    from d2net.io.h5 import FeatureFile, MatchFile
 
     try:
         with MatchFile(path) as matches:

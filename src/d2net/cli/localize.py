@@ -63,9 +63,9 @@ def localize(
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
-    from d2net.formats.intrinsics import read_intrinsics
-    from d2net.formats.poses import write_poses
-    from d2net.image_lists import find_images
+    from d2net.io.image_lists import find_images
+    from d2net.io.intrinsics import read_intrinsics
+    from d2net.io.poses import write_poses
     from d2net.mapping.localize import Map
 
     photos = find_images(queries)

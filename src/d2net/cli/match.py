@@ -123,8 +123,8 @@ def _match_file(
     printing: options.Printing,
 ) -> None:
     from d2net.cli import progress
-    from d2net.formats.pairs import read_pairs
-    from d2net.matching.folder import PairOutcome, match_pairs
+    from d2net.io.pairs import read_pairs
+    from d2net.matching.match_pairs import PairOutcome, match_pairs
 
     wanted = read_pairs(pairs)
     with progress.things("matching", printing) as advance:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast, get_
 import typer
 
 from d2net.cli import console
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError
+from d2net.settings import ExtractionSettings
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
-    from d2net.matching.choice import PairChoice
+    from d2net.matching.pair_selection import PairChoice
 
 _DEFAULT = ExtractionSettings()
 
@@ -163,8 +163,8 @@ class Extraction:
 
         from d2net.cli import progress
         from d2net.extraction.d2net import D2Net
-        from d2net.network.catalogue import CATALOGUE
-        from d2net.network.weights import download_weights
+        from d2net.networks.catalogue import CATALOGUE
+        from d2net.networks.weights import download_weights
 
         if self.weights in CATALOGUE:
             with progress.download(printing) as advance:
@@ -253,7 +253,7 @@ class Pairing:
         if method == "covisibility" and self.model is None:
             raise InputError("covisibility needs a COLMAP model: --model DIR")
 
-        from d2net.matching.choice import PairChoice
+        from d2net.matching.pair_selection import PairChoice
 
         return PairChoice(method=cast(Any, method), file=file, **chosen)
 

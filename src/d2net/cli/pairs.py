@@ -12,8 +12,8 @@ from d2net.cli import options
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
-    from d2net.formats.pairs import Pair
-    from d2net.matching.choice import PairChoice
+    from d2net.io.pairs import Pair
+    from d2net.matching.pair_selection import PairChoice
 
 
 def pairs(
@@ -44,7 +44,7 @@ def pairs(
     if not found:
         raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
 
-    from d2net.formats.pairs import write_pairs
+    from d2net.io.pairs import write_pairs
 
     write_pairs(output, found)
     paired = {name for pair in found for name in pair}
@@ -62,9 +62,9 @@ def _chosen(
     source: Path, choice: PairChoice, cluster: str | None
 ) -> tuple[Sequence[str], Sequence[Pair]]:
     """The photos' names and the pairs."""
-    from d2net.formats.h5 import FeatureFile
-    from d2net.image_lists import find_images
-    from d2net.matching.choice import choose_pairs
+    from d2net.io.h5 import FeatureFile
+    from d2net.io.image_lists import find_images
+    from d2net.matching.pair_selection import choose_pairs
 
     if source.is_file():
         with FeatureFile(source) as features:

@@ -10,8 +10,8 @@ from pathlib import Path
 from d2net.errors import D2NetError, ImageError
 from d2net.evaluation.sources import FeatureSource, FileSource
 from d2net.features import Features
-from d2net.formats.h5 import FeatureFile, FeatureWriter
-from d2net.network.download import cache_folder
+from d2net.io.h5 import FeatureFile, FeatureWriter
+from d2net.networks.download import cache_folder
 
 _ENTRY = "photo"
 

@@ -22,7 +22,7 @@ from d2net.features import Features
 from d2net.geometry import robust
 from d2net.geometry.epipolar import sampson_distance
 from d2net.geometry.robust import RobustOptions
-from d2net.image_lists import EXTENSIONS
+from d2net.io.image_lists import EXTENSIONS
 from d2net.matching import match
 
 Array = NDArray[np.float64]

@@ -18,7 +18,7 @@ from PIL import Image
 from d2net.evaluation.results import Drawing, PairResult, Result
 from d2net.evaluation.tables import direction, figure_text
 from d2net.geometry import coordinates
-from d2net.images import resize, to_pixels
+from d2net.io.images import resize, to_pixels
 
 PICTURES = 4  # of the best pairs, and as many of the worst
 _WIDTH, _HEIGHT = 1000, 420  # pixels, at most, of both photos side by side

@@ -14,11 +14,11 @@ from d2net.evaluation.localization_data import Limit, LocalizationData, Query
 from d2net.evaluation.night import write_at_night
 from d2net.evaluation.photos import Photos
 from d2net.features import LazyFeatures
-from d2net.formats.models import read_model
-from d2net.formats.pairs import Pair
 from d2net.geometry.alignment import spread_of
+from d2net.io.models import read_model
+from d2net.io.pairs import Pair
 from d2net.mapping.localize import NUM_RETRIEVED
-from d2net.matching.choice import PairChoice, choose_pairs
+from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
 
 if TYPE_CHECKING:

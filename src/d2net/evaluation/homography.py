@@ -22,7 +22,7 @@ from d2net.evaluation.metrics import accuracy
 from d2net.evaluation.results import Drawing, PairResult, Result, averaged
 from d2net.features import Features
 from d2net.geometry.homography import transfer, transfer_error
-from d2net.image_lists import EXTENSIONS
+from d2net.io.image_lists import EXTENSIONS
 from d2net.matching import match
 from d2net.matching.refine import refine
 

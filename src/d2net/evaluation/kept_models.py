@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import D2NetError
-from d2net.formats.atomic import locked, new_folder
-from d2net.formats.models import read_model
+from d2net.io.atomic import locked, new_folder
+from d2net.io.models import read_model
 
 if TYPE_CHECKING:
     import pycolmap

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.intrinsics import read_intrinsics
-from d2net.formats.models import is_model, read_model
-from d2net.formats.nvm import read_nvm
-from d2net.formats.pairs import read_pairs
+from d2net.io.intrinsics import read_intrinsics
+from d2net.io.models import is_model, read_model
+from d2net.io.nvm import read_nvm
+from d2net.io.pairs import read_pairs
 
 if TYPE_CHECKING:
     import pycolmap

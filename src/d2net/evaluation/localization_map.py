@@ -20,8 +20,8 @@ from d2net.evaluation.inloc import scan_places
 from d2net.evaluation.kept_models import Made, made_once
 from d2net.evaluation.localization_data import LocalizationData, check_size
 from d2net.evaluation.photos import Photos
-from d2net.formats.pairs import Pair
-from d2net.mapping.links import keypoint_places, points_seen
+from d2net.io.pairs import Pair
+from d2net.mapping.correspondences import keypoint_places, points_seen
 from d2net.mapping.placement import covisible
 from d2net.mapping.settings import MappingSettings, thresholds
 from d2net.mapping.triangulate import triangulate

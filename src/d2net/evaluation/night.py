@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2net.formats.atomic import locked, output_errors, replacing
-from d2net.images import Pixels, to_pixels
+from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.images import Pixels, to_pixels
 
 PHOTONS = 40.0
 READING = 2.0

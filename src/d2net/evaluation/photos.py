@@ -16,8 +16,8 @@ from typing import Any
 
 from d2net.evaluation.cache import CachedFeatures
 from d2net.features import Features, Matches
-from d2net.formats.h5 import MatchFile, MatchWriter
-from d2net.formats.pairs import Pair
+from d2net.io.h5 import MatchFile, MatchWriter
+from d2net.io.pairs import Pair
 from d2net.matching import match
 
 _PHOTOS_KEPT = 8

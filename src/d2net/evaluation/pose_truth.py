@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.models import find_model, read_model
-from d2net.formats.pairs import read_pairs
-from d2net.formats.text import word_lines
 from d2net.geometry.cameras import pinhole
-from d2net.image_lists import find_images
+from d2net.io.image_lists import find_images
+from d2net.io.models import find_model, read_model
+from d2net.io.pairs import read_pairs
+from d2net.io.text import word_lines
 
 if TYPE_CHECKING:
     import pycolmap

@@ -22,16 +22,16 @@ from d2net.evaluation.kept_models import Made, made_once
 from d2net.evaluation.photos import Photos, countdown
 from d2net.evaluation.results import Figures, PairResult, Result
 from d2net.features import LazyFeatures, Matches
-from d2net.formats.colmap import write_database
-from d2net.formats.models import find_model, read_model
-from d2net.formats.pairs import Pair
 from d2net.geometry.alignment import camera_errors
-from d2net.image_lists import FoundImage, find_images
+from d2net.io.colmap import write_database
+from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.models import find_model, read_model
+from d2net.io.pairs import Pair
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.engine import run_mapper, verify_pairs
 from d2net.mapping.settings import MappingSettings, thresholds
-from d2net.matching.choice import PairChoice, choose_pairs
+from d2net.matching.pair_selection import PairChoice, choose_pairs
 
 if TYPE_CHECKING:
     import pycolmap

@@ -29,7 +29,7 @@ from d2net.evaluation.tables import (
     overall_table,
     published_table,
 )
-from d2net.formats.atomic import locked, replacing
+from d2net.io.atomic import locked, replacing
 
 _TERMINAL_GROUPS = 20  # more sequences are for the page
 _FIGURES_WIDTH = 60  # characters that figures may take of a line of 80

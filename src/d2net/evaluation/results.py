@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.formats.atomic import locked, replacing
+from d2net.io.atomic import locked, replacing
 
 Figures = dict[str, float]
 

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from d2net import images
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features
-from d2net.formats.h5 import FeatureFile
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
-from d2net.images import Pixels
+from d2net.io import images
+from d2net.io.h5 import FeatureFile
+from d2net.io.images import Pixels
+from d2net.settings import ExtractionSettings
 
 
 class FeatureSource(Protocol):

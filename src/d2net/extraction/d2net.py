@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2net import images
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError
+from d2net.extraction.detectors import PROPOSERS
 from d2net.extraction.keypoints import Keypoints, find_keypoints
-from d2net.extraction.proposals import PROPOSERS
 from d2net.extraction.selection import best_first, in_order
 from d2net.extraction.turning import find_in_turns
 from d2net.features import Features
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
-from d2net.images import ImageLike, MaskLike, Pixels
-from d2net.network.catalogue import CAFFE, Normalisation
-from d2net.network.detection import soft_scores
-from d2net.network.trunk import Trunk
-from d2net.network.weights import load_weights
-from d2net.network.whitening import Whitening
+from d2net.io import images
+from d2net.io.images import ImageLike, MaskLike, Pixels
+from d2net.networks.catalogue import CAFFE, Normalisation
+from d2net.networks.detection import soft_scores
+from d2net.networks.vgg import Trunk
+from d2net.networks.weights import load_weights
+from d2net.networks.whitening import Whitening
+from d2net.settings import ExtractionSettings
 
 if TYPE_CHECKING:
-    from d2net.network.sampling import Form
+    from d2net.networks.sampling import Form
 
 
 class D2Net(nn.Module):

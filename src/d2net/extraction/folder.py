@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from d2net.cluster import connected
-from d2net.config import ExtractionSettings
 from d2net.errors import FormatError, ImageError, InputError, OutputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
-from d2net.formats import release
-from d2net.formats.atomic import locked, output_errors, replacing
-from d2net.formats.h5 import FeatureFile, FeatureWriter
-from d2net.formats.shards import Shards
-from d2net.image_lists import FoundImage
+from d2net.io import release
+from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.h5 import FeatureFile, FeatureWriter
+from d2net.io.image_lists import FoundImage
+from d2net.io.shards import Shards
+from d2net.settings import ExtractionSettings
 
 Format = Literal["h5", "npz", "mat"]
 
@@ -99,7 +99,7 @@ def extract_folder(
         half: store descriptors in half precision (h5 only); keypoints never are.
         cluster: the address of a Ray cluster that shares the work, "auto" for the one that this
             machine is part of (h5 only). The output is then an index of many files in the folder
-            `OUTPUT.shards`, see `formats.shards`; it reads as one file.
+            `OUTPUT.shards`, see `io.shards`; it reads as one file.
         report: called after each photo, with the number of photos that are left; on a cluster for
             many photos at once.
         **settings: changes to the model's settings.

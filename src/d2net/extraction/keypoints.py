@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from d2net.extraction.barring import BarredCells, BarredNeighbourhoods
-from d2net.extraction.proposals import Proposer, View, deviation, propose
+from d2net.extraction.detectors import Proposer, View, deviation, propose
 from d2net.extraction.pyramid import (
     PYRAMID,
     Level,
@@ -19,11 +18,12 @@ from d2net.extraction.pyramid import (
     level_maps,
     levels,
 )
+from d2net.extraction.suppression import BarredCells, BarredNeighbourhoods
 from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
-from d2net.network.catalogue import Normalisation
-from d2net.network.sampling import Form, describe
-from d2net.network.trunk import Trunk
-from d2net.network.whitening import Whitening
+from d2net.networks.catalogue import Normalisation
+from d2net.networks.sampling import Form, describe
+from d2net.networks.vgg import Trunk
+from d2net.networks.whitening import Whitening
 
 
 @dataclass(frozen=True)

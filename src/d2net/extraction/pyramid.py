@@ -20,9 +20,9 @@ from torch import Tensor
 
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
-from d2net.network import sampling
-from d2net.network.catalogue import Normalisation
-from d2net.network.trunk import EXTRACTION_STRIDE, RECEPTIVE_FIELD, Trunk
+from d2net.networks import sampling
+from d2net.networks.catalogue import Normalisation
+from d2net.networks.vgg import EXTRACTION_STRIDE, RECEPTIVE_FIELD, Trunk
 
 PYRAMID = (0.5, 1.0, 2.0)
 

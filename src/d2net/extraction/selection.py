@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from d2net.extraction.barring import near
 from d2net.extraction.keypoints import Keypoints
+from d2net.extraction.suppression import near
 
 NEAR_DUPLICATE = 1.0
 """Keypoints of two proposers this near, in pixels of the later one's level, are one. Up to 2 px the

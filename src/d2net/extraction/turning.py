@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2net.extraction.corners import FRAME
 from d2net.extraction.keypoints import Keypoints
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Rotation, Size
-from d2net.network.corners import FRAME
 
 _ROWS_AT_ONCE = 128
 

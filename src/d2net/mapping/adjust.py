@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from d2net.features import Features
-from d2net.images import ImageLike
+from d2net.io.images import ImageLike
 from d2net.mapping.engine import verified_pairs
 from d2net.matching.patches import Fits, GreyPhoto
 from d2net.matching.refine import LEAST_MATCHES, fit_matches, surer

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from d2net.errors import InputError
-from d2net.formats.colmap import guessed_camera
-from d2net.formats.exif import camera_name
 from d2net.geometry.coordinates import Size
+from d2net.io.colmap import guessed_camera
+from d2net.io.exif import camera_name
 
 if TYPE_CHECKING:
     import pycolmap

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.atomic import locked, new_folder, replacing
-from d2net.formats.models import read_model
-from d2net.image_lists import find_photo
+from d2net.io.atomic import locked, new_folder, replacing
+from d2net.io.image_lists import find_photo
+from d2net.io.models import read_model
 
 if TYPE_CHECKING:
     import pycolmap

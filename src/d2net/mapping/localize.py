@@ -14,12 +14,12 @@ import torch
 from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
-from d2net.formats.h5 import FeatureFile
 from d2net.geometry.absolute import AbsolutePoseOptions
-from d2net.images import ImageLike
+from d2net.io.h5 import FeatureFile
+from d2net.io.images import ImageLike
 from d2net.mapping.cameras import photo_camera
+from d2net.mapping.correspondences import keypoint_places, points_seen
 from d2net.mapping.folder import MapFolder
-from d2net.mapping.links import keypoint_places, points_seen
 from d2net.mapping.placement import Placement, covisible, place
 from d2net.matching import match
 from d2net.matching.retrieval import GlobalDescriptors

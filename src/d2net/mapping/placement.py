@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
-from d2net.mapping.links import Array, Links, link
+from d2net.mapping.correspondences import Array, Links, link
 
 if TYPE_CHECKING:
     import pycolmap

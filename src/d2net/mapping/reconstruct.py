@@ -13,13 +13,13 @@ from d2net.errors import InputError, MappingError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures, Matches
-from d2net.formats.atomic import locked, output_errors
-from d2net.formats.colmap import write_database
-from d2net.formats.h5 import FeatureFile, FeatureWriter, MatchFile
-from d2net.formats.models import find_model, read_model
-from d2net.formats.pairs import Pair, read_pairs, write_pairs
 from d2net.geometry.coordinates import Size
-from d2net.image_lists import FoundImage, find_images
+from d2net.io.atomic import locked, output_errors
+from d2net.io.colmap import write_database
+from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
+from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.models import find_model, read_model
+from d2net.io.pairs import Pair, read_pairs, write_pairs
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.diagnosis import no_map_because, unplaced
@@ -29,8 +29,8 @@ from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds, thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise
 from d2net.mapping.triangulate import triangulate
-from d2net.matching.choice import PairChoice, choose_pairs
-from d2net.matching.folder import match_pairs
+from d2net.matching.match_pairs import match_pairs
+from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2net.formats.atomic import locked, replacing
+from d2net.io.atomic import locked, replacing
 from d2net.mapping.cloud import Cloud, read_cloud
 from d2net.mapping.picture.album import Album, colour
 from d2net.mapping.picture.drawing import draw_picture

@@ -2,7 +2,7 @@
 
 Every function gives each pair once, in either order, and no photo with itself; pairs come sorted by
 the photos' places in the given order, so that whoever matches them reads each photo rarely. Pairs
-from a list are read by `formats.pairs.read_pairs`.
+from a list are read by `io.pairs.read_pairs`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
-from d2net.formats.exif import Position
-from d2net.formats.pairs import Pair
+from d2net.io.exif import Position
+from d2net.io.pairs import Pair
 
 if TYPE_CHECKING:
     import pycolmap
@@ -78,7 +78,7 @@ def from_gps(
     which GPS knows badly (COLMAP's `ignore_z`).
 
     Args:
-        positions: of the photos that have one; see `formats.exif.gps_positions`. Photos that have
+        positions: of the photos that have one; see `io.exif.gps_positions`. Photos that have
             none need another method.
         num_matched: how many others for each photo.
         max_distance: only those at most so far, in metres.

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError
+from d2net.extraction.corners import to_grey
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
-from d2net.images import ImageLike, limited_size, resize, to_pixels
-from d2net.network.corners import to_grey
+from d2net.io.images import ImageLike, limited_size, resize, to_pixels
+from d2net.settings import ExtractionSettings
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.images import ImageLike
+from d2net.io.images import ImageLike
 from d2net.matching.patches import Fits, GreyPhoto, fit_patches, magnification
 from d2net.matching.verify import check_belongs
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from d2net.cluster import connected
 from d2net.errors import InputError
 from d2net.features import Features
-from d2net.formats.arrays import as_numpy
-from d2net.formats.global_descriptors import GlobalDescriptorFile, write_global_descriptors
-from d2net.formats.h5 import FeatureFile
+from d2net.io.arrays import as_numpy
+from d2net.io.global_descriptors import GlobalDescriptorFile, write_global_descriptors
+from d2net.io.h5 import FeatureFile
 from d2net.matching.projection import Projection
 from d2net.matching.search import Search
 

@@ -16,8 +16,8 @@ import torch
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
-from d2net.formats.atomic import locked, new_folder
-from d2net.network.catalogue import CATALOGUE
+from d2net.io.atomic import locked, new_folder
+from d2net.networks.catalogue import CATALOGUE
 from d2net.onnx.graph import INPUT, OUTPUTS, Graph
 
 MODEL = "d2net.onnx"

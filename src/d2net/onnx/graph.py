@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2net.config import ExtractionSettings
+from d2net.extraction.corners import FRAME, detect_corners_at_once, to_grey
 from d2net.extraction.d2net import D2Net
-from d2net.extraction.proposals import CORNER_SCORE, PROPOSERS, Proposer, deviation
+from d2net.extraction.detectors import CORNER_SCORE, PROPOSERS, Proposer, deviation
 from d2net.geometry.coordinates import EXTRACTION_CELLS
-from d2net.network.corners import FRAME, detect_corners_at_once, to_grey
-from d2net.network.detection import detect_everywhere
-from d2net.network.sampling import Form, describe
-from d2net.network.trunk import EXTRACTION_STRIDE
+from d2net.networks.detection import detect_everywhere
+from d2net.networks.sampling import Form, describe
+from d2net.networks.vgg import EXTRACTION_STRIDE
+from d2net.settings import ExtractionSettings
 
 INPUT = "image"
 OUTPUTS = ("keypoints", "scores", "uncertainty", "kinds", "descriptors")

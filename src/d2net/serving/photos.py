@@ -13,7 +13,7 @@ from PIL import Image
 
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
-from d2net.images import Pixels, limited_size, read_image, resize
+from d2net.io.images import Pixels, limited_size, read_image, resize
 
 MAX_FILE = 32 * 2**20
 """Bytes of a photo: what the largest cameras write as JPEG."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.features import Features
-from d2net.images import read_image
+from d2net.io.images import read_image
 from d2net.mapping.cameras import photo_camera
 from d2net.mapping.cloud import Cloud, placed, read_cloud
 from d2net.mapping.localize import Localization, Map

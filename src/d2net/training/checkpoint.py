@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from d2net.errors import FormatError
-from d2net.formats.atomic import output_errors, replacing
+from d2net.io.atomic import output_errors, replacing
 
 _STATE = "state.json"
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.network.sampling import sample_batch
+from d2net.networks.sampling import sample_batch
 from d2net.training.loss import CELLS, Correspondences, unit
 
 TEMPERATURE = 0.05

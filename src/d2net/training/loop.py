@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from d2net.config import ExtractionSettings
 from d2net.errors import InputError, OutputError, TrainingError
 from d2net.extraction.d2net import D2Net
-from d2net.formats.atomic import locked, output_errors, replacing
-from d2net.network.trunk import Trunk
-from d2net.network.weights import load_weights, save_weights
+from d2net.io.atomic import locked, output_errors, replacing
+from d2net.networks.vgg import Trunk
+from d2net.networks.weights import load_weights, save_weights
+from d2net.settings import ExtractionSettings
 from d2net.training import checkpoint, processes
 from d2net.training.alarms import Watch
 from d2net.training.batches import Batch, Draws, load

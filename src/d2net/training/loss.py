@@ -20,8 +20,8 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import EXTRACTION_CELLS, TRAINING_CELLS
-from d2net.network.detection import soft_scores
-from d2net.network.sampling import sample_batch
+from d2net.networks.detection import soft_scores
+from d2net.networks.sampling import sample_batch
 
 MARGIN = 1.0
 """Squared distance by which a negative shall be further than the positive (section 4.1)."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2net.network.catalogue import Normalisation
-from d2net.network.trunk import Trunk
+from d2net.networks.catalogue import Normalisation
+from d2net.networks.vgg import Trunk
 from d2net.training.settings import TrainingSettings
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from d2net.formats.atomic import locked, replacing
+from d2net.io.atomic import locked, replacing
 from d2net.training.sources.base import TrainingPair
 from d2net.training.views import Array, Crop
 from d2net.visualization import picture_path

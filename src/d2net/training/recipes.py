@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from d2net.errors import InputError
-from d2net.network.trunk import Trunk
-from d2net.network.weights import load_weights
+from d2net.networks.vgg import Trunk
+from d2net.networks.weights import load_weights
 from d2net.training.batches import Draws, load
 from d2net.training.network import Learner
 from d2net.training.objective import objective

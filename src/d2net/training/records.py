@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2net.formats.atomic import output_errors, replacing
+from d2net.io.atomic import output_errors, replacing
 
 
 class Records:

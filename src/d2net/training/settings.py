@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from d2net.config import Settings
 from d2net.errors import InputError
-from d2net.network.checkpoint import SHAPES
+from d2net.networks.checkpoint import SHAPES
+from d2net.settings import Settings
 from d2net.training.loss import Sampling
 
 if sys.version_info >= (3, 11):

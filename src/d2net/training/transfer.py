@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from d2net.network.corners import FRAME, detect_corners, to_grey
+from d2net.extraction.corners import FRAME, detect_corners, to_grey
 from d2net.training.correspondences import Pairs
 from d2net.training.views import Array, Crop
 

@@ -25,7 +25,7 @@ from PIL import Image
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching.nearest import mutual_nearest
-from d2net.network.detection import soft_scores
+from d2net.networks.detection import soft_scores
 from d2net.training.batches import collate, draw, open_part
 from d2net.training.loss import matching_loss
 from d2net.training.pictures import draw_pairs

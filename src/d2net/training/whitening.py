@@ -17,9 +17,9 @@ from torch import Tensor
 from d2net.errors import TrainingError
 from d2net.extraction.d2net import D2Net
 from d2net.geometry.coordinates import EXTRACTION_CELLS
-from d2net.network import weights
-from d2net.network.sampling import describe
-from d2net.network.whitening import INPUTS, Whitening
+from d2net.networks import weights
+from d2net.networks.sampling import describe
+from d2net.networks.whitening import INPUTS, Whitening
 from d2net.training.batches import draw, open_mixture
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair, generator

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from d2net.errors import ImageError
-from d2net.images import read_image, resize
+from d2net.io.images import read_image, resize
 from d2net.training.sources import reading
 from d2net.training.sources.reading import read_photo, stored_size
 

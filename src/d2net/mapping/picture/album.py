@@ -15,8 +15,8 @@ from PIL import Image
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Size
-from d2net.image_lists import find_photo
-from d2net.images import Pixels, resize, to_pixels
+from d2net.io.image_lists import find_photo
+from d2net.io.images import Pixels, resize, to_pixels
 from d2net.mapping.cloud import Cloud, View
 
 _READ_EDGE = 640  # pixels; colours need no more, and a JPEG of that size is decoded quickly

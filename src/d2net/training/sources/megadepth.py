@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.atomic import output_errors
+from d2net.io.atomic import output_errors
 from d2net.training.sources.megadepth_layouts import (
     Part,
     find_parts,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.formats.models import read_model
-from d2net.formats.pickles import read_npz
 from d2net.geometry.cameras import from_colmap, intrinsics_from_colmap, pinhole, project, rays
+from d2net.io.models import read_model
+from d2net.io.pickles import read_npz
 from d2net.training.correspondences import DepthView
 from d2net.training.sources.colmap import observed
 from d2net.training.sources.depth_maps import read_samples

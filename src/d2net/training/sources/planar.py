@@ -21,8 +21,8 @@ from d2net.errors import FormatError, InputError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
 from d2net.geometry.homography import transfer
-from d2net.image_lists import find_images
-from d2net.images import limited_size
+from d2net.io.image_lists import find_images
+from d2net.io.images import limited_size
 from d2net.training.correspondences import dense
 from d2net.training.sources.base import TrainingPair
 from d2net.training.sources.making import Options, Side, make_pair

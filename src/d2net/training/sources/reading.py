@@ -14,8 +14,8 @@ from PIL import Image
 
 from d2net.errors import ImageError
 from d2net.geometry.coordinates import Size
-from d2net.image_decoding import decode
-from d2net.images import Pixels, limited_size, read_image, resize
+from d2net.io.image_decoding import decode
+from d2net.io.images import Pixels, limited_size, read_image, resize
 from d2net.training.sources.depth_maps import Depth, read_depth
 from d2net.training.views import Crop
 

@@ -22,7 +22,7 @@ from d2net.geometry import coordinates
 from d2net.geometry.cameras import rays
 from d2net.geometry.coordinates import Size
 from d2net.geometry.epipolar import essential_from_pose, sampson_distance
-from d2net.images import limited_size
+from d2net.io.images import limited_size
 from d2net.training.correspondences import (
     DepthView,
     DepthWarp,

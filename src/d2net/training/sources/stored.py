@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError
-from d2net.formats.atomic import locked, replacing
 from d2net.geometry.cameras import intrinsics_from_colmap, pinhole
+from d2net.io.atomic import locked, replacing
 from d2net.training.sources.scenes import Overlaps, PosedPhoto, SceneOptions
 
 if TYPE_CHECKING:

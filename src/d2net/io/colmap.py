@@ -1,0 +1,184 @@
+"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
+
+COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
+Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
+refuses others), and COLMAP has no matcher for D2-Net's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from d2net.errors import OutputError
+from d2net.features import Features, Matches
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+from d2net.io.arrays import as_numpy
+from d2net.io.atomic import locked, replacing
+
+if TYPE_CHECKING:
+    import pycolmap
+
+_FOCAL_LENGTH_FACTOR = 1.2
+"""COLMAP's own guess, in units of the longer side (ImageReaderOptions.default_focal_length_factor).
+"""
+
+
+class MatchedPairs(Protocol):
+    """Matches of pairs of photos, as a `MatchFile` holds them."""
+
+    def among(self, num_keypoints: Mapping[str, int]) -> Iterable[tuple[str, str, Matches]]:
+        """The pairs whose photos are both in `num_keypoints`, which is checked, each once."""
+
+
+def write_database(
+    path: str | Path,
+    features: Mapping[str, Features],
+    matches: MatchedPairs | None = None,
+    *,
+    cameras: Mapping[str, pycolmap.Camera] | None = None,
+    overwrite: bool = False,
+    extend: bool = False,
+) -> None:
+    """Write a database that COLMAP verifies and maps from.
+
+    Matches are written as raw matches: run `geometric_verification` of pycolmap, or `colmap
+    geometric_verifier`, before mapping.
+
+    Args:
+        path: the database.
+        features: the photos' features by name, for example a `FeatureFile`. COLMAP numbers photos
+            in this order, from 1.
+        matches: the pairs in it whose photos are both in `features` are written.
+        cameras: by photo; photos with one and the same object share a camera. Without it, each
+            photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length,
+            to be refined by the mapping.
+        overwrite: replace an existing database.
+        extend: add to an existing database. What it holds keeps its numbers, and only photos and
+            pairs that it lacks are written.
+
+    Raises:
+        OutputError: the file exists and neither `overwrite` nor `extend` is set, or it cannot be
+            written.
+        FormatError: matches name keypoints that the features do not have.
+    """
+    import pycolmap
+
+    path = Path(path)
+    with locked(path):
+        if path.exists() and not (overwrite or extend):
+            raise OutputError(f"{path} exists already; delete it or choose another name.")
+        with replacing(path) as temporary:
+            if extend:
+                shutil.copyfile(path, temporary)
+            with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
+                _write_photos(database, features, cameras)
+                if matches is not None:
+                    _write_matches(database, matches)
+            _remove_companions(path)  # an old database's journal would be replayed into the new
+
+
+def _write_photos(
+    database: pycolmap.Database,
+    features: Mapping[str, Features],
+    cameras: Mapping[str, pycolmap.Camera] | None,
+) -> None:
+    written: dict[int, tuple[int, int]] = {}
+    known = {image.name for image in database.read_all_images()}
+    for name in features:
+        if name in known:
+            continue
+        photo = features[name]
+        camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
+        if cameras is None or id(camera) not in written:
+            written[id(camera)] = _write_camera(database, camera)
+        _write_photo(database, name, photo, *written[id(camera)])
+
+
+def _write_matches(database: pycolmap.Database, matches: MatchedPairs) -> None:
+    images = {image.name: image.image_id for image in database.read_all_images()}
+    num_keypoints = {
+        name: database.num_keypoints_for_image(number) for name, number in images.items()
+    }
+    for first, second, pair in matches.among(num_keypoints):
+        if not database.exists_matches(images[first], images[second]):
+            rows = as_numpy(pair.indices).astype("uint32")
+            database.write_matches(images[first], images[second], rows)
+
+
+def guessed_camera(
+    size: tuple[int, int], model: str = "SIMPLE_RADIAL", focal_length: float | None = None
+) -> pycolmap.Camera:
+    """A camera without distortion, its principal point in the middle.
+
+    Args:
+        size: (width, height) of the photo in pixels.
+        model: of COLMAP.
+        focal_length: in pixels, taken for known; None for COLMAP's guess.
+    """
+    import pycolmap
+
+    camera = pycolmap.Camera.create_from_model_name(
+        pycolmap.INVALID_CAMERA_ID,
+        model,
+        focal_length or _FOCAL_LENGTH_FACTOR * max(size),
+        *size,
+    )
+    camera.has_prior_focal_length = focal_length is not None
+    return camera
+
+
+def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple[int, int]:
+    """Returns the camera's and its rig's ids in the database."""
+    import pycolmap
+
+    numbered = copy(camera)
+    numbered.camera_id = database.write_camera(camera)
+    rig = pycolmap.Rig()  # since COLMAP 3.12 every camera is part of a rig, every photo of a frame
+    rig.add_ref_sensor(numbered.sensor_id)
+    return numbered.camera_id, database.write_rig(rig)
+
+
+def _write_photo(
+    database: pycolmap.Database, name: str, features: Features, camera_id: int, rig_id: int
+) -> None:
+    import pycolmap
+
+    image = pycolmap.Image(name=name, camera_id=camera_id)
+    image.image_id = database.write_image(image)
+    frame = pycolmap.Frame()
+    frame.rig_id = rig_id
+    frame.add_data_id(image.data_id)
+    database.write_frame(frame)
+    database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(features.keypoints)))
+
+
+@contextmanager
+def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
+    """Around the writing of `temporary`: tell SQLite's failures, leave none of its side files.
+
+    A transaction over all would be quicker, but pycolmap 4.2 aborts the process when one fails.
+    """
+    _remove_companions(temporary)
+    try:
+        yield
+        unfinished = any(companion.exists() for companion in _companions(temporary))
+    except RuntimeError as error:
+        raise OutputError(f"{path} cannot be written: {error}; is the disk full?") from error
+    finally:
+        _remove_companions(temporary)
+    if unfinished:
+        raise OutputError(f"{path} cannot be written: SQLite could not finish; is the disk full?")
+
+
+def _companions(database: Path) -> list[Path]:
+    return [database.with_name(database.name + end) for end in ("-journal", "-wal", "-shm")]
+
+
+def _remove_companions(database: Path) -> None:
+    for companion in _companions(database):
+        companion.unlink(missing_ok=True)

@@ -1,0 +1,342 @@
+"""Features and matches in the HDF5 layout of hloc, the field's common one.
+
+Features: one group per photo, named by its path; `keypoints` N x 2, `descriptors` D x N, `scores`
+N, `image_size` (width, height), and the attribute `uncertainty` of `keypoints`. `scales` N,
+`uncertainty` N and the attribute `kind` of `descriptors` are additions of ours. Keypoints are
+float32 (hloc itself writes float16 by default, which is half a pixel wrong beyond 1024; both are
+read). The centre of the top-left pixel is (0, 0).
+
+Matches: one group per pair, `matches0` N0 (for each keypoint of the first photo the row in the
+second one, or -1) and `matching_scores0` N0. Rows are int32: hloc's int16 overflows above 32,767
+keypoints; hloc reads any integer type, and both are read here.
+
+Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py,
+match_features.py and utils/io.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2net.errors import FormatError, InputError
+from d2net.features import Features, Matches
+from d2net.io.arrays import as_numpy, floats
+from d2net.io.container import Container, NoSuchEntryError, check_name
+from d2net.io.journal import Attributes, Journal, Record
+from d2net.io.resumable import ResumableWriter
+
+Pair = tuple[str, str]
+
+
+class FeatureFile(Container, Mapping[str, Features]):
+    """The features of many photos, read one photo at a time as tensors on the CPU."""
+
+    marker = "keypoints"
+    holds = "features"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The photos, sorted by name.
+
+        Raises:
+            FormatError: the file is damaged, or holds no features.
+        """
+        return self.entries()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.has_entry(name)
+
+    def __getitem__(self, name: str) -> Features:
+        """The features of one photo.
+
+        Scores and scales that the file lacks are 1; so is an uncertainty (in pixels), as in hloc.
+
+        Raises:
+            NoSuchEntryError: the photo is not in the file (an InputError and a KeyError).
+            FormatError: its arrays are not what the layout promises.
+        """
+        if name not in self:
+            raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
+        return _features(self.read_record(name), f"{self.path}, photo {name!r}")
+
+
+class FeatureWriter(ResumableWriter):
+    """Writes the features of many photos safely; see `ResumableWriter` for what that means.
+
+    ```python
+    with FeatureWriter("features.h5", settings) as writer:
+        for name in names:
+            if name not in writer.done():
+                writer.add(name, model.extract(root / name))
+    ```
+    """
+
+    reader = FeatureFile
+
+    def done(self) -> Set[str]:
+        """The photos that are finished, by this run or an earlier one."""
+        return self._names
+
+    def add(self, name: str, features: Features) -> None:
+        """Store one photo's features; when this returns, a kill no longer loses them.
+
+        Args:
+            name: the photo's path relative to the photos' folder, with forward slashes.
+            features: float16 descriptors stay float16; everything else is stored as float32.
+
+        Raises:
+            InputError: `name` cannot name a photo or is there already, or the features hold NaN.
+            OutputError: the disk is full or fails.
+        """
+        arrays = {
+            "keypoints": as_numpy(features.keypoints),
+            "descriptors": as_numpy(features.descriptors).T,
+            "scores": as_numpy(features.scores),
+            "scales": as_numpy(features.scales),
+            "uncertainty": as_numpy(features.uncertainty),
+        }
+        for key, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise InputError(f"the {key} of {name!r} hold NaN or infinity.")
+        arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
+        attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
+        if features.descriptor is not None:
+            attributes["descriptors"] = {"kind": features.descriptor}
+        self._append(name, Record(arrays, attributes))
+
+
+class MatchFile(Container):
+    """The matches of many pairs of photos."""
+
+    marker = "matches0"
+    holds = "matches"
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs (first, second) in the file, sorted.
+
+        Raises:
+            FormatError: the file is damaged or does not store the photos' names. hloc's do not;
+                use `pairs_among` or ask for a pair by name.
+        """
+        return sorted(self._stored_pair(entry) for entry in self.entries())
+
+    def pairs_among(self, names: Iterable[str]) -> list[Pair]:
+        """The pairs in the file whose photos are both among `names`, sorted; any file will do."""
+        names = set(names)
+        if self.settings is not None:
+            return [pair for pair in self.pairs if names.issuperset(pair)]
+        by_group = {_group_part(name): name for name in names}
+        return sorted(
+            (by_group[first], by_group[second])
+            for entry in self.entries()
+            for first, second in _split(entry)
+            if first in by_group and second in by_group
+        )
+
+    def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
+        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
+
+        Raises:
+            FormatError: the file is damaged, or names keypoints that a photo does not have.
+        """
+        seen = set()
+        for first, second in self.pairs_among(num_keypoints):
+            if (second, first) in seen:  # hloc's files may hold both orders
+                continue
+            seen.add((first, second))
+            matches = self.get(first, second)
+            bounds = torch.tensor([num_keypoints[first], num_keypoints[second]])
+            if (matches.indices >= bounds).any():
+                raise FormatError(
+                    f"{self.path}: the matches of {first!r} and {second!r} name keypoints that the "
+                    "features do not have; the two files are not of one run."
+                )
+            yield first, second, matches
+
+    def __len__(self) -> int:
+        return len(self.entries())
+
+    def __contains__(self, pair: object) -> bool:
+        return isinstance(pair, tuple) and len(pair) == 2 and self._find(*pair) is not None
+
+    def get(self, first: str, second: str) -> Matches:
+        """The matches of a pair of photos, stored in this order or the other.
+
+        A verified pair holds its inliers only; a similarity that the file lacks is 1.
+
+        Raises:
+            NoSuchEntryError: the pair is not in the file (an InputError and a KeyError).
+            FormatError: its arrays are not what the layout promises.
+        """
+        found = self._find(first, second)
+        if found is None:
+            raise NoSuchEntryError(f"{self.path} holds no matches of {first!r} and {second!r}.")
+        entry, swapped = found
+        record = self.read_record(entry)
+        where = f"{self.path}, pair {entry!r}"
+        rows = record.arrays["matches0"]
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise FormatError(
+                f"{where}: 'matches0' must be a row of integers, not {rows.ndim}-dimensional "
+                f"{rows.dtype}."
+            )
+        if rows.size and rows.min() < -1:
+            raise FormatError(
+                f"{where}: 'matches0' holds the row {rows.min()}; rows above 32,767 overflow in "
+                "hloc's 16 bits; match again with d2net."
+            )
+        similarity = _column(record, "matching_scores0", len(rows), where)
+        matched = torch.from_numpy(np.flatnonzero(rows != -1))
+        indices = torch.stack([matched, torch.from_numpy(rows.astype(np.int64))[matched]], dim=1)
+        return Matches(indices.flip(1) if swapped else indices, similarity[matched])
+
+    def _find(self, first: str, second: str) -> tuple[str, bool] | None:
+        """The pair's group, and whether it is stored the other way round."""
+        for separator in "/_":  # hloc's older files have "_"
+            for swapped in (False, True):
+                pair = (second, first) if swapped else (first, second)
+                entry = group_name(*pair, separator)
+                # Two pairs can share a group's name ('a/b' and 'a-b'): ours know which it is.
+                if self.has_entry(entry) and (
+                    self.settings is None or self._stored_pair(entry) == pair
+                ):
+                    return entry, swapped
+        return None
+
+    def _stored_pair(self, entry: str) -> Pair:
+        attributes = self.read_attributes(entry)
+        pair = attributes.get("name0"), attributes.get("name1")
+        if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
+            raise FormatError(
+                f"{self.path} does not store the photos' names at {entry!r} (hloc's files do not); "
+                "ask for each pair by name."
+            )
+        return pair[0], pair[1]
+
+
+class MatchWriter(ResumableWriter):
+    """Writes the matches of many pairs safely; see `ResumableWriter` for what that means."""
+
+    reader = MatchFile
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(path, settings)
+        self._pairs: set[Pair] = set()
+
+    def done(self) -> Set[Pair]:
+        """The pairs (first, second) that are finished, by this run or an earlier one."""
+        return self._pairs
+
+    def add(self, first: str, second: str, matches: Matches, num_keypoints: int) -> None:
+        """Store one pair's matches; when this returns, a kill no longer loses them.
+
+        Args:
+            first: the first photo's name, as in the features file.
+            second: the second photo's name.
+            matches: of verified matches only the inliers are stored; each row of the first photo
+                occurs at most once.
+            num_keypoints: how many keypoints the first photo has.
+
+        Raises:
+            InputError: the pair is there already, in this order or the other, or the matches do
+                not fit `num_keypoints`.
+            OutputError: the disk is full or fails.
+        """
+        pair = (check_name(first), check_name(second))
+        if first == second or (second, first) in self._pairs:
+            raise InputError(f"{first!r} and {second!r} are one photo, or matched already.")
+        kept = matches.verified()
+        if len(kept) and int(kept.indices.min()) < 0:
+            raise InputError(f"the matches of {first!r} and {second!r} hold negative rows.")
+        rows, columns = as_numpy(kept.indices).T
+        occurrences = np.bincount(rows, minlength=num_keypoints)
+        if len(occurrences) > num_keypoints or (occurrences > 1).any():
+            raise InputError(
+                f"the matches of {first!r} and {second!r} must name each of the first photo's "
+                f"{num_keypoints} keypoints at most once."
+            )
+        matches0 = np.full(num_keypoints, -1, dtype=np.int32)
+        matches0[rows] = columns
+        scores = np.zeros(num_keypoints, dtype=np.float32)
+        scores[rows] = as_numpy(kept.similarity)
+        arrays = {"matches0": matches0, "matching_scores0": scores}
+        names: dict[str, str | float] = {"name0": first, "name1": second}
+        self._append(group_name(*pair), Record(arrays, {"": names}))
+        self._pairs.add(pair)
+
+    def _recall(self, existing: Container | None, journal: Journal) -> None:
+        super()._recall(existing, journal)
+        if isinstance(existing, MatchFile):
+            self._pairs.update(existing.pairs)
+        for attributes in journal.attributes.values():
+            self._pairs.add((str(attributes[""]["name0"]), str(attributes[""]["name1"])))
+
+
+def typical_uncertainty(features: Features) -> float:
+    """The one uncertainty per photo that hloc keeps, in pixels; its default, 1, of no features."""
+    return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
+
+
+def group_name(first: str, second: str, separator: str = "/") -> str:
+    """The group of a pair in hloc's layout."""
+    return _group_part(first) + separator + _group_part(second)
+
+
+def _group_part(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def _split(entry: str) -> Iterator[Pair]:
+    """All (first, second) that `group_name` could have joined to `entry`."""
+    separator = "/" if "/" in entry else "_"
+    for position, character in enumerate(entry):
+        if character == separator:
+            yield entry[:position], entry[position + 1 :]
+
+
+def _features(record: Record, where: str) -> Features:
+    keypoints = floats(record.arrays, "keypoints", ("N", 2), where)
+    n = len(keypoints)
+    descriptors = floats(record.arrays, "descriptors", ("D", n), where)
+    uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
+    if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
+        raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
+    kind = record.attributes["descriptors"].get("kind")
+    if kind is not None and not isinstance(kind, str):
+        raise FormatError(f"{where}: the attribute 'kind' must be text.")
+    return Features(
+        keypoints=torch.from_numpy(keypoints).float(),
+        scores=_column(record, "scores", n, where),
+        scales=_column(record, "scales", n, where),
+        descriptors=torch.from_numpy(descriptors.T).contiguous(),
+        image_size=_image_size(record, where),
+        uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
+        descriptor=kind,
+    )
+
+
+def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
+    """The N numbers of an array as float32, `missing` everywhere if it is not there."""
+    if key not in record.arrays:
+        return torch.full((n,), missing)
+    return torch.from_numpy(floats(record.arrays, key, (n,), where)).float()
+
+
+def _image_size(record: Record, where: str) -> tuple[int, int]:
+    size = record.arrays.get("image_size")
+    if size is None or size.shape != (2,) or size.dtype.kind not in "iuf" or not (size >= 1).all():
+        raise FormatError(f"{where}: 'image_size' must hold the photo's width and height.")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,304 @@
+"""Photos: read them, resize them, and read the masks that go with them.
+
+Inside the package a photo is its *pixels*: H x W x 3 RGB, uint8, or float32 in 0..255 where the
+source has more than 8 bits per channel, so that no precision is lost.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from d2net.errors import InputError
+from d2net.geometry.coordinates import Size
+from d2net.io.decoder_state import MAX_PIXELS
+from d2net.io.image_decoding import Samples, UnreadableError, decode
+
+Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]
+"""H x W x 3 RGB, uint8 or float32 in 0..255."""
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
+"""What the package takes as a photo; `to_pixels` says in which shapes and types."""
+
+MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
+"""What the package takes as a mask; `read_mask` says in which shapes."""
+
+_FLOAT_SLACK = 1e-3  # resampling overshoots [0, 1] a little
+
+
+def read_image(
+    source: str | os.PathLike[str] | io.BytesIO | Image.Image,
+    *,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """Read a photo: JPEG, PNG, PPM, PGM, TIFF, WebP, BMP or GIF; of several frames the first.
+
+    Grey becomes three equal channels; palette, CMYK, YCbCr and LAB become RGB; embedded colour
+    profiles are not applied. Alpha is dropped and the colours below it are kept: blending with a
+    made-up background would draw edges that the camera never saw (bar keypoints with a mask).
+    65535 of 16-bit samples becomes 255.0. Floating-point samples are 0..1 if none is larger, else
+    0..255 if none is larger, else 0..65535.
+
+    Args:
+        source: a file, on the disk or in memory, or a pillow image (its current frame). Pillow
+            holds 16-bit RGB as 8 bits, and a TIFF that it has loaded is upright already: give the
+            file instead.
+        upright: turn the photo as its EXIF orientation says; False keeps the stored orientation.
+        max_pixels: files with more are refused before memory is taken for them.
+
+    Returns:
+        Pixels, contiguous and writable.
+
+    Raises:
+        ImageError: the file is missing, unreadable, damaged, of another kind, or has more than
+            `max_pixels` (a gigapixel).
+    """
+    return decode(source, _pixels_from_samples, upright=upright, max_pixels=max_pixels)
+
+
+def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
+    """Pixels of a photo in any form that `ImageLike` allows.
+
+    Args:
+        image: a path or pillow image (see `read_image`); an array H x W or H x W x 1, 3 or 4 in
+            RGB order, of bool, uint8, uint16 or float in [0, 1]; or a tensor 1 x H x W or
+            3 x H x W, with or without a batch dimension of one, of uint8 or float in [0, 1].
+            Floats may leave [0, 1] by 1e-3 and are clipped.
+        upright: as for `read_image`; without effect on arrays and tensors.
+
+    Returns:
+        Pixels, contiguous and writable; the memory of `image` where it already is that.
+
+    Raises:
+        ImageError: a file cannot be read.
+        InputError: any other type, shape or range of values.
+    """
+    if isinstance(image, torch.Tensor):
+        return _pixels_from_array(_channels_last(image))
+    if isinstance(image, np.ndarray):
+        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
+            raise InputError(
+                f"an image array must be H x W or H x W x 1, 3 or 4, not of shape {image.shape}"
+            )
+        return _pixels_from_array(image)
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return read_image(image, upright=upright)
+    raise InputError(
+        "an image must be a path, a pillow image, a NumPy array or a torch tensor, not "
+        f"{type(image).__name__}"
+    )
+
+
+def read_mask(
+    mask: MaskLike,
+    size: Size,
+    *,
+    upright: bool = True,
+) -> npt.NDArray[np.bool_]:
+    """Where keypoints are allowed.
+
+    A pixel is allowed where any colour channel is not zero; alpha does not count. Save masks
+    without loss: JPEG puts small values beside every edge, and these are not zero.
+
+    Args:
+        mask: an image file, a pillow image, or an array H x W or H x W x C (C of 2 and 4: the
+            last channel is alpha).
+        size: (width, height) of the photo as it is used, after turning it upright if asked for.
+        upright: as for `read_image`.
+
+    Returns:
+        H x W bool, True where keypoints are allowed.
+
+    Raises:
+        ImageError: the file cannot be read.
+        InputError: the mask is of another type, or has another size than the photo.
+    """
+    if isinstance(mask, np.ndarray):
+        if mask.ndim not in (2, 3):
+            raise InputError(f"a mask must be H x W or H x W x C, not of shape {mask.shape}")
+        has_alpha = mask.ndim == 3 and mask.shape[2] in (2, 4)
+        allowed = _is_set(mask[..., :-1] if has_alpha else mask)
+    else:
+        allowed = decode(mask, _is_set, upright=upright)
+    height, width = allowed.shape
+    if (width, height) != tuple(size):
+        named = f" {os.fspath(mask)!r}" if isinstance(mask, (str, os.PathLike)) else ""
+        raise InputError(
+            f"the mask{named} has {width} x {height} pixels but its photo has "
+            f"{size[0]} x {size[1]}: save the mask in the photo's size and orientation"
+        )
+    return allowed
+
+
+def limited_size(size: Size, max_edge: int | None, max_sum_edges: int | None) -> Size:
+    """The size to which a photo is reduced before extraction.
+
+    Both limits are met by one factor, never above 1, so that the photo is resampled once.
+
+    Args:
+        size: (width, height) in pixels.
+        max_edge: limit of the longer edge in pixels; None for no limit.
+        max_sum_edges: limit of width + height in pixels; None for no limit.
+
+    Returns:
+        (width, height), rounded to the nearest pixel, each at least 1.
+    """
+    factor = min(
+        1.0,
+        math.inf if max_edge is None else max_edge / max(size),
+        math.inf if max_sum_edges is None else max_sum_edges / sum(size),
+    )
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def resize(pixels: Pixels, size: Size) -> Pixels:
+    """Resample to `size` (width, height): bilinear, anti-aliased, borders map to borders.
+
+    Pixels move as `geometry.coordinates.resize` says. The input itself comes back if it already
+    has that size.
+    """
+    height, width = pixels.shape[:2]
+    if (width, height) == tuple(size):
+        return pixels
+    if pixels.dtype == np.uint8:
+        return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    resized = np.empty((size[1], size[0], 3), np.float32)  # pillow: one float channel at a time
+    for channel in range(3):
+        plane = Image.fromarray(np.ascontiguousarray(pixels[:, :, channel]))
+        resized[:, :, channel] = np.asarray(plane.resize(size, Image.Resampling.BILINEAR))
+    return resized
+
+
+def resize_like_release(
+    pixels: Pixels, max_edge: int | None, max_sum_edges: int | None
+) -> npt.NDArray[Any]:
+    """The size limits as the 2019 release applies them, for parity.
+
+    One limit after the other, each with a size rounded down, by `imresize` of SciPy 1.1: 8-bit
+    bilinear, and whatever is not uint8 is first stretched to 0..255. The release turns its first
+    result to float, so that the second resize stretches the contrast.
+
+    Args:
+        pixels: the photo.
+        max_edge: limit of the longer edge in pixels; None for no limit.
+        max_sum_edges: limit of width + height in pixels; None for no limit.
+
+    Returns:
+        H x W x 3 uint8, or `pixels` itself if it is within the limits.
+    """
+    resized: npt.NDArray[Any] = pixels
+    height, width = resized.shape[:2]
+    if max_edge is not None and max(height, width) > max_edge:
+        resized = _imresize(resized, max_edge / max(height, width))
+        height, width = resized.shape[:2]
+    if max_sum_edges is not None and height + width > max_sum_edges:
+        first = resized if resized is pixels else resized.astype(np.float64)
+        resized = _imresize(first, max_sum_edges / (height + width))
+    return resized
+
+
+def _imresize(image: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.uint8]:
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        stretched = (image.astype(np.float64) - low) * (255 / ((high - low) or 1.0))
+        image = (stretched.clip(0, 255) + 0.5).astype(np.uint8)
+    height, width = image.shape[:2]
+    # The release stops with an error where a side would vanish; one pixel is left here.
+    size = max(1, int(width * fraction)), max(1, int(height * fraction))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _is_set(samples: Samples) -> npt.NDArray[np.bool_]:
+    is_set: npt.NDArray[np.bool_] = np.any(np.atleast_3d(samples), axis=2)
+    return is_set
+
+
+def _pixels_from_samples(samples: Samples) -> Pixels:
+    """Samples of a file to 0..255 and three channels."""
+    if samples.dtype.kind == "f":
+        return _three_channels(_float_pixels(samples))
+    if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
+        return _three_channels(_integer_pixels(samples))
+    low, high = int(samples.min()), int(samples.max())  # pillow's I: 16 bits held in 32, usually
+    if low < 0 or high > 65535:
+        raise UnreadableError(f"it holds values from {low} to {high}, expected 0 to 65535")
+    return _three_channels(_integer_pixels(samples.astype(np.uint16)))
+
+
+def _integer_pixels(samples: Samples) -> Pixels:
+    if samples.dtype == np.uint8:
+        return samples
+    pixels = samples.astype(np.float32)
+    pixels /= 257
+    return pixels
+
+
+def _float_pixels(samples: Samples) -> Pixels:
+    if not np.isfinite(samples).all():
+        raise UnreadableError("it holds NaN or infinite values")
+    low, high = float(samples.min()), float(samples.max())
+    if low < 0 or high > 65535:
+        raise UnreadableError(
+            f"it holds values from {low:g} to {high:g}, expected 0 to 1, 0 to 255 or 0 to 65535"
+        )
+    pixels = samples.astype(np.float32)
+    if high <= 1:
+        pixels *= 255
+    elif high > 255:
+        pixels /= 257
+    return pixels
+
+
+def _three_channels(pixels: Pixels) -> Pixels:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def _channels_last(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 4 and shape[0] == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise InputError(
+            "an image tensor must be 1 x H x W or 3 x H x W, or one of these with a batch "
+            f"dimension of one, not of shape {shape}"
+        )
+    tensor = tensor.detach().cpu().permute(1, 2, 0)
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:
+    if 0 in array.shape:
+        raise InputError(f"an image must have at least one pixel, not shape {array.shape}")
+    if array.ndim == 3:
+        array = array[:, :, 0] if array.shape[2] == 1 else array[:, :, :3]
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind == "f":
+        array = _unit_floats(array) * np.float32(255)
+    elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise InputError(
+            f"image values must be bool, uint8, uint16 or float in [0, 1], not {array.dtype}"
+        )
+    if array.dtype.kind == "u":
+        array = _integer_pixels(array)
+    return np.require(_three_channels(array), requirements=["C", "W"])
+
+
+def _unit_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if not np.isfinite(array).all():
+        raise InputError("an image must not hold NaN or infinite values")
+    low, high = float(array.min()), float(array.max())
+    if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
+        raise InputError(
+            f"floating-point images must be in [0, 1], these values reach from {low:g} to "
+            f"{high:g}: divide by 255, or convert to uint8"
+        )
+    return array.astype(np.float32).clip(0, 1)

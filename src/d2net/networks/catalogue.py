@@ -1,0 +1,168 @@
+"""The weights that have a name, and the normalisations that weights can want.
+
+A name stands for one file with a checksum, a licence and the normalisation it was trained with.
+The normalisation belongs to the weights; no caller chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from d2net.networks.download import cache_folder
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How an image becomes what the first convolution was trained on.
+
+    Attributes:
+        name: "caffe" or "torch", as files and the release's training options call it.
+        order: order of the colour channels.
+        scale: factor on values of 0 to 255, before mean and deviation.
+        mean: subtracted per channel, in `order`.
+        std: divided by per channel, in `order`.
+    """
+
+    name: str
+    order: Literal["BGR", "RGB"]
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise `images`, ... x 3 x H x W float32 in RGB order, 0 to 255."""
+        x = images.flip(-3) if self.order == "BGR" else images
+        mean = x.new_tensor(self.mean)[:, None, None]
+        std = x.new_tensor(self.std)[:, None, None]
+        return (x * self.scale - mean) / std
+
+
+CAFFE = Normalisation("caffe", "BGR", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
+"""Of the 2014 VGG models and of all weights that the authors of D2-Net published."""
+
+TORCH = Normalisation("torch", "RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of torchvision's VGG-16, and the release's other `--preprocessing`."""
+
+NORMALISATIONS: Mapping[str, Normalisation] = {"caffe": CAFFE, "torch": TORCH}
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """A file of weights that has a name.
+
+    Attributes:
+        name: what `load_weights` takes.
+        file: file name, in the package or in the cache.
+        url: where it is downloaded from; None for packaged weights.
+        sha256: checksum; None where the source states none: then the file's checksum at its
+            first load is recorded beside it and all later loads must match.
+        bytes: size, None where it is known only after the download; as `sha256`, of packaged
+            weights that of the ordinary file, which `packing` makes from the packaged one.
+        licence: the licence, and what it is a statement about.
+        source: who made them.
+        training_data: what they were trained on.
+        normalisation: what the network's input must be.
+        advice: what they are for.
+    """
+
+    name: str
+    file: str
+    url: str | None
+    sha256: str | None
+    bytes: int | None
+    licence: str
+    source: str
+    training_data: str
+    normalisation: Normalisation
+    advice: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or will be once it is downloaded."""
+        folder = _PACKAGED if self.url is None else cache_folder()
+        return folder / self.file
+
+
+_PACKAGED = Path(__file__).with_name("pretrained")
+
+
+def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord:
+    return WeightsRecord(
+        name=name,
+        file=f"{name}.pth",
+        url=f"https://dusmanu.com/files/d2-net/{name}.pth",
+        sha256=None,
+        bytes=None,
+        licence=(
+            "not stated for the file itself; the authors' repository, which links to it, is under "
+            "the Clear BSD licence, and the VGG-16 it starts from under CC BY 4.0"
+        ),
+        source="M. Dusmanu et al., D2-Net, CVPR 2019, github.com/mihaidusmanu/d2-net",
+        training_data=training_data,
+        normalisation=CAFFE,
+        advice=advice,
+    )
+
+
+_IMAGENET = "ImageNet (ILSVRC-2014), image classification"
+
+CATALOGUE: Mapping[str, WeightsRecord] = {
+    record.name: record
+    for record in (
+        WeightsRecord(
+            name="seasons",
+            file="seasons.safetensors",
+            url=None,
+            sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
+            bytes=16_261_520,
+            licence=(
+                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
+                "stated licence were trained on: see MODEL_CARD.md"
+            ),
+            source="the developers of d2net, 2026, from `ots`",
+            training_data=(
+                f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos that MODEL_CARD.md lists"
+            ),
+            normalisation=CAFFE,
+            advice="trained on photos of many seasons, hours and sensors; packaged",
+        ),
+        WeightsRecord(
+            name="ots",
+            file="ots.safetensors",
+            url=None,
+            sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
+            bytes=15_272_984,
+            licence="CC BY 4.0",
+            source="VGG-16 to conv4_3, K. Simonyan and A. Zisserman, University of Oxford, 2014",
+            training_data=_IMAGENET,
+            normalisation=CAFFE,
+            advice="off the shelf: never trained for matching; packaged, nothing is downloaded",
+        ),
+        _of_the_authors(
+            "d2_tf",
+            f"{_IMAGENET}; then conv4_3 on MegaDepth",
+            "the authors' trained weights and their default: for comparing with the release; not "
+            "for evaluation on PhotoTourism scenes, nor on MegaDepth's 0015 and 0022 (the "
+            "MegaDepth-1500 test), which are in the release's list of training scenes",
+        ),
+        _of_the_authors(
+            "d2_tf_no_phototourism",
+            f"{_IMAGENET}; then conv4_3 on MegaDepth without the scenes it shares with "
+            "PhotoTourism",
+            "for evaluation on PhotoTourism and the Image Matching Challenge; nothing says that "
+            "MegaDepth's 0015 and 0022 (the MegaDepth-1500 test) were left out",
+        ),
+        _of_the_authors(
+            "d2_ots",
+            _IMAGENET,
+            "the authors' own file of the off-the-shelf weights; `ots` needs no download",
+        ),
+    )
+}
+
+ALIASES: Mapping[str, str] = {"default": "seasons"}

@@ -1,0 +1,316 @@
+"""Reads weights files, safetensors and torch's own, without executing anything they hold.
+
+torch's files are pickles, and a pickle can name any function to be called. Here
+`torch.load(weights_only=True)` builds tensors and plain containers only (torch 2.6 or newer:
+CVE-2025-32434), and the few further names in the training checkpoints of the 2019 release get
+stand-ins, so that numpy takes no type from a stranger's file either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from d2net.errors import WeightsError
+from d2net.io.pickles import NumpyType, numpy_scalar
+from d2net.networks.vgg import VGG16_STAGES
+from d2net.networks.whitening import INPUTS
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for i, widths in enumerate(VGG16_STAGES, 1):
+        for j, width in enumerate(widths, 1):
+            shapes[f"conv{i}_{j}.weight"] = (width, channels, 3, 3)
+            shapes[f"conv{i}_{j}.bias"] = (width,)
+            channels = width
+    return shapes
+
+
+SHAPES = _shapes()
+"""The network's arrays, conv1_1.weight to conv4_3.bias."""
+
+WHITENING = ("whitening.weight", "whitening.bias")
+"""Arrays that some weights have besides: D x `INPUTS` and D."""
+
+_SEQUENTIAL = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
+"""Places of the ten convolutions among VGG-16's layers, ReLU and pools counted."""
+
+
+def _names_in(prefix: str) -> dict[str, str]:
+    places = [f"{prefix}.{i}.{kind}" for i in _SEQUENTIAL for kind in ("weight", "bias")]
+    return dict(zip(SHAPES, places, strict=True))
+
+
+LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    "d2net": {name: name for name in SHAPES},
+    "release": _names_in("dense_feature_extraction.model"),
+    "torchvision": _names_in("features"),
+}
+"""What files call the network's arrays."""
+
+_PREFIX = re.compile(r"^((module|trunk)\.)+")
+"""What torch's DataParallel and our own model put before the names."""
+
+_LARGEST = 4 << 30
+"""Bytes. A full VGG-16 has 0.5 GB; what is larger is a wrong file, not worth filling memory for."""
+
+_HEADER_LENGTH = 8
+"""Bytes before a safetensors header: its length, little endian."""
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """One array of a weights file: the network's name and the file's own name for it."""
+
+    name: str
+    name_in_file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training checkpoint of the 2019 release says about its making.
+
+    Attributes:
+        epoch: the epoch after which it was written, from 1; None if not said.
+        losses: mean training loss of each epoch so far.
+        arguments: the options of the training command.
+    """
+
+    epoch: int | None
+    losses: tuple[float, ...]
+    arguments: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The contents of a weights file.
+
+    Attributes:
+        state: conv1_1.weight to conv4_3.bias, finite float32 on the CPU.
+        whitening: weight and bias of the whitening, likewise; None where there is none.
+        arrays: the network's as they stand in the file.
+        unused: how many other entries its state dict has (a full VGG's tail).
+        format: "safetensors" or "torch".
+        layout: whose names the file uses: "d2net", "release" or "torchvision".
+        metadata: the strings of a safetensors header.
+        training: what a training checkpoint says besides, None for other files.
+    """
+
+    state: dict[str, Tensor]
+    whitening: tuple[Tensor, Tensor] | None
+    arrays: tuple[ArrayInfo, ...]
+    unused: int
+    format: str
+    layout: str
+    metadata: Mapping[str, str]
+    training: Training | None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, so that what is checked and what is parsed are the same bytes.
+
+    Raises:
+        WeightsError: `path` is missing, a directory, empty, unreadable or absurdly large.
+    """
+    try:
+        if path.is_dir():
+            raise WeightsError(f"{path} is a directory: give the weights file itself")
+        if not path.exists():
+            raise WeightsError(f"there is no weights file {path}: check the path")
+        if not path.is_file():  # a pipe or a device may never end
+            raise WeightsError(f"{path} is not an ordinary file: give a weights file")
+        if path.stat().st_size > _LARGEST:
+            raise WeightsError(f"{path} is over 4 GB, far larger than any D2-Net weights file")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"the weights file {path} cannot be read: {error}") from error
+    if not data:
+        raise WeightsError(f"the weights file {path} is empty: get it again from its source")
+    return data
+
+
+def parse(data: bytes, path: Path) -> Checkpoint:
+    """The contents of a weights file.
+
+    Args:
+        data: the file's bytes: safetensors, or a state dict or training checkpoint of torch in
+            the zip format or in the one before torch 1.6.
+        path: where they come from, for messages.
+
+    Raises:
+        WeightsError: another kind of file, damaged, truncated, not VGG-16 up to conv4_3, or it
+            wants something executed.
+    """
+    metadata: Mapping[str, str] = {}
+    training = None
+    # safetensors first: its header's length may begin with the byte that a pickle begins with
+    if data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
+        file_format = "safetensors"
+        entries, metadata = _parse_safetensors(data, path)
+    elif data.startswith((b"PK\x03\x04", b"\x80")):
+        file_format = "torch"
+        entries, training = _parse_torch(data, path)
+    else:
+        raise WeightsError(
+            f"{path} is not a weights file: expected safetensors or a file saved by torch (.pth)"
+        )
+    layout, tensors = _select(entries, path)
+    whitening = _whitening(entries, path)
+    return Checkpoint(
+        state={name: to_float32(name, tensor, path) for name, tensor in tensors.items()},
+        whitening=whitening,
+        arrays=tuple(
+            ArrayInfo(name, LAYOUTS[layout][name], tuple(tensor.shape), _dtype_name(tensor))
+            for name, tensor in tensors.items()
+        ),
+        unused=len(entries) - len(tensors) - (0 if whitening is None else len(WHITENING)),
+        format=file_format,
+        layout=layout,
+        metadata=metadata,
+        training=training,
+    )
+
+
+def _parse_safetensors(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
+    try:
+        entries = safetensors.torch.load(data)
+        end = _HEADER_LENGTH + int.from_bytes(data[:_HEADER_LENGTH], "little")
+        metadata = json.loads(data[_HEADER_LENGTH:end]).get("__metadata__") or {}
+    except Exception as error:  # whatever the bytes of a stranger provoke
+        raise _damaged(path, error) from error
+    return entries, metadata
+
+
+def _parse_torch(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Training | None]:
+    try:
+        # torch warns about TorchScript archives before it refuses them
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a stranger provoke
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise _damaged(path, error) from error
+        raise WeightsError(
+            f"{path} asks for {asked[1]} to be run when it is loaded, which is never done here: "
+            "use a file that holds tensors only (torch.save of a state dict), from its authors"
+        ) from None
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of tensors")
+    model = loaded.get("model")
+    if not isinstance(model, Mapping):
+        return loaded, None
+    return model, _training(loaded)
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return WeightsError(
+        f"the weights file {path} is damaged, truncated or of another kind ({lines[0][:120]}): "
+        "get it again from its source"
+    )
+
+
+def _training(loaded: Mapping[Any, Any]) -> Training | None:
+    arguments = loaded.get("args")
+    if not isinstance(arguments, argparse.Namespace):
+        return None
+    epoch = loaded.get("epoch_idx")
+    losses = loaded.get("train_loss_history")
+    return Training(
+        epoch=epoch if isinstance(epoch, int) else None,
+        losses=tuple(x for x in losses if isinstance(x, float)) if isinstance(losses, list) else (),
+        arguments={
+            str(key): str(value)
+            for key, value in vars(arguments).items()
+            if isinstance(value, str | int | float | None)
+        },
+    )
+
+
+def _select(entries: Mapping[Any, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """The layout of a state dict, and the network's arrays from it in the network's names."""
+    named = {_PREFIX.sub("", str(key)): value for key, value in entries.items()}
+    layout = max(LAYOUTS, key=lambda key: len(named.keys() & LAYOUTS[key].values()))
+    names = LAYOUTS[layout]
+    missing = [name for name in SHAPES if names[name] not in named]
+    if len(missing) == len(SHAPES):
+        found = ", ".join(list(named)[:3]) or "nothing"
+        raise WeightsError(f"{path} holds no layer of VGG-16 that is known here, but {found[:120]}")
+    if missing:
+        raise WeightsError(
+            f"{path} is not VGG-16 up to conv4_3: it lacks {names[missing[0]]} and "
+            f"{len(missing) - 1} more of the {len(SHAPES)} arrays"
+        )
+    for name, shape in SHAPES.items():
+        value = named[names[name]]
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path} holds a {type(value).__name__} as {name}, not a tensor")
+        if tuple(value.shape) != shape:
+            raise WeightsError(
+                f"{path} is not VGG-16 up to conv4_3: its {names[name]} has shape "
+                f"{tuple(value.shape)}, not {shape}"
+            )
+    return layout, {name: named[names[name]] for name in SHAPES}
+
+
+def _whitening(entries: Mapping[Any, Any], path: Path) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the whitening, if the file has one."""
+    found = [entries.get(name) for name in WHITENING]
+    if found == [None, None]:
+        return None
+    weight, bias = found
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else None for x in (weight, bias)]
+    size = shapes[1][0] if shapes[1] else 0
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or size == 0:
+        raise WeightsError(f"{path} holds half of a whitening: get the file again from its source")
+    if shapes != [(size, INPUTS), (size,)]:
+        raise WeightsError(
+            f"{path} holds a whitening of shape {shapes[0]} and {shapes[1]}, not (D, {INPUTS}) and "
+            "(D,): it belongs to another version of d2net"
+        )
+    return to_float32(WHITENING[0], weight, path), to_float32(WHITENING[1], bias, path)
+
+
+def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
+    """A contiguous float32 copy, refused if it holds NaN or infinity or no plain numbers."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not plain or not tensor.is_floating_point():
+        raise WeightsError(
+            f"{name} of {where} holds {_dtype_name(tensor)} on {tensor.device.type}, not plain "
+            "floating-point numbers"
+        )
+    copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not bool(copy.isfinite().all()):
+        raise WeightsError(
+            f"{name} of {where} holds NaN or infinity: the training that made it diverged, or the "
+            "file is damaged"
+        )
+    return copy
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+_STAND_INS: list[Any] = [
+    argparse.Namespace,
+    (NumpyType, "numpy.dtype"),
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+]

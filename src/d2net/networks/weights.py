@@ -1,0 +1,371 @@
+"""Weights by name or path: what there is, what a file holds, loading and saving."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+from torch import Tensor
+
+from d2net.errors import WeightsError
+from d2net.io.atomic import locked, replacing
+from d2net.networks.catalogue import (
+    ALIASES,
+    CAFFE,
+    CATALOGUE,
+    NORMALISATIONS,
+    TORCH,
+    Normalisation,
+    WeightsRecord,
+)
+from d2net.networks.checkpoint import (
+    LAYOUTS,
+    SHAPES,
+    WHITENING,
+    ArrayInfo,
+    Checkpoint,
+    Training,
+    parse,
+    read_bytes,
+    to_float32,
+)
+from d2net.networks.download import Progress, download, record_sha256, recorded_sha256
+from d2net.networks.packing import unpack
+from d2net.networks.whitening import Whitening
+
+_log = logging.getLogger(__name__)
+
+_REINSTALL = "reinstall the package (pip install --force-reinstall --no-deps d2net)"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedWeights:
+    """Weights ready for the network.
+
+    Attributes:
+        state: conv1_1.weight, conv1_1.bias, ... conv4_3.bias, float32 on the CPU.
+        whitening: of descriptors, None where the weights have none.
+        normalisation: what the network's input must be.
+        name: of the catalogue, or what the file calls itself, or the file's name.
+        sha256: of the file, unpacked.
+        record: the catalogue's entry, None for a file given by path.
+    """
+
+    state: dict[str, Tensor]
+    whitening: Whitening | None
+    normalisation: Normalisation
+    name: str
+    sha256: str
+    record: WeightsRecord | None
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file holds.
+
+    Attributes:
+        name: as `LoadedWeights.name`.
+        path: the file.
+        format: "safetensors" or "torch".
+        layout: whose names its arrays have: "d2net", "release" or "torchvision".
+        bytes: size of the file, unpacked.
+        sha256: of the file, unpacked.
+        arrays: those the network uses, from conv1_1 to conv4_3.
+        unused: how many other entries there are (a full VGG's tail).
+        parameters: numbers in `arrays`.
+        whitening: length of whitened descriptors, None where the weights have no whitening.
+        normalisation: what the network's input must be.
+        metadata: the strings of a safetensors header.
+        training: what a training checkpoint of the release says about itself.
+        record: the catalogue's entry, None for a file given by path.
+    """
+
+    name: str
+    path: Path
+    format: str
+    layout: str
+    bytes: int
+    sha256: str
+    arrays: tuple[ArrayInfo, ...]
+    unused: int
+    parameters: int
+    whitening: int | None
+    normalisation: Normalisation
+    metadata: Mapping[str, str]
+    training: Training | None
+    record: WeightsRecord | None
+
+
+@dataclass(frozen=True)
+class WeightsStatus:
+    """A named weights file and whether it is on this machine.
+
+    Attributes:
+        record: the catalogue's entry.
+        aliases: other names for it.
+        state: where it is.
+        bytes: size, None while unknown.
+        sha256: checksum that loading demands, None while none is known.
+    """
+
+    record: WeightsRecord
+    aliases: tuple[str, ...]
+    state: Literal["packaged", "cached", "downloadable"]
+    bytes: int | None
+    sha256: str | None
+
+
+def list_weights() -> list[WeightsStatus]:
+    """Every named weights file, the packaged first; only sizes and recorded checksums are read."""
+    return [_status(record) for record in CATALOGUE.values()]
+
+
+def _status(record: WeightsRecord) -> WeightsStatus:
+    aliases = tuple(alias for alias, name in ALIASES.items() if name == record.name)
+    if record.url is None:
+        return WeightsStatus(record, aliases, "packaged", record.bytes, record.sha256)
+    if not record.path.exists():
+        return WeightsStatus(record, aliases, "downloadable", record.bytes, record.sha256)
+    size = record.path.stat().st_size
+    return WeightsStatus(record, aliases, "cached", size, recorded_sha256(record.path))
+
+
+def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeights:
+    """Load weights; a name that is not on this machine yet is downloaded first.
+
+    Args:
+        name_or_path: a name of the catalogue, or a file: safetensors, or the release's .pth
+            (weights or training checkpoints, of any version of torch), or torchvision's VGG-16.
+            Nothing in a file is executed. A name wins over a file of that name; write `./ots` for
+            the file.
+
+    Raises:
+        WeightsError: unknown name, missing or damaged file, not VGG-16 up to conv4_3, or the
+            download failed.
+    """
+    record, path = _locate(name_or_path)
+    if record is not None and not _is_here(record):
+        # not at level info, which nobody sees: the first use takes long and needs the network
+        _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
+        download_weights(record.name)
+    info, checkpoint = _read(path, record)
+    whitening = None if checkpoint.whitening is None else Whitening(*checkpoint.whitening)
+    return LoadedWeights(
+        checkpoint.state, whitening, info.normalisation, info.name, info.sha256, record
+    )
+
+
+def download_weights(name: str, progress: Progress | None = None) -> Path:
+    """Bring a named weights file to this machine unless it is there already.
+
+    Args:
+        name: of the catalogue.
+        progress: called with the bytes so far and in all (None where the server does not say).
+
+    Returns:
+        Its path.
+
+    Raises:
+        WeightsError: unknown name, offline, cut off (the next call goes on from there), or what
+            came is no weights file.
+        OutputError: the cache cannot be written, or (OutputBusyError) another process is
+            downloading the same file.
+    """
+    record, path = _locate(name)
+    if record is None:
+        raise _unknown(name)
+    if record.url is not None and not path.exists():
+        download(record.url, path, accept=_accept, progress=progress)
+        _read(path, record)  # records the checksum
+    return path
+
+
+def describe(name_or_path: str | os.PathLike[str] = "default") -> WeightsInfo:
+    """What a weights file holds, checked as `load_weights` checks it; downloads nothing.
+
+    Raises:
+        WeightsError: as `load_weights`, or a named file is not on this machine yet.
+    """
+    record, path = _locate(name_or_path)
+    if record is not None and not _is_here(record):
+        raise WeightsError(
+            f"{record.name} is not on this machine yet: download it from {record.url}, or put the "
+            f"file at {path} by hand"
+        )
+    return _read(path, record)[0]
+
+
+def ordinary_file(name: str) -> bytes:
+    """Packaged weights as a safetensors file that any program can read; the package packs them.
+
+    Raises:
+        WeightsError: none of that name are packaged, or the installation is damaged.
+    """
+    record = CATALOGUE.get(ALIASES.get(name, name))
+    if record is None or record.url is not None:
+        raise WeightsError(f"no weights called {name!r} are packaged")
+    return _ordinary(record.path, record)
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    *,
+    name: str,
+    normalisation: Normalisation,
+    licence: str,
+    training_data: str,
+    whitening: Whitening | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights as half-precision safetensors, whole or not at all.
+
+    The arrays get the release's names, so that other programs that know D2-Net can read them.
+
+    Args:
+        path: the file to make or replace.
+        state: conv1_1.weight to conv4_3.bias; other entries are an error.
+        name: what the weights are called.
+        normalisation: what they were trained with; loading restores it.
+        licence: under which they may be used.
+        training_data: what they were trained on.
+        whitening: of descriptors, if they have one.
+        notes: what else the file shall say about itself.
+
+    Raises:
+        WeightsError: a missing, superfluous or wrongly shaped array, or one that half precision
+            cannot hold.
+        OutputError: the file cannot be written.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if shapes != SHAPES:
+        wrong = sorted(key for key, _ in shapes.items() ^ SHAPES.items())
+        raise WeightsError(f"these are not the arrays of VGG-16 up to conv4_3: see {wrong[0]}")
+    tensors = dict(state)
+    if whitening is not None:
+        tensors |= dict(zip(WHITENING, (whitening.weight, whitening.bias), strict=True))
+    arrays = {}
+    for key, tensor in tensors.items():
+        half = tensor.detach().cpu().half()
+        to_float32(key, half, "the weights to be saved in half precision")
+        arrays[LAYOUTS["release"].get(key, key)] = half.contiguous()
+    metadata = {
+        **(notes or {}),
+        "format": "pt",
+        "name": name,
+        "normalisation": normalisation.name,
+        "licence": licence,
+        "training_data": training_data,
+    }
+    data = safetensors.torch.save(arrays, metadata)
+    target = Path(path)
+    with locked(target), replacing(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def _locate(name_or_path: str | os.PathLike[str]) -> tuple[WeightsRecord | None, Path]:
+    """The record of a name, or None for a file; and where the file is or will be."""
+    if isinstance(name_or_path, str):
+        record = CATALOGUE.get(ALIASES.get(name_or_path, name_or_path))
+        if record is not None:
+            return record, record.path
+        path = Path(name_or_path)
+        looks_like_path = path.name != name_or_path or path.suffix or path.exists()
+        if not looks_like_path:
+            raise _unknown(name_or_path)
+    return None, Path(name_or_path).expanduser()
+
+
+def _is_here(record: WeightsRecord) -> bool:
+    # packaged weights always: if they are missing, the installation is damaged
+    return record.url is None or record.path.exists()
+
+
+def _unknown(name: str) -> WeightsError:
+    names = [*ALIASES, *CATALOGUE]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}, or" if near else "give one of them or"
+    return WeightsError(
+        f"there are no weights called {name!r}, only {', '.join(names)}: {hint} the path of a file?"
+    )
+
+
+def _accept(path: Path) -> None:
+    parse(read_bytes(path), path)
+
+
+def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, Checkpoint]:
+    """Read and check a file that is on this machine; record a cached file's first checksum."""
+    data = _ordinary(path, record)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if record is not None:
+        _check(sha256, record)
+    checkpoint = parse(data, path)
+    if record is not None and record.url is not None:
+        record_sha256(path, sha256, record.url)
+    info = WeightsInfo(
+        name=record.name if record is not None else checkpoint.metadata.get("name", path.stem),
+        path=path,
+        format=checkpoint.format,
+        layout=checkpoint.layout,
+        bytes=len(data),
+        sha256=sha256,
+        arrays=checkpoint.arrays,
+        unused=checkpoint.unused,
+        parameters=sum(tensor.numel() for tensor in checkpoint.state.values()),
+        whitening=None if checkpoint.whitening is None else len(checkpoint.whitening[1]),
+        normalisation=(
+            record.normalisation if record is not None else _normalisation(checkpoint, path)
+        ),
+        metadata=checkpoint.metadata,
+        training=checkpoint.training,
+        record=record,
+    )
+    return info, checkpoint
+
+
+def _ordinary(path: Path, record: WeightsRecord | None) -> bytes:
+    """A file's bytes; where it is packed, those of the file that it stands for."""
+    if record is not None and record.url is None and not path.exists():
+        raise WeightsError(f"the packaged weights file {path} is missing: {_REINSTALL}")
+    return unpack(read_bytes(path), path, ordinary_file)
+
+
+def _check(sha256: str, record: WeightsRecord) -> None:
+    """Compare a checksum with the catalogue's, or with the one recorded at the first load."""
+    packaged = record.url is None
+    expected = record.sha256 if packaged else recorded_sha256(record.path)
+    if expected in (None, sha256):
+        return
+    remedy = (
+        _REINSTALL
+        if packaged
+        else f"delete it and {record.path.name}.sha256 beside it, then download it again"
+    )
+    raise WeightsError(
+        f"the weights file {record.path} is damaged: its sha256 is {sha256}, not the recorded "
+        f"{expected}; {remedy}"
+    )
+
+
+def _normalisation(checkpoint: Checkpoint, path: Path) -> Normalisation:
+    """What the file itself says, else what its layout implies."""
+    stated = checkpoint.metadata.get("normalisation")
+    if stated is None and checkpoint.training is not None:
+        stated = checkpoint.training.arguments.get("preprocessing")
+    if stated is None:
+        return TORCH if checkpoint.layout == "torchvision" else CAFFE
+    name = stated.partition(":")[0].strip().lower()
+    if name not in NORMALISATIONS:
+        raise WeightsError(
+            f"{path} wants the normalisation {stated!r}, but only "
+            f"{' and '.join(NORMALISATIONS)} are known"
+        )
+    return NORMALISATIONS[name]

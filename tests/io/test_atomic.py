@@ -1,0 +1,104 @@
+import stat
+
+import pytest
+
+from d2net.errors import OutputError
+from d2net.io.atomic import locked, new_folder, replacing
+
+from . import workers
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def write_to(path):
+    with locked(path), replacing(path) as temporary:
+        temporary.write_text("new")
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_the_old_file_alone_and_nothing_beside_it(tmp_path, error):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(error), locked(path), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["out.txt"]
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path):
+    path = tmp_path / "out.txt"
+    (tmp_path / "out.txt.tmp").write_text("left behind by a killed run")
+    (tmp_path / "out.txt.lock").touch()
+    with locked(path), replacing(path) as temporary:
+        assert temporary.read_text() == ""
+        temporary.write_text("new")
+    assert names_in(tmp_path) == ["out.txt"]
+    assert path.read_text() == "new"
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    path, other = tmp_path / "out.txt", tmp_path / "other.txt"
+    other.touch()
+    write_to(path)
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("missing/out.txt", "the folder .*missing does not exist"),
+        ("folder", "it is a folder"),
+        ("file/out.txt", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_places_that_cannot_be_written_are_one_sentence(tmp_path, place, reason):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    path = tmp_path / place
+    with pytest.raises(OutputError, match=f"cannot be written: {reason}") as caught:
+        write_to(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_permission_is_one_sentence(processes, tmp_path):
+    tmp_path.chmod(0o500)
+    path = tmp_path / "out.txt"
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=workers.without_rights, args=(sender, write_to, path))
+    process.start()
+    process.join(60)
+    assert receiver.recv() == (
+        f"OutputError: {path} cannot be written: no permission to write in {tmp_path}; choose "
+        "another place."
+    )
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(ValueError, match="half way"), new_folder(path) as temporary:
+        (temporary / "a").touch()
+        raise ValueError("half way")
+    assert names_in(tmp_path) == []
+    with new_folder(path) as temporary:
+        (temporary / "a").touch()
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(path) == ["a"]
+    with pytest.raises(OutputError, match="exists already"), new_folder(path):
+        pytest.fail("the folder is in use")
+    assert names_in(path) == ["a"]

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
+
+from d2net.io.exif import Position, gps_position, gps_positions
+from d2net.io.image_lists import FoundImage
+
+NORTH_EAST = {1: "N", 2: (48.0, 51.0, 30.24), 3: "E", 4: (2.0, 17.0, 40.2)}
+
+
+def put_photo(path: Path, gps: object) -> Path:
+    exif = Image.Exif()
+    if gps is not None:
+        exif[0x8825] = gps
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6)).save(path, exif=exif.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_a_known_place(tmp_path, ending):
+    position = gps_position(put_photo(tmp_path / f"a.{ending}", NORTH_EAST))
+    assert position is not None
+    assert position.latitude == pytest.approx(48 + 51 / 60 + 30.24 / 3600, abs=1e-9)
+    assert position.longitude == pytest.approx(2 + 17 / 60 + 40.2 / 3600, abs=1e-9)
+
+
+def test_south_and_west_are_negative(tmp_path):
+    tags = {1: "S", 2: (33.5, 0.0, 0.0), 3: "W", 4: (70.0, 30.0, 0.0)}
+    assert gps_position(put_photo(tmp_path / "a.jpg", tags)) == Position(-33.5, -70.5)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        None,
+        {},
+        {0: b"\2\3\0\0"},
+        {**NORTH_EAST, 2: (0.0, 0.0, 0.0), 4: (0.0, 0.0, 0.0)},
+        {**NORTH_EAST, 2: (95.0, 0.0, 0.0)},
+        {**NORTH_EAST, 4: (200.0, 0.0, 0.0)},
+        {**NORTH_EAST, 1: "?"},
+        {**NORTH_EAST, 1: ""},
+        {**NORTH_EAST, 2: (48.0, 51.0)},
+        {**NORTH_EAST, 2: (IFDRational(0, 0), IFDRational(0, 0), IFDRational(0, 0))},
+        {1: "N", 2: NORTH_EAST[2]},
+    ],
+)
+def test_no_or_senseless_data_are_no_position(tmp_path, tags):
+    assert gps_position(put_photo(tmp_path / "a.jpg", tags)) is None
+
+
+def test_photos_that_cannot_be_read_have_none(tmp_path):
+    good = put_photo(tmp_path / "my photo.jpg", NORTH_EAST)
+    (tmp_path / "b.jpg").write_bytes(good.read_bytes()[:40])
+    (tmp_path / "c.jpg").write_text("no photo")
+    names = ["my photo.jpg", "b.jpg", "c.jpg", "none.jpg"]
+    found = gps_positions(FoundImage(tmp_path / name, name) for name in names)
+    assert list(found) == ["my photo.jpg"]
+
+
+def test_places_on_the_ellipsoid():
+    a, b = 6_378_137.0, 6_356_752.314245  # WGS84's axes in metres
+    np.testing.assert_allclose(Position(0, 0).on_ellipsoid(), [a, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(Position(0, 90).on_ellipsoid(), [0, a, 0], atol=1e-6)
+    np.testing.assert_allclose(Position(-90, 0).on_ellipsoid(), [0, 0, -b], atol=1e-5)
+    x, y, z = Position(48.3, -120).on_ellipsoid()
+    assert (x**2 + y**2) / a**2 + z**2 / b**2 == pytest.approx(1, abs=1e-12)

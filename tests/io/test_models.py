@@ -1,0 +1,67 @@
+"""COLMAP's models on disk, whole and cut."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np  # noqa: F401 (before pycolmap)
+import pycolmap
+import pytest
+
+from d2net.errors import FormatError
+from d2net.io.model_files import check_model_files
+from d2net.io.models import read_model
+
+FILES = ("cameras", "rigs", "frames", "images", "points3D")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Of two rigs of two cameras, in COLMAP's binary form."""
+    made = pycolmap.synthesize_dataset(
+        pycolmap.SyntheticDatasetOptions(
+            num_rigs=2, num_cameras_per_rig=2, num_frames_per_rig=3, num_points3D=50
+        )
+    )
+    made.write_binary(tmp_path)
+    return tmp_path
+
+
+def test_whole_models_are_read(model):
+    read = read_model(model)
+    assert (read.num_points3D(), read.num_images(), read.num_rigs()) == (50, 12, 2)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_wherever_a_file_is_cut_it_is_told(model, name):
+    path = model / f"{name}.bin"
+    data = path.read_bytes()
+    step = max(1, len(data) // 100)
+    for length in [*range(0, len(data) - 1, step), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(FormatError, match=rf"{name}\.bin is empty, cut or damaged: its"):
+            check_model_files(model)
+
+
+def test_an_empty_file_is_one_sentence_and_not_17_gigabytes(model):
+    (model / "points3D.bin").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"points3D\.bin is empty.*its 0 bytes end before"):
+        read_model(model)
+
+
+def test_damaged_counts_are_told(model):
+    path = model / "points3D.bin"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, 8 + 43, 1 << 60)  # the first point's track
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"points3D\.bin .*number 1 of the 50 points3D"):
+        read_model(model)
+
+
+def test_an_unknown_kind_of_camera_is_told(model):
+    path = model / "cameras.bin"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, 8 + 4, 999)
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"cameras\.bin"):
+        read_model(model)
