@@ -200,7 +200,7 @@ def test_a_photo_that_only_the_model_has_is_told(folder):
 
 def test_swapped_sizes_are_told(folder):
     source = known(*views(120, seed=0), size=(600, 800))
-    with pytest.raises(FormatError, match=r"600 x 800 pixels, but its camera .* 800 x 600"):
+    with pytest.raises(InputError, match=r"600 x 800 pixels, but its camera 800 x 600"):
         evaluate(source, folder)
 
 

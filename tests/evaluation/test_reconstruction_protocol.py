@@ -143,7 +143,7 @@ def test_broken_truth_gets_one_sentence(tmp_path: Path) -> None:
     camera = model.cameras[1]
     camera.width, camera.height = camera.height, camera.width
     model.write_text(folder / "model")
-    with pytest.raises(FormatError, match=r"640 x 480 pixels, but its true camera 480 x 640"):
+    with pytest.raises(InputError, match=r"640 x 480 pixels, but its camera 480 x 640"):
         evaluate(folder, EXACT, tmp_path / "cache")
     with pytest.raises(InputError, match="there is no folder"):
         evaluate(tmp_path / "none", EXACT, tmp_path / "cache")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
+from d2net.geometry.cameras import check_photo_size
 from d2net.io.intrinsics import read_intrinsics
 from d2net.io.models import is_model, read_model
 from d2net.io.nvm import read_nvm
@@ -67,7 +68,7 @@ class Query:
         """The camera of the photo, which has this (width, height).
 
         Raises:
-            FormatError: the list of queries says another size.
+            InputError: the list of queries says another size.
         """
         import pycolmap
 
@@ -80,7 +81,7 @@ class Query:
                 height=height,
                 params=[focal, width / 2, height / 2],
             )
-        check_size(self.name, size, self.known_camera)
+        check_photo_size(self.name, size, self.known_camera)
         return self.known_camera
 
 
@@ -153,15 +154,6 @@ def find_dataset(
         )
     candidates = _candidates(folder, list(pairs))
     return _inloc(folder, candidates) if inloc else _aachen(folder, candidates, lists, model)
-
-
-def check_size(name: str, size: Size, camera: pycolmap.Camera) -> None:
-    """Raise FormatError if a photo is not of the size that its camera has."""
-    if size != (camera.width, camera.height):
-        raise FormatError(
-            f"{name} has {size[0]} x {size[1]} pixels, but its camera {camera.width} x "
-            f"{camera.height}; they must be the same"
-        )
 
 
 def _candidates(folder: Path, lists: Sequence[Path]) -> dict[str, tuple[str, ...]]:

@@ -18,8 +18,9 @@ from d2net.errors import InputError
 from d2net.evaluation.held_out import pairs_by_looks
 from d2net.evaluation.inloc import scan_places
 from d2net.evaluation.kept_models import Made, made_once
-from d2net.evaluation.localization_data import LocalizationData, check_size
+from d2net.evaluation.localization_data import LocalizationData
 from d2net.evaluation.photos import Photos
+from d2net.geometry.cameras import check_photo_size
 from d2net.io.pairs import Pair
 from d2net.mapping.correspondences import keypoint_places, points_seen
 from d2net.mapping.placement import covisible
@@ -119,7 +120,7 @@ def build_map(
         keypoints = {}
         for name, camera in cameras.items():
             features = photos.features(name)
-            check_size(name, features.image_size, camera)
+            check_photo_size(name, features.image_size, camera)
             keypoints[name] = features.keypoints.numpy()
         with photos.matches() as matches:
             return triangulate(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.metrics import accuracy, auc
 from d2net.evaluation.pose_truth import PosedPair, find_pairs
@@ -24,7 +24,7 @@ from d2net.evaluation.results import Drawing, Figures, PairResult, Result, avera
 from d2net.features import Features
 from d2net.geometry import robust
 from d2net.geometry.alignment import rotation_angle
-from d2net.geometry.cameras import rays
+from d2net.geometry.cameras import check_photo_size, rays
 from d2net.geometry.epipolar import (
     essential_from_pose,
     fundamental_from_essential,
@@ -83,7 +83,8 @@ def evaluate_pose(
         `AUC@A t=T spread`, the largest less the smallest; and `median error t=T`.
 
     Raises:
-        InputError: arguments that make no sense, or no pairs.
+        InputError: arguments that make no sense, no pairs, or a photo of another size than its
+            camera.
         FormatError: truth that is broken, or does not belong to the photos.
         MissingPackageError: the solver needs a package that is not installed.
     """
@@ -133,13 +134,7 @@ def evaluate_pose(
 def _features(source: CachedFeatures, folder: Path, pair: PosedPair, which: int) -> Features:
     path, camera = pair.photos[which], pair.cameras[which]
     features = source.features(path, path.relative_to(folder).as_posix())
-    width, height = features.image_size
-    known = (camera.width, camera.height)
-    if known not in ((0, 0), (width, height)):
-        raise FormatError(
-            f"{path} has {width} x {height} pixels, but its camera in the ground truth "
-            f"{known[0]} x {known[1]}; they must be the same"
-        )
+    check_photo_size(str(path), features.image_size, camera)
     return features
 
 

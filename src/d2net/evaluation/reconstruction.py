@@ -23,6 +23,7 @@ from d2net.evaluation.photos import Photos, countdown
 from d2net.evaluation.results import Figures, PairResult, Result
 from d2net.features import LazyFeatures, Matches
 from d2net.geometry.alignment import camera_errors
+from d2net.geometry.cameras import check_photo_size
 from d2net.io.colmap import write_database
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.models import find_model, read_model
@@ -138,7 +139,8 @@ def evaluate_reconstruction(
         Overall: the means of the scenes' figures. A scene without a model has zeros, and no errors.
 
     Raises:
-        InputError: no scene, settings that make no sense, or no truth for the known cameras.
+        InputError: no scene, settings that make no sense, no truth for the known cameras, or a
+            photo of another size than its camera.
         FormatError: truth that is broken, or does not belong to the photos.
     """
     settings, choice = settings or MappingSettings(), pairs or PairChoice()
@@ -194,12 +196,7 @@ def _check_truth(scene: Scene, photos: Photos) -> None:
                 f"{scene.folder}"
             )
         camera = scene.truth.cameras[image.camera_id]
-        width, height = photos.features(image.name).image_size
-        if (camera.width, camera.height) != (width, height):
-            raise FormatError(
-                f"{image.name} has {width} x {height} pixels, but its true camera "
-                f"{camera.width} x {camera.height}; they must be the same"
-            )
+        check_photo_size(image.name, photos.features(image.name).image_size, camera)
 
 
 def _match(

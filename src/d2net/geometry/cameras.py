@@ -12,12 +12,27 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
-from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Size
 
 if TYPE_CHECKING:
     import pycolmap
 
 Array = NDArray[np.float64]
+
+
+def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
+    """Raise InputError if a photo and its camera differ in size.
+
+    Args:
+        photo: the photo's name, for the message.
+        size: (width, height) of the photo in pixels.
+        camera: COLMAP's camera; 0 x 0 means that its size is not known, which fits any photo.
+    """
+    if (camera.width, camera.height) not in (size, (0, 0)):
+        raise InputError(
+            f"{photo} has {size[0]} x {size[1]} pixels, but its camera {camera.width} x "
+            f"{camera.height}; they must be the same"
+        )
 
 
 def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:

@@ -15,6 +15,7 @@ from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
+from d2net.geometry.cameras import check_photo_size
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
 from d2net.mapping.cameras import photo_camera
@@ -231,12 +232,7 @@ class Map:
         seed: int = 0,
     ) -> Localization:
         """`localize` for features that are extracted already, as the map's are."""
-        if (camera.width, camera.height) != features.image_size:
-            width, height = features.image_size
-            raise InputError(
-                f"the photo has {width} x {height} pixels, but its camera {camera.width} x "
-                f"{camera.height}; they must be the same"
-            )
+        check_photo_size("the photo", features.image_size, camera)
         options = AbsolutePoseOptions(
             threshold=pose_threshold(features),
             estimate_focal_length=estimate_focal_length,
