@@ -15,6 +15,7 @@ from d2net.evaluation.night import write_at_night
 from d2net.evaluation.photos import Photos
 from d2net.features import LazyFeatures
 from d2net.geometry.alignment import spread_of
+from d2net.io.image_lists import photos_folder
 from d2net.io.models import read_model
 from d2net.io.pairs import Pair
 from d2net.mapping.localize import NUM_RETRIEVED
@@ -42,7 +43,7 @@ def held_out(folder: Path, path: Path, night: Path | None, seed: int) -> Localiz
     Raises:
         FormatError: a photo of the model is missing, or there are fewer than three.
     """
-    photos = folder / "images" if (folder / "images").is_dir() else folder
+    photos = photos_folder(folder)
     model = read_model(path)
     images = {image.name: image for image in model.images.values() if image.has_pose}
     names = sorted(images)

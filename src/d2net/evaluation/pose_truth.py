@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import pinhole
-from d2net.io.image_lists import find_images
+from d2net.io.image_lists import find_images, photos_folder
 from d2net.io.models import find_model, read_model
 from d2net.io.pairs import read_pairs
 from d2net.io.text import word_lines
@@ -121,7 +121,7 @@ class _Scene:
 
     def __init__(self, folder: Path, model: Path | None) -> None:
         self._folder = folder
-        self._photos = folder / "images" if (folder / "images").is_dir() else folder
+        self._photos = photos_folder(folder)
         self._path = model or find_model(folder) or folder
         self._model = read_model(self._path)
         self._images: dict[str, pycolmap.Image] = {

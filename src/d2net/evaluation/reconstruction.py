@@ -25,7 +25,7 @@ from d2net.features import LazyFeatures, Matches
 from d2net.geometry.alignment import camera_errors
 from d2net.geometry.cameras import check_photo_size
 from d2net.io.colmap import write_database
-from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.models import find_model, read_model
 from d2net.io.pairs import Pair
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
@@ -77,7 +77,7 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     own = model or find_model(folder)
-    if own is not None or (folder / "images").is_dir() or _holds_photos(folder):
+    if own is not None or photos_folder(folder) != folder or _holds_photos(folder):
         scenes = [_scene(folder, own)]
     else:
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
@@ -97,7 +97,7 @@ def _holds_photos(folder: Path) -> bool:
 
 
 def _scene(folder: Path, model: Path | None) -> Scene:
-    photos = folder / "images" if (folder / "images").is_dir() else folder
+    photos = photos_folder(folder)
     truth = None if model is None else read_model(model)
     return Scene(folder.resolve().name, photos, tuple(find_images([photos])), truth)
 

@@ -83,6 +83,12 @@ def find_images(
     return [FoundImage(path, name) for name, path in found.items()]
 
 
+def photos_folder(folder: Path) -> Path:
+    """The folder of a scene's photos: its subfolder `images` if there is one, else itself."""
+    images = folder / "images"
+    return images if images.is_dir() else folder
+
+
 def find_photo(folders: Iterable[Path], name: str) -> Path | None:
     """The file of a photo in the first folder that has it; None if none has."""
     return next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from d2net.errors import InputError
+from d2net.io.image_lists import photos_folder
 from d2net.networks.vgg import Trunk
 from d2net.networks.weights import load_weights
 from d2net.training.batches import Draws, load
@@ -39,7 +40,7 @@ def own_photos(folder: Path) -> TrainingSettings:
     kind = kind_of(folder)
     if kind == "megadepth":  # its photos lie elsewhere
         return _adapting(SourceSettings(kind, ".", hold_out=_HELD_OUT))
-    images = "images" if kind == "colmap" and (folder / "images").is_dir() else "."
+    images = photos_folder(folder).relative_to(folder).as_posix() if kind == "colmap" else "."
     sources = [SourceSettings("photos", images, hold_out=_HELD_OUT if kind == "photos" else 0)]
     if kind != "photos":
         sources.append(SourceSettings(kind, ".", hold_out=_HELD_OUT))

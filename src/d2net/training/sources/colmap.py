@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import from_colmap
 from d2net.geometry.coordinates import Size
+from d2net.io.image_lists import photos_folder
 from d2net.io.models import find_model, read_model
 from d2net.training.sources.depth_maps import find_depth_map
 from d2net.training.sources.reading import stored_size
@@ -101,7 +102,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> PosedPairs:
 def _images_folder(folder: Path, options: ColmapOptions) -> Path:
     if options.images:
         return Path(options.images)
-    return folder / "images" if (folder / "images").is_dir() else folder
+    return photos_folder(folder)
 
 
 def _photos(

@@ -21,7 +21,7 @@ from d2net.errors import FormatError, InputError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
 from d2net.geometry.homography import transfer
-from d2net.io.image_lists import find_images
+from d2net.io.image_lists import find_images, find_photo
 from d2net.io.images import limited_size
 from d2net.training.correspondences import dense
 from d2net.training.sources.base import TrainingPair
@@ -258,10 +258,10 @@ def _same_size(a: Path, b: Path) -> bool:
 
 
 def _photo(file: Path, name: str) -> Path:
-    for folder in (file.parent / "images", file.parent):
-        if (folder / name).is_file():
-            return folder / name
-    raise FormatError(f"{file} names the photo {name}, which is not beside it nor in images/")
+    photo = find_photo((file.parent / "images", file.parent), name)
+    if photo is None:
+        raise FormatError(f"{file} names the photo {name}, which is not beside it nor in images/")
+    return photo
 
 
 def _json(file: Path, kind: type[Any]) -> Any:  # noqa: ANN401 (a list or dict of anything)
