@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from d2net.cli import console, progress
 from d2net.cli.options import Printing
+from d2net.progress import Progress
 
 from .conftest import Real, Run
 
@@ -147,22 +149,40 @@ def test_a_reader_that_goes_away_is_no_error(real: Real) -> None:
         assert_error(process.stderr.read())
 
 
-def test_progress_has_a_rate_and_the_time_left(
+def report_three_photos(report: Progress) -> None:
+    report("extracting", 0, 3)
+    report("extracting: [bold]first\n.png", 1, 3)
+    report("extracting: second.png", 2, 3)
+
+
+def test_a_terminal_shows_the_rate_the_time_left_and_the_last_photo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "err", Console(stderr=True, force_terminal=True, width=90))
-    with progress.things("extracting", Printing()) as advance:
-        advance("[bold]first\n.png", 2)
-        advance("second.png", 1)
+    with progress.shown(Printing()) as report:
+        report_three_photos(report)
     shown = Text.from_ansi(capsys.readouterr().err).plain
-    assert "extracting" in shown
-    assert "2/3" in shown
-    assert "/s" in shown
-    assert "0:00:" in shown
-    assert "second.png" in shown
-    for hidden in (Printing(quiet=True), Printing(json=True)):
-        with progress.things("extracting", hidden) as advance:
-            advance("first.png", 0)
-        with progress.download(hidden) as received:
-            received(10, 20)
+    for text in ("extracting", "2/3", "/s", "0:00:", "second.png"):
+        assert text in shown
+
+
+def test_without_a_terminal_long_runs_print_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = itertools.count(step=6)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with progress.shown(Printing()) as report:
+        report_three_photos(report)
+    assert (
+        capsys.readouterr().err == "extracting: 1 of 3, 0.17/s, 0:00:12 left, [bold]first\\n.png\n"
+    )
+
+
+@pytest.mark.parametrize("printing", [Printing(quiet=True), Printing(json=True)])
+def test_quiet_and_json_show_no_progress(
+    printing: Printing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "err", Console(stderr=True, force_terminal=True))
+    with progress.shown(printing) as report:
+        report_three_photos(report)
     assert capsys.readouterr().err == ""

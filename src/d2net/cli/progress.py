@@ -1,141 +1,173 @@
-"""Progress bars with rate and time left, on standard error where that is a terminal."""
+"""Progress on standard error: a bar in a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich import progress as rich_progress
+from rich.progress import Task, TextColumn
 from rich.text import Text
 
 from d2net.cli import console
 from d2net.cli.options import Printing
+from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    from d2net.training.loop import Progress as Standing
+    from d2net.training.loop import Progress as TrainingProgress
+
+_SECONDS_BETWEEN_LINES = 10
+"""Shorter runs print no line, so that their output in scripts stays as it is."""
 
 
-class _Rate(ProgressColumn):
-    """Things per second since the start."""
+@contextmanager
+def shown(printing: Printing, *, download: bool = False) -> Iterator[Progress]:
+    """Show the progress of a function, unless --quiet or --json is given.
+
+    Args:
+        printing: the options of the command.
+        download: steps are bytes.
+
+    Yields:
+        The callback to pass to the function.
+    """
+    if not printing.progress:
+        yield no_progress
+    elif not console.err.is_terminal:
+        yield _Lines(download)
+    else:
+        bar = _Bar(download)
+        with bar.display:
+            yield bar
+
+
+class _Bar:
+    """A bar with the rate and the time left; each stage begins a new one."""
+
+    def __init__(self, download: bool) -> None:
+        counts = (
+            (rich_progress.DownloadColumn(), rich_progress.TransferSpeedColumn())
+            if download
+            else (rich_progress.MofNCompleteColumn(), _Rate())
+        )
+        self.display = rich_progress.Progress(
+            rich_progress.SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(),
+            *counts,
+            rich_progress.TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=console.err,
+            transient=True,
+        )
+        self._stage: str | None = None
+        self._task = rich_progress.TaskID(0)
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        stage, _, detail = console.one_line(stage).partition(": ")
+        if stage != self._stage:
+            if self._stage is not None:
+                self.display.remove_task(self._task)
+            self._stage = stage
+            self._task = self.display.add_task(stage, total=None, detail="")
+        self.display.update(self._task, completed=done, total=total, detail=detail)
+
+
+class _Rate(rich_progress.ProgressColumn):
+    """Steps per second since the stage began."""
 
     def render(self, task: Task) -> Text:
         if not task.completed or not task.elapsed:
             return Text("")
-        rate = task.completed / task.elapsed
-        return Text(f"{rate:.2f}/s" if rate < 10 else f"{rate:.0f}/s")
+        return Text(_rate(task.completed / task.elapsed))
+
+
+class _Lines:
+    """A line every ten seconds, and every minute in runs of more than ten minutes."""
+
+    def __init__(self, download: bool) -> None:
+        self._unit = 1e6 if download else 1
+        self._began = self._printed = time.monotonic()
+        self._stage: str | None = None
+        self._stage_began = self._began
+        self._done_before = 0
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        stage, _, detail = stage.partition(": ")
+        if stage != self._stage:
+            self._stage, self._stage_began, self._done_before = stage, now, done
+        if now - self._printed < max(_SECONDS_BETWEEN_LINES, min(60, (now - self._began) / 10)):
+            return
+        self._printed = now
+        rate = (done - self._done_before) / max(now - self._stage_began, 1e-9)
+        console.err.print(Text(console.one_line(self._line(stage, detail, done, total, rate))))
+
+    def _line(self, stage: str, detail: str, done: int, total: int | None, rate: float) -> str:
+        if not done:
+            return stage
+        unit = " MB" if self._unit > 1 else ""
+        parts = [f"{done / self._unit:,.0f}{unit}"]
+        if total:
+            parts[0] = f"{done / self._unit:,.0f} of {total / self._unit:,.0f}{unit}"
+        if rate > 0:
+            parts.append(_rate(rate / self._unit, unit))
+            if total:
+                parts.append(f"{timedelta(seconds=round((total - done) / rate))} left")
+        return f"{stage}: {', '.join([*parts, *filter(None, [detail])])}"
+
+
+def _rate(rate: float, unit: str = "") -> str:
+    return f"{rate:.2f}{unit}/s" if rate < 10 else f"{rate:.0f}{unit}/s"
+
+
+# Adapters for functions that do not take a `Progress` yet.
 
 
 @contextmanager
 def things(what: str, printing: Printing) -> Iterator[Callable[[str, int], None]]:
-    """A bar for things that are done one by one.
-
-    Yields:
-        What to call after each with its name and how many are left.
-    """
-    name = TextColumn("{task.fields[name]}", markup=False)
-    columns = (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), name)
-    with _bar(SpinnerColumn(), TextColumn(what), BarColumn(), *columns, printing=printing) as bar:
-        task = bar.add_task(what, total=None, name="")
+    """Adapt `report(name, left)`."""
+    with shown(printing) as report:
         done = 0
 
         def advance(name: str, left: int) -> None:
             nonlocal done
             done += 1
-            bar.update(task, completed=done, total=done + left, name=console.one_line(name))
+            report(f"{what}: {name}", done, done + left)
 
         yield advance
 
 
 @contextmanager
 def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None]]:
-    """A bar for a work of several stages, one after the other.
-
-    Yields:
-        What to call with the stage, the thing just done, and how many are left if that is known.
-    """
-    name = TextColumn("{task.fields[name]}", markup=False)
-    columns = (MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), name)
-    described = TextColumn("{task.description}", markup=False)
-    with _bar(SpinnerColumn(), described, BarColumn(), *columns, printing=printing) as bar:
-        tasks: dict[str, TaskID] = {}
+    """Adapt `report(stage, name, left)`."""
+    with shown(printing) as report:
         done: dict[str, int] = {}
 
-        def report(stage: str, name: str, left: int | None) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bar.update(task, visible=False)
-                tasks[stage] = bar.add_task(stage, total=None, name="")
+        def advance(stage: str, name: str, left: int | None) -> None:
             done[stage] = done.get(stage, 0) + bool(name)
-            total = None if left is None else done[stage] + left
-            shown = console.one_line(name)
-            bar.update(tasks[stage], completed=done[stage], total=total, name=shown)
+            report(f"{stage}: {name}", done[stage], None if left is None else done[stage] + left)
 
-        yield report
+        yield advance
 
 
 @contextmanager
-def training(printing: Printing) -> Iterator[Callable[[Standing], None]]:
-    """A bar for a training run.
-
-    Yields:
-        What to call with where it stands.
-    """
-    loss = TextColumn("loss {task.fields[loss]:.3f}")
-    rate = TextColumn("{task.fields[rate]:.2f} pairs/s, {task.fields[waiting]:.0%} waiting")
-    columns = (MofNCompleteColumn(), loss, rate, TextColumn("{task.fields[left]} left"))
-    with _bar(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *columns, printing=printing
-    ) as bar:
-        fields: dict[str, Any] = {"loss": 0.0, "rate": 0.0, "waiting": 0.0, "left": "?"}
-        task = bar.add_task("training", total=None, **fields)
-
-        def advance(at: Standing) -> None:
-            left = str(timedelta(seconds=round(at.seconds_left)))
-            bar.update(
-                task,
-                description=at.stage,
-                completed=at.step,
-                total=at.steps,
-                loss=at.loss,
-                rate=at.pairs_per_second,
-                waiting=at.waiting,
-                left=left,
-            )
-
-        yield advance
+def training(printing: Printing) -> Iterator[Callable[[TrainingProgress], None]]:
+    """Adapt the report of a training run."""
+    with shown(printing) as report:
+        yield lambda at: report(
+            f"{at.stage}: loss {at.loss:.3f}, {at.pairs_per_second:.2f} pairs/s, "
+            f"{at.waiting:.0%} waiting",
+            at.step,
+            at.steps,
+        )
 
 
 @contextmanager
 def download(printing: Printing) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar for a download.
-
-    Yields:
-        What to call with the bytes so far and in all.
-    """
-    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with _bar(TextColumn("downloading"), BarColumn(), *columns, printing=printing) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def advance(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        yield advance
-
-
-def _bar(*columns: ProgressColumn, printing: Printing) -> Progress:
-    hidden = not printing.progress or not console.err.is_terminal
-    return Progress(*columns, console=console.err, disable=hidden, transient=True)
+    """Adapt `progress(done, total)` of a download."""
+    with shown(printing, download=True) as report:
+        yield lambda done, total: report("downloading", done, total)
