@@ -20,10 +20,14 @@ import numpy as np
 
 from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.io.arrays import Array
-from d2net.io.journal import Record, Settings
+from d2net.io.journal import Record
+from d2net.io.resume import Settings
 
 SETTINGS = "d2net"
 """The attribute of the file that holds the settings as JSON."""
+
+INPUTS = "inputs"
+"""The attribute of an entry that holds the fingerprint of what the entry was made from."""
 
 _VERSION = ("v110", "v110")
 _SMALL = 64

@@ -27,7 +27,7 @@ from torch import Tensor
 from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.io.arrays import as_numpy, floats
-from d2net.io.container import Container, NoSuchEntryError, check_name
+from d2net.io.container import INPUTS, Container, NoSuchEntryError, check_name
 from d2net.io.journal import Attributes, Journal, Record
 from d2net.io.resumable import ResumableWriter
 
@@ -71,6 +71,10 @@ class FeatureFile(Container, Mapping[str, Features]):
             raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
         return _features(self.read_record(name), f"{self.path}, photo {name!r}")
 
+    def inputs(self, name: str) -> str:
+        """The fingerprint of what a photo's features were made from; empty if it is not stored."""
+        return str(self.read_attributes(name).get(INPUTS, ""))
+
 
 class FeatureWriter(ResumableWriter):
     """Writes the features of many photos safely; see `ResumableWriter` for what that means.
@@ -89,12 +93,18 @@ class FeatureWriter(ResumableWriter):
         """The photos that are finished, by this run or an earlier one."""
         return self._names
 
-    def add(self, name: str, features: Features) -> None:
+    def is_done(self, name: str, inputs: str = "") -> bool:
+        """Whether a photo is finished, from inputs with this fingerprint unless it is empty."""
+        return self._is_done(name, inputs)
+
+    def add(self, name: str, features: Features, inputs: str = "") -> None:
         """Store one photo's features; when this returns, a kill no longer loses them.
 
         Args:
             name: the photo's path relative to the photos' folder, with forward slashes.
             features: float16 descriptors stay float16; everything else is stored as float32.
+            inputs: `resume.fingerprint` of the photo and mask that the features were made from.
+                Features of the same photo that were made from others are replaced.
 
         Raises:
             InputError: `name` cannot name a photo or is there already, or the features hold NaN.
@@ -114,7 +124,7 @@ class FeatureWriter(ResumableWriter):
         attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
         if features.descriptor is not None:
             attributes["descriptors"] = {"kind": features.descriptor}
-        self._append(name, Record(arrays, attributes))
+        self._append(name, Record(arrays, attributes), inputs)
 
 
 class MatchFile(Container):
@@ -240,7 +250,13 @@ class MatchWriter(ResumableWriter):
         """The pairs (first, second) that are finished, by this run or an earlier one."""
         return self._pairs
 
-    def add(self, first: str, second: str, matches: Matches, num_keypoints: int) -> None:
+    def is_done(self, first: str, second: str, inputs: str = "") -> bool:
+        """Whether a pair is finished, from inputs with this fingerprint unless it is empty."""
+        return (first, second) in self._pairs and self._is_done(group_name(first, second), inputs)
+
+    def add(
+        self, first: str, second: str, matches: Matches, num_keypoints: int, inputs: str = ""
+    ) -> None:
         """Store one pair's matches; when this returns, a kill no longer loses them.
 
         Args:
@@ -249,6 +265,8 @@ class MatchWriter(ResumableWriter):
             matches: of verified matches only the inliers are stored; each row of the first photo
                 occurs at most once.
             num_keypoints: how many keypoints the first photo has.
+            inputs: `resume.fingerprint` of the features that were matched. Matches of the same
+                pair that were made from others are replaced.
 
         Raises:
             InputError: the pair is there already, in this order or the other, or the matches do
@@ -274,7 +292,7 @@ class MatchWriter(ResumableWriter):
         scores[rows] = as_numpy(kept.similarity)
         arrays = {"matches0": matches0, "matching_scores0": scores}
         names: dict[str, str | float] = {"name0": first, "name1": second}
-        self._append(group_name(*pair), Record(arrays, {"": names}))
+        self._append(group_name(*pair), Record(arrays, {"": names}), inputs)
         self._pairs.add(pair)
 
     def _recall(self, existing: Container | None, journal: Journal) -> None:

@@ -15,14 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from d2net.io.arrays import Array
 from d2net.io.atomic import output_errors
+from d2net.io.resume import Settings
 
-Settings = dict[str, Any]
 Attributes = dict[str, dict[str, str | float]]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +10,9 @@ from typing import Any, TypeVar
 
 from d2net.errors import D2NetError, InputError, OutputError
 from d2net.io.atomic import locked, replacing
-from d2net.io.container import Container, check_name, folders_of, write_container
-from d2net.io.journal import Journal, Record, Settings
+from d2net.io.container import INPUTS, Container, check_name, folders_of, write_container
+from d2net.io.journal import Journal, Record
+from d2net.io.resume import as_settings, check_settings
 
 _Self = TypeVar("_Self", bound="ResumableWriter")
 
@@ -84,11 +84,26 @@ class ResumableWriter:
         """Note what is done already."""
         self._remember(journal if existing is None else (*existing.entries(), *journal))
 
-    def _append(self, name: str, record: Record) -> None:
+    def _is_done(self, name: str, inputs: str) -> bool:
+        """Whether the entry is finished, from these inputs unless `inputs` is empty."""
+        if name not in self._names or not inputs:
+            return name in self._names
+        journal = self._opened()
+        if name in journal or self._existing is None:
+            attributes: Mapping[str, Any] = journal.attributes[name][""]
+        else:
+            attributes = self._existing.read_attributes(name)
+        return attributes.get(INPUTS) == inputs
+
+    def _append(self, name: str, record: Record, inputs: str) -> None:
+        """Store an entry; one that was made from other inputs is replaced."""
         journal = self._opened()
         check_name(name)
-        if name in self._names:
+        if name in self._names and (not inputs or self._is_done(name, inputs)):
             raise InputError(f"{name!r} is in {self.path} already.")
+        record.attributes.setdefault("", {})
+        if inputs:
+            record.attributes[""][INPUTS] = inputs
         if name in self._folders or any(folder in self._names for folder in folders_of(name)):
             raise InputError(
                 f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
@@ -132,34 +147,3 @@ class ResumableWriter:
         if self._journal is None:
             raise InputError(f"the writer of {self.path} is not open; use it in a `with` block.")
         return self._journal
-
-
-def as_settings(settings: Mapping[str, Any]) -> Settings:
-    """Settings as they are read again; InputError if they are not of JSON's types."""
-    try:
-        read: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
-    return read
-
-
-def check_settings(found: Settings, given: Settings, path: Path) -> None:
-    """Raise OutputError if `path` was made with other settings than given."""
-    differences = list(_differences(found, given))
-    if differences:
-        raise OutputError(
-            f"{path} was made with other settings ({'; '.join(differences)}); use those, "
-            "delete it, or choose another output."
-        )
-
-
-def _differences(found: Settings, given: Settings, prefix: str = "") -> Iterator[str]:
-    missing = object()
-    for key in sorted(found.keys() | given.keys()):
-        a, b = found.get(key, missing), given.get(key, missing)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            was = "absent" if a is missing else repr(a)
-            now = "absent" if b is missing else repr(b)
-            yield f"{prefix}{key} is {was} there, {now} now"

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from d2net.errors import OutputError
 from d2net.io.atomic import locked, output_errors, replacing
 from d2net.io.container import Container, write_index
-from d2net.io.resumable import as_settings, check_settings
+from d2net.io.resume import as_settings, check_settings
 
 T = TypeVar("T")
 

@@ -1,0 +1,168 @@
+"""One way to resume work that was interrupted, or that is repeated after its inputs changed.
+
+A step may be skipped only if it finished earlier *with the same settings and from the same inputs*.
+The pieces for that:
+
+- `fingerprint` turns settings and inputs into a short text; equal inputs give equal texts.
+  `file_state` gives the part that a file contributes. Chain them: the fingerprint of a pair of
+  photos includes the fingerprints that their features were stored with.
+- Many entries in one HDF5 file (features, matches): the writers of `d2net.io.h5`. Pass the
+  fingerprint as `inputs` to `add`, and ask `is_done(entry, inputs)` before computing it. An entry
+  with another fingerprint is replaced. Settings are checked when the writer opens the file.
+- A folder of work with few steps (a map, a training run, a folder of files): a `WorkRecord`, one
+  JSON file. Check the settings when opening it, ask `is_done(step, inputs)`, and call
+  `finish(step, inputs)` once the step's outputs are on the disk.
+- Results kept under a name (evaluation's cache): make the fingerprint part of the file's name.
+
+Every output itself is written through `d2net.io.atomic.replacing`, so an existing file is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from d2net.errors import FormatError, InputError, OutputError
+from d2net.io.atomic import replacing
+
+Settings = dict[str, Any]
+
+
+def fingerprint(value: object) -> str:
+    """A text of 32 characters that stands for settings and inputs.
+
+    Args:
+        value: anything that JSON can express; paths and other objects count as their text.
+    """
+    text = json.dumps(value, sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+def file_state(path: Path | None) -> list[int] | None:
+    """Size in bytes and modification time in nanoseconds, to notice that a file has changed.
+
+    None for a file that does not exist, or where there is none (a photo without a mask).
+    """
+    try:
+        state = None if path is None else path.stat()
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        state = None
+    return None if state is None else [state.st_size, state.st_mtime_ns]
+
+
+class WorkRecord:
+    """The JSON file in a folder of work that says how its contents were made and which are done.
+
+    The caller holds a lock of the folder while it works there.
+
+    Attributes:
+        path: the JSON file. It is first written by `save` or `finish`.
+        settings: how the work is done; None if the record is new and no settings were given.
+        values: further values of the caller, of types that JSON can express. Call `save` after
+            changing them.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """Read the record at `path`, or begin a new one.
+
+        Args:
+            path: the JSON file.
+            settings: how the work is going to be done; None accepts any.
+
+        Raises:
+            InputError: `settings` cannot be stored as JSON.
+            FormatError: the file is damaged.
+            OutputError: the work was begun with other settings.
+        """
+        self.path = path
+        content = self._read()
+        self.settings: Settings | None = content.pop("settings", None)
+        self._done: dict[str, str] = content.pop("done", {})
+        self.values: dict[str, Any] = content
+        if settings is not None:
+            given = as_settings(settings)
+            if self.settings is not None:
+                check_settings(self.settings, given, path)
+            self.settings = given
+
+    def is_done(self, step: str, inputs: str = "") -> bool:
+        """Whether the step was finished from the inputs with this fingerprint."""
+        return self._done.get(step) == inputs
+
+    def finish(self, step: str, inputs: str = "") -> None:
+        """Record that the step's outputs, made from these inputs, are complete; saves the record.
+
+        Raises:
+            OutputError: the record cannot be written.
+        """
+        self._done[step] = inputs
+        self.save()
+
+    def save(self) -> None:
+        """Write the record.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        content: dict[str, Any] = {"done": self._done, **self.values}
+        if self.settings is not None:
+            content["settings"] = self.settings
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            content = json.loads(text)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{self.path} cannot be read or is damaged ({error}). Delete it, and the work is "
+                "done again."
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("done", {}), dict):
+            raise FormatError(f"{self.path} is not a record of work by d2net. Delete it.")
+        return content
+
+
+def as_settings(settings: Mapping[str, Any]) -> Settings:
+    """Settings as they will be read again from JSON.
+
+    Raises:
+        InputError: JSON cannot express them.
+    """
+    try:
+        read: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings cannot be stored as JSON: {error}.") from error
+    return read
+
+
+def check_settings(stored: Settings, given: Settings, path: Path) -> None:
+    """Check that `path` was made with the given settings.
+
+    Raises:
+        OutputError: it was made with others; the message names each difference.
+    """
+    differences = list(_differences(stored, given))
+    if differences:
+        raise OutputError(
+            f"{path} was made with other settings ({'; '.join(differences)}); use those, "
+            "delete it, or choose another output."
+        )
+
+
+def _differences(stored: Settings, given: Settings, prefix: str = "") -> Iterator[str]:
+    missing = object()
+    for key in sorted(stored.keys() | given.keys()):
+        a, b = stored.get(key, missing), given.get(key, missing)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            was = "absent" if a is missing else repr(a)
+            now = "absent" if b is missing else repr(b)
+            yield f"{prefix}{key} is {was} there, {now} now"

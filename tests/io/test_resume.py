@@ -1,0 +1,92 @@
+import os
+
+import pytest
+
+from d2net.errors import FormatError, OutputError
+from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
+from d2net.io.resume import WorkRecord, file_state, fingerprint
+
+from .samples import assert_same_features, make_features, make_matches
+
+
+def test_fingerprints_tell_different_inputs_apart(tmp_path):
+    a = {"folder": tmp_path, "limit": 3}
+    assert fingerprint(a) == fingerprint({"limit": 3, "folder": str(tmp_path)})
+    assert fingerprint(a) != fingerprint({**a, "limit": 4})
+
+
+def test_a_changed_file_has_another_state(tmp_path):
+    path = tmp_path / "a.jpg"
+    assert file_state(path) is None
+    path.write_bytes(b"old")
+    old = file_state(path)
+    assert file_state(path) == old
+    os.utime(path, ns=(1, 1))
+    assert file_state(path) != old
+
+
+def test_features_of_a_changed_photo_are_replaced(tmp_path):
+    path = tmp_path / "features.h5"
+    old, new = make_features(10, seed=1), make_features(20, seed=2)
+    with FeatureWriter(path, {}) as writer:
+        writer.add("a.jpg", old, "old")
+        writer.add("b.jpg", old, "old")
+        assert writer.is_done("a.jpg", "old")
+        assert not writer.is_done("a.jpg", "new")
+    with FeatureWriter(path, {}) as writer:
+        assert writer.is_done("a.jpg")
+        assert writer.is_done("b.jpg", "old")
+        assert not writer.is_done("a.jpg", "new")
+        writer.add("a.jpg", new, "new")
+        assert writer.is_done("a.jpg", "new")
+    with FeatureFile(path) as file:
+        assert_same_features(file["a.jpg"], new)
+        assert_same_features(file["b.jpg"], old)
+        assert (file.inputs("a.jpg"), file.inputs("b.jpg")) == ("new", "old")
+
+
+def test_a_killed_run_remembers_which_photo_it_replaced(tmp_path):
+    path = tmp_path / "features.h5"
+    with FeatureWriter(path, {}) as writer:
+        writer.add("a.jpg", make_features(10), "old")
+    with pytest.raises(KeyboardInterrupt), FeatureWriter(path, {}) as writer:
+        writer.add("a.jpg", make_features(20), "new")
+        raise KeyboardInterrupt
+    with FeatureWriter(path, {}) as writer:
+        assert writer.is_done("a.jpg", "new")
+    with FeatureFile(path) as file:
+        assert len(file["a.jpg"]) == 20
+
+
+def test_matches_of_changed_features_are_replaced(tmp_path):
+    path = tmp_path / "matches.h5"
+    with MatchWriter(path, {}) as writer:
+        writer.add("a", "b", make_matches(5), 30, "old")
+    with MatchWriter(path, {}) as writer:
+        assert writer.is_done("a", "b", "old")
+        assert not writer.is_done("a", "b", "new")
+        writer.add("a", "b", make_matches(9), 30, "new")
+    with MatchFile(path) as file:
+        assert len(file.get("a", "b")) == 9
+
+
+def test_a_record_of_work_is_resumed_with_the_same_settings_only(tmp_path):
+    path = tmp_path / "work.json"
+    record = WorkRecord(path, {"size": 1})
+    record.values["photos"] = ["a"]
+    record.finish("match", "old")
+    again = WorkRecord(path, {"size": 1})
+    assert again.is_done("match", "old")
+    assert not again.is_done("match", "new")
+    assert not again.is_done("map")
+    assert again.values == {"photos": ["a"]}
+    assert WorkRecord(path).settings == {"size": 1}
+    with pytest.raises(OutputError, match="size is 1 there, 2 now"):
+        WorkRecord(path, {"size": 2})
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path):
+    path = tmp_path / "work.json"
+    path.write_text("{")
+    with pytest.raises(FormatError, match="damaged"):
+        WorkRecord(path)
