@@ -24,7 +24,7 @@ PYRAMID = (0.5, 1.0, 2.0)
 
 def rows() -> list[Row]:
     """Ratios at 800 x 640 on the CPU, of the kind of features that the release computes."""
-    model = D2Net.from_pretrained("ots", keypoints="deep", descriptor="plain", max_keypoints=None)
+    model = D2Net.from_pretrained("ots", detector="deep", descriptor="plain", max_keypoints=None)
     photo = np.asarray(Image.open(PHOTO))
     layers = [model.trunk.convolution(name) for names in model.trunk.stages for name in names]
     single = medians_in_turn(
@@ -105,7 +105,7 @@ def kind_rows() -> list[Row]:
     kinds = [("deep", "plain"), ("deep", "whitened"), ("corner", "fused"), ("corner", "whitened")]
     kinds += [("both", "root"), ("both", "fused"), ("both", "whitened")]
     extractions = {
-        ", ".join(kind): partial(model.extract, photo, keypoints=kind[0], descriptor=kind[1])
+        ", ".join(kind): partial(model.extract, photo, detector=kind[0], descriptor=kind[1])
         for kind in kinds
     }
     parts = {

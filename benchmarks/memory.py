@@ -54,7 +54,7 @@ def rows() -> list[Row]:
                 headline=True,
             )
         )
-    keypoints, size, _ = peak(1600, 1200, keypoints="deep", descriptor="plain")
+    keypoints, size, _ = peak(1600, 1200, detector="deep", descriptor="plain")
     found.append(
         Row(
             "the same, 1600 x 1200, with deep keypoints and plain descriptors",

@@ -42,27 +42,27 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         for kind in KINDS:
             folder = Path(place) / " ".join(kind)
-            export_onnx(model, folder, keypoints=kind[0], descriptor=kind[1])
+            export_onnx(model, folder, detector=kind[0], descriptor=kind[1])
             found.append(_time(model, folder, *kind))
             if sys.platform == "linux":
                 found.append(_memory(folder, *kind))
     return found
 
 
-def _time(model: D2Net, folder: Path, keypoints: str, descriptor: str) -> Row:
+def _time(model: D2Net, folder: Path, detector: str, descriptor: str) -> Row:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     extractor = runner.Extractor(folder / MODEL, options)
     photo = runner.read_photo(str(memory.PHOTO))
     seconds = medians_in_turn(
         {
-            "torch": partial(model.extract, photo, keypoints=keypoints, descriptor=descriptor),
+            "torch": partial(model.extract, photo, detector=detector, descriptor=descriptor),
             "onnx": partial(extractor.extract, photo),
         },
         rounds=5,
     )
     return Row(
-        f"ONNX Runtime, extraction at 800 x 640, float32, {keypoints}, {descriptor}: times torch's",
+        f"ONNX Runtime, extraction at 800 x 640, float32, {detector}, {descriptor}: times torch's",
         f"{seconds['onnx'] / seconds['torch']:.2f}",
         "-",
         True,
@@ -70,14 +70,14 @@ def _time(model: D2Net, folder: Path, keypoints: str, descriptor: str) -> Row:
     )
 
 
-def _memory(folder: Path, keypoints: str, descriptor: str) -> Row:
+def _memory(folder: Path, detector: str, descriptor: str) -> Row:
     size = [str(side) for side in SIZE]
     command = [sys.executable, "-c", SCRIPT, str((folder / RUNNER).parent), str(memory.PHOTO)]
     run = subprocess.run([*command, *size], capture_output=True, text=True, check=True)
     count, peak = map(int, run.stdout.split())
-    expected, in_torch, _ = memory.peak(*SIZE, keypoints=keypoints, descriptor=descriptor)
+    expected, in_torch, _ = memory.peak(*SIZE, detector=detector, descriptor=descriptor)
     return Row(
-        f"ONNX Runtime, peak memory of the process, {SIZE[0]} x {SIZE[1]}, {keypoints}, "
+        f"ONNX Runtime, peak memory of the process, {SIZE[0]} x {SIZE[1]}, {detector}, "
         f"{descriptor}: times torch's",
         f"{peak / in_torch:.2f}",
         "-",

@@ -35,8 +35,8 @@ from d2net.mapping.settings import MappingSettings
 
 Evaluate = Callable[[CachedFeatures], Result]
 
-DEEP = "keypoints=deep,descriptor=plain"
-OURS = ("seasons", "seasons:keypoints=corner", f"seasons:{DEEP}")
+DEEP = "detector=deep,descriptor=plain"
+OURS = ("seasons", "seasons:detector=corner", f"seasons:{DEEP}")
 MATCHING = (
     *OURS,
     "seasons:descriptor=fused",
@@ -46,14 +46,14 @@ MATCHING = (
     "aliked:weights=aliked-n16.pth",
 )
 KINDS = (
-    *(f"ots:keypoints=deep,descriptor={form}" for form in ("plain", "root", "fused")),
+    *(f"ots:detector=deep,descriptor={form}" for form in ("plain", "root", "fused")),
     *(
-        f"ots:keypoints=corner,descriptor={form},max_keypoints=2000"
+        f"ots:detector=corner,descriptor={form},max_keypoints=2000"
         for form in ("plain", "root", "fused")
     ),
-    *(f"ots:keypoints=both,descriptor={form},max_keypoints=4000" for form in ("root", "fused")),
+    *(f"ots:detector=both,descriptor={form},max_keypoints=4000" for form in ("root", "fused")),
 )
-MAPS = ("seasons:max_keypoints=2000", "seasons:keypoints=corner,max_keypoints=2000")
+MAPS = ("seasons:max_keypoints=2000", "seasons:detector=corner,max_keypoints=2000")
 LOCALIZATION = ":1 %, 1°,5 %, 5°,median position error,inliers"
 
 

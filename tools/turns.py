@@ -164,7 +164,7 @@ def main() -> None:
     experiment = {"angle": angle, "zoom": zoom}[sys.argv[1]]
     number, folders = int(sys.argv[3]), [Path(path) for path in sys.argv[4:]]
     model = D2Net.from_pretrained(
-        sys.argv[2], keypoints="both", descriptor="fused", precision="bfloat16"
+        sys.argv[2], detector="both", descriptor="fused", precision="bfloat16"
     )
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for i, photo in enumerate(photos(folders, number)):

@@ -1,7 +1,7 @@
-"""What extraction gives and matching takes: `Features` and `Matches`.
+"""The results of extraction and matching: `Features` and `Matches`.
 
-Layouts of other programs (hloc's D x N, the release's N x 3, COLMAP's half pixel) are converted in
-`d2net.io` and nowhere else.
+Other layouts (hloc's D x N, the release's N x 3, COLMAP's half pixel) are converted in `d2net.io`
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from d2net.errors import InputError
 
+_ARRAYS = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -27,13 +29,14 @@ class Features:
         keypoints: N x 2 float32, (x, y) in pixels of the photo as given (upright unless asked
             otherwise); the centre of the top-left pixel is (0, 0).
         scores: N float32, larger is better.
-        scales: N float32, size of the receptive cell relative to pyramid level 1.
+        scales: N float32, size of the receptive cell relative to the photo at its own size: 2 for
+            a keypoint found in the photo at half its size.
         descriptors: N x D, unit length, float32 or float16.
         image_size: (width, height) of the photo in pixels.
         uncertainty: N float32, standard deviation of the position in pixels of the photo.
-        descriptor: what the descriptors are, as "ots 01e1e8a0 plain": the weights' name and
-            checksum, and the form. Only equal ones can be compared. None where nobody knows, as of
-            other programs' files.
+        descriptor_id: weights and type of the descriptors, such as "ots 01e1e8a0 plain": the
+            name and checksum of the weights and the descriptor type. Only descriptors with equal
+            ids can be compared. None if unknown, as in files of other programs.
     """
 
     keypoints: Tensor
@@ -42,7 +45,7 @@ class Features:
     descriptors: Tensor
     image_size: tuple[int, int]
     uncertainty: Tensor
-    descriptor: str | None = None
+    descriptor_id: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)
@@ -73,14 +76,7 @@ class Features:
 
     def __getitem__(self, rows: Tensor | slice) -> Features:
         """The features at `rows`: indices, a boolean mask or a slice."""
-        return replace(
-            self,
-            keypoints=self.keypoints[rows],
-            scores=self.scores[rows],
-            scales=self.scales[rows],
-            descriptors=self.descriptors[rows],
-            uncertainty=self.uncertainty[rows],
-        )
+        return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def best(self, n: int | None) -> Features:
         """The n features with the highest scores, best first; all as they are if n is None."""
@@ -90,18 +86,33 @@ class Features:
 
     def to(self, device: str | torch.device) -> Features:
         """The same features with all tensors on `device`."""
-        return replace(
-            self,
-            keypoints=self.keypoints.to(device),
-            scores=self.scores.to(device),
-            scales=self.scales.to(device),
-            descriptors=self.descriptors.to(device),
-            uncertainty=self.uncertainty.to(device),
-        )
+        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
 
     def half(self) -> Features:
         """The same features with float16 descriptors; positions and scores stay float32."""
         return replace(self, descriptors=self.descriptors.half())
+
+    def numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All arrays by attribute name (keypoints, scores, scales, descriptors, uncertainty)."""
+        return {name: getattr(self, name).cpu().numpy() for name in _ARRAYS}
+
+    def to_opencv(self) -> tuple[list[Any], np.ndarray[Any, np.dtype[np.float32]]]:
+        """Keypoints and descriptors as OpenCV's detectors return them.
+
+        Returns:
+            A list of `cv2.KeyPoint` (`size` is the side of the receptive cell, `response` the
+            score) and descriptors N x D float32. Both use the same pixel coordinates as here.
+        """
+        import cv2
+
+        arrays = self.numpy()
+        keypoints = [
+            cv2.KeyPoint(float(x), float(y), float(4 * scale), -1.0, float(score))
+            for (x, y), scale, score in zip(
+                arrays["keypoints"], arrays["scales"], arrays["scores"], strict=True
+            )
+        ]
+        return keypoints, arrays["descriptors"].astype(np.float32)
 
     def to_dict(self) -> dict[str, Tensor]:
         """The keys and the batch dimension of LightGlue and kornia.
@@ -120,11 +131,11 @@ class Features:
 
 
 class LazyFeatures(Mapping[str, Features]):
-    """Features of many photos by name, read when they are asked for and not kept.
+    """Features of many photos by name. They are read on access and not kept in memory.
 
     Args:
-        load: reads those of one photo.
-        names: of the photos, in the order in which they are gone through.
+        load: reads the features of the photo of a given name.
+        names: the photos, in iteration order.
     """
 
     def __init__(self, load: Callable[[str], Features], names: Sequence[str]) -> None:
@@ -145,16 +156,16 @@ class LazyFeatures(Mapping[str, Features]):
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Pairs of keypoints of two photos, after verification with the inliers marked.
+    """Pairs of keypoints of two photos. Verification marks the inliers.
 
     Attributes:
         indices: K x 2 int64, rows of the first and of the second photo's features.
         similarity: K float32, cosine of the two descriptors.
-        inliers: K bool, or None while nothing has been verified.
-        model: what was fitted ("homography", "fundamental", "essential", or "pose": a place in a
-            map, which has no matrix), None before.
-        matrix: 3 x 3 float64 that the inliers agree with (pixels, centres at integers), None
-            where none was found.
+        inliers: K bool, or None before verification.
+        model: the fitted model ("homography", "fundamental", "essential", or "pose" for the pose
+            of a photo in a map, which has no matrix), or None before verification.
+        matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None if no model
+            was found.
     """
 
     indices: Tensor
@@ -187,13 +198,29 @@ class Matches:
             return f"Matches({len(self)})"
         return f"Matches({len(self)}, {self.num_inliers} inliers of a {self.model} model)"
 
+    def points(
+        self, a: Features, b: Features
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
+        """Positions of the matched keypoints, as OpenCV and pycolmap take them.
+
+        Args:
+            a: features of the first photo.
+            b: features of the second photo.
+
+        Returns:
+            Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives
+            those of the inliers.
+        """
+        first, second = self.indices.cpu().unbind(1)
+        return a.keypoints.cpu()[first].numpy(), b.keypoints.cpu()[second].numpy()
+
     @property
     def num_inliers(self) -> int:
-        """How many matches agree with the fitted model; all of them while none was fitted."""
+        """The number of inliers; before verification, the number of matches."""
         return len(self) if self.inliers is None else int(self.inliers.sum())
 
     def verified(self) -> Matches:
-        """Only the inliers; the matches themselves while nothing has been verified."""
+        """The inliers only; before verification, all matches."""
         if self.inliers is None:
             return self
         keep = self.inliers

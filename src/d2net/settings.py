@@ -1,27 +1,40 @@
-"""Settings: frozen, complete, saved with every result."""
+"""Settings: frozen dataclasses that check themselves and are saved with every result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
+from typing import get_type_hints as type_hints
 
 from d2net.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 S = TypeVar("S", bound="Settings")
 
-_CHOICES = {
-    "keypoints": ("deep", "corner", "both"),
-    "descriptor": ("plain", "root", "fused", "whitened"),
-    "precision": ("float32", "bfloat16", "float16"),
-}
-_OF_THE_RELEASE = {"keypoints": "deep", "descriptor": "plain", "turns": 1}
-_IMPLIED_BY_ORIGINAL = {**_OF_THE_RELEASE, "max_keypoints": None}
+DetectorName = Literal["deep", "corner", "both"]
+DescriptorType = Literal["plain", "root", "fused", "whitened"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_DEFAULT_BUDGET: Any = object()
+"""Stands for the default of `max_keypoints` until it is known whether `original` is set."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all settings can do. Unknown names are errors; so are impossible values, by subclass."""
+    """Base of all settings: unknown names, wrong types and unknown choices are InputErrors.
+
+    Types are read from the annotations of the fields. A subclass that checks ranges does so in its
+    own `__post_init__` and calls this one first.
+    """
+
+    def __post_init__(self) -> None:
+        hints = type_hints(type(self))
+        for item in fields(self):
+            _check_type(item.name, getattr(self, item.name), hints[item.name])
 
     @classmethod
     def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -29,8 +42,8 @@ class Settings:
         return cls().updated(**values)
 
     def updated(self: S, **changes: Any) -> S:  # noqa: ANN401 (any field's type)
-        """The same settings with some changed; an unknown name is an InputError."""
-        known = [field.name for field in fields(self)]
+        """A copy with some settings changed; an unknown name is an InputError."""
+        known = [item.name for item in fields(self)]
         for name in changes:
             if name not in known:
                 raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
@@ -41,28 +54,70 @@ class Settings:
         return asdict(self)
 
 
+def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401 (a type)
+    """Refuse a value that the annotation `hint` does not allow, such as text for a number.
+
+    Only plain types and choices are checked: bool, int, float, str, Literal, and unions of them.
+    """
+    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
+    plain = tuple(option for option in options if option in (bool, int, float, str, type(None)))
+    if len(plain) + sum(get_origin(option) is Literal for option in options) < len(options):
+        return
+    if isinstance(value, bool):
+        allowed = bool in plain
+    elif isinstance(value, int) and float in plain:
+        allowed = True
+    else:
+        allowed = isinstance(value, plain) or value in choices
+    if not allowed:
+        names = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+        words = [*map(str, choices), *(names[p] for p in plain if p is not type(None))]
+        if type(None) in plain and not choices:
+            words.append("None")
+        listed = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+        raise InputError(f"{name} must be {listed}, not {value!r}")
+
+
+class ExtractionOptions(TypedDict, total=False):
+    """The fields of `ExtractionSettings` as keyword arguments; see there for what they mean."""
+
+    original: bool
+    detector: DetectorName | None
+    descriptor: DescriptorType | None
+    multiscale: bool
+    turns: int
+    max_edge: int | None
+    max_sum_edges: int | None
+    max_keypoints: int | None
+    score_threshold: float
+    upright: bool
+    precision: Precision
+
+
 @dataclass(frozen=True)
 class ExtractionSettings(Settings):
     """How features are extracted."""
 
     original: bool = False
-    """Reproduce the 2019 release, faults included; otherwise the corrected default."""
+    """Reproduce the 2019 release, faults included. Otherwise use the corrected default."""
 
-    keypoints: str = "both"
-    """Who proposes keypoints: deep (D2-Net's, from the deep map), corner (from the grey photo, to a
-    fraction of a pixel) or both."""
+    detector: DetectorName | None = None
+    """How keypoints are detected: deep (D2-Net's detections in the deep map), corner (corners of
+    the grey photo, to a fraction of a pixel) or both. None: the network's default."""
 
-    descriptor: str | None = None
-    """What describes them: plain (D2-Net's), root (its square root), fused (that beside the root
-    of a shallower map) or whitened (these and what is around, in 384 numbers, for weights that
-    have learned it). None: whitened where the weights have, else fused."""
+    descriptor: DescriptorType | None = None
+    """How keypoints are described: plain (D2-Net's), root (its square root), fused (deep and
+    shallow map) or whitened (deep and shallow map with context, reduced to 384 numbers; only for
+    weights that have learned the whitening). None: whitened where the weights have it, else
+    fused."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
 
     turns: int = 1
-    """Also extract the photo turned: in so many turns, by equal parts of a circle. Only one photo
-    of a pair needs it."""
+    """Extract this many copies of the photo, turned by equal parts of a circle, and keep the
+    keypoints of all. Only one photo of a pair needs it."""
 
     max_edge: int | None = 1600
     """Longest edge in pixels; larger photos are reduced. None: no limit."""
@@ -70,9 +125,9 @@ class ExtractionSettings(Settings):
     max_sum_edges: int | None = 2800
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
 
-    max_keypoints: int | None = 4096
-    """Keep this many of each turn, those with the highest scores; of both kinds, half each. None:
-    all."""
+    max_keypoints: int | None = _DEFAULT_BUDGET
+    """Keep this many keypoints of each turn, those with the highest scores; half for each of two
+    detectors. None: all. Default: 4096, and all with `original`."""
 
     score_threshold: float = 0.0
     """Keep keypoints with at least this score."""
@@ -80,37 +135,39 @@ class ExtractionSettings(Settings):
     upright: bool = True
     """Turn the photo as its EXIF orientation says; otherwise use it as stored."""
 
-    precision: str = "float32"
-    """Of the network: float32, bfloat16, or float16 (GPU). Detection is always float32."""
+    precision: Precision = "float32"
+    """Precision of the network: float32, bfloat16, or float16 (GPU). Detection always runs in
+    float32."""
 
     def __post_init__(self) -> None:
-        for name in ("max_edge", "max_sum_edges", "max_keypoints"):
+        if self.max_keypoints is _DEFAULT_BUDGET:
+            object.__setattr__(self, "max_keypoints", None if self.original else 4096)
+        super().__post_init__()
+        for name in ("max_edge", "max_sum_edges", "max_keypoints", "turns"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(
-                    f"{name} must be a whole number of at least 1 or None, not {value!r}"
-                )
-        if not isinstance(self.turns, int) or self.turns < 1:
-            raise InputError(f"turns must be a whole number of at least 1, not {self.turns!r}")
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
-        for name, known in _CHOICES.items():
-            free = name == "descriptor" and self.descriptor is None
-            if getattr(self, name) not in known and not free:
-                words = f"{', '.join(known[:-1])} or {known[-1]}"
-                raise InputError(f"{name} must be {words}, not {getattr(self, name)!r}")
-        for name, value in _OF_THE_RELEASE.items():
-            if self.original and getattr(self, name) != value:
+        for name, of_release in (("detector", "deep"), ("descriptor", "plain"), ("turns", 1)):
+            if self.original and getattr(self, name) not in (None, of_release):
                 raise InputError(
-                    f"original reproduces the 2019 release, whose {name} setting is {value!r}, not "
-                    f"{getattr(self, name)!r}; leave one of the two out"
+                    f"original reproduces the 2019 release, whose {name} is {of_release!r}, not "
+                    f"{getattr(self, name)!r}: leave out original or {name}"
                 )
 
-    def updated(self, **changes: Any) -> ExtractionSettings:  # noqa: ANN401 (any field's type)
-        """The same settings with some changed; an unknown name is an InputError.
+    def updated(self, **changes: Unpack[ExtractionOptions]) -> ExtractionSettings:  # type: ignore[override]
+        """A copy with some settings changed; an unknown name is an InputError.
 
-        `original=True` brings the release's keypoints, all of them, its descriptors and one turn
-        with it.
+        `original=True` also resets detector, descriptor, turns and budget to those of the release,
+        unless `changes` names them.
         """
-        implied = _IMPLIED_BY_ORIGINAL if changes.get("original") else {}
-        return super().updated(**{**implied, **changes})
+        if changes.get("original"):
+            release: ExtractionOptions = {
+                "detector": None,
+                "descriptor": None,
+                "turns": 1,
+                "max_keypoints": None,
+            }
+            changes = {**release, **changes}
+        return super().updated(**changes)

@@ -101,7 +101,7 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
         assert file.settings is not None
         assert file.settings["extraction"] == {
             "original": True,
-            "keypoints": "deep",
+            "detector": "deep",
             "descriptor": "plain",
             "multiscale": True,
             "turns": 1,
@@ -133,7 +133,7 @@ def test_kinds_of_keypoints_and_descriptors(d2net: Run, photos: Path) -> None:
     with FeatureFile("f.h5") as file:
         assert file.settings is not None
         assert file.settings["extraction"]["keypoints"] == "both"
-        expected = make_tiny_model().extract(photos / "a.png", keypoints="both", descriptor="fused")
+        expected = make_tiny_model().extract(photos / "a.png", detector="both", descriptor="fused")
         assert_same_features(file["a.png"], expected)
     run = d2net("extract", photos, "-o", "g.h5", "--keypoints", "corner", "--original")
     assert run.code == 2

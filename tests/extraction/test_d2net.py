@@ -51,11 +51,11 @@ def test_the_same_twice(model: D2Net, photo: np.ndarray) -> None:
 
 
 def test_budget_and_threshold(model: D2Net, photo: np.ndarray) -> None:
-    everything = model.extract(photo, keypoints="deep")
-    best = model.extract(photo, keypoints="deep", max_keypoints=50)
+    everything = model.extract(photo, detector="deep")
+    best = model.extract(photo, detector="deep", max_keypoints=50)
     torch.testing.assert_close(best.keypoints, everything.keypoints[:50])
     threshold = float(everything.scores[99])
-    some = model.extract(photo, keypoints="deep", score_threshold=threshold)
+    some = model.extract(photo, detector="deep", score_threshold=threshold)
     assert len(some) == 100
     assert len(model.extract(photo, score_threshold=1e9)) == 0
 
@@ -118,9 +118,9 @@ def test_a_batch_needs_one_size(model: D2Net, photo: np.ndarray) -> None:
 
 
 def test_multi_scale_adds_levels(model: D2Net, photo: np.ndarray) -> None:
-    features = model.extract(photo, keypoints="deep", multiscale=True)
+    features = model.extract(photo, detector="deep", multiscale=True)
     assert set(features.scales.tolist()) == {2.0, 1.0, 0.5}
-    assert len(features) > len(model.extract(photo, keypoints="deep"))
+    assert len(features) > len(model.extract(photo, detector="deep"))
     # what a coarse level has found is not found again within half its cell
     for coarse, radius in ((2.0, 4.0), (1.0, 2.0)):
         kept = features.keypoints[features.scales == coarse]
@@ -130,7 +130,7 @@ def test_multi_scale_adds_levels(model: D2Net, photo: np.ndarray) -> None:
 
 def test_uncertainty_is_in_pixels_of_the_photo(model: D2Net, photo: np.ndarray) -> None:
     large = np.repeat(np.repeat(photo, 2, axis=0), 2, axis=1)
-    plain, reduced = (model.extract(large, keypoints="deep", max_edge=edge) for edge in (None, 320))
+    plain, reduced = (model.extract(large, detector="deep", max_edge=edge) for edge in (None, 320))
     ratio = float(reduced.uncertainty.median() / plain.uncertainty.median())
     assert ratio == pytest.approx(2)
 
@@ -266,9 +266,9 @@ def test_a_budget_chooses_among_all_candidates(
     model: D2Net, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though of a photo with very many only those that can matter are held."""
-    held = model.extract(photo, keypoints="both", max_keypoints=12)
+    held = model.extract(photo, detector="both", max_keypoints=12)
     monkeypatch.setattr("d2net.extraction.d2net._looked_at", lambda batch: None)
-    expected = model.extract(photo, keypoints="both", max_keypoints=12)
-    assert len(model.extract(photo, keypoints="both", max_keypoints=None)) > 2 * 4 * 12
+    expected = model.extract(photo, detector="both", max_keypoints=12)
+    assert len(model.extract(photo, detector="both", max_keypoints=None)) > 2 * 4 * 12
     torch.testing.assert_close(held.keypoints, expected.keypoints)
     torch.testing.assert_close(held.descriptors, expected.descriptors)

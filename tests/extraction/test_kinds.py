@@ -31,7 +31,7 @@ def photo() -> np.ndarray:
 
 
 def test_corners_are_those_of_the_grey_photo(model: D2Net, photo: np.ndarray) -> None:
-    features = model.extract(photo, keypoints="corner")
+    features = model.extract(photo, detector="corner")
     found = detect_corners(to_grey(torch.from_numpy(photo.copy())))
     pixels = torch.stack([found.cols, found.rows], dim=1)
     inside = (pixels >= FRAME).all(dim=1) & (pixels < torch.tensor([320, 240]) - FRAME).all(dim=1)
@@ -43,8 +43,8 @@ def test_corners_are_those_of_the_grey_photo(model: D2Net, photo: np.ndarray) ->
 def test_a_shifted_photo_has_corners_shifted_to_a_tenth_of_a_pixel(
     model: D2Net, photo: np.ndarray
 ) -> None:
-    there = model.extract(photo, keypoints="corner", descriptor="root")
-    shifted = model.extract(photo[3:, 6:], keypoints="corner", descriptor="root")
+    there = model.extract(photo, detector="corner", descriptor="root")
+    shifted = model.extract(photo[3:, 6:], detector="corner", descriptor="root")
     matches = match(there, shifted)
     expected = there.keypoints[matches.indices[:, 0]] - torch.tensor([6.0, 3.0])
     error = (shifted.keypoints[matches.indices[:, 1]] - expected).abs().amax(dim=1)
@@ -61,7 +61,7 @@ def test_a_corner_is_where_it_is_at_any_size(
     photo = 60 + 150 * np.exp(-((j - 150.3) ** 2 + (i - 120.8) ** 2) / (2 * 3**2))
     photo = np.repeat(photo[..., None] / 255, 3, axis=2).astype(np.float32)
     features = model.extract(
-        photo, keypoints="corner", max_edge=max_edge, multiscale=multiscale, max_keypoints=1
+        photo, detector="corner", max_edge=max_edge, multiscale=multiscale, max_keypoints=1
     )
     offset = features.keypoints[0] - torch.tensor([150.3, 120.8])
     assert float(offset.abs().max()) < 0.2
@@ -70,8 +70,8 @@ def test_a_corner_is_where_it_is_at_any_size(
 def test_both_shares_the_budget_and_keeps_no_near_duplicates(
     model: D2Net, photo: np.ndarray
 ) -> None:
-    kinds = {kind: model.extract(photo, keypoints=kind).keypoints for kind in ("deep", "corner")}
-    both = model.extract(photo, keypoints="both", max_keypoints=200)
+    kinds = {kind: model.extract(photo, detector=kind).keypoints for kind in ("deep", "corner")}
+    both = model.extract(photo, detector="both", max_keypoints=200)
     assert len(both) == 200
     assert (both.scores.diff() <= 0).all()
     is_corner, is_deep = (
@@ -137,14 +137,14 @@ def test_near_is_the_larger_of_both_distances(a: Keypoints, b: Keypoints, radius
 @pytest.mark.parametrize("kind", ["deep", "corner", "both"])
 def test_every_kind_with_every_form(photo: np.ndarray, kind: str, form: str, length: int) -> None:
     model = D2Net.from_pretrained()
-    features = model.extract(photo, keypoints=kind, descriptor=form)
+    features = model.extract(photo, detector=kind, descriptor=form)
     assert len(features) > 200
     assert features.descriptors.shape[1] == length
     torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(len(features)))
-    assert features.descriptor is not None
-    assert features.descriptor.startswith("seasons ")
-    assert features.descriptor.endswith(f" {form}")
-    assert len(model.extract(np.full((90, 100, 3), 77, np.uint8), keypoints=kind)) == 0
+    assert features.descriptor_id is not None
+    assert features.descriptor_id.startswith("seasons ")
+    assert features.descriptor_id.endswith(f" {form}")
+    assert len(model.extract(np.full((90, 100, 3), 77, np.uint8), detector=kind)) == 0
 
 
 def test_descriptors_are_whitened_where_the_weights_can(model: D2Net) -> None:
@@ -161,22 +161,23 @@ def test_descriptors_are_whitened_where_the_weights_can(model: D2Net) -> None:
 def test_masks_hold_for_corners(model: D2Net, photo: np.ndarray) -> None:
     mask = np.ones(photo.shape[:2], dtype=np.uint8)
     mask[:, :160] = 0
-    features = model.extract(photo, keypoints="both", mask=mask)
+    features = model.extract(photo, detector="both", mask=mask)
     assert len(features) > 100
     assert float(features.keypoints[:, 0].min()) >= 159.5
 
 
 def test_original_has_its_own_kinds() -> None:
-    for changes in ({"keypoints": "corner"}, {"keypoints": "both"}, {"descriptor": "fused"}):
+    for changes in ({"detector": "corner"}, {"detector": "both"}, {"descriptor": "fused"}):
         with pytest.raises(InputError, match="original reproduces the 2019 release"):
             ExtractionSettings.from_dict({"original": True, **changes})
-    chosen = ExtractionSettings(keypoints="corner", descriptor="root").updated(original=True)
-    assert (chosen.keypoints, chosen.descriptor) == ("deep", "plain")
+    chosen = ExtractionSettings(detector="corner", descriptor="root").updated(original=True)
+    assert (chosen.detector, chosen.descriptor, chosen.max_keypoints) == (None, None, None)
+    assert ExtractionSettings(original=True).max_keypoints is None
 
 
 def test_unknown_kinds_are_told() -> None:
-    with pytest.raises(InputError, match="keypoints must be deep, corner or both, not 'sift'"):
-        ExtractionSettings(keypoints="sift")
+    with pytest.raises(InputError, match="detector must be deep, corner or both, not 'sift'"):
+        ExtractionSettings(detector="sift")
     with pytest.raises(
         InputError, match="descriptor must be plain, root, fused or whitened, not 'sift'"
     ):

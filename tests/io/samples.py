@@ -17,7 +17,7 @@ def make_features(n=20, seed=0, dimension=8, image_size=(640, 480), descriptor="
         descriptors=normalize(torch.randn(n, dimension, generator=generator), dim=1),
         image_size=image_size,
         uncertainty=torch.rand(n, generator=generator) + 1,
-        descriptor=descriptor,
+        descriptor_id=descriptor,
     )
 
 
@@ -30,7 +30,7 @@ def make_matches(k=10, seed=0, num0=20, num1=20):
 
 def assert_same_features(a, b):
     assert a.image_size == b.image_size
-    assert a.descriptor == b.descriptor
+    assert a.descriptor_id == b.descriptor_id
     for name in TENSORS:
         assert getattr(a, name).dtype == getattr(b, name).dtype, name
         assert torch.equal(getattr(a, name), getattr(b, name)), name

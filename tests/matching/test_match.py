@@ -67,8 +67,9 @@ def test_arguments_of_verification_without_it_are_refused(graf):
 
 def test_descriptors_of_different_kinds_are_not_compared(graf):
     a, b, _ = graf
-    plain, root = replace(a, descriptor="ots plain"), replace(b, descriptor="ots root")
+    plain, root = replace(a, descriptor_id="ots plain"), replace(b, descriptor_id="ots root")
     with pytest.raises(InputError, match="'ots plain' and 'ots root' cannot be compared"):
         match(plain, root)
-    unknown = replace(b, descriptor=None)
-    assert len(match(plain, unknown)) == len(match(plain, replace(b, descriptor="ots plain"))) > 0
+    unknown = replace(b, descriptor_id=None)
+    same = replace(b, descriptor_id="ots plain")
+    assert len(match(plain, unknown)) == len(match(plain, same)) > 0

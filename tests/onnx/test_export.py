@@ -37,11 +37,11 @@ def exported(model: D2Net, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Exports each kind once; gives its folder."""
     folders: dict[tuple[str, ...], Path] = {}
 
-    def export(keypoints: str, descriptor: str, precision: str = "float32") -> Path:
-        kind = (keypoints, descriptor, precision)
+    def export(detector: str, descriptor: str, precision: str = "float32") -> Path:
+        kind = (detector, descriptor, precision)
         if kind not in folders:
             folder = tmp_path_factory.mktemp("onnx") / "model"
-            settings = dict(zip(("keypoints", "descriptor", "precision"), kind, strict=True))
+            settings = dict(zip(("detector", "descriptor", "precision"), kind, strict=True))
             export_onnx(model, folder, max_keypoints=300, **settings)
             folders[kind] = folder
         return folders[kind]
@@ -67,7 +67,7 @@ def test_keypoints_on_the_golden_photos(model: D2Net, exported: Any, kind: tuple
     for photo in (released(f"{name}.png") for name in PHOTOS):
         for most in (None, 150):
             expected = model.extract(
-                photo, keypoints=kind[0], descriptor=kind[1], max_keypoints=most
+                photo, detector=kind[0], descriptor=kind[1], max_keypoints=most
             )
             extractor.settings["max_keypoints"] = most
             found = extractor.extract(shipped.read_photo(photo))
@@ -87,7 +87,7 @@ def test_half_precision_moves_few_keypoints(model: D2Net, exported: Any) -> None
     extractor.settings["max_keypoints"] = None
     photo = released("graf_320x256.png")
     found = extractor.extract(shipped.read_photo(photo))
-    expected = model.extract(photo, keypoints="both", descriptor="whitened")
+    expected = model.extract(photo, detector="both", descriptor="whitened")
     near = shipped.near(expected.keypoints.numpy(), found.keypoints, 0.1)
     assert near.mean() > 0.95
     whole = (exported("both", "whitened") / MODEL).stat().st_size
@@ -101,7 +101,7 @@ def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
     extractor = shipped.Extractor()
     photo = shipped.read_photo(released("graf_320x256.png"))
     extractor.settings["max_edge"] = 200
-    settings = {"keypoints": "both", "descriptor": "whitened", "max_keypoints": 300}
+    settings = {"detector": "both", "descriptor": "whitened", "max_keypoints": 300}
     expected = model.extract(photo, max_edge=200, **settings)
     found = extractor.extract(photo)
     assert np.abs(found.keypoints - expected.keypoints.numpy()).max() < 1e-3

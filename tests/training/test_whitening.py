@@ -61,7 +61,7 @@ def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> f
     right = total = 0
     for pair in asked:
         a, b = (
-            model.extract(image, keypoints="corner", **settings)
+            model.extract(image, detector="corner", **settings)
             for image in (pair.image_a, pair.image_b)
         )
         assert isinstance(a, Features)

@@ -13,7 +13,13 @@ import typer
 
 from d2net.cli import console
 from d2net.errors import InputError
-from d2net.settings import ExtractionSettings
+from d2net.settings import (
+    DescriptorType,
+    DetectorName,
+    ExtractionOptions,
+    ExtractionSettings,
+    Precision,
+)
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
@@ -91,16 +97,16 @@ class Extraction:
             help="Also extract the photo turned, in N turns of 360/N degrees; N times as many.",
         ),
     ] = _DEFAULT.turns
-    keypoints: Annotated[
-        Literal["deep", "corner", "both"] | None,
+    detector: Annotated[
+        DetectorName | None,
         _keypoints(
-            metavar="KIND",
-            help="Who proposes: deep (the paper's), corner (more precise), or both.",
-            show_default=_DEFAULT.keypoints,
+            help="Detect maxima of the deep map as in the paper (deep), corners of the grey photo, "
+            "which are more precise (corner), or both.",
+            show_default="both; with --original deep",
         ),
     ] = None
     descriptor: Annotated[
-        Literal["plain", "root", "fused", "whitened"] | None,
+        DescriptorType | None,
         _keypoints(
             metavar="FORM",
             help="Deep map as in the paper (plain), its root, that fused with a shallow map, or "
@@ -132,30 +138,30 @@ class Extraction:
         str, _network(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")
     ] = "cpu"
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"],
+        Precision,
         _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only)."),
     ] = "float32"
 
     @property
     def settings(self) -> ExtractionSettings:
         """What they mean to the model."""
-        chosen = {
-            "keypoints": self.keypoints,
-            "descriptor": self.descriptor,
-            "max_keypoints": self.max_keypoints,
+        options: ExtractionOptions = {
+            "original": self.original,
+            "multiscale": self.multiscale,
+            "turns": self.turns,
+            "max_edge": None if self.full_resolution else self.max_edge,
+            "max_sum_edges": None if self.full_resolution else self.max_sum_edges,
+            "score_threshold": self.score_threshold,
+            "upright": not self.stored_orientation,
+            "precision": self.precision,
         }
-        told = {name: value or None for name, value in chosen.items() if value is not None}
-        return ExtractionSettings().updated(
-            **told,
-            original=self.original,
-            multiscale=self.multiscale,
-            turns=self.turns,
-            max_edge=None if self.full_resolution else self.max_edge,
-            max_sum_edges=None if self.full_resolution else self.max_sum_edges,
-            score_threshold=self.score_threshold,
-            upright=not self.stored_orientation,
-            precision=self.precision,
-        )
+        if self.detector is not None:
+            options["detector"] = self.detector
+        if self.descriptor is not None:
+            options["descriptor"] = self.descriptor
+        if self.max_keypoints is not None:
+            options["max_keypoints"] = self.max_keypoints or None
+        return ExtractionSettings().updated(**options)
 
     def model(self, printing: Printing) -> D2Net:
         """The model they ask for; its weights are downloaded if they must be."""

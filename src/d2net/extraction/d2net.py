@@ -115,7 +115,11 @@ class D2Net(nn.Module):
             InputError: unknown or impossible setting, or one that these weights cannot follow.
         """
         changed = self.settings.updated(**settings)
+        if changed.detector is None:
+            changed = changed.updated(detector="deep" if changed.original else "both")
         if changed.descriptor is None:
+            if changed.original:
+                return changed.updated(descriptor="plain")
             return changed.updated(descriptor="whitened" if self.whitening else "fused")
         if changed.descriptor == "whitened" and self.whitening is None:
             raise InputError(
@@ -272,7 +276,7 @@ class D2Net(nn.Module):
                 multiscale=settings.multiscale,
                 original=settings.original,
                 dtype=dtype,
-                proposers=PROPOSERS[settings.keypoints],
+                proposers=PROPOSERS[settings.detector or "both"],
                 form=cast("Form", settings.descriptor),
                 whitening=self.whitening,
                 most=most,
@@ -360,7 +364,7 @@ def _features(chosen: Keypoints, photo: PreparedPhoto, descriptor: str) -> Featu
         descriptors=chosen.descriptors,
         image_size=photo.size,
         uncertainty=chosen.deviations * magnification,
-        descriptor=descriptor,
+        descriptor_id=descriptor,
     )
 
 

@@ -122,8 +122,8 @@ class FeatureWriter(ResumableWriter):
                 raise InputError(f"the {key} of {name!r} hold NaN or infinity.")
         arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
         attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
-        if features.descriptor is not None:
-            attributes["descriptors"] = {"kind": features.descriptor}
+        if features.descriptor_id is not None:
+            attributes["descriptors"] = {"kind": features.descriptor_id}
         self._append(name, Record(arrays, attributes), inputs)
 
 
@@ -342,7 +342,7 @@ def _features(record: Record, where: str) -> Features:
         descriptors=torch.from_numpy(descriptors.T).contiguous(),
         image_size=_image_size(record, where),
         uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
-        descriptor=kind,
+        descriptor_id=kind,
     )
 
 

@@ -132,4 +132,4 @@ def adjusted_uncertainty(before: Features, after: Features) -> float:
 
 def _bare(features: Features) -> Features:
     """Without descriptors, on the CPU."""
-    return replace(features, descriptors=features.descriptors[:, :0], descriptor=None).to("cpu")
+    return replace(features, descriptors=features.descriptors[:, :0], descriptor_id=None).to("cpu")

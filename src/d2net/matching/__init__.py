@@ -64,8 +64,8 @@ def match(
 
 def check_comparable(a: Features, b: Features) -> None:
     """Raise InputError if descriptors of two photos are known to be of different kinds."""
-    if a.descriptor and b.descriptor and a.descriptor != b.descriptor:
+    if a.descriptor_id and b.descriptor_id and a.descriptor_id != b.descriptor_id:
         raise InputError(
-            f"descriptors {a.descriptor!r} and {b.descriptor!r} cannot be compared; extract both "
-            "photos with the same weights and the same descriptor setting"
+            f"descriptors {a.descriptor_id!r} and {b.descriptor_id!r} cannot be compared; "
+            "extract both photos with the same weights and the same descriptor setting"
         )

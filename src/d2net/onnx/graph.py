@@ -39,7 +39,7 @@ class Graph(nn.Module):
         self.dtype = getattr(torch, settings.precision)
         self.trunk = copy.deepcopy(model.trunk).to("cpu", self.dtype)
         self.normalisation = model.normalisation
-        self.proposers = PROPOSERS[settings.keypoints]
+        self.proposers = PROPOSERS[settings.detector or "both"]
         self.form = cast("Form", settings.descriptor)
         self.whitening = copy.deepcopy(model.whitening)
 

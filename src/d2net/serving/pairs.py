@@ -13,9 +13,9 @@ from d2net.matching.verify import default_threshold, verify
 from d2net.serving.photos import SentPhoto
 
 KINDS: dict[str, dict[str, Any]] = {
-    "both": {"keypoints": "both"},
-    "deep": {"keypoints": "deep", "descriptor": "plain"},
-    "corner": {"keypoints": "corner"},
+    "both": {"detector": "both"},
+    "deep": {"detector": "deep", "descriptor": "plain"},
+    "corner": {"detector": "corner"},
     "original": {"original": True},
 }
 """What a visitor can choose, the default first, and the extraction settings that it stands for."""
