@@ -19,7 +19,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 from d2net.io.images import ImageLike, resize, to_pixels
 from d2net.matching.verify import check_belongs
 
@@ -292,7 +292,7 @@ class _Picture:
         """The caption and below it the photos, written to `path` if there is one."""
         whole = Image.fromarray(np.concatenate([np.asarray(self._caption), self.canvas]))
         if path is not None:
-            with locked(path), replacing(path) as temporary:
+            with replacing(path) as temporary:
                 whole.save(temporary, format=_FORMATS[path.suffix.lower()], quality=92)
         return whole
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import D2NetError
-from d2net.io.atomic import locked, new_folder
+from d2net.io.atomic import new_folder
 from d2net.io.models import read_model
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def made_once(path: Path, make: Callable[[], pycolmap.Reconstruction | None]) ->
     start = time.perf_counter()
     model = make()
     made = Made(model, time.perf_counter() - start)
-    with locked(path), new_folder(path) as folder:
+    with new_folder(path) as folder:
         record = {"model": model is not None, "seconds": made.seconds}
         (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
         if model is not None:

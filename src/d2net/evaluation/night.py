@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.atomic import output_errors, replacing
 from d2net.io.images import Pixels, to_pixels
 
 PHOTONS = 40.0
@@ -76,5 +76,5 @@ def write_at_night(photo: Path, output: Path, seed: int) -> None:
     dark = at_night(to_pixels(photo), rng)
     with output_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output), replacing(output) as temporary:
+    with replacing(output) as temporary:
         Image.fromarray(dark).save(temporary, format="png")

@@ -29,7 +29,7 @@ from d2net.evaluation.tables import (
     overall_table,
     published_table,
 )
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import write_text
 
 _TERMINAL_GROUPS = 20  # more sequences are for the page
 _FIGURES_WIDTH = 60  # characters that figures may take of a line of 80
@@ -128,8 +128,7 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         OutputError: the file cannot be written.
     """
     _check(results)
-    with locked(path), replacing(path) as temporary:
-        temporary.write_text(_page(results, photos_root), encoding="utf-8", newline="\n")
+    write_text(path, _page(results, photos_root))
 
 
 def is_hpatches(results: Sequence[Result]) -> bool:

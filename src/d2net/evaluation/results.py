@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import write_text
 
 Figures = dict[str, float]
 
@@ -121,5 +121,4 @@ def _means(pairs: Sequence[PairResult]) -> Figures:
 def save_json(path: Path, results: Sequence[Result]) -> None:
     """Write results as one JSON document, atomically."""
     text = json.dumps([result.to_dict() for result in results], indent=2, ensure_ascii=False)
-    with locked(path), replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")

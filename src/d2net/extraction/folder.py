@@ -326,7 +326,7 @@ class _ReleaseFiles:
     def add(self, name: str, features: Features) -> None:
         path, record = self._path(name), _record(self._roots[name])
         if not record.exists():
-            with replacing(record) as temporary:
+            with replacing(record, lock=False) as temporary:
                 temporary.write_text(json.dumps(self._provenance, indent=2) + "\n")
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ def write_database(
     with locked(path):
         if path.exists() and not (overwrite or extend):
             raise OutputError(f"{path} exists already; delete it or choose another name.")
-        with replacing(path) as temporary:
+        with replacing(path, lock=False) as temporary:
             if extend:
                 shutil.copyfile(path, temporary)
             with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:

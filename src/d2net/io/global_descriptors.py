@@ -17,7 +17,7 @@ import numpy as np
 
 from d2net.errors import FormatError
 from d2net.io.arrays import Array, floats
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 from d2net.io.container import Container, check_name, write_container
 from d2net.io.journal import Record
 
@@ -107,5 +107,5 @@ def write_global_descriptors(
     attributes = {_CODEBOOK: codebook}
     if projection is not None:
         attributes |= {_AXES: projection[0].astype(np.float16), _OFFSET: projection[1]}
-    with locked(path), replacing(path) as temporary:
+    with replacing(path) as temporary:
         write_container(temporary, dict(settings), records, attributes)

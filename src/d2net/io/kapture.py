@@ -21,7 +21,7 @@ from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.arrays import as_numpy
-from d2net.io.atomic import locked, new_folder
+from d2net.io.atomic import new_folder
 from d2net.io.container import check_name
 from d2net.io.h5 import MatchFile
 
@@ -58,7 +58,7 @@ def write_kapture(
         _check_name(name)
     if not names:
         raise InputError("there are no features to write as kapture.")
-    with locked(folder), new_folder(folder) as root:
+    with new_folder(folder) as root:
         sizes, num_keypoints = {}, {}
         dimension = features[names[0]].descriptors.shape[1]
         for name in names:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from d2net.errors import FormatError, InputError
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import write_text
 from d2net.io.container import check_name
 
 Pair = tuple[str, str]
@@ -65,5 +65,4 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
                 )
         spaced = any(character.isspace() for name in pair for character in name)
         lines.append(("\t" if spaced else " ").join(pair) + "\n")
-    with locked(path), replacing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+    write_text(path, "".join(lines))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import write_text
 from d2net.io.text import word_lines
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None
         x, y, z, w = pose.rotation.quat
         numbers = (w, x, y, z, *pose.translation)
         lines[name] = " ".join([name, *(repr(float(number)) for number in numbers)]) + "\n"
-    with locked(path), replacing(path) as temporary:
-        temporary.write_text("".join(lines.values()), encoding="utf-8", newline="\n")
+    write_text(path, "".join(lines.values()))
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:

@@ -18,7 +18,7 @@ import torch
 from d2net.errors import FormatError, InputError
 from d2net.features import Features
 from d2net.io.arrays import Array, floats
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 
 Format = Literal["npz", "mat"]
 
@@ -56,7 +56,7 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
     else:
         raise InputError(f"the format must be 'npz' or 'mat', not {format!r}.")
     path = Path(path)
-    with locked(path), replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

@@ -120,7 +120,7 @@ class ResumableWriter:
                 return journal[name]
             return existing.read_record(name)
 
-        with replacing(self.path) as temporary:
+        with replacing(self.path, lock=False) as temporary:
             names = sorted(self._names)
             write_container(temporary, self.settings, ((name, record(name)) for name in names))
             if existing is not None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import FormatError, InputError, OutputError
-from d2net.io.atomic import replacing
+from d2net.io.atomic import write_text
 
 Settings = dict[str, Any]
 
@@ -110,8 +110,7 @@ class WorkRecord:
         content: dict[str, Any] = {"done": self._done, **self.values}
         if self.settings is not None:
             content["settings"] = self.settings
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(content, indent=2) + "\n", lock=False)
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -105,7 +105,7 @@ class Shards:
             FormatError: a shard is damaged.
             OutputError: the index cannot be written.
         """
-        with replacing(self.index) as temporary:
+        with replacing(self.index, lock=False) as temporary:
             write_index(temporary, self.settings, self._opened())
 
     def remove(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2net.errors import FormatError, InputError
-from d2net.io.atomic import locked, new_folder, replacing
+from d2net.io.atomic import locked, new_folder, write_text
 from d2net.io.image_lists import find_photo
 from d2net.io.models import read_model
 
@@ -104,8 +104,7 @@ class MapFolder:
 
     def save_record(self) -> None:
         """Write `map.json`."""
-        with locked(self.record), replacing(self.record) as temporary:
-            temporary.write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
+        write_text(self.record, json.dumps(self._record, indent=2) + "\n")
 
     def read_models(self) -> list[pycolmap.Reconstruction]:
         """The models, the one with most photos first.
@@ -135,7 +134,7 @@ class MapFolder:
         """Replace the models; a kill leaves the old ones, none or the new ones, never a part."""
         with locked(self.sparse):
             shutil.rmtree(self.sparse, ignore_errors=True)
-            with new_folder(self.sparse) as sparse:
+            with new_folder(self.sparse, lock=False) as sparse:
                 for number, model in enumerate(models):
                     (sparse / str(number)).mkdir()
                     model.write_binary(sparse / str(number))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing, write_text
 from d2net.mapping.cloud import Cloud, read_cloud
 from d2net.mapping.picture.album import Album, colour
 from d2net.mapping.picture.drawing import draw_picture
@@ -91,7 +91,7 @@ def _dressed(
 def _save_picture(path: Path, cloud: Cloud, album: Album, summary: MapSummary) -> None:
     lines = [*figure_lines(summary), *_missing(album)]
     picture = draw_picture(cloud, [sentence(line) for line in lines])
-    with locked(path), replacing(path) as temporary:
+    with replacing(path) as temporary:
         picture.save(temporary, "PNG", optimize=True)
 
 
@@ -118,5 +118,4 @@ def _missing(album: Album) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with locked(path), replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)

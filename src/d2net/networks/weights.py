@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from d2net.errors import WeightsError
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 from d2net.networks.catalogue import (
     ALIASES,
     CAFFE,
@@ -266,7 +266,7 @@ def save_weights(
     }
     data = safetensors.torch.save(arrays, metadata)
     target = Path(path)
-    with locked(target), replacing(target) as temporary:
+    with replacing(target) as temporary:
         temporary.write_bytes(data)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
-from d2net.io.atomic import locked, new_folder
+from d2net.io.atomic import new_folder
 from d2net.networks.catalogue import CATALOGUE
 from d2net.onnx.graph import INPUT, OUTPUTS, Graph
 
@@ -57,7 +57,7 @@ def export_onnx(
         )
     record = CATALOGUE.get(model.weights["name"])
     about = {**model.provenance(chosen), "licence": record.licence if record else "unknown"}
-    with locked(Path(output)), new_folder(Path(output)) as folder:
+    with new_folder(Path(output)) as folder:
         program = _program(Graph(model, chosen).eval())
         program.model.metadata_props["d2net"] = json.dumps(about)
         program.save(folder / MODEL)

@@ -347,7 +347,7 @@ class _Run:
         if self.standing.best["step"] != self.standing.step:
             self._whiten(best)
             return
-        with locked(best), replacing(best) as temporary:
+        with replacing(best) as temporary:
             shutil.copyfile(last, temporary)
 
     def _whiten(self, path: Path) -> None:

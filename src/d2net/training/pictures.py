@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 from d2net.training.sources.base import TrainingPair
 from d2net.training.views import Array, Crop
 from d2net.visualization import picture_path
@@ -57,7 +57,7 @@ def draw_pairs(
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     picture = Image.fromarray(np.vstack(rows))
     if path is not None:
-        with locked(path), replacing(path) as temporary:
+        with replacing(path) as temporary:
             picture.save(temporary, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
     return picture
 

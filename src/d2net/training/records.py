@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2net.io.atomic import output_errors, replacing
+from d2net.io.atomic import output_errors, write_text
 
 
 class Records:
@@ -27,8 +27,7 @@ class Records:
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._board = _Board(folder / "tensorboard", step) if _installed() else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

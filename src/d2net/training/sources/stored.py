@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from d2net.errors import FormatError
 from d2net.geometry.cameras import intrinsics_from_colmap, pinhole
-from d2net.io.atomic import locked, replacing
+from d2net.io.atomic import replacing
 from d2net.training.sources.scenes import Overlaps, PosedPhoto, SceneOptions
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_scene(
         "scale_ratios": (found.scale_ratios, np.float32),
     }
     header = {"format": _FORMAT, "root": str(root.resolve()), **notes}
-    with locked(path), replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[_ATTRIBUTE] = json.dumps(header)
         for name, (values, dtype) in named.items():
             file.create_dataset(name, data=values, dtype=dtype)
