@@ -1,1 +1,1 @@
-"""Coordinates, cameras and robust estimation: plain functions on points, no images."""
+"""Coordinates, cameras and robust estimation: plain functions on points, without images."""

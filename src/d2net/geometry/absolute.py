@@ -1,9 +1,9 @@
-"""Where a camera stood: absolute pose from points of a photo and their places in the world.
+"""Absolute pose: where a camera is, from points of its photo whose 3D positions are known.
 
-The estimator is COLMAP's: LO-RANSAC over P3P (P4Pf where the focal length is not known), then a
-refinement that holds outliers down. What RANSAC leaves unsaid is done here: an inlier is a point
-within the threshold of the final pose, a pose that its inliers do not determine is none, and the
-noise of the inliers says how uncertain the pose is.
+The estimator is COLMAP's: LO-RANSAC over P3P (P4Pf if the focal length is unknown), followed by a
+refinement with a robust loss. This module adds what COLMAP leaves to its caller: a point is an
+inlier if it is within the threshold of the final pose, a pose that its inliers do not determine is
+discarded, and the covariance is scaled by the noise of the inliers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import project
+from d2net.geometry.cameras import project, quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.geometry.robust import on_one_line
+from d2net.geometry.ransac import RansacOptions, collinear
 
 if TYPE_CHECKING:
     import pycolmap
@@ -27,54 +27,36 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 MIN_POINTS = 4
-"""Fewest points that a pose is estimated from; one more if the focal length is estimated too. Three
-(four) would do, but they always agree with a pose, so agreement would mean nothing."""
-
-_STEP = 1e-6  # of central differences, in units of depth and of focal length
+"""Smallest number of points for a pose; one more if the focal length is estimated too. Three (four)
+would do, but they always agree with a pose, so agreement would mean nothing."""
 
 
-@dataclass(frozen=True)
-class AbsolutePoseOptions:
-    """How a pose is estimated.
+@dataclass(frozen=True, kw_only=True)
+class AbsolutePoseOptions(RansacOptions):
+    """Options of pose estimation; the defaults are COLMAP's.
 
     Attributes:
-        threshold: largest reprojection error of an inlier in pixels of the photo (12 is COLMAP's).
-        estimate_focal_length: take only the kind of camera, its principal point and distortion
-            from the camera given, and estimate its focal length with the pose.
-        confidence: probability with which the best pose has been seen when the search stops early
-            (0.99999 is COLMAP's default).
-        max_iterations: samples tried at most.
-        seed: of the random samples; the same seed gives identical results.
+        threshold: largest reprojection error of an inlier in pixels of the photo.
+        estimate_focal_length: estimate the focal length together with the pose. Only the camera
+            model, the principal point and the distortion of the given camera are used then.
     """
 
     threshold: float = 12.0
-    estimate_focal_length: bool = False
     confidence: float = 0.99999
-    max_iterations: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < np.inf:
-            raise InputError(f"threshold must be a positive number of pixels, not {self.threshold}")
-        if not 0 < self.confidence < 1:
-            raise InputError(f"confidence must be between 0 and 1, not {self.confidence}")
-        if self.max_iterations < 1:
-            raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")
+    estimate_focal_length: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class AbsolutePose:
-    """A camera placed in the world.
+    """The pose of a camera in the world.
 
     Attributes:
         cam_from_world: COLMAP's rigid transform.
-        camera: the camera as given, with the estimated focal length if that was asked for.
-        inliers: N marks of the points within the threshold of the pose.
-        covariance: 6 x 6, of a rotation about the camera's axes (vector in radians) and of the
-            camera's centre in the world, as the scatter of the inliers says; it knows nothing of
-            errors that they share, as those of the intrinsics.
+        camera: the given camera, with the estimated focal length if that was asked for.
+        inliers: N bool, the points within the threshold of the pose.
+        covariance: 6 x 6, of a rotation about the camera's axes (as a vector in radians) and of the
+            camera's centre in the world. It follows from the scatter of the inliers, so it does not
+            include errors that they share, such as those of the intrinsics.
     """
 
     cam_from_world: pycolmap.Rigid3d
@@ -89,7 +71,7 @@ class AbsolutePose:
 
     @property
     def centre(self) -> Array:
-        """Where the camera is in the world."""
+        """The camera's centre in the world."""
         return np.asarray(self.cam_from_world.inverse().translation, dtype=np.float64)
 
     @property
@@ -109,58 +91,64 @@ def absolute_pose(
     camera: pycolmap.Camera,
     options: AbsolutePoseOptions | None = None,
 ) -> AbsolutePose | None:
-    """Robustly estimate the pose of a camera from points of its photo whose places are known.
+    """Robustly estimate the pose of a camera from 2D-3D correspondences.
 
     Args:
         points2D: N x 2 (x, y) in pixels, the centre of the top-left pixel at (0, 0).
-        points3D: N x 3, their places in the world, in any unit. A point of the photo may occur
-            several times with different places; at most one of them is right.
-        camera: COLMAP's camera; any lens model. It is left as it is.
+        points3D: N x 3, the corresponding points in the world, in any unit. A point of the photo
+            may occur several times with different 3D points; at most one of them is right.
+        camera: COLMAP's camera with any lens model. It is not changed.
         options: see `AbsolutePoseOptions`.
 
     Returns:
-        The pose, or None where the points are too few (see `MIN_POINTS`), lie on a line, or agree
-        with no pose.
+        The pose. None if there are too few points (see `MIN_POINTS`), they lie on a line, or no
+        pose agrees with them.
 
     Raises:
-        InputError: for points of another shape or not finite.
+        InputError: the points have another shape or are not finite.
     """
     import pycolmap
 
     options = options or AbsolutePoseOptions()
     x, X = _checked(points2D, points3D)
-    fewest = MIN_POINTS + options.estimate_focal_length
-    if len(x) < fewest:
+    min_points = MIN_POINTS + options.estimate_focal_length
+    if len(x) < min_points:
         return None
-    camera = deepcopy(camera)  # the estimator writes the focal length into it
+    camera = deepcopy(camera)  # COLMAP writes the focal length into it
     estimation = pycolmap.AbsolutePoseEstimationOptions()
     estimation.estimate_focal_length = options.estimate_focal_length
     estimation.ransac.max_error = options.threshold
     estimation.ransac.confidence = options.confidence
     estimation.ransac.min_num_trials = min(100, options.max_iterations)
     estimation.ransac.max_num_trials = options.max_iterations
-    estimation.ransac.min_inlier_ratio = 0.0  # would end the search before max_num_trials
+    estimation.ransac.min_inlier_ratio = 0.0  # a larger one would end the search too early
     estimation.ransac.random_seed = options.seed
     refinement = pycolmap.AbsolutePoseRefinementOptions()
     refinement.refine_focal_length = options.estimate_focal_length
-    # Residuals beyond this have less weight. COLMAP's 1 px, made for SIFT, wastes part of what
-    # features with an error of a few pixels know.
+    # Residuals beyond this scale get less weight. COLMAP's 1 px is made for SIFT and would waste
+    # points of features with errors of a few pixels.
     refinement.loss_function_scale = options.threshold / 2
-    found = pycolmap.estimate_and_refine_absolute_pose(
-        COLMAP_FROM_PIXELS(torch.from_numpy(x)).numpy(), X, camera, estimation, refinement
-    )
-    if found is None:
+    with quiet_colmap():  # it logs a warning if the points do not determine the pose
+        estimate = pycolmap.estimate_and_refine_absolute_pose(
+            COLMAP_FROM_PIXELS(torch.from_numpy(x)).numpy(),
+            X,
+            camera,
+            estimation,
+            refinement,
+            return_covariance=True,
+        )
+    if estimate is None:
         return None
-    cam_from_world = found["cam_from_world"]
-    residuals = project(camera, np.asarray(cam_from_world * X)) - x
-    inliers = np.asarray(np.linalg.norm(residuals, axis=1) <= options.threshold)  # False for NaN
+    cam_from_world = estimate["cam_from_world"]
+    errors = np.linalg.norm(project(camera, np.asarray(cam_from_world * X)) - x, axis=1)
+    inliers = np.asarray(errors <= options.threshold)  # False for NaN
     distinct = len(np.unique(np.hstack([x, X])[inliers], axis=0))
-    if distinct < fewest or on_one_line(x[inliers], options.threshold):
+    if distinct < min_points or collinear(x[inliers], options.threshold):
         return None
-    covariance = _covariance(
-        camera, cam_from_world, X[inliers], residuals[inliers], options.estimate_focal_length
-    )
-    if covariance is None:
+    num_parameters = 6 + options.estimate_focal_length
+    variance = (errors[inliers] ** 2).sum() / (2 * np.count_nonzero(inliers) - num_parameters)
+    covariance = variance * _centre_covariance(cam_from_world, estimate["covariance"])
+    if not np.isfinite(covariance).all():
         return None
     return AbsolutePose(cam_from_world, camera, inliers, covariance)
 
@@ -169,7 +157,7 @@ def _checked(points2D: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array]:
     x, X = (np.array(points, dtype=np.float64) for points in (points2D, points3D))
     if x.ndim != 2 or X.ndim != 2 or x.shape[1] != 2 or X.shape != (len(x), 3):
         raise InputError(
-            "points and their places must be arrays of shapes (N, 2) and (N, 3), not "
+            "points2D and points3D must be arrays of shapes (N, 2) and (N, 3), not "
             f"{x.shape} and {X.shape}"
         )
     if not (np.isfinite(x).all() and np.isfinite(X).all()):
@@ -177,55 +165,17 @@ def _checked(points2D: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array]:
     return x, X
 
 
-def _covariance(
-    camera: pycolmap.Camera,
-    cam_from_world: pycolmap.Rigid3d,
-    points: Array,
-    residuals: Array,
-    focal_is_free: bool,
-) -> Array | None:
-    """6 x 6 as in `AbsolutePose`, to first order; None where the points leave the pose open.
+def _centre_covariance(cam_from_world: pycolmap.Rigid3d, covariance: Array) -> Array:
+    """The covariance of rotation and camera centre, from COLMAP's of rotation and translation.
 
-    The pixel noise is that of the residuals (Hartley and Zisserman, section 5.2.3).
+    COLMAP assumes noise of 1 px. Its six parameters are half the rotation vector about the camera's
+    axes (Ceres's quaternion manifold) and the translation t. The camera's centre is -R^T t.
     """
     R = np.asarray(cam_from_world.rotation.matrix(), dtype=np.float64)
-    in_camera = np.asarray(cam_from_world * points, dtype=np.float64)
-    step = _STEP * np.linalg.norm(in_camera, axis=1)[:, None]
-    by_point = np.stack(  # N x 2 x 3: how pixels move with a point in the camera's frame
-        [
-            (
-                camera.img_from_cam(in_camera + step * axis)
-                - camera.img_from_cam(in_camera - step * axis)
-            )
-            / (2 * step)
-            for axis in np.eye(3)
-        ],
-        axis=2,
-    )
-    # A small rotation w moves the point by w x p, a small shift c of the centre by -R c.
-    by_rotation = np.cross(in_camera[:, None, :], by_point)
-    columns = [by_rotation, -by_point @ R]
-    if focal_is_free:
-        columns.append(_by_focal_length(camera, in_camera)[:, :, None])
-    jacobian = np.concatenate(columns, axis=2).reshape(2 * len(points), -1)
-    degrees = 2 * len(points) - jacobian.shape[1]
-    with np.errstate(all="ignore"):
-        scale = np.linalg.norm(jacobian, axis=0)  # radians and units of the world, made alike
-        scaled = jacobian / scale
-        if not np.isfinite(scaled).all() or np.linalg.matrix_rank(scaled) < jacobian.shape[1]:
-            return None
-        inverse = np.linalg.inv(scaled.T @ scaled) / np.outer(scale, scale)
-    covariance = float((residuals**2).sum()) / degrees * inverse
-    return np.asarray(covariance[:6, :6], dtype=np.float64)
-
-
-def _by_focal_length(camera: pycolmap.Camera, in_camera: Array) -> Array:
-    """N x 2: how pixels move with the focal length, per share of it."""
-    ends = []
-    for factor in (1 + _STEP, 1 - _STEP):
-        other = deepcopy(camera)
-        params = np.array(other.params)
-        params[list(other.focal_length_idxs())] *= factor
-        other.params = params.tolist()
-        ends.append(np.asarray(other.img_from_cam(in_camera), dtype=np.float64))
-    return np.asarray((ends[0] - ends[1]) / (2 * _STEP), dtype=np.float64)
+    x, y, z = cam_from_world.translation
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    jacobian = np.zeros((6, 6))
+    jacobian[:3, :3] = 2 * np.eye(3)
+    jacobian[3:, :3] = -2 * R.T @ cross
+    jacobian[3:, 3:] = -R.T
+    return np.asarray(jacobian @ covariance @ jacobian.T, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A reconstruction laid over the truth: its own frame and scale are arbitrary."""
+"""Alignment of a reconstruction with the truth by a similarity, and the errors that remain."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 MAX_ERROR = 0.05
-"""Cameras further than this share of the spread from their true places do not take part in the
-alignment, so that one misplaced photo does not spoil the figures of the others."""
+"""Largest position error of cameras that take part in the alignment, as a share of the cameras'
+spread. One misplaced photo must not spoil the errors of the others."""
 
 
 @dataclass(frozen=True)
 class CameraErrors:
-    """How far cameras are from the truth after alignment by a similarity.
+    """Errors of cameras after alignment with the truth by a similarity.
 
     Attributes:
-        position: by photo, distance in units of the truth.
-        rotation: by photo, degrees.
-        spread: of the true cameras: root mean square distance from their centroid.
+        position: distance from the true position by photo, in units of the truth.
+        rotation: angle to the true rotation by photo, in degrees.
+        spread: root mean square distance of the true cameras from their centroid.
     """
 
     position: dict[str, float]
@@ -36,13 +36,13 @@ class CameraErrors:
 def camera_errors(
     estimated: dict[str, pycolmap.Rigid3d], true: dict[str, pycolmap.Rigid3d], seed: int = 0
 ) -> CameraErrors | None:
-    """Errors of the cameras that are in both, poses `cam_from_world`, by name.
+    """Errors of the cameras in both reconstructions, given as poses `cam_from_world` by name.
 
-    The similarity is least squares over the camera centres that RANSAC finds to agree within 5 %
-    of the spread (Umeyama, PAMI 1991).
+    The similarity is the least-squares fit (Umeyama, PAMI 1991) to the camera centres that RANSAC
+    finds to agree within `MAX_ERROR`.
 
     Returns:
-        None where fewer than three cameras agree, or all stand on one line.
+        The errors. None if fewer than three cameras agree, or all are on one line.
     """
     import pycolmap
 
@@ -59,7 +59,7 @@ def camera_errors(
     options = pycolmap.RANSACOptions()
     options.max_error = MAX_ERROR * spread
     options.random_seed = seed
-    # A dictionary, whatever its annotation says.
+    # pycolmap's annotation is wrong: it returns a dictionary.
     found: Any = pycolmap.estimate_sim3d_robust(mine, theirs, options)
     if found is None:
         return None
@@ -91,12 +91,13 @@ def spread_of(centres: Array) -> float:
 
 def rotation_angle(a: Array, b: Array) -> float:
     """Angle in degrees of the rotation between two 3 x 3 rotations."""
-    # By the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace loses small ones.
+    # From the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace is inaccurate
+    # for small angles.
     return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(a - b) / np.sqrt(8), 1.0))))
 
 
 def _off_origin(points: Array) -> Array:
-    """N x 3 points moved: COLMAP takes those in one plane with the origin for degenerate."""
+    """Move N x 3 points: COLMAP calls a plane of points through the origin degenerate."""
     centred = points - points.mean(axis=0)
     normal = np.linalg.svd(centred)[2][2]
     return np.asarray(centred + normal * (1 + np.abs(centred).max()), dtype=np.float64)

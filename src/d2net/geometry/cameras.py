@@ -1,10 +1,12 @@
-"""Calibrated cameras: from pixels to rays, and from the world to pixels.
+"""Calibrated cameras: from pixels to rays, and from 3D points to pixels.
 
-All cameras are COLMAP's, so that every lens model it knows is undone by it.
+All cameras are COLMAP's, so every lens model that COLMAP knows is supported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
     import pycolmap
 
 Array = NDArray[np.float64]
+
+
+@contextmanager
+def quiet_colmap() -> Iterator[None]:
+    """Silence COLMAP's information and warnings, which are log lines on the terminal."""
+    import pycolmap
+
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
 
 
 def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
@@ -36,13 +51,13 @@ def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
 
 
 def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
-    """COLMAP's camera of a camera matrix; its image size is left unknown (0 x 0).
+    """COLMAP's camera for a camera matrix; its image size stays unknown (0 x 0).
 
     Args:
         intrinsics: 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], pixel centres at integers.
 
     Raises:
-        InputError: it is no such matrix.
+        InputError: the matrix has another form.
     """
     import pycolmap
 
@@ -62,41 +77,41 @@ def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
 
 
 def rays(camera: pycolmap.Camera, points: Array) -> Array:
-    """Where the rays of points cross the plane z = 1 of the camera, lens distortion undone.
+    """Where the rays through pixels cross the camera's plane z = 1, lens distortion removed.
 
     Args:
         camera: COLMAP's camera.
         points: N x 2 (x, y) in pixels, pixel centres at integers.
 
     Returns:
-        N x 2; not a number for points that no ray of the lens model reaches.
+        N x 2; NaN for points that no ray of the lens model reaches.
     """
     shifted = COLMAP_FROM_PIXELS(torch.from_numpy(points)).numpy()
     return np.asarray(camera.cam_from_img(shifted), dtype=np.float64).reshape(-1, 2)
 
 
 def project(camera: pycolmap.Camera, points: Array) -> Array:
-    """Where points are seen.
+    """Project points into the photo.
 
     Args:
         camera: COLMAP's camera.
-        points: N x 3 in its frame.
+        points: N x 3 in the camera's frame.
 
     Returns:
-        N x 2 (x, y) in pixels, pixel centres at integers; not a number for points behind the
-        camera, or that the lens model cannot project.
+        N x 2 (x, y) in pixels, pixel centres at integers; NaN for points behind the camera and
+        points that the lens model cannot project.
     """
-    seen = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
-    return from_colmap(seen)
+    pixels = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
+    return from_colmap(pixels)
 
 
 def from_colmap(points: Array) -> Array:
-    """N x 2 points of COLMAP's images, in pixels whose centres are at integers."""
+    """N x 2 points from COLMAP's pixels to pixels with centres at integers."""
     return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(points)).numpy())
 
 
 def intrinsics_from_colmap(matrix: Array) -> Array:
-    """The 3 x 3 matrix of a camera of COLMAP's, for pixels whose centres are at integers."""
+    """A 3 x 3 camera matrix of COLMAP's for pixels with centres at integers."""
     shifted = np.array(matrix, dtype=np.float64)
     shifted[:2, 2] = from_colmap(matrix[None, :2, 2])[0]
     return shifted

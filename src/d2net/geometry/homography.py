@@ -1,4 +1,4 @@
-"""Points under a homography."""
+"""Points mapped by a homography."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ Array = NDArray[np.float64]
 
 
 def transfer(b_from_a: Array, points: Array) -> Array:
-    """Where a homography takes points.
+    """Map points by a homography.
 
     Args:
         b_from_a: 3 x 3 homography.
         points: N x 2 (x, y) in pixels of photo a.
 
     Returns:
-        N x 2 (x, y) in pixels of photo b; not finite for points on the line that the homography
-        takes to infinity.
+        N x 2 (x, y) in pixels of photo b; not finite for points that are mapped to infinity.
     """
     mapped = points @ b_from_a[:, :2].T + b_from_a[:, 2]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -25,7 +24,7 @@ def transfer(b_from_a: Array, points: Array) -> Array:
 
 
 def transfer_error(b_from_a: Array, points_a: Array, points_b: Array) -> Array:
-    """Distance in photo b (pixels) between each N x 2 point and where its partner is taken."""
+    """Distances in pixels of photo b between mapped N x 2 points and their matches."""
     with np.errstate(invalid="ignore", over="ignore"):
         difference = transfer(b_from_a, points_a) - points_b
         return np.asarray(np.hypot(difference[:, 0], difference[:, 1]), dtype=np.float64)

@@ -1,9 +1,9 @@
 """Homography, fundamental and essential matrix from point pairs with outliers.
 
 The estimators are those of OpenCV (MAGSAC++), PoseLib (LO-RANSAC) and COLMAP (LO-RANSAC). They
-differ in how they mark inliers and in what they return when they fail, so both are done here, the
-same for all: an inlier is a pair within the threshold of the final matrix, and a matrix that its
-inliers do not determine is none.
+mark inliers and report failure in different ways, so this module does both in the same way for all
+of them: a pair is an inlier if it is within the threshold of the final matrix, and a matrix that
+its inliers do not determine is discarded.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from d2net.geometry.epipolar import (
     sampson_distance,
 )
 from d2net.geometry.homography import transfer, transfer_error
+from d2net.geometry.ransac import RansacOptions, collinear
 
 Array = NDArray[np.float64]
 Method: TypeAlias = Literal["magsac", "poselib", "pycolmap"]
@@ -29,71 +30,56 @@ Model: TypeAlias = Literal["homography", "fundamental", "essential"]
 Estimate: TypeAlias = tuple[Array | None, NDArray[np.bool_]]
 
 MIN_PAIRS: dict[Model, int] = {"homography": 4, "fundamental": 8, "essential": 5}
-"""Fewest pairs that a model is estimated from. Seven points would do for a fundamental matrix, but
-they always agree with one, so agreement would mean nothing."""
+"""Smallest number of pairs for each model. Seven points would do for a fundamental matrix, but they
+always agree with one, so agreement would mean nothing."""
 
 
-@dataclass(frozen=True)
-class RobustOptions:
-    """Options that all estimators understand.
+@dataclass(frozen=True, kw_only=True)
+class RobustOptions(RansacOptions):
+    """Options of two-view estimation.
 
     Attributes:
-        threshold: largest error of an inlier in pixels: distance in photo b for a homography,
-            Sampson distance for the others. The scale beyond which MAGSAC gives no weight.
+        threshold: largest error of an inlier in pixels: the distance in photo b for a homography,
+            the Sampson distance for the other models. MAGSAC++ gives no weight beyond it.
         method: "magsac" (OpenCV), "poselib" or "pycolmap".
-        confidence: probability with which the best model has been seen when the search stops
-            early (0.9999 is COLMAP's default).
-        max_iterations: samples tried at most.
-        seed: of the random samples; the same seed gives identical results.
     """
 
-    threshold: float
     method: Method = "magsac"
-    confidence: float = 0.9999
-    max_iterations: int = 10_000
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < np.inf:
-            raise InputError(f"threshold must be a positive number of pixels, not {self.threshold}")
+        super().__post_init__()
         if self.method not in _ESTIMATORS:
             raise InputError(f"method must be one of {', '.join(_ESTIMATORS)}, not {self.method!r}")
-        if not 0 < self.confidence < 1:
-            raise InputError(f"confidence must be between 0 and 1, not {self.confidence}")
-        if self.max_iterations < 1:
-            raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")
 
 
 def homography(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions) -> Estimate:
-    """Robustly estimate the homography that takes points of photo a to photo b.
+    """Robustly estimate the homography that maps points of photo a to photo b.
 
     Args:
         points_a: N x 2 (x, y) in pixels of photo a.
-        points_b: N x 2 (x, y), their partners in photo b.
+        points_b: N x 2 (x, y), the matched points in photo b.
         options: see `RobustOptions`.
 
     Returns:
-        The 3 x 3 matrix `b_from_a` and N marks of inliers; None and no inlier where the points are
-        fewer than 4 or do not determine it.
+        The 3 x 3 matrix `b_from_a` and an N bool mask of inliers; None and no inliers if there are
+        fewer than 4 pairs or the pairs do not determine the matrix.
 
     Raises:
-        InputError: for points of another shape or not finite.
-        MissingPackageError: if the method needs a package that is not installed.
+        InputError: the points have another shape or are not finite.
+        MissingPackageError: the method needs a package that is not installed.
     """
     a, b = _checked(points_a, points_b)
-    return _estimate("homography", _Views(a, b), options, lambda H: transfer_error(H, a, b))
+    return _estimate("homography", _PointPairs(a, b), options, lambda H: transfer_error(H, a, b))
 
 
 def fundamental(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions) -> Estimate:
     """Robustly estimate F with x_b^T F x_a = 0; arguments and results as for `homography`.
 
-    At least 8 pairs. Points of one plane leave F ambiguous, but whatever F is found holds for
-    them, so that they are still told from outliers.
+    It takes at least 8 pairs. Points on one plane leave F ambiguous, but every F that fits them
+    still separates them from outliers.
     """
     a, b = _checked(points_a, points_b)
-    return _estimate("fundamental", _Views(a, b), options, lambda F: sampson_distance(F, a, b))
+    return _estimate("fundamental", _PointPairs(a, b), options, lambda F: sampson_distance(F, a, b))
 
 
 def essential(
@@ -105,26 +91,26 @@ def essential(
 ) -> Estimate:
     """Robustly estimate E with x_b^T K_b^-T E K_a^-1 x_a = 0; otherwise as for `homography`.
 
-    At least 5 pairs. Lens distortion must have been removed from the points.
+    It takes at least 5 pairs. Lens distortion must have been removed from the points.
 
     Args:
         points_a: N x 2 (x, y) in pixels of photo a.
-        points_b: N x 2 (x, y), their partners in photo b.
+        points_b: N x 2 (x, y), the matched points in photo b.
         intrinsics_a: 3 x 3 camera matrix K_a in the same pixels (centres at integers).
-        intrinsics_b: 3 x 3 camera matrix K_b likewise.
+        intrinsics_b: 3 x 3 camera matrix K_b, likewise.
         options: see `RobustOptions`.
     """
     a, b = _checked(points_a, points_b)
     Ka, Kb = _checked_intrinsics(intrinsics_a), _checked_intrinsics(intrinsics_b)
-    # Every estimator gets the points of two ideal cameras: own focal length (so that thresholds
-    # are still pixels), principal point at (0, 0). Then none has to know about principal points,
-    # skew or where pixel centres are.
-    views = _Views(_ideal(a, Ka), _ideal(b, Kb), _focal(Ka), _focal(Kb))
+    # Every estimator gets the points of two ideal cameras with the principal point at (0, 0). Then
+    # none needs to know about principal points, skew or pixel centres. The focal lengths stay, so
+    # that thresholds are still in pixels.
+    pairs = _PointPairs(_ideal(a, Ka), _ideal(b, Kb), _focal(Ka), _focal(Kb))
 
     def error(E: Array) -> Array:
         return sampson_distance(fundamental_from_essential(E, Ka, Kb), a, b)
 
-    return _estimate("essential", views, options, error)
+    return _estimate("essential", pairs, options, error)
 
 
 def _checked(points_a: ArrayLike, points_b: ArrayLike) -> tuple[Array, Array]:
@@ -158,14 +144,14 @@ def _focal(K: Array) -> float:
 
 
 def _ideal(points: Array, K: Array) -> Array:
-    """The points as a camera of the same focal length sees them, principal point at (0, 0)."""
+    """The points as seen by a camera of the same focal length with principal point (0, 0)."""
     scale_to_focal = np.diag([_focal(K), _focal(K), 1.0])
     return transfer(scale_to_focal @ np.linalg.inv(K), points)
 
 
 @dataclass(frozen=True)
-class _Views:
-    """Point pairs as an estimator gets them."""
+class _PointPairs:
+    """Point pairs in the form that estimators take."""
 
     a: Array
     b: Array
@@ -174,43 +160,36 @@ class _Views:
 
 
 def _estimate(
-    model: Model, views: _Views, options: RobustOptions, error: Callable[[Array], Array]
+    model: Model, pairs: _PointPairs, options: RobustOptions, error: Callable[[Array], Array]
 ) -> Estimate:
-    none: Estimate = None, np.zeros(len(views.a), dtype=np.bool_)
-    if len(views.a) < MIN_PAIRS[model]:
-        return none
-    found = _ESTIMATORS[options.method](model, views, options)
-    if found is None or not np.isfinite(found).all():
-        return none
-    # OpenCV may return several solutions below one another.
-    solutions = found.reshape(-1, 3, 3)
+    failure: Estimate = None, np.zeros(len(pairs.a), dtype=np.bool_)
+    if len(pairs.a) < MIN_PAIRS[model]:
+        return failure
+    estimate = _ESTIMATORS[options.method](model, pairs, options)
+    if estimate is None or not np.isfinite(estimate).all():
+        return failure
+    # OpenCV may return several solutions stacked into one array.
+    solutions = estimate.reshape(-1, 3, 3)
     masks = [error(matrix) <= options.threshold for matrix in solutions]
     best = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
     matrix, inliers = solutions[best], masks[best]
-    a, b = views.a[inliers], views.b[inliers]
+    a, b = pairs.a[inliers], pairs.b[inliers]
     distinct = len(np.unique(np.hstack([a, b]), axis=0))
-    if distinct < MIN_PAIRS[model] or any(on_one_line(x, options.threshold) for x in (a, b)):
-        return none
-    return _scaled(model, matrix), inliers
+    if distinct < MIN_PAIRS[model] or any(collinear(x, options.threshold) for x in (a, b)):
+        return failure
+    return _normalized(model, matrix), inliers
 
 
-def on_one_line(points: Array, tolerance: float) -> bool:
-    """Whether a line, or a point, passes all N x 2 points within the tolerance."""
-    centred = points - points.mean(axis=0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    return bool(np.abs(centred @ directions[-1]).max() <= tolerance)
-
-
-def _scaled(model: Model, matrix: Array) -> Array:
+def _normalized(model: Model, matrix: Array) -> Array:
     """The matrix in its usual scale: last entry 1 for homographies, else unit Frobenius norm."""
-    matrix = matrix / np.abs(matrix).max()  # of absurd pairs the squares would overflow
+    matrix = matrix / np.abs(matrix).max()  # extreme entries would overflow when squared
     norm = np.linalg.norm(matrix)
     if model == "homography" and abs(matrix[2, 2]) > 1e-12 * norm:
         norm = matrix[2, 2]
     return np.asarray(matrix / norm, dtype=np.float64)
 
 
-def _magsac(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+def _magsac(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
     import cv2
 
     params = cv2.UsacParams()
@@ -218,25 +197,25 @@ def _magsac(model: Model, views: _Views, options: RobustOptions) -> Array | None
     params.confidence = options.confidence
     params.maxIterations = options.max_iterations
     params.randomGeneratorState = options.seed
-    # What OpenCV's flag USAC_MAGSAC stands for; with the flag no seed could be given.
+    # These are the settings of OpenCV's flag USAC_MAGSAC. The flag itself would allow no seed.
     params.score = cv2.SCORE_METHOD_MAGSAC
     params.loMethod = cv2.LOCAL_OPTIM_SIGMA
     params.loSampleSize = 75 if model == "homography" else 50
     params.loIterations = 15 if model == "homography" else 10
     try:
         if model == "homography":
-            matrix, _ = cv2.findHomography(views.a, views.b, params)
+            matrix, _ = cv2.findHomography(pairs.a, pairs.b, params)
         elif model == "fundamental":
-            matrix, _ = cv2.findFundamentalMat(views.a, views.b, params)
+            matrix, _ = cv2.findFundamentalMat(pairs.a, pairs.b, params)
         else:
-            Ka, Kb = (np.diag([f, f, 1.0]) for f in (views.focal_a, views.focal_b))
-            matrix, _ = cv2.findEssentialMat(views.a, views.b, Ka, Kb, None, None, params)
-    except cv2.error:  # some degenerate points fail a check inside OpenCV
+            Ka, Kb = (np.diag([f, f, 1.0]) for f in (pairs.focal_a, pairs.focal_b))
+            matrix, _ = cv2.findEssentialMat(pairs.a, pairs.b, Ka, Kb, None, None, params)
+    except cv2.error:  # degenerate points can fail a check inside OpenCV
         return None
     return None if matrix is None else np.asarray(matrix, dtype=np.float64)
 
 
-def _poselib(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+def _poselib(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
     try:
         import poselib
     except ImportError as error:
@@ -253,20 +232,20 @@ def _poselib(model: Model, views: _Views, options: RobustOptions) -> Array | Non
         "seed": options.seed,
     }
     if model == "homography":
-        matrix, _ = poselib.estimate_homography(views.a, views.b, ransac, {})
+        matrix, _ = poselib.estimate_homography(pairs.a, pairs.b, ransac, {})
     elif model == "fundamental":
-        matrix, _ = poselib.estimate_fundamental(views.a, views.b, ransac, {})
+        matrix, _ = poselib.estimate_fundamental(pairs.a, pairs.b, ransac, {})
     else:
         cameras = [
             {"model": "SIMPLE_PINHOLE", "width": 0, "height": 0, "params": [focal, 0.0, 0.0]}
-            for focal in (views.focal_a, views.focal_b)
+            for focal in (pairs.focal_a, pairs.focal_b)
         ]
-        pose, _ = poselib.estimate_relative_pose(views.a, views.b, *cameras, ransac, {})
+        pose, _ = poselib.estimate_relative_pose(pairs.a, pairs.b, *cameras, ransac, {})
         matrix = essential_from_pose(pose.R, pose.t)
     return np.asarray(matrix, dtype=np.float64)
 
 
-def _pycolmap(model: Model, views: _Views, options: RobustOptions) -> Array | None:
+def _pycolmap(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
     import pycolmap
 
     ransac = pycolmap.RANSACOptions(
@@ -278,20 +257,20 @@ def _pycolmap(model: Model, views: _Views, options: RobustOptions) -> Array | No
     )
     result: dict[str, Any] | None
     if model == "homography":
-        result, key = pycolmap.estimate_homography_matrix(views.a, views.b, ransac), "H"
+        result, key = pycolmap.estimate_homography_matrix(pairs.a, pairs.b, ransac), "H"
     elif model == "fundamental":
-        result, key = pycolmap.estimate_fundamental_matrix(views.a, views.b, ransac), "F"
+        result, key = pycolmap.estimate_fundamental_matrix(pairs.a, pairs.b, ransac), "F"
     else:
         camera_a, camera_b = (
             pycolmap.Camera(model="SIMPLE_PINHOLE", width=1, height=1, params=[focal, 0.0, 0.0])
-            for focal in (views.focal_a, views.focal_b)
+            for focal in (pairs.focal_a, pairs.focal_b)
         )
-        result = pycolmap.estimate_essential_matrix(views.a, views.b, camera_a, camera_b, ransac)
+        result = pycolmap.estimate_essential_matrix(pairs.a, pairs.b, camera_a, camera_b, ransac)
         key = "E"
     return None if result is None else np.asarray(result[key], dtype=np.float64)
 
 
-_ESTIMATORS: dict[Method, Callable[[Model, _Views, RobustOptions], Array | None]] = {
+_ESTIMATORS: dict[Method, Callable[[Model, _PointPairs, RobustOptions], Array | None]] = {
     "magsac": _magsac,
     "poselib": _poselib,
     "pycolmap": _pycolmap,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2net.geometry.cameras import quiet_colmap
 from d2net.mapping.settings import MappingSettings, Thresholds
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) 
     options.min_num_inliers = settings.min_inliers
     options.ransac.max_error = limits.verification
     options.ransac.random_seed = settings.seed
-    with quiet():
+    with quiet_colmap():
         pycolmap.geometric_verification(database, two_view_geometry_options=options)
 
 
@@ -84,7 +84,7 @@ def run_mapper(
         own = output / str(number)
         own.mkdir()
         seeded = replace(settings, seed=settings.seed + number)
-        with quiet():
+        with quiet_colmap():
             if settings.mapper == "global" and known is None:
                 found = pycolmap.global_mapping(
                     database, photos, own, _global_options(limits, seeded, refine)
@@ -166,16 +166,3 @@ def _global_options(
 
 def _nothing() -> None:
     """Called where nobody wants to know."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without COLMAP's log, which has a line for every photo."""
-    import pycolmap
-
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
-    try:
-        yield
-    finally:
-        pycolmap.logging.minloglevel = before

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import rays
+from d2net.geometry.cameras import quiet_colmap, rays
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.geometry.epipolar import (
     essential_from_pose,
     fundamental_from_essential,
     sampson_distance,
 )
-from d2net.mapping.engine import quiet
 
 if TYPE_CHECKING:
     import pycolmap
@@ -73,7 +72,7 @@ def triangulate(
     options.triangulation.merge_max_reproj_error = max_error
     options.triangulation.ignore_two_view_tracks = False
     options.triangulation.random_seed = seed
-    with quiet(), TemporaryDirectory() as folder:
+    with quiet_colmap(), TemporaryDirectory() as folder:
         path = Path(folder, "database.db")
         with pycolmap.Database.open(path) as database:
             _write_photos(database, model, keypoints)
