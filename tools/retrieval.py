@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from d2net import D2Net, FeatureFile, find_images, read_image
 from d2net.extraction.d2net import prepare
 from d2net.features import Features
-from d2net.io.models import read_model
+from d2net.io.colmap_model import read_model
 from d2net.matching.pairs import shared_points
 from d2net.matching.retrieval import Codebook
 

@@ -29,8 +29,8 @@ from d2net.evaluation.pose import evaluate_pose
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import Result, save_json
 from d2net.evaluation.sources import open_source
+from d2net.io.colmap_model import find_model
 from d2net.io.image_lists import find_images
-from d2net.io.models import find_model
 from d2net.mapping.settings import MappingSettings
 
 Evaluate = Callable[[CachedFeatures], Result]

@@ -30,7 +30,7 @@ from d2net.evaluation.sources import open_source
 from d2net.features import Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
-from d2net.io.models import find_model
+from d2net.io.colmap_model import find_model
 from d2net.mapping.localize import pose_threshold
 from d2net.mapping.placement import place
 

@@ -18,8 +18,8 @@ import torch
 from d2net.errors import InputError, MappingError, OutputError
 from d2net.features import Features
 from d2net.geometry.alignment import camera_errors
+from d2net.io.colmap_model import read_model
 from d2net.io.h5 import FeatureFile, MatchFile
-from d2net.io.models import read_model
 from d2net.io.pairs import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
 from d2net.mapping.folder import MapFolder

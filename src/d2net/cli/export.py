@@ -33,7 +33,7 @@ def colmap(
     printing: options.Printing,
 ) -> None:
     """Write a features file, and its matches, as COLMAP's database."""
-    from d2net.io.colmap import write_database
+    from d2net.io.colmap_database import write_database
 
     _export(write_database, output, features, matches, printing)
 

@@ -15,8 +15,8 @@ from d2net.evaluation.night import write_at_night
 from d2net.evaluation.photos import Photos
 from d2net.features import LazyFeatures
 from d2net.geometry.alignment import spread_of
+from d2net.io.colmap_model import read_model
 from d2net.io.image_lists import photos_folder
-from d2net.io.models import read_model
 from d2net.io.pairs import Pair
 from d2net.mapping.localize import NUM_RETRIEVED
 from d2net.matching.pair_selection import PairChoice, choose_pairs

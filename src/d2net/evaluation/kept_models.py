@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from d2net.errors import D2NetError
 from d2net.io.atomic import new_folder
-from d2net.io.models import read_model
+from d2net.io.colmap_model import read_model
 
 if TYPE_CHECKING:
     import pycolmap

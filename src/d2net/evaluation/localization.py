@@ -29,7 +29,7 @@ from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import project
-from d2net.io.models import find_model
+from d2net.io.colmap_model import find_model
 from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import pose_threshold
 from d2net.mapping.placement import Placement, place

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import check_photo_size
+from d2net.io.colmap_model import is_model, read_model
 from d2net.io.intrinsics import read_intrinsics
-from d2net.io.models import is_model, read_model
 from d2net.io.nvm import read_nvm
 from d2net.io.pairs import read_pairs
 

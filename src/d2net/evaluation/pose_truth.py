@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import pinhole
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_images, photos_folder
-from d2net.io.models import find_model, read_model
 from d2net.io.pairs import read_pairs
 from d2net.io.text import word_lines
 

@@ -24,9 +24,9 @@ from d2net.evaluation.results import Figures, PairResult, Result
 from d2net.features import LazyFeatures, Matches
 from d2net.geometry.alignment import camera_errors
 from d2net.geometry.cameras import check_photo_size
-from d2net.io.colmap import write_database
+from d2net.io.colmap_database import write_database
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import FoundImage, find_images, photos_folder
-from d2net.io.models import find_model, read_model
 from d2net.io.pairs import Pair
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
-from d2net.io.colmap import guessed_camera
+from d2net.io.colmap_database import guessed_camera
 from d2net.io.exif import camera_name
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import locked, new_folder, write_text
+from d2net.io.colmap_model import read_model
 from d2net.io.image_lists import find_photo
-from d2net.io.models import read_model
 
 if TYPE_CHECKING:
     import pycolmap

@@ -15,10 +15,10 @@ from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures, Matches
 from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
-from d2net.io.colmap import write_database
+from d2net.io.colmap_database import write_database
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
-from d2net.io.models import find_model, read_model
 from d2net.io.pairs import Pair, read_pairs, write_pairs
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras

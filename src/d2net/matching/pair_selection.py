@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias, get_args
 
 from d2net.errors import InputError
 from d2net.features import Features
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import gps_positions
 from d2net.io.image_lists import FoundImage
-from d2net.io.models import find_model, read_model
 from d2net.io.pairs import Pair, read_pairs
 from d2net.matching import pairs
 from d2net.matching.retrieval import GlobalDescriptors

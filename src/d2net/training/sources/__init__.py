@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
-from d2net.io.models import find_model
+from d2net.io.colmap_model import find_model
 from d2net.training.sources import colmap, megadepth, planar, stored
 from d2net.training.sources.base import Mixture, Source, TrainingPair, generator
 

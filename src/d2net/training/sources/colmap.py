@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import from_colmap
 from d2net.geometry.coordinates import Size
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
-from d2net.io.models import find_model, read_model
 from d2net.training.sources.depth_maps import find_depth_map
 from d2net.training.sources.reading import stored_size
 from d2net.training.sources.scenes import (

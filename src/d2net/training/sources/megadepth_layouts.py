@@ -18,7 +18,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import from_colmap, intrinsics_from_colmap, pinhole, project, rays
-from d2net.io.models import read_model
+from d2net.io.colmap_model import read_model
 from d2net.io.pickles import read_npz
 from d2net.training.correspondences import DepthView
 from d2net.training.sources.colmap import observed

@@ -9,7 +9,7 @@ import torch
 
 from d2net.errors import FormatError, OutputError
 from d2net.features import Features, Matches
-from d2net.io.colmap import write_database
+from d2net.io.colmap_database import write_database
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
 
 from . import workers

@@ -1,8 +1,8 @@
-"""COLMAP's database of photos, keypoints and matches, written with pycolmap.
+"""COLMAP's database of cameras, photos, keypoints and matches, written with pycolmap.
 
-COLMAP puts the centre of the top-left pixel at (0.5, 0.5): keypoints get the half pixel here.
-Descriptors are left out: the database only takes those of COLMAP's own features (pycolmap 4.2
-refuses others), and COLMAP has no matcher for D2-Net's.
+COLMAP puts the centre of the top-left pixel at (0.5, 0.5); the half pixel is added here.
+Descriptors are left out: pycolmap 4.2 accepts only those of COLMAP's own features, and COLMAP has
+no matcher for ours.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     import pycolmap
 
 _FOCAL_LENGTH_FACTOR = 1.2
-"""COLMAP's own guess, in units of the longer side (ImageReaderOptions.default_focal_length_factor).
-"""
+"""COLMAP's guess of the focal length in units of the longer side
+(ImageReaderOptions.default_focal_length_factor)."""
 
 
 class MatchedPairs(Protocol):
-    """Matches of pairs of photos, as a `MatchFile` holds them."""
+    """Matches of pairs of photos, for example a `MatchFile`."""
 
     def among(self, num_keypoints: Mapping[str, int]) -> Iterable[tuple[str, str, Matches]]:
-        """The pairs whose photos are both in `num_keypoints`, which is checked, each once."""
+        """The pairs whose photos are both in `num_keypoints`, each once; rows are checked."""
 
 
 def write_database(
@@ -44,22 +44,21 @@ def write_database(
     overwrite: bool = False,
     extend: bool = False,
 ) -> None:
-    """Write a database that COLMAP verifies and maps from.
+    """Write a database that COLMAP can verify and map.
 
-    Matches are written as raw matches: run `geometric_verification` of pycolmap, or `colmap
+    Matches are written as raw matches: run pycolmap's `geometric_verification`, or `colmap
     geometric_verifier`, before mapping.
 
     Args:
         path: the database.
-        features: the photos' features by name, for example a `FeatureFile`. COLMAP numbers photos
-            in this order, from 1.
-        matches: the pairs in it whose photos are both in `features` are written.
-        cameras: by photo; photos with one and the same object share a camera. Without it, each
-            photo gets a SIMPLE_RADIAL camera of its own with COLMAP's guess of the focal length,
-            to be refined by the mapping.
+        features: the features by photo, for example a `FeatureFile`. COLMAP numbers the photos in
+            this order, from 1.
+        matches: the pairs whose photos are both in `features` are written.
+        cameras: by photo; photos with the same camera object share a camera. Without cameras, each
+            photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
+            mapping refines.
         overwrite: replace an existing database.
-        extend: add to an existing database. What it holds keeps its numbers, and only photos and
-            pairs that it lacks are written.
+        extend: add missing photos and pairs to an existing database, which keeps its numbers.
 
     Raises:
         OutputError: the file exists and neither `overwrite` nor `extend` is set, or it cannot be
@@ -79,7 +78,7 @@ def write_database(
                 _write_photos(database, features, cameras)
                 if matches is not None:
                     _write_matches(database, matches)
-            _remove_companions(path)  # an old database's journal would be replayed into the new
+            _remove_companions(path)  # SQLite would replay an old journal into the new database
 
 
 def _write_photos(
@@ -113,12 +112,12 @@ def _write_matches(database: pycolmap.Database, matches: MatchedPairs) -> None:
 def guessed_camera(
     size: tuple[int, int], model: str = "SIMPLE_RADIAL", focal_length: float | None = None
 ) -> pycolmap.Camera:
-    """A camera without distortion, its principal point in the middle.
+    """A camera without distortion whose principal point is the centre of the photo.
 
     Args:
         size: (width, height) of the photo in pixels.
-        model: of COLMAP.
-        focal_length: in pixels, taken for known; None for COLMAP's guess.
+        model: COLMAP's camera model.
+        focal_length: the known focal length in pixels; None for COLMAP's guess.
     """
     import pycolmap
 
@@ -133,12 +132,12 @@ def guessed_camera(
 
 
 def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple[int, int]:
-    """Returns the camera's and its rig's ids in the database."""
+    """Write a camera and its rig; return the ids of both in the database."""
     import pycolmap
 
     numbered = copy(camera)
     numbered.camera_id = database.write_camera(camera)
-    rig = pycolmap.Rig()  # since COLMAP 3.12 every camera is part of a rig, every photo of a frame
+    rig = pycolmap.Rig()  # since COLMAP 3.12, a camera is part of a rig and a photo of a frame
     rig.add_ref_sensor(numbered.sensor_id)
     return numbered.camera_id, database.write_rig(rig)
 
@@ -159,9 +158,9 @@ def _write_photo(
 
 @contextmanager
 def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
-    """Around the writing of `temporary`: tell SQLite's failures, leave none of its side files.
+    """Report SQLite's failures while `temporary` is written, and remove its side files.
 
-    A transaction over all would be quicker, but pycolmap 4.2 aborts the process when one fails.
+    One transaction would be faster, but pycolmap 4.2 aborts the process when one fails.
     """
     _remove_companions(temporary)
     try:
