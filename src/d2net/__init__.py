@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from d2net.matching.nearest import mutual_nearest
     from d2net.matching.pair_selection import PairChoice
     from d2net.matching.refine import refine
-    from d2net.matching.verify import verify
+    from d2net.matching.verification import verify
     from d2net.onnx.export import export_onnx
     from d2net.settings import ExtractionSettings
     from d2net.visualization import plot_keypoints, plot_matches
@@ -87,7 +87,7 @@ _HOMES = {
     "read_image": "io.images",
     "reconstruct": "mapping.reconstruct",
     "refine": "matching.refine",
-    "verify": "matching.verify",
+    "verify": "matching.verification",
 }
 
 __all__ = [

@@ -21,7 +21,7 @@ from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
 from d2net.io.atomic import replacing
 from d2net.io.images import ImageLike, resize, to_pixels
-from d2net.matching.verify import check_belongs
+from d2net.matching.verification import check_rows
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB
 Colours: TypeAlias = NDArray[np.uint8]  # N x 3 RGB
@@ -81,7 +81,7 @@ def plot_matches(
         OutputError: the picture cannot be written.
     """
     path = picture_path(output)
-    check_belongs(matches, a, b)
+    check_rows(matches, a, b)
     picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
     rows_a, rows_b = matches.indices.cpu().unbind(1)
     ends_a = picture.slots[0].locate(a.keypoints.cpu()[rows_a])

@@ -16,7 +16,7 @@ from d2net.geometry.homography import transfer, transfer_error
 from d2net.matching import match
 from d2net.matching.patches import local_frames
 from d2net.matching.refine import DEVIATION, refine
-from d2net.matching.verify import verify
+from d2net.matching.verification import verify
 
 from ..io.samples import make_features
 from ..tiny import DATA

@@ -84,7 +84,7 @@ def _match_photos(
 
     from d2net.matching import match
     from d2net.matching.refine import refine
-    from d2net.matching.verify import verify
+    from d2net.matching.verification import verify
     from d2net.visualization import picture_path, plot_matches
 
     picture_path(picture)

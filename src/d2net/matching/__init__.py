@@ -1,4 +1,4 @@
-"""From the features of two photos to matches, verified if asked."""
+"""Matching of the features of two photos, with optional geometric verification."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from numpy.typing import ArrayLike
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.robust import Method, Model
-from d2net.matching import verify as verification
-from d2net.matching.nearest import mutual_nearest
+from d2net.matching import verification
+from d2net.matching.matchers import MatcherName, create_matcher
 
 
 def match(
     a: Features,
     b: Features,
     *,
+    matcher: MatcherName = "nearest",
     ratio: float | None = None,
     min_similarity: float | None = None,
     verify: Model | None = None,
@@ -28,44 +29,33 @@ def match(
     Args:
         a: features of the first photo.
         b: features of the second photo, on the same device.
-        ratio: see `mutual_nearest`; None is best for D2-Net.
+        matcher: "nearest" for mutual nearest neighbours.
+        ratio: see `mutual_nearest`; D2-Net matches best without it.
         min_similarity: see `mutual_nearest`.
-        verify: "fundamental", "homography", "essential", or None for no verification. How, say
-            the arguments that follow, see `matching.verify.verify`.
-        threshold: largest error of an inlier in pixels of the photos; None for one that suits the
-            features.
+        verify: "fundamental", "homography" or "essential", the model that matches are verified
+            with; None for no verification. The arguments that follow are those of `verify`.
+        threshold: largest error of an inlier in pixels of the photos; None to derive it from the
+            uncertainty of the keypoints.
         method: "magsac", "poselib" or "pycolmap".
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
-        seed: of the random samples.
+        seed: seed of the random samples.
 
     Returns:
-        Mutual nearest neighbours in the order of the rows of `a`; with `inliers`, `model` and
-        `matrix` if `verify` is given.
+        Matches in the order of the rows of `a`; with `inliers`, `model` and `matrix` if `verify` is
+        given.
 
     Raises:
-        InputError: for arguments out of range, or features that do not fit together.
-        MissingPackageError: if the verification method needs a package that is not installed.
+        InputError: an argument is out of range, or the descriptors cannot be compared.
+        MissingPackageError: the verification method needs a package that is not installed.
     """
     if verify is None and (threshold is not None or intrinsics is not None):
         raise InputError(
-            "threshold and intrinsics are for verification, which is not asked for; add for "
-            'example verify="fundamental"'
+            "threshold and intrinsics are options of verification, which is off; add for example "
+            'verify="fundamental"'
         )
-    check_comparable(a, b)
-    matches = mutual_nearest(
-        a.descriptors, b.descriptors, ratio=ratio, min_similarity=min_similarity
-    )
+    matches = create_matcher(matcher, ratio=ratio, min_similarity=min_similarity)(a, b)
     if verify is None:
         return matches
     return verification.verify(
         a, b, matches, verify, threshold=threshold, method=method, intrinsics=intrinsics, seed=seed
     )
-
-
-def check_comparable(a: Features, b: Features) -> None:
-    """Raise InputError if descriptors of two photos are known to be of different kinds."""
-    if a.descriptor_id and b.descriptor_id and a.descriptor_id != b.descriptor_id:
-        raise InputError(
-            f"descriptors {a.descriptor_id!r} and {b.descriptor_id!r} cannot be compared; "
-            "extract both photos with the same weights and the same descriptor setting"
-        )

@@ -16,7 +16,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.io.images import ImageLike
 from d2net.matching.patches import Fits, GreyPhoto, fit_patches, magnification
-from d2net.matching.verify import check_belongs
+from d2net.matching.verification import check_rows
 
 DEVIATION = 0.2
 """Of a moved point against its partner, in pixels at the size the patches are compared at."""
@@ -62,7 +62,7 @@ def refine(
             than its features say.
         ImageError: a photo cannot be read.
     """
-    check_belongs(matches, a, b)
+    check_rows(matches, a, b)
     if matches.inliers is None:
         raise InputError(
             'only verified matches can be refined: match with verify="fundamental" first'

@@ -9,7 +9,7 @@ import torch
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching import match
-from d2net.matching.verify import default_threshold, verify
+from d2net.matching.verification import default_threshold, verify
 from d2net.serving.photos import SentPhoto
 
 KINDS: dict[str, dict[str, Any]] = {

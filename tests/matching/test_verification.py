@@ -6,7 +6,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.matching.verify import default_threshold, verify
+from d2net.matching.verification import default_threshold, verify
 
 K = np.array([[800.0, 0, 399.5], [0, 800, 319.5], [0, 0, 1]])
 

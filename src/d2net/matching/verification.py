@@ -1,0 +1,117 @@
+"""Geometric verification: which matches of two photos agree with one motion of the camera."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from numpy.typing import ArrayLike
+
+from d2net.errors import InputError
+from d2net.features import Features, Matches
+from d2net.geometry import robust
+from d2net.geometry.robust import Method, Model, RobustOptions
+
+MIN_THRESHOLD = 1.5
+"""Smallest default threshold of a Sampson distance in pixels. Lens distortion and blur leave errors
+of this size even at the most precise keypoints. (Poses from corners were best from 1.5 to 3 px.)"""
+
+SIGMAS = 3.64
+"""Default threshold of a Sampson distance in standard deviations of a keypoint's position: the 0.99
+quantile of MAGSAC++'s noise model (Barath et al., CVPR 2020). It gives 5.5 px for deep keypoints.
+"Image Matching across Wide Baselines" (Jin et al., IJCV 2021) found 5 to 10 px best for D2-Net and
+1 px for SIFT."""
+
+PRECISE_SHARE = 0.25
+"""Where keypoints differ in uncertainty, this share of the matches, the most precise, sets the
+threshold. They determine the model, and less precise matches that are right still agree with it."""
+
+HOMOGRAPHY_FACTOR = math.sqrt(2)
+"""A transfer error contains the noise of both points of a pair. A Sampson distance is shared out
+between both points, so it contains the noise of one."""
+
+
+def verify(
+    a: Features,
+    b: Features,
+    matches: Matches,
+    model: Model = "fundamental",
+    *,
+    threshold: float | None = None,
+    method: Method = "magsac",
+    intrinsics: tuple[ArrayLike, ArrayLike] | None = None,
+    seed: int = 0,
+) -> Matches:
+    """Fit a model to matches and mark the inliers.
+
+    Args:
+        a: features of the first photo.
+        b: features of the second photo.
+        matches: pairs of rows of `a` and `b`.
+        model: "fundamental" (any scene), "homography" (a plane, or a camera that only turns) or
+            "essential" (any scene, known cameras).
+        threshold: largest error of an inlier in pixels of the photos, see `RobustOptions`; None
+            for `default_threshold`, which is larger for photos that were reduced for extraction.
+        method: "magsac" (OpenCV), "poselib" or "pycolmap".
+        intrinsics: 3 x 3 camera matrices of both photos, pixel centres at integers; required by
+            "essential" and refused by the other models.
+        seed: seed of the random samples; the same seed gives identical results.
+
+    Returns:
+        The same matches with `inliers`, `model` and `matrix` (x_b = H x_a, x_b^T F x_a = 0, or
+        x_b^T K_b^-T E K_a^-1 x_a = 0). If no model is found, `matrix` is None and no match is an
+        inlier.
+
+    Raises:
+        InputError: a name is unknown, a value is out of range, or the matches belong to other
+            features.
+        MissingPackageError: the method needs a package that is not installed.
+    """
+    if model not in get_args(Model):
+        raise InputError(f"model must be one of {', '.join(get_args(Model))}, not {model!r}")
+    if (intrinsics is not None) != (model == "essential"):
+        raise InputError(
+            "the model 'essential' needs intrinsics, the camera matrices of both photos, and the "
+            f"other models take none; model is {model!r} and intrinsics "
+            f"{'are not given' if intrinsics is None else 'are given'}"
+        )
+    check_rows(matches, a, b)
+    if threshold is None:
+        threshold = default_threshold(a, b, matches, model)
+    options = RobustOptions(threshold=threshold, method=method, seed=seed)
+    points_a, points_b = matches.points(a, b)
+    if model == "homography":
+        matrix, inliers = robust.homography(points_a, points_b, options)
+    elif intrinsics is None:
+        matrix, inliers = robust.fundamental(points_a, points_b, options)
+    else:
+        matrix, inliers = robust.essential(points_a, points_b, *intrinsics, options)
+    mask = torch.from_numpy(inliers).to(matches.indices.device)
+    return replace(matches, inliers=mask, model=model, matrix=matrix)
+
+
+def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:
+    """The threshold in pixels that follows from the uncertainty of the matched keypoints."""
+    factor = HOMOGRAPHY_FACTOR if model == "homography" else 1.0
+    if len(matches) == 0:
+        return factor * MIN_THRESHOLD
+    deviations = [
+        float(features.uncertainty[rows.to(features.uncertainty.device)].quantile(PRECISE_SHARE))
+        for features, rows in zip((a, b), matches.indices.unbind(1), strict=True)
+    ]
+    deviation = math.hypot(*deviations) / math.sqrt(2)
+    return factor * max(MIN_THRESHOLD, SIGMAS * deviation)
+
+
+def check_rows(matches: Matches, a: Features, b: Features) -> None:
+    """Raise InputError if matches name rows that the features of the two photos do not have."""
+    for features, rows, which in zip(
+        (a, b), matches.indices.unbind(1), ("first", "second"), strict=True
+    ):
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(features):
+            raise InputError(
+                f"the matches name rows {int(rows.min())} to {int(rows.max())} of the {which} "
+                f"photo, which has {len(features)} keypoints; they belong to other features"
+            )
