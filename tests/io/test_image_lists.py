@@ -190,5 +190,5 @@ def test_names_outside_the_root_are_refused(tmp_path, name):
 
 def test_unreadable_lists_are_errors(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path, "a\0.txt"):
-        with pytest.raises(InputError, match="cannot read the image list"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_image_list(path, tmp_path)

@@ -56,11 +56,11 @@ def change(files, old, new):
     ("old", "new", "message"),
     [
         ("NVM_V3", "NVM_V2", "does not begin with NVM_V3"),
-        ("NVM_V3\n\n5\n", "NVM_V3\n\nfive\n", "line 3: expected how many cameras"),
-        ("NVM_V3\n\n5\n", "NVM_V3\n\n0\n", "holds no cameras"),
-        ("NVM_V3\n\n5\n", "NVM_V3\n\n4\n", "expected how many points"),
-        ("\n\n30\n", "\n\n31\n", "does not have place"),
-        (" 0 0\n", "\n", "does not have its focal length"),
+        ("NVM_V3\n\n5\n", "NVM_V3\n\nfive\n", "line 3: expected the number of cameras"),
+        ("NVM_V3\n\n5\n", "NVM_V3\n\n0\n", "contains no cameras"),
+        ("NVM_V3\n\n5\n", "NVM_V3\n\n4\n", "expected the number of points"),
+        ("\n\n30\n", "\n\n31\n", "lacks its position"),
+        (" 0 0\n", "\n", "lacks its focal length"),
     ],
 )
 def test_broken_models_are_told(files, old, new, message):
@@ -73,7 +73,7 @@ def test_broken_models_are_told(files, old, new, message):
 def test_a_photo_without_intrinsics_is_told(files):
     first, rest = files[1].read_text().split("\n", 1)
     files[1].write_text(rest)
-    with pytest.raises(FormatError, match=f"no camera of the photo {first.split()[0]}"):
+    with pytest.raises(FormatError, match=f"no camera for the photo {first.split()[0]}"):
         read_nvm(*files)
 
 
@@ -83,7 +83,7 @@ def test_a_point_seen_in_no_photo_of_the_model_is_told(files):
     words[7] = "5"
     lines[lines.index("30") + 1] = " ".join(words)
     files[0].write_text("\n".join(lines))
-    with pytest.raises(FormatError, match="a photo that is not there"):
+    with pytest.raises(FormatError, match="a photo that the model does not have"):
         read_nvm(*files)
 
 

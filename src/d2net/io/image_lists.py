@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from d2net.errors import InputError
+from d2net.io.intrinsics import CAMERA_LINE
+from d2net.io.text import read_lines
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """Files with these extensions, in either case, are photos when a folder is walked."""
-
-# name CAMERA_MODEL width height parameters..., as in the query lists of hloc and COLMAP. Only a
-# whole line of that form is split, so that names may hold spaces.
-_WITH_CAMERA = re.compile(
-    r"(?P<name>.+?)\s+[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+"
-)
 
 
 @dataclass(frozen=True)
@@ -95,33 +90,25 @@ def find_photo(folders: Iterable[Path], name: str) -> Path | None:
 
 
 def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[FoundImage]:
-    """The photos named in a text file, one name a line, as hloc writes them.
+    """The photos named in a text file, one name per line.
 
-    Blank lines and lines that start with # are skipped; so is what is listed before. A name may
-    hold spaces. Only a line that as a whole reads `name CAMERA_MODEL width height parameters...`
-    (hloc's lists of queries) is cut after the name: a name that ends in a word and three numbers
-    cannot be listed.
+    Names may contain spaces. Comments (#) and names that occurred before are skipped. A camera
+    after the name (`name CAMERA_MODEL width height parameters...`, as in hloc's lists of queries)
+    is ignored.
 
     Args:
-        file: UTF-8 text.
-        root: the folder to which the names are relative.
+        file: the list; see `io.text.read_lines`.
+        root: the folder that the names are relative to.
 
     Returns:
-        The photos in the order of the file. Whether they exist shows when they are read.
+        The photos in the order of the file, whether or not they exist.
 
     Raises:
         InputError: the list cannot be read, or a name leads out of `root`.
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read the image list {os.fspath(file)!r}: {reason}") from None
     found: dict[str, Path] = {}
-    for line in map(str.strip, text.split("\n")):
-        if not line or line.startswith("#"):
-            continue
-        with_camera = _WITH_CAMERA.fullmatch(line)
+    for _, line in read_lines(file, "names of photos", errors="surrogateescape"):
+        with_camera = CAMERA_LINE.fullmatch(line)
         name = PurePosixPath(with_camera["name"] if with_camera else line)
         if name.is_absolute() or ".." in name.parts:
             raise InputError(

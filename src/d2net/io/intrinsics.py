@@ -1,68 +1,74 @@
-"""Lists of photos with their cameras: `name CAMERA_MODEL width height parameters...` a line.
+"""Lists of photos with their cameras: `name CAMERA_MODEL width height parameters...` per line.
 
-The lists of queries and of database cameras of the visual localization benchmarks
-(https://www.visuallocalization.net). Model and parameters are COLMAP's, and so are the pixels of
-principal points: the centre of the top-left pixel is (0.5, 0.5) there.
+The visual localization benchmarks (https://www.visuallocalization.net) use such lists for queries
+and for database photos. Camera models, parameters and pixels are COLMAP's: the centre of the
+top-left pixel is (0.5, 0.5), which matters for principal points.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
 from d2net.io.container import check_name
-from d2net.io.text import word_lines
+from d2net.io.text import read_lines
 
 if TYPE_CHECKING:
     import pycolmap
 
-_EXPECTED = "lines of name CAMERA_MODEL width height parameters"
+CAMERA_LINE = re.compile(
+    r"(?P<name>.+?)\s+(?P<model>[A-Z][A-Z0-9_]*)\s+(?P<width>\d+)\s+(?P<height>\d+)"
+    r"(?P<params>(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+)"
+)
+"""A whole line has this form; the name may contain spaces."""
+
+_EXPECTED = "name CAMERA_MODEL width height parameters"
 
 
 def read_intrinsics(path: str | Path) -> dict[str, pycolmap.Camera]:
-    """The cameras by the photos' names, in the order of the file.
+    """Read the cameras by photo, in the order of the file.
 
     Raises:
         InputError: the file cannot be read.
-        FormatError: it is empty, a line is not of that form, or a photo is there twice.
+        FormatError: it is empty, a line has another format, or a photo occurs twice.
     """
     cameras: dict[str, pycolmap.Camera] = {}
-    for number, (name, *words) in word_lines(path, _EXPECTED):
+    for number, line in read_lines(path, f"lines of {_EXPECTED}"):
         where = f"{path}, line {number}"
+        match = CAMERA_LINE.fullmatch(line)
+        if match is None:
+            raise FormatError(f"{where}: expected {_EXPECTED}, not {line[:80]!r}")
+        name = match["name"]
         try:
             check_name(name)
         except InputError as error:
             raise FormatError(f"{where}: {error}") from error
         if name in cameras:
-            raise FormatError(f"{where}: the photo {name} is there twice")
-        cameras[name] = _camera(words, where)
+            raise FormatError(f"{where}: the photo {name} occurs twice")
+        cameras[name] = _camera(match, where)
     if not cameras:
-        raise FormatError(f"{path} is empty; expected {_EXPECTED}")
+        raise FormatError(f"{path} is empty; expected lines of {_EXPECTED}")
     return cameras
 
 
-def _camera(words: list[str], where: str) -> pycolmap.Camera:
+def _camera(match: re.Match[str], where: str) -> pycolmap.Camera:
     import pycolmap
 
-    model, *numbers = words or [""]
+    model, width, height = match["model"], int(match["width"]), int(match["height"])
     if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
-        raise FormatError(f"{where}: {model!r} is no camera model of COLMAP; expected {_EXPECTED}")
+        raise FormatError(f"{where}: {model} is not a camera model of COLMAP")
     try:
-        width, height = map(int, numbers[:2])
-        params = [float(word) for word in numbers[2:]]
+        params = [float(word) for word in match["params"].split()]
         camera = pycolmap.Camera(model=model, width=width, height=height, params=params)
-        good = camera.verify_params() and camera.mean_focal_length() > 0 and min(width, height) > 0
+        is_valid = camera.verify_params() and camera.mean_focal_length() > 0
     except (ValueError, TypeError, OverflowError):
-        good = False
-    if not good:
+        is_valid = False
+    if not is_valid or min(width, height) == 0:
+        num_params = len(pycolmap.Camera.create_from_model_name(0, model, 1.0, 1, 1).params)
         raise FormatError(
-            f"{where}: {model} wants width, height and {_num_params(model)} parameters, all numbers"
+            f"{where}: {model} needs a width, a height and {num_params} parameters with a positive "
+            "focal length"
         )
     return camera
-
-
-def _num_params(model: str) -> int:
-    import pycolmap
-
-    return len(pycolmap.Camera.create_from_model_name(0, model, 1.0, 1, 1).params)

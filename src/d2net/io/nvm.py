@@ -1,20 +1,19 @@
-"""VisualSFM's models (NVM_V3), the form of Aachen Day-Night v1.0's.
+"""VisualSFM's models (NVM_V3), the format of the Aachen Day-Night v1.0 model.
 
-The text holds a count and so many cameras, `name focal qw qx qy qz cx cy cz distortion 0`, where q
-turns the world into the camera and c is the camera's centre; then a count and so many points,
-`x y z r g b n` and n times `camera feature u v`. The axes of a camera are COLMAP's.
+The text has a count and that many cameras, `name focal qw qx qy qz cx cy cz distortion 0`, where q
+rotates from the world to the camera and c is the camera's centre. Then follow a count and that many
+points, `x y z r g b n` and n times `camera feature u v`. The axes of a camera are COLMAP's.
 
-The intrinsics in it are those of VisualSFM's own lens model, rounded, without principal point; the
-benchmark's are in a list beside it.
+The intrinsics in the file are rounded, belong to VisualSFM's own lens model and have no principal
+point. The benchmark provides better ones in a separate list.
 
 Source: http://ccwu.me/vsfm/doc.html#nvm; https://github.com/cvg/Hierarchical-Localization,
-hloc/colmap_from_nvm.py, for what the Aachen model means by it.
+hloc/colmap_from_nvm.py, for the meaning of the Aachen model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,115 +36,97 @@ def read_nvm(path: str | Path, intrinsics: str | Path) -> pycolmap.Reconstructio
 
     Args:
         path: the .nvm file.
-        intrinsics: the list of its photos' cameras, see `io.intrinsics`.
+        intrinsics: the list of its photos' cameras; see `io.intrinsics`.
 
     Returns:
-        COLMAP's model. Its observations tell which photos see which points; their pixels are as
-        in the file, which does not say where its pixels begin.
+        COLMAP's model. The observations tell which photos see which points. Their pixels are those
+        of the file, which does not define the origin of its pixels.
 
     Raises:
         InputError: a file cannot be read.
-        FormatError: a file is no such model or list, or a photo has no camera in the list.
+        FormatError: a file has another format, or the list has no camera for a photo.
     """
     import pycolmap
 
     cameras = read_intrinsics(intrinsics)
-    lines = _numbered(path)
-    photos, poses = _read_cameras(path, lines)
-    unknown = [name for name in photos if name not in cameras]
-    if unknown:
-        raise FormatError(f"{intrinsics} has no camera of the photo {unknown[0]}, which {path} has")
-    points = _read_points(path, lines, len(photos))
+    lines = word_lines(path, "a VisualSFM model (NVM_V3)")
+    _, heading = next(lines, (0, [""]))
+    if heading[0] != "NVM_V3":  # a fixed calibration may follow on the same line
+        raise FormatError(f"{path} is not a VisualSFM model: it does not begin with NVM_V3")
+    poses = _read_poses(path, lines)
+    missing = [name for name in poses if name not in cameras]
+    if missing:
+        raise FormatError(f"{intrinsics} has no camera for the photo {missing[0]} of {path}")
+    points = _read_points(path, lines, len(poses))
+
+    keypoints: list[list[Array]] = [[] for _ in poses]
+    tracks = []
+    for values in points:
+        track = pycolmap.Track()
+        for photo, _, *pixel in values[7:].reshape(-1, 4):
+            track.add_element(int(photo) + 1, len(keypoints[int(photo)]))
+            keypoints[int(photo)].append(np.array(pixel))
+        tracks.append(track)
+
     model = pycolmap.Reconstruction()
-    pixels: list[list[Array]] = [[] for _ in photos]
-    for point in points:
-        for photo, pixel in zip(point.photos, point.pixels, strict=True):
-            pixels[photo].append(pixel)
-    for i, (name, pose) in enumerate(zip(photos, poses, strict=True)):
+    for i, (name, pose) in enumerate(poses.items()):
         camera = cameras[name]
         camera.camera_id = i + 1
         model.add_camera_with_trivial_rig(camera)
-        seen = np.reshape(pixels[i], (-1, 2))
-        image = pycolmap.Image(name=name, keypoints=seen, camera_id=i + 1, image_id=i + 1)
+        pixels = np.reshape(keypoints[i], (-1, 2))
+        image = pycolmap.Image(name=name, keypoints=pixels, camera_id=i + 1, image_id=i + 1)
         model.add_image_with_trivial_frame(image, pose)
-    used = [0] * len(photos)
-    for point in points:
-        track = pycolmap.Track()
-        for photo in point.photos:
-            track.add_element(photo + 1, used[photo])
-            used[photo] += 1
-        model.add_point3D(point.place, track, point.colour)
+    for values, track in zip(points, tracks, strict=True):
+        model.add_point3D(values[:3], track, values[3:6].astype(np.uint8))
     return model
 
 
-def _numbered(path: str | Path) -> Lines:
-    """The lines after the heading, which may go on after NVM_V3 with a fixed calibration."""
-    lines = word_lines(path, "a model of VisualSFM (NVM_V3)")
-    _, heading = next(lines, (0, [""]))
-    if heading[0] != "NVM_V3":
-        raise FormatError(f"{path} is no model of VisualSFM: it does not begin with NVM_V3")
-    return lines
-
-
-def _read_cameras(path: str | Path, lines: Lines) -> tuple[list[str], list[pycolmap.Rigid3d]]:
+def _read_poses(path: str | Path, lines: Lines) -> dict[str, pycolmap.Rigid3d]:
+    """The photos' cam_from_world by name, in the order of the file."""
     import pycolmap
 
-    photos, poses = [], []
+    poses: dict[str, pycolmap.Rigid3d] = {}
     for number, (name, *words) in _entries(path, lines, "cameras"):
         values = _numbers(path, number, words)
         if len(values) < 9 or not values[1:5].any():
-            raise FormatError(
-                f"{path}, line {number}: {name} does not have its focal length and pose"
-            )
+            raise FormatError(f"{path}, line {number}: {name} lacks its focal length or pose")
+        if name in poses:
+            raise FormatError(f"{path}, line {number}: the photo {name} occurs twice")
         rotation = pycolmap.Rotation3d(values[[2, 3, 4, 1]] / np.linalg.norm(values[1:5]))
-        photos.append(name)
-        poses.append(pycolmap.Rigid3d(rotation, -(rotation.matrix() @ values[5:8])))
-    if not photos:
-        raise FormatError(f"{path} holds no cameras; expected a model with photos in it")
-    if len(set(photos)) < len(photos):
-        twice = next(name for i, name in enumerate(photos) if name in photos[:i])
-        raise FormatError(f"{path} holds the photo {twice} twice")
-    return photos, poses
+        poses[name] = pycolmap.Rigid3d(rotation, -(rotation.matrix() @ values[5:8]))
+    if not poses:
+        raise FormatError(f"{path} contains no cameras; expected a model with photos")
+    return poses
 
 
-@dataclass(frozen=True)
-class _Point:
-    place: Array
-    colour: NDArray[np.uint8]
-    photos: list[int]
-    pixels: Array
-
-
-def _read_points(path: str | Path, lines: Lines, num_photos: int) -> list[_Point]:
+def _read_points(path: str | Path, lines: Lines, num_photos: int) -> list[Array]:
+    """Each point's numbers as the file has them, with a checked number of observations."""
     points = []
     for number, words in _entries(path, lines, "points"):
         values = _numbers(path, number, words)
-        track = values[7:].reshape(-1, 4) if len(values) % 4 == 3 else np.empty((0, 4))
-        photos = track[:, 0].astype(int)
-        if len(track) == 0 or len(track) != values[6]:
+        photos = values[7::4]
+        if len(photos) == 0 or len(values) != 7 + 4 * values[6]:
             raise FormatError(
-                f"{path}, line {number}: a point does not have place, colour and observations"
+                f"{path}, line {number}: a point lacks its position, colour or observations"
             )
         if photos.min() < 0 or photos.max() >= num_photos:
             raise FormatError(
-                f"{path}, line {number}: a point is seen in a photo that is not there"
+                f"{path}, line {number}: a point is seen in a photo that the model does not have"
             )
-        points.append(
-            _Point(values[:3], values[3:6].astype(np.uint8), photos.tolist(), track[:, 2:])
-        )
+        points.append(values)
     return points
 
 
-def _entries(path: str | Path, lines: Lines, what: str) -> Lines:
-    """The lines that a count announces."""
+def _entries(path: str | Path, lines: Lines, kind: str) -> Lines:
+    """Read a count, then yield that many lines."""
     number, words = next(lines, (0, ["0"]))
     if len(words) != 1 or not words[0].isdecimal():
-        raise FormatError(f"{path}, line {number}: expected how many {what} there are")
+        raise FormatError(f"{path}, line {number}: expected the number of {kind}")
     count = int(words[0])
     for i in range(count):
         entry = next(lines, None)
         if entry is None:
-            raise FormatError(f"{path} ends after {i} of {count} {what}")
+            raise FormatError(f"{path} ends after {i} of {count} {kind}")
         yield entry
 
 

@@ -1,6 +1,7 @@
-"""Lists of pairs of photos in hloc's text form: two names per line.
+"""Lists of pairs of photos in hloc's text format: two names per line.
 
-Names are separated by a space, as hloc writes them, or by a tab, which allows spaces in names.
+The names are separated by a space, as hloc writes them, or by a tab, so that names may contain
+spaces.
 """
 
 from __future__ import annotations
@@ -12,57 +13,51 @@ from pathlib import Path
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
 from d2net.io.container import check_name
+from d2net.io.text import read_lines
 
 Pair = tuple[str, str]
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read the pairs in their order; empty lines are skipped.
+    """Read the pairs in the order of the file.
 
     Raises:
         InputError: the file cannot be read.
-        FormatError: it is not UTF-8 text, or a line does not hold two names.
+        FormatError: it is not text, or a line does not contain two names.
     """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected pairs.") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} is not a list of pairs: it is not UTF-8 text.") from error
     pairs = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        content = line.removesuffix("\r")
-        if not content.strip():
-            continue
-        names = content.split("\t") if "\t" in content else re.split(" +", content.strip(" "))
+    for number, line in read_lines(path, "pairs of photos"):
+        names = line.split("\t") if "\t" in line else re.split(" +", line)
         if len(names) != 2:
             raise FormatError(
-                f"{path}, line {number}: expected two names, found {len(names)} in {content!r}; "
-                "separate names that contain spaces by a tab."
+                f"{path}, line {number}: expected two names, found {len(names)} in {line!r}; "
+                "put a tab between names that contain spaces."
             )
         try:
-            pairs.append((check_name(names[0]), check_name(names[1])))
+            first, second = (check_name(name.removeprefix("./")) for name in names)
         except InputError as error:
             raise FormatError(f"{path}, line {number}: {error}") from error
+        pairs.append((first, second))
     return pairs
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """Write the pairs in their order; a tab separates names where one of them has a space.
+    """Write the pairs in their order, with a tab between names if one of them contains a space.
+
+    A name that begins with # or a space gets `./` in front, which `read_pairs` removes.
 
     Raises:
-        InputError: a name holds a tab or a line break, which the format cannot express.
+        InputError: the format cannot express a name.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
     lines = []
     for pair in pairs:
         for name in pair:
-            if re.search(r"[\t\n\r]", check_name(name)):
+            if re.search(r"[\t\n\r]|\s$", check_name(name)):
                 raise InputError(
-                    f"{name!r} cannot be in a list of pairs: it holds a tab or a line break; "
-                    "rename the file."
+                    f"{name!r} cannot be in a list of pairs: it contains a tab or a line break, or "
+                    "ends with a space; rename the file."
                 )
-        spaced = any(character.isspace() for name in pair for character in name)
-        lines.append(("\t" if spaced else " ").join(pair) + "\n")
-    write_text(path, "".join(lines))
+        separator = "\t" if any(re.search(r"\s", name) for name in pair) else " "
+        lines.append(separator.join(re.sub(r"^(?=[#\s])", "./", name) for name in pair) + "\n")
+    write_text(Path(path), "".join(lines))

@@ -1,11 +1,12 @@
-"""Poses as the visual localization benchmarks take them: `name qw qx qy qz tx ty tz` a line.
+"""Poses in the format of the visual localization benchmarks: `name qw qx qy qz tx ty tz` per line.
 
-They are `cam_from_world` (world to camera), and a photo's name is that of its file, without folders
-(https://www.visuallocalization.net/submission).
+The poses are `cam_from_world` (world to camera). The benchmarks identify a photo by its file name
+without folders (https://www.visuallocalization.net/submission).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
-from d2net.io.text import word_lines
+from d2net.io.text import read_lines
 
 if TYPE_CHECKING:
     import pycolmap
@@ -27,38 +28,38 @@ def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None
 
     Args:
         path: the file.
-        poses: by the photos' paths, of which the file names are written.
+        poses: by the photos' paths. The file name is written; the whole path if photos in
+            different folders have the same file name.
 
     Raises:
-        InputError: two photos of different folders have the same file name, or one holds a space.
+        InputError: a name contains a line break.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    lines: dict[str, str] = {}
+    file_names = Counter(PurePosixPath(photo).name for photo in poses)
+    lines = []
     for photo, pose in poses.items():
-        name = PurePosixPath(photo).name
-        if name in lines or len(name.split()) != 1:
-            raise InputError(
-                f"{photo} cannot be in a list of poses, which names photos by their file names: "
-                + ("another one has the same" if name in lines else "it holds a space")
-            )
+        file_name = PurePosixPath(photo).name
+        name = file_name if file_names[file_name] == 1 else photo
+        if len(name.splitlines()) > 1:
+            raise InputError(f"{name!r} cannot be in a list of poses: it contains a line break")
         x, y, z, w = pose.rotation.quat
         numbers = (w, x, y, z, *pose.translation)
-        lines[name] = " ".join([name, *(repr(float(number)) for number in numbers)]) + "\n"
-    write_text(path, "".join(lines.values()))
+        lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]) + "\n")
+    write_text(Path(path), "".join(lines))
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
-    """The poses by file name, in the order of the file.
+    """Read the poses by name, in the order of the file. Names may contain spaces.
 
     Raises:
         InputError: the file cannot be read.
-        FormatError: it is empty, a line is not of that form, or a photo is there twice.
+        FormatError: it is empty, a line has another format, or a photo occurs twice.
     """
     import pycolmap
 
     poses: dict[str, pycolmap.Rigid3d] = {}
-    for number, (name, *words) in word_lines(path, _EXPECTED):
+    for number, line in read_lines(path, _EXPECTED):
+        name, *words = line.rsplit(None, 7)
         try:
             values = np.array(words, dtype=np.float64)
         except ValueError:
@@ -66,7 +67,7 @@ def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
         if len(values) != 7 or not np.isfinite(values).all() or not values[:4].any():
             raise FormatError(f"{path}, line {number}: expected {_EXPECTED}")
         if name in poses:
-            raise FormatError(f"{path}, line {number}: the photo {name} is there twice")
+            raise FormatError(f"{path}, line {number}: the photo {name} occurs twice")
         rotation = pycolmap.Rotation3d(values[[1, 2, 3, 0]] / np.linalg.norm(values[:4]))
         poses[name] = pycolmap.Rigid3d(rotation, values[4:])
     if not poses:

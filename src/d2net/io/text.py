@@ -1,36 +1,52 @@
-"""Text files of other programs, line by line."""
+"""Lists in text files: every format shares the encoding, the comments and the error messages."""
 
 from __future__ import annotations
 
+import codecs
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from d2net.errors import FormatError, InputError
 
 
-def word_lines(path: str | Path, expected: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a UTF-8 file that are not empty or a comment (#), cut into words.
+def read_lines(
+    path: str | os.PathLike[str], expected: str, *, errors: str = "strict"
+) -> Iterator[tuple[int, str]]:
+    """The lines of a text file without the empty ones, and without comments (# at the start).
+
+    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. Lines end
+    in LF or CRLF.
 
     Args:
         path: the file.
-        expected: what it should hold, for messages.
+        expected: what the file should contain, for error messages.
+        errors: how to decode bytes that are not text; see `bytes.decode`.
 
     Yields:
-        The line's number, from 1, and its words.
+        The number of the line, counted from 1, and the line without blanks around it.
 
     Raises:
         InputError: the file cannot be read.
-        FormatError: it is not UTF-8 text.
+        FormatError: it is not text.
     """
+    path = Path(path)
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                words = line.split()
-                if words and not words[0].startswith("#"):
-                    yield number, words
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); expected {expected}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path} does not hold {expected}: it is not UTF-8 text") from error
+        with path.open("rb") as binary:
+            is_utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if is_utf16 else "utf-8-sig"
+        with path.open(encoding=encoding, errors=errors) as file:
+            for number, line in enumerate(map(str.strip, file), start=1):
+                if line and not line.startswith("#"):
+                    yield number, line
+    except UnicodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text; expected {expected}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path} cannot be read ({reason}); expected {expected}") from error
+
+
+def word_lines(path: str | os.PathLike[str], expected: str) -> Iterator[tuple[int, list[str]]]:
+    """As `read_lines`, with each line split into words."""
+    for number, line in read_lines(path, expected):
+        yield number, line.split()
