@@ -20,7 +20,7 @@ from d2net.io.colmap_database import write_database
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.engine import verify_pairs
 from d2net.mapping.settings import MappingSettings, Thresholds
-from d2net.matching.refine import DEVIATION
+from d2net.matching.refine import FIT_DEVIATION
 
 from ..io.samples import make_features
 from ..tiny import DATA
@@ -102,10 +102,10 @@ def test_what_moved_is_surer_and_the_rest_is_as_it_was(made: Made) -> None:
     for name, found in after.items():
         moved = (found.keypoints != before[name].keypoints).any(dim=1)
         assert not moved[COUNT:].any()
-        assert torch.allclose(found.uncertainty[moved], torch.tensor(DEVIATION))
+        assert torch.allclose(found.uncertainty[moved], torch.tensor(FIT_DEVIATION))
         assert torch.equal(found.uncertainty[~moved], before[name].uncertainty[~moved])
         assert torch.equal(found.scores, before[name].scores)
-        assert adjusted_uncertainty(before[name], found) == pytest.approx(DEVIATION)
+        assert adjusted_uncertainty(before[name], found) == pytest.approx(FIT_DEVIATION)
         assert adjusted_uncertainty(before[name], before[name]) == 1
 
 

@@ -14,8 +14,8 @@ from d2net.errors import InputError
 from d2net.features import Matches
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.matching import match
-from d2net.matching.patches import local_frames
-from d2net.matching.refine import DEVIATION, refine
+from d2net.matching.patches import local_affine_maps
+from d2net.matching.refine import FIT_DEVIATION, refine
 from d2net.matching.verification import verify
 
 from ..io.samples import make_features
@@ -118,7 +118,7 @@ def test_moved_points_are_surer_and_verification_believes_it(photo):
     a2, b2 = refine(a, b, matches, photo, warped(photo, H))
     moved = (b2.keypoints != b.keypoints).any(dim=1)
     for features in (a2, b2):
-        assert torch.allclose(features.uncertainty[moved], torch.tensor(DEVIATION))
+        assert torch.allclose(features.uncertainty[moved], torch.tensor(FIT_DEVIATION))
         assert torch.allclose(features.uncertainty[~moved], torch.tensor(1.5))
     rough = verify(a, b, matches, "homography").matrix
     fine = verify(a2, b2, matches, "homography").matrix
@@ -150,14 +150,14 @@ def test_photos_that_were_reduced(photo):
     assert np.median(errors(truth, a, refined)[moved]) < 0.4  # of 3.5 before
 
 
-def test_frames_are_the_derivative_of_the_warp():
+def test_affine_maps_are_the_derivative_of_the_warp():
     H = np.array([[1.1, 0.3, 5], [-0.2, 0.8, 9], [4e-4, -3e-4, 1]])
     points = np.random.default_rng(0).uniform(0, 600, (400, 2))
     moved = transfer(H, points)
     moved[::10] += 60  # some are wrong
-    frames = local_frames(points, moved)
+    maps = local_affine_maps(points, moved)
     steps = [(transfer(H, points + d) - transfer(H, points - d)) / 2 for d in np.eye(2)]
-    difference = np.abs(frames - np.stack(steps, axis=2)).max(axis=(1, 2))
+    difference = np.abs(maps - np.stack(steps, axis=2)).max(axis=(1, 2))
     assert np.median(difference) < 0.03
     assert np.mean(difference < 0.1) > 0.9
 
@@ -179,7 +179,7 @@ def test_wrong_input(photo):
     a, b, matches = pair(np.eye(3), 1.0)
     with pytest.raises(InputError, match="only verified matches"):
         refine(a, b, replace(matches, inliers=None), photo, photo)
-    with pytest.raises(InputError, match="400 x 640 pixels, but its features are of one with 800"):
+    with pytest.raises(InputError, match="400 x 640 pixels, but its features are from one"):
         refine(a, b, matches, photo, photo[:, :400])
     with pytest.raises(InputError, match="other features"):
         refine(a[:10], b, matches, photo, photo)

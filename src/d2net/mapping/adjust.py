@@ -1,7 +1,7 @@
 """Keypoints of a map's photos moved along their tracks, before the map is made.
 
 In a features file a keypoint has one place for all pairs. So what `matching.patches` finds for
-every verified match is weighed together (`matching.tracks`).
+every verified match is weighed together (`matching.keypoint_adjustment`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from d2net.features import Features
 from d2net.io.images import ImageLike
 from d2net.mapping.engine import verified_pairs
-from d2net.matching.patches import Fits, GreyPhoto
-from d2net.matching.refine import LEAST_MATCHES, fit_matches, surer
-from d2net.matching.tracks import Displacements, joined, settle
+from d2net.matching.keypoint_adjustment import MatchShifts, adjust_keypoints
+from d2net.matching.patches import GreyPhoto, PatchFits
+from d2net.matching.refine import MIN_MATCHES, fit_matches, lower_uncertainty
 
 if TYPE_CHECKING:
     import pycolmap
@@ -65,20 +65,20 @@ def adjust(
 
     @lru_cache(maxsize=2 * _BLOCK)
     def grey(name: str) -> GreyPhoto:
-        return GreyPhoto.of(photo(name), found[name].image_size, upright=upright)
+        return GreyPhoto.read(photo(name), found[name].image_size, upright=upright)
 
     left = _ROUNDS * len(todo)
     for _ in range(_ROUNDS):
-        said = []
+        shifts = []
         for first, second, rows in todo:
             a, b = found[first], found[second]
             fits = fit_matches(grey(first), grey(second), a, b, *rows.unbind(1))
             numbers = rows + torch.tensor([starts[first], starts[second]])
-            said.append(_said(fits, b, rows, numbers))
+            shifts.append(_shifts(fits, b, rows, numbers))
             left -= 1
             if report is not None:
                 report(f"{first} {second}", left)
-        found = _moved(found, joined(said))
+        found = _moved(found, shifts)
     return found
 
 
@@ -96,28 +96,28 @@ def _in_blocks(
         (first, second, torch.from_numpy(geometry.inlier_matches.astype(np.int64)))
         for first, second, geometry in pairs
     )
-    return sorted((pair for pair in found if len(pair[2]) >= LEAST_MATCHES), key=place)
+    return sorted((pair for pair in found if len(pair[2]) >= MIN_MATCHES), key=place)
 
 
-def _said(fits: Fits, second: Features, rows: Tensor, numbers: Tensor) -> Displacements:
-    """What the fits of matches say of keypoints; `rows` are those of both photos, K x 2.
+def _shifts(fits: PatchFits, second: Features, rows: Tensor, numbers: Tensor) -> MatchShifts:
+    """The shifts that the fits of matches ask for.
 
-    `numbers` are those of the keypoints over all photos.
+    `rows` are the matches, K x 2, and `numbers` the same keypoints numbered over all photos.
     """
     moved = fits.moved
     shifts = fits.points - second.keypoints[rows[:, 1]]
     first, other = numbers[moved].numpy().T
-    parts = (part[moved].double().numpy() for part in (shifts, fits.frames, fits.information))
-    return Displacements(first, other, *parts)
+    parts = (part[moved].double().numpy() for part in (shifts, fits.affine, fits.information))
+    return MatchShifts(first, other, *parts)
 
 
-def _moved(features: Mapping[str, Features], said: Displacements) -> dict[str, Features]:
-    """The features where displacements agree; keypoints are numbered in the features' order."""
+def _moved(features: Mapping[str, Features], shifts: Sequence[MatchShifts]) -> dict[str, Features]:
+    """The features with adjusted keypoints, which are numbered in the order of the features."""
     detected = torch.cat([found.uncertainty for found in features.values()]).double().numpy()
-    moves, agree = (torch.from_numpy(part) for part in settle(said, detected))
+    moves, agree = (torch.from_numpy(part) for part in adjust_keypoints(shifts, detected))
     counts = [len(found) for found in features.values()]
     return {
-        name: surer(replace(found, keypoints=found.keypoints + move.float()), mine)
+        name: lower_uncertainty(replace(found, keypoints=found.keypoints + move.float()), mine)
         for (name, found), move, mine in zip(
             features.items(), torch.split(moves, counts), torch.split(agree, counts), strict=True
         )

@@ -1,8 +1,9 @@
-"""Patches of two photos laid over each other: where a point's neighbourhood fits best.
+"""Patch alignment: where the neighbourhood of a point of one photo fits best in another photo.
 
-By correlation and then by Lucas-Kanade steps (Baker and Matthews, "Lucas-Kanade 20 Years On", IJCV
-2004), with gain and offset of the light left out. Photos from different places are not related by a
-shift: a patch is first warped by the affine map of the matches around it.
+Patches are compared by correlation and then aligned by Lucas-Kanade steps (Baker and Matthews,
+"Lucas-Kanade 20 Years On", IJCV 2004), ignoring gain and offset of the light. Photos from different
+viewpoints are not related by a shift, so each patch is first warped by the affine map of the
+matches around it.
 """
 
 from __future__ import annotations
@@ -26,263 +27,272 @@ from d2net.settings import ExtractionSettings
 
 Array = NDArray[np.float64]
 
-_HALF = 7
-"""A patch has 15 x 15 pixels,"""
+_HALF_PATCH = 7
+"""A patch has 15 x 15 pixels."""
+
 _WEIGHT_DEVIATION = 4.0
-"""which count less with the distance from its middle."""
+"""Standard deviation in pixels of the Gaussian weights of a patch."""
 
 _BLUR = 1.0
-_SIGMAS = 2.0
-"""Where to look: so many deviations of the difference of both points,"""
-_FARTHEST = 6
-"""but not farther than this."""
+"""Standard deviation in pixels of the blur before patches are compared."""
+
+_SEARCH_SIGMAS = 2.0
+_MAX_SEARCH = 6
+"""The search radius in standard deviations of the difference of both points, and its limit in
+pixels."""
 
 _STEPS = 8
-_LEAST_CORRELATION = 0.6
-_BEST_CORRELATION = 0.99
-"""More says nothing more of a fit's precision."""
-_LARGEST_ZOOM = 2.5
-"""A patch that the affine map shrinks or grows more holds too little of the other's."""
+_MIN_CORRELATION = 0.6
+_MAX_CORRELATION = 0.99
+"""Noise is derived from the correlation up to this one; above it, precision does not improve."""
+
+_MAX_ZOOM = 2.5
+"""If the affine map shrinks or enlarges a patch more than this, too little is left to compare."""
 
 _NEIGHBOURS = 12
-_FRAME_DEVIATION = 0.25
-"""How much the affine map around a match differs from that of the whole photo, per entry."""
+_AFFINE_DEVIATION = 0.25
+"""Expected difference, per entry, between the affine map around a match and that of the photo."""
+
 _POSITION_DEVIATION = 1.5
+"""Expected error in pixels of a match in the fit of the affine maps."""
+
 _CHUNK = 512
+"""Number of patches that are aligned at a time, to limit memory."""
 
 
 @dataclass(frozen=True)
 class GreyPhoto:
-    """A photo as patches of it are compared: grey, reduced as for extraction.
+    """A photo prepared for patch alignment: grey and reduced to the size limits of extraction.
 
     Attributes:
-        maps: 1 x 3 x h x w, grey values, blurred, and their derivatives along x and y.
-        photo_from_grey: from its pixels to those of the photo.
+        maps: 1 x 3 x h x w: blurred grey values and their derivatives along x and y.
+        photo_from_grey: maps pixels of the reduced photo to pixels of the photo.
     """
 
     maps: Tensor
     photo_from_grey: GridMap
 
     @classmethod
-    def of(cls, photo: ImageLike, image_size: Size, *, upright: bool = True) -> GreyPhoto:
-        """Read a photo.
+    def read(cls, photo: ImageLike, image_size: Size, *, upright: bool = True) -> GreyPhoto:
+        """Read and prepare a photo.
 
         Args:
             photo: in any form that `D2Net.extract` takes.
-            image_size: (width, height) that its features say.
-            upright: as they were extracted.
+            image_size: (width, height) of its features.
+            upright: the extraction setting `upright` of its features.
 
         Raises:
-            InputError: it has another size.
-            ImageError: it cannot be read.
+            InputError: the photo has another size.
+            ImageError: the photo cannot be read.
         """
         pixels = to_pixels(photo, upright=upright)
         size = (pixels.shape[1], pixels.shape[0])
         if size != image_size:
             raise InputError(
-                f"the photo has {size[0]} x {size[1]} pixels, but its features are of one with "
+                f"the photo has {size[0]} x {size[1]} pixels, but its features are from one with "
                 f"{image_size[0]} x {image_size[1]}"
             )
-        grey = to_grey(torch.from_numpy(np.array(resize(pixels, _compared_at(size))))).numpy()
+        small = _reduced_size(size)
+        grey = to_grey(torch.from_numpy(np.array(resize(pixels, small)))).numpy()
         blurred = cv2.GaussianBlur(grey, (0, 0), _BLUR)
         slopes = (
             cv2.Sobel(blurred, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
             for dx, dy in ((1, 0), (0, 1))
         )
-        return cls(
-            torch.from_numpy(np.stack([blurred, *slopes]))[None],
-            coordinates.resize(_compared_at(size), size),
-        )
+        maps = torch.from_numpy(np.stack([blurred, *slopes]))[None]
+        return cls(maps, coordinates.resize(small, size))
 
     @property
     def scales(self) -> Tensor:
-        """2 x 2, diagonal: pixels of the photo in one of its own, along x and y."""
+        """2 x 2, diagonal: size of a pixel of the reduced photo in pixels of the photo."""
         x, y = self.photo_from_grey.x.scale, self.photo_from_grey.y.scale
         return torch.diag(torch.tensor([x, y]))
 
-    def sample(self, places: Tensor, channels: slice) -> Tensor:
-        """C x K x M values at K x M x 2 places, bilinearly."""
+    def sample(self, points: Tensor, channels: slice) -> Tensor:
+        """C x K x M values at K x M x 2 points, bilinearly."""
         height, width = self.maps.shape[2:]
-        grid = places / torch.tensor([width - 1, height - 1]) * 2 - 1
+        grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
         return F.grid_sample(self.maps[:, channels], grid[None], align_corners=True)[0]
 
-    def holds(self, places: Tensor) -> Tensor:
-        """K bool: all of K x M x 2 places are in the photo."""
+    def contains(self, points: Tensor) -> Tensor:
+        """K bool: whether all M of K x M x 2 points are in the photo."""
         height, width = self.maps.shape[2:]
-        inside = (places >= 0) & (places <= torch.tensor([width - 1, height - 1]))
+        inside = (points >= 0) & (points <= torch.tensor([width - 1, height - 1]))
         return inside.flatten(1).all(dim=1)
 
 
-def magnification(size: Size) -> float:
-    """Pixels of a photo of this size (width, height) in one of those that patches are made of."""
-    small = _compared_at(size)
+def reduction(size: Size) -> float:
+    """How many times larger a photo of this size (width, height) is than its reduced version."""
+    small = _reduced_size(size)
     return max(size[0] / small[0], size[1] / small[1])
 
 
-def _compared_at(size: Size) -> Size:
-    most = ExtractionSettings()
-    return limited_size(size, most.max_edge, most.max_sum_edges)
+def _reduced_size(size: Size) -> Size:
+    limits = ExtractionSettings()
+    return limited_size(size, limits.max_edge, limits.max_sum_edges)
 
 
 @dataclass(frozen=True)
-class Fits:
-    """Where the patches around points of a first photo fit best in a second one.
+class PatchFits:
+    """Where the patches around K points of a first photo fit best in a second one.
 
     Attributes:
-        points: K x 2 float32, pixels of the second photo; those that fit nowhere better stay.
-        moved: K bool, the others.
-        frames: K x 2 x 2, the affine map from the first photo's pixels to the second's around each,
-            without its shift.
+        points: K x 2 float32, pixels of the second photo; unchanged where no better fit was found.
+        moved: K bool, where a better fit was found.
+        affine: K x 2 x 2, linear part of the affine map from the first photo's pixels to the
+            second's around each point.
         information: K x 2 x 2, inverse covariance of `points`, per squared pixel of the second
-            photo: along an edge little is known, of a corner all, and less where light differs.
+            photo. It is large in all directions at corners, small along edges, and smaller where
+            the light differs.
     """
 
     points: Tensor
     moved: Tensor
-    frames: Tensor
+    affine: Tensor
     information: Tensor
 
 
 def fit_patches(
     first: GreyPhoto, second: GreyPhoto, a: Tensor, b: Tensor, deviations: Tensor
-) -> Fits:
-    """Lay the patches around points of the first photo over the second one.
+) -> PatchFits:
+    """Align the patches around points of the first photo with the second photo.
 
     Args:
-        first: photo.
-        second: photo.
-        a: K x 2 points in the first photo, pixels of the photo as its features say; K >= 2.
-        b: K x 2, their matches in the second one. Wrong ones among them must be few: the affine map
-            of a patch comes from those around it.
-        deviations: K, standard deviation of the difference of both points in pixels of the second
-            photo as it is compared; so far from `b` is looked.
+        first: the first photo.
+        second: the second photo.
+        a: K x 2 points in pixels of the first photo; K >= 2.
+        b: K x 2, their matches in the second photo. Most must be right, because the affine map of a
+            patch is estimated from the matches around it.
+        deviations: K, standard deviation of the difference of both points in pixels of the reduced
+            second photo; it sets the search radius.
     """
     a, b = first.photo_from_grey.inverse()(a), second.photo_from_grey.inverse()(b)
-    frames = torch.from_numpy(local_frames(a.numpy(), b.numpy())).float()
-    radius = (_SIGMAS * deviations).clamp(max=_FARTHEST)
+    affine = torch.from_numpy(local_affine_maps(a.numpy(), b.numpy())).float()
+    radius = (_SEARCH_SIGMAS * deviations).clamp(max=_MAX_SEARCH)
     parts = [
-        _fit(first, second, a[chunk], b[chunk], frames[chunk], radius[chunk])
+        _align(first, second, a[chunk], b[chunk], affine[chunk], radius[chunk])
         for chunk in torch.split(torch.arange(len(a)), _CHUNK)
     ]
     points, moved, information = (torch.cat(part) for part in zip(*parts, strict=True))
     grey_from_first, grey_from_second = first.scales.inverse(), second.scales.inverse()
-    return Fits(
+    return PatchFits(
         second.photo_from_grey(points),
         moved,
-        second.scales @ frames @ grey_from_first,
+        second.scales @ affine @ grey_from_first,
         grey_from_second @ information @ grey_from_second,
     )
 
 
-def local_frames(a: Array, b: Array) -> Array:
-    """The affine map from photo to photo around each match.
+def local_affine_maps(a: Array, b: Array) -> Array:
+    """The affine map between two photos around each match.
 
-    Fitted to the nearest matches, robustly, and drawn towards the map of the whole photo where
-    these do not say enough.
+    It is fitted robustly to the nearest matches, with the map of the whole photo as prior.
 
     Args:
         a: K x 2 points in the first photo, K >= 2.
         b: K x 2 points in the second photo.
 
     Returns:
-        K x 2 x 2, `b_from_a` without its shift.
+        K x 2 x 2, the linear part of `b_from_a`.
     """
     from scipy.spatial import cKDTree
 
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    everything = np.arange(len(a))[None]
-    (whole,) = _affine(a[everything], b[everything], np.eye(2), 1e-3)
+    (whole,) = _affine_maps(a[None], b[None], np.eye(2), 1e-3)
     count = min(_NEIGHBOURS, len(a))
     _, near = cKDTree(a).query(a, k=count)
     near = np.reshape(near, (len(a), count))
-    return _affine(a[near], b[near], whole, (_POSITION_DEVIATION / _FRAME_DEVIATION) ** 2)
+    return _affine_maps(a[near], b[near], whole, (_POSITION_DEVIATION / _AFFINE_DEVIATION) ** 2)
 
 
-def _affine(a: Array, b: Array, prior: Array, strength: float, rounds: int = 5) -> Array:
-    """K x 2 x 2 maps of K x N x 2 points; outliers count less and less (Cauchy's weights)."""
+def _affine_maps(a: Array, b: Array, prior: Array, strength: float, rounds: int = 5) -> Array:
+    """K x 2 x 2 maps of K x N x 2 points; outliers are down-weighted (Cauchy's weights)."""
     weights = np.ones(a.shape[:2])
     for _ in range(rounds):
         total = weights.sum(axis=1)[:, None, None]
         x = a - np.einsum("kn,kni->ki", weights, a)[:, None] / total
         y = b - np.einsum("kn,kni->ki", weights, b)[:, None] / total
-        spread = np.einsum("kn,kni,knj->kij", weights, x, x) + strength * np.eye(2)
-        shared = np.einsum("kn,kni,knj->kij", weights, y, x) + strength * prior
-        frames: Array = shared @ np.linalg.inv(spread)
-        errors = np.linalg.norm(y - np.einsum("kij,knj->kni", frames, x), axis=2)
+        scatter = np.einsum("kn,kni,knj->kij", weights, x, x) + strength * np.eye(2)
+        product = np.einsum("kn,kni,knj->kij", weights, y, x) + strength * prior
+        maps: Array = product @ np.linalg.inv(scatter)
+        errors = np.linalg.norm(y - np.einsum("kij,knj->kni", maps, x), axis=2)
         weights = 1 / (1 + (errors / (2 * _POSITION_DEVIATION)) ** 2)
-    return frames
+    return maps
 
 
-def _fit(
-    first: GreyPhoto, second: GreyPhoto, a: Tensor, start: Tensor, frames: Tensor, radius: Tensor
+def _align(
+    first: GreyPhoto, second: GreyPhoto, a: Tensor, start: Tensor, affine: Tensor, radius: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the patches of some points of the first photo fit best in the second one.
+    """Align patches around points `a` of the first photo with the second one, from `start`.
 
     Returns:
-        K x 2 points in the second photo, K marks of those that moved, and K x 2 x 2 inverse
+        K x 2 points in the second photo, K bool of those that moved, and K x 2 x 2 inverse
         covariances.
     """
-    offsets, weights = _window()
-    places = a[:, None] + offsets
-    pattern, contrast = _normalised(first.sample(places, slice(1))[0], weights)
-    warped = torch.einsum("kij,mj->kmi", frames, offsets)
+    offsets, weights = _patch_grid()
+    pixels = a[:, None] + offsets
+    pattern, contrast = _normalized(first.sample(pixels, slice(1))[0], weights)
+    warped = torch.einsum("kij,mj->kmi", affine, offsets)
 
-    def correlation(at: Tensor, some: Tensor) -> Tensor:
-        seen, _ = _normalised(second.sample(at[:, None] + warped[some], slice(1))[0], weights)
-        return (pattern[some] * seen * weights).sum(dim=1)
+    def correlation(at: Tensor, rows: Tensor) -> Tensor:
+        patches, _ = _normalized(second.sample(at[:, None] + warped[rows], slice(1))[0], weights)
+        return (pattern[rows] * patches * weights).sum(dim=1)
 
-    everything = torch.arange(len(a))
-    points, best = start.clone(), correlation(start, everything)
+    all_rows = torch.arange(len(a))
+    points, best = start.clone(), correlation(start, all_rows)
     reach = math.ceil(float(radius.max()))
     for dx in range(-reach, reach + 1):
         for dy in range(-reach, reach + 1):
-            some = torch.nonzero(radius >= math.hypot(dx, dy))[:, 0]
-            if (dx, dy) == (0, 0) or len(some) == 0:
+            rows = torch.nonzero(radius >= math.hypot(dx, dy))[:, 0]
+            if (dx, dy) == (0, 0) or len(rows) == 0:
                 continue
-            at = start[some] + torch.tensor([dx, dy])
-            found = correlation(at, some)
-            better = found > best[some]
-            best[some[better]], points[some[better]] = found[better], at[better]
+            at = start[rows] + torch.tensor([dx, dy])
+            correlations = correlation(at, rows)
+            better = correlations > best[rows]
+            best[rows[better]], points[rows[better]] = correlations[better], at[better]
     for _ in range(_STEPS):
-        step, normal = _step(second, points, warped, pattern, weights)
+        step, normal = _gauss_newton_step(second, points, warped, pattern, weights)
         points = points + step
-    last = correlation(points, everything)
-    zoom = torch.linalg.det(frames).abs().sqrt()
-    moved = (last >= best - 1e-3) & (last > _LEAST_CORRELATION) & (contrast[:, 0] > 1)
+    last = correlation(points, all_rows)
+    zoom = torch.linalg.det(affine).abs().sqrt()
+    moved = (last >= best - 1e-3) & (last > _MIN_CORRELATION) & (contrast[:, 0] > 1)
     moved &= (points - start).norm(dim=1) <= radius + 1
-    moved &= (zoom < _LARGEST_ZOOM) & (zoom > 1 / _LARGEST_ZOOM)
-    moved &= first.holds(places) & second.holds(points[:, None] + warped)
-    noise = 2 * (1 - last.clamp(max=_BEST_CORRELATION))  # mean squared difference of the patches
-    pixels = 1 / (weights**2).sum()  # that count
-    information = normal * (pixels / noise)[:, None, None]
+    moved &= (zoom < _MAX_ZOOM) & (zoom > 1 / _MAX_ZOOM)
+    moved &= first.contains(pixels) & second.contains(points[:, None] + warped)
+    noise = 2 * (1 - last.clamp(max=_MAX_CORRELATION))  # mean squared difference of the patches
+    num_pixels = 1 / (weights**2).sum()  # effective number
+    information = normal * (num_pixels / noise)[:, None, None]
     return torch.where(moved[:, None], points, start), moved, information
 
 
-def _step(
+def _gauss_newton_step(
     second: GreyPhoto, points: Tensor, warped: Tensor, pattern: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """K x 2: one Gauss-Newton step towards the best fit, at most a pixel; its normal matrices."""
+    """K x 2 steps towards the best fit, each at most a pixel, and K x 2 x 2 normal matrices."""
     grey, *slopes = second.sample(points[:, None] + warped, slice(3))
-    seen, contrast = _normalised(grey, weights)
+    patches, contrast = _normalized(grey, weights)
     slope = torch.stack(slopes, dim=-1) / contrast[..., None]
-    # What a shift changes beside gain and offset, which the normalisation takes out again.
+    # Remove the part of the change that is gain and offset: the normalization removes it, too.
     slope = slope - (slope * weights[:, None]).sum(dim=1, keepdim=True)
-    slope = slope - seen[..., None] * (slope * (seen * weights)[..., None]).sum(1, keepdim=True)
+    slope = slope - patches[..., None] * (slope * (patches * weights)[..., None]).sum(
+        1, keepdim=True
+    )
     normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2)
-    steps = torch.linalg.solve(normal, torch.einsum("kmi,km,m->ki", slope, pattern - seen, weights))
+    gradient = torch.einsum("kmi,km,m->ki", slope, pattern - patches, weights)
+    steps = torch.linalg.solve(normal, gradient)
     return steps / steps.norm(dim=1, keepdim=True).clamp(min=1), normal
 
 
-def _window() -> tuple[Tensor, Tensor]:
-    """M x 2 offsets (x, y) of a patch's pixels, and their M weights, which sum to one."""
-    along = torch.arange(-_HALF, _HALF + 1, dtype=torch.float32)
+def _patch_grid() -> tuple[Tensor, Tensor]:
+    """M x 2 offsets (x, y) of the pixels of a patch, and their M weights, which sum to one."""
+    along = torch.arange(-_HALF_PATCH, _HALF_PATCH + 1, dtype=torch.float32)
     offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).reshape(-1, 2)
     weights = torch.exp(-(offsets**2).sum(dim=1) / (2 * _WEIGHT_DEVIATION**2))
     return offsets, weights / weights.sum()
 
 
-def _normalised(patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """K x M patches of mean 0 and deviation 1, and their K x 1 deviations before."""
+def _normalized(patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """K x M patches with mean 0 and deviation 1, and their K x 1 deviations before."""
     centred = patches - (patches * weights).sum(dim=1, keepdim=True)
     contrast = (centred**2 * weights).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-3)
     return centred / contrast, contrast
