@@ -103,7 +103,7 @@ def _stages(
 
 def _query(opened: Map, photos: list[Path]) -> list[Row]:
     """A query's time, its parts, and where the map's features are read from."""
-    features = {photo: opened.network.extract(photo) for photo in photos}
+    features = {photo: opened.model.extract(photo) for photo in photos}
     retrieved = {photo: opened.localize(photo).photos for photo in photos}
     kept = {name: opened.features(name) for names in retrieved.values() for name in names}
 
@@ -120,7 +120,7 @@ def _query(opened: Map, photos: list[Path]) -> list[Row]:
         seconds = medians_in_turn(
             {
                 "query": each(opened.localize),
-                "extraction": each(opened.network.extract),
+                "extraction": each(opened.model.extract),
                 "matching": each(lambda p: [match(features[p], kept[n]) for n in retrieved[p]]),
                 "reading": each(lambda p: [opened.features(name) for name in retrieved[p]]),
                 "mapped": each(lambda p: [np.array(stored[name]) for name in retrieved[p]]),

@@ -32,7 +32,7 @@ from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.io.colmap_model import find_model
 from d2net.mapping.localize import pose_threshold
-from d2net.mapping.placement import place
+from d2net.mapping.query_pose import estimate_query_pose
 
 WRONG = 12
 LEAST = (6, 8, 10, 12, 15, 20, 25, 30, 40, 60)
@@ -93,7 +93,7 @@ def placed(
         options = AbsolutePoseOptions(
             threshold=pose_threshold(features), estimate_focal_length=not known
         )
-        found = place(
+        found = estimate_query_pose(
             features,
             query.camera(features.image_size),
             options,

@@ -12,10 +12,11 @@ import numpy as np
 import pycolmap
 from PIL import Image
 
-from d2net.mapping.report import write_html
+from d2net.mapping.cloud import read_cloud
+from d2net.mapping.report import write_report
 from d2net.mapping.summary import summarise
 
-SLOPE = np.array([0.25, 0.1875])
+TAN_HALF_FOV = np.array([0.25, 0.1875])
 
 
 def synthetic(points: int = 200, frames: int = 6, noise: float = 0.0) -> pycolmap.Reconstruction:
@@ -84,10 +85,12 @@ def decoded(data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def page(
-    made: pycolmap.Reconstruction, path: Path, photos: Path | None = None, **known: Any
+    made: pycolmap.Reconstruction, folder: Path, photos: Path | None = None, **known: Any
 ) -> str:
-    write_html(made, path, summarise(made, **known), [photos] if photos else [])
-    return path.read_text(encoding="utf-8")
+    """The text of the page in the map's report, written into a folder."""
+    cloud = read_cloud(made)
+    write_report(cloud, folder, summarise(cloud, **known), [photos] if photos else [])
+    return (folder / "map.html").read_text(encoding="utf-8")
 
 
 def paint(folder: Path, names: list[str]) -> None:

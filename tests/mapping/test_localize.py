@@ -15,9 +15,9 @@ from d2net import D2Net
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.alignment import rotation_angle
-from d2net.mapping.correspondences import link
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
+from d2net.mapping.query_pose import Correspondences
 from d2net.mapping.reconstruct import reconstruct
 
 from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
@@ -46,7 +46,7 @@ def test_a_query_is_placed_where_it_was(root: Path) -> None:
     assert answer.verdict == "localized"
     assert answer.cam_from_world is not None
     np.testing.assert_allclose(answer.cam_from_world.matrix(), QUERY.matrix(), atol=1e-3)
-    assert answer.num_inliers == len(np.unique(answer.links.rows)) > 50
+    assert answer.num_inliers == len(np.unique(answer.correspondences.rows)) > 50
     assert answer.best_photo in {f"photo{i:02}.png" for i in range(6)}
 
 
@@ -74,7 +74,7 @@ def test_noise_shows_in_the_uncertainty(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("query", "reason"),
-    [(seen(QUERY, other=True), "link"), (nothing(), "no keypoints")],
+    [(seen(QUERY, other=True), "correspondences"), (nothing(), "no keypoints")],
     ids=["another place", "no keypoints"],
 )
 def test_what_is_not_in_the_map_is_lost(root: Path, query: Features, reason: str) -> None:
@@ -108,7 +108,7 @@ def test_the_photos_may_be_gone_but_pictures_need_them(root: Path, tmp_path: Pat
     map_ = opened(moved, seen(QUERY))
     answer = map_.localize(photo(0), camera=LENS)
     assert answer.verdict == "localized"
-    with pytest.raises(InputError, match=r"is not in .*gone any more"):
+    with pytest.raises(InputError, match=r"is missing: it is not in .*gone"):
         map_.plot(answer, photo(0))
 
 
@@ -119,7 +119,7 @@ def test_a_camera_of_another_size_is_refused(root: Path) -> None:
 
 
 def test_photos_of_two_places_are_not_mixed(tmp_path: Path) -> None:
-    """Two places, matched by nothing, in one model: half of the links are to the wrong one."""
+    """Two places, matched by nothing, in one model: half of the correspondences are wrong."""
     photos = write_photos(tmp_path / "photos", range(12))
     model = true_model()
     elsewhere = [seen(place, other=True) for place in PLACES]
@@ -157,7 +157,8 @@ def test_what_photos_agree_on_counts_once() -> None:
     places = np.array([[0.0, 0, 1], [1, 1, 1], [np.nan] * 3])
     others = places.copy()
     others[1] = [5, 5, 5]
-    links = link([(matches, places), (replace(matches), others)])
-    assert links.rows.tolist() == [0, 1, 1]
-    assert links.photos.tolist() == [0, 0, 1]
-    assert len(link([])) == 0
+    found = Correspondences.from_matches([(matches, places), (replace(matches), others)])
+    assert found.rows.tolist() == [0, 1, 1]
+    assert found.photos.tolist() == [0, 0, 1]
+    assert found.map_rows.tolist() == [0, 1, 1]
+    assert len(Correspondences.from_matches([])) == 0

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from d2net.errors import OutputError
-from d2net.mapping.cloud import Cloud, read_cloud
+from d2net.mapping.cloud import read_cloud
 from d2net.mapping.picture.page import page_data
-from d2net.mapping.report import write_json, write_picture, write_report
+from d2net.mapping.report import write_report
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, in_another_model, summarise, text_lines
 
 from .clouds import ball, drawn, front_row, synthetic, upright
@@ -23,7 +23,7 @@ from .clouds import ball, drawn, front_row, synthetic, upright
 
 def test_figures_are_those_of_the_reconstruction() -> None:
     made = synthetic(noise=0.7)
-    summary = summarise(made, {"blank.jpg": NO_FEATURES}, models=[2, 6])
+    summary = summarise(read_cloud(made), {"blank.jpg": NO_FEATURES}, models=[2, 6])
     assert (summary.num_registered, len(summary.photos)) == (6, 7)
     assert summary.num_points == made.num_points3D()
     assert summary.num_observations == made.compute_num_observations()
@@ -40,14 +40,16 @@ def test_errors_are_measured_and_not_taken_from_the_model() -> None:
     for image in made.images.values():
         for point in image.points2D:
             point.xy += np.array([3, 4])
-    summary = summarise(made)
+    summary = summarise(read_cloud(made))
     assert summary.mean_error == pytest.approx(5)
     assert [photo.error for photo in summary.photos] == pytest.approx([5] * 5)
 
 
 def test_a_registered_photo_has_not_failed() -> None:
     made = upright(ball(), front_row())
-    summary = summarise(made, {"photo1.png": NO_MATCHES, "other.png": in_another_model(1)})
+    summary = summarise(
+        read_cloud(made), {"photo1.png": NO_MATCHES, "other.png": in_another_model(1)}
+    )
     assert [(p.name, p.reason) for p in summary.failed] == [
         ("other.png", "in another model with 1 photo")
     ]
@@ -57,11 +59,13 @@ def test_text_tells_what_was_found_and_why_photos_failed() -> None:
     made = upright(ball(), front_row())
     failed = {f"dark{i:02}.jpg": NO_FEATURES for i in range(10)} | {"x.jpg": NO_MATCHES}
     seconds = {"features": 8.25, "mapping": 3671.0}
-    text = "\n".join(text_lines(summarise(made, failed, models=[5, 3, 2], seconds=seconds)))
+    text = "\n".join(
+        text_lines(summarise(read_cloud(made), failed, models=[5, 3, 2], seconds=seconds))
+    )
     assert "5 of 16 photos registered" in text
     assert "150 points, each seen in 5.0 photos on average" in text
     assert "mean reprojection error 0.00 px" in text
-    assert "3 models, of 5, 3 and 2 photos" in text
+    assert "3 separate models, of 5, 3 and 2 photos" in text
     assert "no features: dark00.jpg" in text
     assert "dark07.jpg and 2 more" in text
     assert "no verified matches with any photo: x.jpg" in text
@@ -71,7 +75,8 @@ def test_text_tells_what_was_found_and_why_photos_failed() -> None:
 def test_json_holds_every_photo_and_no_nan(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     failed = {"x.jpg": NO_MATCHES}
-    write_json(tmp_path / "report.json", summarise(made, failed, settings={"seed": 1}))
+    cloud = read_cloud(made)
+    write_report(cloud, tmp_path, summarise(cloud, failed, settings={"seed": 1}))
 
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
@@ -96,7 +101,7 @@ def test_picture_shows_points_and_cameras(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     for point in made.points3D.values():
         point.color = [200, 30, 30]
-    write_picture(made, tmp_path / "map.png", summarise(made))
+    write_report(read_cloud(made), tmp_path, summarise(read_cloud(made)))
     with Image.open(tmp_path / "map.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert pixels[0, 0].tolist() == [255, 255, 255]
@@ -113,7 +118,7 @@ def test_bright_points_are_seen_on_white(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     for point in made.points3D.values():
         point.color = [255, 255, 255]
-    write_picture(made, tmp_path / "map.png", summarise(made))
+    write_report(read_cloud(made), tmp_path, summarise(read_cloud(made)))
     with Image.open(tmp_path / "map.png") as image:
         grey = np.asarray(image.convert("L"))[:900, :1200]
     assert (grey < 200).sum() > 1500
@@ -140,10 +145,10 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_every_map_gets_a_report_twice_the_same(name: str, tmp_path: Path) -> None:
     made = ODD[name]()
-    summary = summarise(made, {"dark.jpg": NO_FEATURES})
+    summary = summarise(read_cloud(made), {"dark.jpg": NO_FEATURES})
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_report(made, folder, summary, [tmp_path / "missing"])
+        write_report(read_cloud(made), folder, summary, [tmp_path / "missing"])
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["map.html", "map.png", "report.json"]
     for file in files:
@@ -158,20 +163,19 @@ def test_photos_without_a_pose_are_no_cameras() -> None:
     made = upright(ball(), front_row())
     made.deregister_frame(made.images[2].frame_id)
     cloud = read_cloud(made)
-    assert len(cloud.views) == 4
-    assert summarise(made).num_registered == 4
+    assert len(cloud.photos) == 4
+    assert summarise(read_cloud(made)).num_registered == 4
 
 
 def test_points_behind_a_camera_have_no_error_there() -> None:
     made = upright(np.concatenate([ball(20), [[0, -50.0, 0]]]), front_row())
     cloud = read_cloud(made)
     assert np.isnan(cloud.errors).tolist() == [False] * 20 + [True]
-    assert summarise(made).mean_error == pytest.approx(0)
-    assert isinstance(page_data(cloud, np.arange(21), summarise(made)), dict)
-    assert isinstance(cloud, Cloud)
+    assert summarise(cloud).mean_error == pytest.approx(0)
+    json.dumps(page_data(cloud), allow_nan=False)
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     made = bare(1)
     with pytest.raises(OutputError, match="does not exist"):
-        write_report(made, tmp_path / "missing", summarise(made))
+        write_report(read_cloud(made), tmp_path / "missing", summarise(read_cloud(made)))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from d2net import D2Net
 from d2net.serving.app import make_app
-from d2net.serving.places import ShownMap
+from d2net.serving.shown_map import ShownMap
 from d2net.serving.run import listen
 
 from ..tiny import DATA
@@ -70,10 +70,10 @@ class Served:
         """The key of a photo that is sent."""
         return str(self.send(content).json["key"])
 
-    def found(self, content: bytes, kind: str = "deep") -> str:
+    def found(self, content: bytes, preset: str = "deep") -> str:
         """The key of a photo that is sent and whose keypoints are found."""
         key = self.sent(content)
-        assert self.ask(f"/api/photos/{key}/keypoints?kind={kind}").status == 200
+        assert self.ask(f"/api/photos/{key}/keypoints?preset={preset}").status == 200
         return key
 
 

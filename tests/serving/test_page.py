@@ -18,7 +18,7 @@ from d2net.serving.pairs import best_first
 
 from ..tiny import make_tiny_model
 from .served import SIZE, Served, photo, serving
-from .test_places import query, root, shown  # noqa: F401 (root is a fixture)
+from .test_shown_map import query, root, shown  # noqa: F401 (root is a fixture)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="wants playwright")
 expect = sync_api.expect
@@ -112,15 +112,15 @@ def test_two_photos_are_matched_and_sliders_change_it(
     expect(page.locator("#threshold-value")).to_have_text("1.5 px")
 
 
-def test_every_kind_can_be_chosen_with_the_keyboard(served: Served, open_page: Open) -> None:
+def test_every_preset_can_be_chosen_with_the_keyboard(served: Served, open_page: Open) -> None:
     page = open_page(served)
     choose(page, "first", FIRST)
     choose(page, "second", SECOND)
     page.locator("input[value=both]").focus()
     counts = set()
-    for kind in ("deep", "corner", "original"):
+    for preset in ("deep", "corner", "original"):
         page.keyboard.press("ArrowRight")
-        expect(page.locator(f"input[value={kind}]")).to_be_checked()
+        expect(page.locator(f"input[value={preset}]")).to_be_checked()
         expect(page.locator("#match .slot").first).to_contain_text("keypoints", use_inner_text=True)
         expect(page.locator("#match .result strong")).to_be_visible()
         counts.add(page.locator("#match .slot figcaption").first.inner_text())
@@ -251,17 +251,17 @@ def test_it_is_dark_where_that_is_wanted(served: Served, open_page: Open) -> Non
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_a_photo_is_placed_in_the_map(
+def test_a_photo_is_localized_in_the_map(
     root: Path,  # noqa: F811
     open_page: Open,
     size: tuple[int, int],
 ) -> None:
     with serving(make_tiny_model(), shown(root / "map")) as served:
         page = open_page(served, size)
-        expect(page.locator("#place .result")).to_contain_text("has 6 photos")
+        expect(page.locator("#localize .result")).to_contain_text("has 6 photos")
         choose(page, "your", query(0))
-        expect(page.locator("#place .result")).to_contain_text("Localized")
-        expect(page.locator("#place .slot").nth(1)).to_contain_text("matches")
+        expect(page.locator("#localize .result")).to_contain_text("Localized")
+        expect(page.locator("#localize .slot").nth(1)).to_contain_text("matches")
         expect(page.locator("#facts")).to_contain_text("estimated")
         frame = page.frame_locator("#map")
         expect(frame.locator("#card")).to_contain_text("your photo")
@@ -269,10 +269,10 @@ def test_a_photo_is_placed_in_the_map(
         (inner,) = (child for child in page.frames if child.url.endswith("/map"))
         inner.evaluate(COUNT)
         choose(page, "your", query(1))
-        expect(page.locator("#place .result")).to_contain_text("Not found")
+        expect(page.locator("#localize .result")).to_contain_text("Not found")
         choose(page, "your", query(0))
         expect(frame.locator("#card")).to_contain_text("your photo")
         assert inner.evaluate("made") == 0
         page.get_by_role("radio", name="Match two photos").check()
-        expect(page.locator("#place")).to_be_hidden()
+        expect(page.locator("#localize")).to_be_hidden()
         expect(page.locator("#match")).to_be_visible()

@@ -11,7 +11,7 @@ from PIL import Image
 
 import d2net
 from d2net import D2Net
-from d2net.serving.pairs import KINDS, best_first, find_keypoints, match_best, packed_keypoints
+from d2net.serving.pairs import PRESETS, best_first, extract, match_best, pack_keypoints
 from d2net.serving.photos import SentPhoto
 
 from .served import SIZE, photo
@@ -22,17 +22,17 @@ def pair() -> list[SentPhoto]:
     return [SentPhoto.read("a.png", photo()), SentPhoto.read("b.png", photo(216, 208))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_keypoints_are_those_of_the_model_best_first(
-    tiny_model: D2Net, pair: list[SentPhoto], kind: str
+    tiny_model: D2Net, pair: list[SentPhoto], preset: str
 ) -> None:
-    found = find_keypoints(tiny_model, pair[0], kind)
-    expected = best_first(tiny_model.extract(pair[0].pixels(), **KINDS[kind]))
+    found = extract(tiny_model, pair[0], preset)
+    expected = best_first(tiny_model.extract(pair[0].pixels(), **PRESETS[preset]))
     assert len(found) > 20
     assert torch.equal(found.keypoints, expected.keypoints)
     assert (found.scores.diff() <= 0).all()
-    assert find_keypoints(tiny_model, pair[0], kind) is found
-    packed = np.frombuffer(packed_keypoints(found), "<f4").reshape(-1, 2)
+    assert extract(tiny_model, pair[0], preset) is found
+    packed = np.frombuffer(pack_keypoints(found), "<f4").reshape(-1, 2)
     np.testing.assert_array_equal(packed, found.keypoints.numpy())
 
 
@@ -41,7 +41,7 @@ def test_keypoints_are_those_of_the_model_best_first(
 def test_matches_are_those_of_the_library(
     tiny_model: D2Net, pair: list[SentPhoto], number: int, threshold: float | None
 ) -> None:
-    a, b = (find_keypoints(tiny_model, sent, "deep") for sent in pair)
+    a, b = (extract(tiny_model, sent, "deep") for sent in pair)
     shown = match_best(*pair, "deep", number, threshold)
     expected = d2net.match(a[:number], b[:number], verify="fundamental", threshold=threshold)
     assert shown["inliers"] == expected.num_inliers > 10
@@ -58,7 +58,7 @@ def test_another_threshold_needs_no_new_matches(
     tiny_model: D2Net, pair: list[SentPhoto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for sent in pair:
-        find_keypoints(tiny_model, sent, "deep")
+        extract(tiny_model, sent, "deep")
     loose = match_best(*pair, "deep", 100, 5.0)
     monkeypatch.setattr("d2net.serving.pairs.match", None)  # calling it would fail
     assert match_best(*pair, "deep", 100, 0.5)["inliers"] <= loose["inliers"]
@@ -70,6 +70,6 @@ def test_photos_without_keypoints_have_no_matches(tiny_model: D2Net) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", SIZE).save(buffer, "PNG")
     black = SentPhoto.read("black.png", buffer.getvalue())
-    assert len(find_keypoints(tiny_model, black, "deep")) == 0
+    assert len(extract(tiny_model, black, "deep")) == 0
     shown = match_best(black, black, "deep", 100, None)
     assert (shown["first"], shown["inliers"]) == ([], 0)

@@ -21,7 +21,7 @@ async def leaves() -> bool:
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    worker = Worker("test", waiting=1)
+    worker = Worker("test", max_waiting=1)
     yield worker
     worker.stop()
 

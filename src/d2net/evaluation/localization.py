@@ -32,7 +32,7 @@ from d2net.geometry.cameras import project
 from d2net.io.colmap_model import find_model
 from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import pose_threshold
-from d2net.mapping.placement import Placement, place
+from d2net.mapping.query_pose import QueryPose, estimate_query_pose
 
 if TYPE_CHECKING:
     import pycolmap
@@ -205,12 +205,12 @@ class _Placed:
     camera: pycolmap.Camera
     threshold: float
     features: Features
-    found: Placement
+    found: QueryPose
 
     @property
     def pixels(self) -> Array:
-        """N x 2, where the links' keypoints are."""
-        return np.asarray(self.features.keypoints.double().numpy()[self.found.links.rows])
+        """N x 2, pixels of the correspondences."""
+        return np.asarray(self.features.keypoints.double().numpy()[self.found.correspondences.rows])
 
 
 def _place(
@@ -224,7 +224,7 @@ def _place(
     features = photos.features(query.name)
     camera = query.camera(features.image_size)
     options = replace(options, threshold=threshold or pose_threshold(features))
-    found = place(
+    found = estimate_query_pose(
         features,
         camera,
         options,
@@ -240,7 +240,7 @@ def _figures(placed: _Placed, data: LocalizationData, true: pycolmap.Rigid3d | N
     figures: Figures = {
         "localized": 0.0 if pose is None else 100.0,
         "inliers": float(np.count_nonzero(placed.found.inliers)),
-        "2D-3D matches": float(len(placed.found.links)),
+        "2D-3D matches": float(len(placed.found.correspondences)),
         "features": float(len(placed.features)),
     }
     position, rotation = np.inf, np.inf
@@ -263,14 +263,14 @@ def _drawing(placed: _Placed, true: pycolmap.Rigid3d | None, photos: Photos) -> 
 
     Right are those that agree with the true pose or, where it is not known, with the found one.
     """
-    found, links, pixels = placed.found, placed.found.links, placed.pixels
+    found, links, pixels = placed.found, placed.found.correspondences, placed.pixels
     name = found.best_photo or found.photos[0]
     right = found.inliers
     if true is not None:
         errors = project(placed.camera, np.asarray(true * links.points)) - pixels
         right = np.linalg.norm(errors, axis=1) <= placed.threshold  # False for NaN
     shown = links.photos == found.photos.index(name)
-    partners = photos.features(name).keypoints.numpy()[links.partners[shown]]
+    partners = photos.features(name).keypoints.numpy()[links.map_rows[shown]]
     return name, Drawing(pixels[shown].astype(np.float32), partners, right[shown])
 
 

@@ -22,8 +22,7 @@ from d2net.evaluation.localization_data import LocalizationData
 from d2net.evaluation.photos import Photos
 from d2net.geometry.cameras import check_photo_size
 from d2net.io.pairs import Pair
-from d2net.mapping.correspondences import keypoint_places, points_seen
-from d2net.mapping.placement import covisible
+from d2net.mapping.query_pose import covisible_groups, keypoint_points, observed_points
 from d2net.mapping.settings import MappingSettings, thresholds
 from d2net.mapping.triangulate import triangulate
 from d2net.matching.pairs import from_covisibility
@@ -80,7 +79,8 @@ def open_map(
     """Triangulate the map of a dataset, or say how its scans are looked up."""
     if data.model is not None:
         built = build_map(data.model, photos, pairs, max_error).model or data.model
-        return QueryMap(keypoint_places(built), partial(covisible, seen=points_seen(built)))
+        groups = partial(covisible_groups, observed=observed_points(built))
+        return QueryMap(keypoint_points(built), groups)
 
     @cache
     def places(name: str) -> Array:

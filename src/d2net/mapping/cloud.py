@@ -1,4 +1,4 @@
-"""A reconstruction as arrays: what its pictures and figures are made from."""
+"""A reconstruction as arrays, from which its figures and pictures are made."""
 
 from __future__ import annotations
 
@@ -17,147 +17,124 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-_NEIGHBOURS = 5  # the nearest points to a point, the first being itself
-_WIDEST = 1.5  # half a photo's diagonal over its focal length, as drawn; fisheyes have more
+_NEIGHBOURS = 5  # nearest points to a point, including the point itself
+_MAX_TAN_HALF_FOV = 1.5  # over half the diagonal, for drawing; fisheye lenses have more
 
 
 @dataclass(frozen=True)
-class View:
-    """A registered photo.
+class PosedPhoto:
+    """A photo whose pose is known.
 
     Attributes:
-        name: as the reconstruction has it.
+        name: as in the reconstruction.
         size: (width, height) of its camera in pixels.
         centre: 3, position of the camera in the world.
-        world_from_cam: 3 x 3 rotation; its columns point right, down and along the view.
-        slope: 2, half the width and half the height of the photo over its focal length.
-        points: rows of the cloud's points that it sees (K).
-        places: K x 2 where it sees them, in pixels as COLMAP counts them (the centre of the
-            top-left pixel is (0.5, 0.5)).
-        error: mean reprojection error of these in pixels; not a number without points.
+        world_from_cam: 3 x 3 rotation; its columns point right, down and forward.
+        tan_half_fov: 2, tangents of half the horizontal and half the vertical field of view.
+        point_rows: K, rows of the cloud's points that it observes.
+        pixels: K x 2, where it observes them, in COLMAP's convention (the centre of the top-left
+            pixel is (0.5, 0.5)).
+        error: mean reprojection error of these points in pixels; NaN without points.
     """
 
     name: str
     size: Size
     centre: Array
     world_from_cam: Array
-    slope: Array
-    points: NDArray[np.int64]
-    places: Array
+    tan_half_fov: Array
+    point_rows: NDArray[np.int64]
+    pixels: Array
     error: float
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points and photos of a reconstruction, in an order that depends on ids and names only.
+    """Points and photos of a reconstruction, ordered by point id and by photo name.
 
     Attributes:
         points: N x 3 in the world.
-        colours: N x 3 RGB as the reconstruction has them; black where it has none.
-        track_lengths: N, number of observations of each point.
-        errors: N, mean reprojection error of each point in pixels, measured anew: those stored in
-            a model may be older than its poses. Not a number where no photo can see the point.
-        views: the registered photos by name.
+        colours: N x 3 RGB as stored in the reconstruction; black where unknown.
+        track_lengths: N, number of photos that observe each point.
+        errors: N, mean reprojection error of each point in pixels; NaN where the point lies behind
+            every camera. Measured here, because stored errors may be older than the poses.
+        photos: the registered photos.
     """
 
     points: Array
     colours: NDArray[np.uint8]
     track_lengths: NDArray[np.int64]
     errors: Array
-    views: tuple[View, ...]
+    photos: tuple[PosedPhoto, ...]
 
     @property
     def centres(self) -> Array:
-        """M x 3 positions of the cameras."""
-        return np.array([view.centre for view in self.views]).reshape(-1, 3)
+        """M x 3, positions of the cameras."""
+        return np.array([photo.centre for photo in self.photos]).reshape(-1, 3)
 
     @cached_property
     def gaps(self) -> Array:
-        """N distances from each point to its fourth neighbour; none if there are too few points."""
+        """N, distance of each point to its fourth neighbour; empty if there are too few points."""
         if len(self.points) < _NEIGHBOURS:
             return np.zeros(0)
-        distances = np.asarray(cKDTree(self.points).query(self.points, _NEIGHBOURS)[0])
+        distances, _ = cKDTree(self.points).query(self.points, _NEIGHBOURS)
         return np.asarray(distances[:, -1])
-
-    @property
-    def num_observations(self) -> int:
-        """How often a photo sees a point."""
-        return int(self.track_lengths.sum())
 
 
 def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:
-    """The arrays of a reconstruction, which is left as it is. Photos without a pose are left out.
-
-    A point's error is the mean over its observations, and a photo's over its points.
-    """
-    points3d = [(i, reconstruction.points3D[i]) for i in sorted(reconstruction.points3D)]
-    rows = {point_id: row for row, (point_id, _) in enumerate(points3d)}
-    points = np.array([point.xyz for _, point in points3d], np.float64).reshape(-1, 3)
+    """Read the points and the registered photos of a reconstruction, which is not changed."""
+    points3D = sorted(reconstruction.points3D.items())
+    rows = {point_id: row for row, (point_id, _) in enumerate(points3D)}
+    points = np.array([point.xyz for _, point in points3D], np.float64).reshape(-1, 3)
     sums, counts = np.zeros(len(points)), np.zeros(len(points))
-    views = []
+    photos = []
     posed = [image for image in reconstruction.images.values() if image.has_pose]
     for image in sorted(posed, key=lambda image: image.name):
-        view, errors = _view(image, rows, points)
-        seen = np.isfinite(errors)
-        np.add.at(sums, view.points[seen], errors[seen])
-        np.add.at(counts, view.points[seen], 1)
-        views.append(view)
+        observed = image.get_observation_points2D()
+        seen = np.array([rows[point.point3D_id] for point in observed], np.int64)
+        pixels = np.array([point.xy for point in observed], np.float64).reshape(-1, 2)
+        camera, cam_from_world = reconstruction.cameras[image.camera_id], image.cam_from_world()
+        pose = cam_from_world.matrix()
+        projected = camera.img_from_cam(points[seen] @ pose[:, :3].T + pose[:, 3])
+        errors = np.linalg.norm(projected - pixels, axis=1)
+        finite = np.isfinite(errors)
+        np.add.at(sums, seen[finite], errors[finite])
+        np.add.at(counts, seen[finite], 1)
+        photos.append(posed_photo(image.name, camera, cam_from_world, seen, pixels, mean(errors)))
     return Cloud(
         points,
-        np.array([point.color for _, point in points3d], np.uint8).reshape(-1, 3),
-        np.array([point.track.length() for _, point in points3d], np.int64),
+        np.array([point.color for _, point in points3D], np.uint8).reshape(-1, 3),
+        np.array([point.track.length() for _, point in points3D], np.int64),
         np.divide(sums, counts, out=np.full(len(points), np.nan), where=counts > 0),
-        tuple(views),
+        tuple(photos),
     )
 
 
-def _view(image: pycolmap.Image, rows: dict[int, int], points: Array) -> tuple[View, Array]:
-    """A photo, and the reprojection error of each point that it sees."""
-    observed = image.get_observation_points2D()
-    seen = np.array([rows[point.point3D_id] for point in observed], np.int64)
-    places = np.array([point.xy for point in observed], np.float64).reshape(-1, 2)
-    cam_from_world = image.cam_from_world().matrix()
-    rotation, translation = cam_from_world[:, :3], cam_from_world[:, 3]
-    camera = image.camera
-    assert camera is not None  # noqa: S101 (a reconstruction's images have theirs)
-    projected = camera.img_from_cam(points[seen] @ rotation.T + translation)
-    errors = np.linalg.norm(projected - places, axis=1)
-    view = View(
-        image.name,
-        (camera.width, camera.height),
-        -rotation.T @ translation,
-        rotation.T,
-        _slope(camera),
-        seen,
-        places,
-        mean(errors),
-    )
-    return view, errors
-
-
-def placed(name: str, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> View:
-    """A photo that is not in the reconstruction, where its pose says; it sees no points of it."""
-    rotation = cam_from_world.matrix()[:, :3]
-    return View(
+def posed_photo(
+    name: str,
+    camera: pycolmap.Camera,
+    cam_from_world: pycolmap.Rigid3d,
+    point_rows: NDArray[np.int64] | None = None,
+    pixels: Array | None = None,
+    error: float = float("nan"),
+) -> PosedPhoto:
+    """A photo with this pose; without `point_rows` and `pixels` it observes no points."""
+    world_from_cam = cam_from_world.inverse()
+    focal = camera.mean_focal_length() if len(camera.focal_length_idxs()) else 0.0
+    tan = np.array([camera.width, camera.height]) / 2 / max(focal, 1e-9)
+    tan *= min(1.0, _MAX_TAN_HALF_FOV / max(float(np.linalg.norm(tan)), 1e-9))
+    return PosedPhoto(
         name,
         (camera.width, camera.height),
-        -rotation.T @ cam_from_world.translation,
-        rotation.T,
-        _slope(camera),
-        np.zeros(0, np.int64),
-        np.zeros((0, 2)),
-        float("nan"),
+        np.asarray(world_from_cam.translation),
+        np.asarray(world_from_cam.rotation.matrix()),
+        tan,
+        np.zeros(0, np.int64) if point_rows is None else point_rows,
+        np.zeros((0, 2)) if pixels is None else pixels,
+        error,
     )
 
 
 def mean(values: Array) -> float:
-    """The mean of the finite values; not a number if there are none."""
+    """The mean of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _slope(camera: pycolmap.Camera) -> Array:
-    """The extent of the photo on the plane z = 1, as far as it is good for a picture."""
-    focal = camera.mean_focal_length() if len(camera.focal_length_idxs()) else 1e-9
-    slope = np.array([camera.width, camera.height]) / 2 / max(focal, 1e-9)
-    return np.asarray(slope * min(1.0, _WIDEST / max(float(np.linalg.norm(slope)), 1e-9)))

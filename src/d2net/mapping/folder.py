@@ -67,7 +67,7 @@ class MapFolder:
         found = find_photo(self.photo_folders, name)
         if found is None:
             looked = " and ".join(map(str, self.photo_folders)) or "any known folder"
-            raise InputError(f"the photo {name} of the map {self.path} is not in {looked} any more")
+            raise InputError(f"the photo {name} of the map {self.path} is missing: it is not in {looked}")
         return found
 
     @property
@@ -106,7 +106,7 @@ class MapFolder:
         """Write `map.json`."""
         write_text(self.record, json.dumps(self._record, indent=2) + "\n")
 
-    def read_models(self) -> list[pycolmap.Reconstruction]:
+    def read_reconstructions(self) -> list[pycolmap.Reconstruction]:
         """The models, the one with most photos first.
 
         Raises:
@@ -116,7 +116,7 @@ class MapFolder:
         folders = sorted(self.sparse.iterdir(), key=lambda path: int(path.name))
         return [read_model(folder) for folder in folders]
 
-    def read_model(self) -> pycolmap.Reconstruction:
+    def read_reconstruction(self) -> pycolmap.Reconstruction:
         """The model with most photos.
 
         Raises:

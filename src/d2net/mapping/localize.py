@@ -1,4 +1,4 @@
-"""A photo placed in a map: retrieval, matching, 2D-3D by tracks, absolute pose."""
+"""`Map`: a finished map, in which the poses of new photos are estimated."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from d2net.geometry.cameras import check_photo_size
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
 from d2net.mapping.cameras import photo_camera
-from d2net.mapping.correspondences import keypoint_places, points_seen
 from d2net.mapping.folder import MapFolder
-from d2net.mapping.placement import Placement, covisible, place
+from d2net.mapping.query_pose import (
+    QueryPose,
+    covisible_groups,
+    estimate_query_pose,
+    keypoint_points,
+    observed_points,
+)
 from d2net.matching import match
 from d2net.matching.retrieval import GlobalDescriptors
 
@@ -32,33 +37,33 @@ if TYPE_CHECKING:
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
 
 NUM_RETRIEVED = 20
-"""Photos of the map that a query is matched with; those that look most alike."""
+"""Map photos that a query is matched with: those most similar to it."""
 
-POSE_SIGMAS = 8.0
-LEAST_POSE_ERROR = 3.0
-"""Largest reprojection error of an inlier, in standard deviations of a keypoint's position, and at
-least in pixels. COLMAP's 12 px are 8 sigma of D2-Net's detections in photos that are not reduced;
-with corners 3 px place queries 1.5 times as accurately as 8 px (EXPERIMENTS.md, Maps)."""
+POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
+"""RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
+COLMAP's 12 px are 8 sigma of D2-Net's detections in photos of full size. With corners, 3 px place
+queries 1.5 times as accurately as 8 px (EXPERIMENTS.md, Maps)."""
 
-SURE_INLIERS, FEWEST_INLIERS = 30, 16
-SURE_ROTATION = 1.0
-"""A photo counts as localized with so many inliers and a rotation certain to so many degrees, as
-doubtful with fewer, and as lost with less than the fewest. No photo of another place had 16 on four
-small maps, and 30 is twice what the best of them had (EXPERIMENTS.md, Maps)."""
+MIN_LOCALIZED_INLIERS, MIN_DOUBTFUL_INLIERS = 30, 16
+MAX_ROTATION_DEVIATION = 1.0
+"""A query is localized with this many inliers and a rotation known to this many degrees, doubtful
+with fewer inliers or a less certain rotation, and lost below the smaller number. On four small maps
+no photo of another scene reached 16 inliers, and 30 is twice the best of them (EXPERIMENTS.md,
+Maps)."""
 
-_PHOTOS_KEPT = 64  # of the map, whose descriptors stay in memory: a few MB each
+_CACHED_PHOTOS = 64  # map photos whose descriptors stay in memory, a few MB each
 
 
 @dataclass(frozen=True, eq=False)
-class Localization(Placement):
-    """What became of a query: its `Placement`, and how far that can be relied on.
+class Localization(QueryPose):
+    """A query's pose and how far it can be trusted.
 
     Attributes:
-        verdict: "localized", "doubtful" (few inliers, or an uncertain pose) or "lost".
-        reason: why a query is not localized; empty if it is.
+        verdict: "localized", "doubtful" (few inliers or an uncertain pose) or "lost".
+        reason: why the query is not localized; empty if it is.
         features: of the query.
-        known_camera: whether the camera was given or told by EXIF; otherwise its focal length was
-            estimated with the pose.
+        known_camera: whether the camera was given or read from EXIF. Otherwise the focal length
+            was estimated with the pose.
     """
 
     verdict: Verdict
@@ -68,46 +73,46 @@ class Localization(Placement):
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
-        """COLMAP's rigid transform, None without a pose."""
+        """COLMAP's rigid transform; None without a pose."""
         return None if self.pose is None else self.pose.cam_from_world
 
     def matches(self, photo: str) -> Matches:
-        """Those of the query's keypoints with a photo of the map that gave links."""
-        shown = self.links.photos == self.photos.index(photo)
-        links = self.links[shown]
+        """The matches with one map photo that gave correspondences, with inliers marked."""
+        shown = self.correspondences.photos == self.photos.index(photo)
+        chosen = self.correspondences[shown]
         return Matches(
-            torch.from_numpy(np.column_stack([links.rows, links.partners])),
-            torch.ones(len(links)),
+            torch.from_numpy(np.column_stack([chosen.rows, chosen.map_rows])),
+            torch.ones(len(chosen)),
             inliers=torch.from_numpy(self.inliers[shown]),
             model="pose",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; quaternions are w x y z, as in the benchmarks' files."""
+        """As JSON. Quaternions are w x y z, as in the benchmarks' files."""
         values: dict[str, Any] = {
             "verdict": self.verdict,
             "reason": self.reason,
             "keypoints": len(self.features),
-            "links": len(self.links),
+            "correspondences": len(self.correspondences),
             "inliers": self.num_inliers,
             "best_photo": self.best_photo,
         }
         if self.pose is not None:
-            x, y, z, w = (float(v) for v in self.pose.cam_from_world.rotation.quat)
+            x, y, z, w = self.pose.cam_from_world.rotation.quat.tolist()
             camera = self.pose.camera
             values |= {
                 "cam_from_world": {
                     "rotation_wxyz": [w, x, y, z],
-                    "translation": [float(v) for v in self.pose.cam_from_world.translation],
+                    "translation": self.pose.cam_from_world.translation.tolist(),
                 },
-                "position": [float(v) for v in self.pose.centre],
+                "position": self.pose.centre.tolist(),
                 "position_deviation": self.pose.position_deviation,
                 "rotation_deviation_deg": self.pose.rotation_deviation,
                 "camera": {
                     "model": camera.model_name,
                     "width": camera.width,
                     "height": camera.height,
-                    "params": [float(v) for v in camera.params],
+                    "params": camera.params.tolist(),
                     "known": self.known_camera,
                 },
             }
@@ -115,32 +120,32 @@ class Localization(Placement):
 
 
 class Map:
-    """A map that answers where photos were taken.
+    """A finished map that answers where photos were taken.
 
     ```python
-    place = d2net.Map.open("map/").localize("query.jpg")
-    place.verdict, place.cam_from_world, place.num_inliers
+    answer = d2net.Map.open("map/").localize("query.jpg")
+    answer.verdict, answer.cam_from_world, answer.num_inliers
     ```
 
     Attributes:
         folder: the map's files.
-        network: extracts queries as the map's photos were.
-        model: COLMAP's.
-        names: of the photos in it, sorted.
-        features: of one of them by its name; those used last stay in memory.
+        model: extracts queries as the map's photos were extracted.
+        reconstruction: COLMAP's.
+        names: registered photos, sorted.
+        features: returns the features of a registered photo by its name.
     """
 
     def __init__(self, folder: MapFolder, model: D2Net) -> None:
         self.folder = folder
-        self.network = model
-        self.model = folder.read_model()
-        images = self.model.images
-        self.names = tuple(sorted(images[i].name for i in self.model.reg_image_ids()))
+        self.model = model
+        self.reconstruction = folder.read_reconstruction()
+        images = self.reconstruction.images
+        self.names = tuple(sorted(images[i].name for i in self.reconstruction.reg_image_ids()))
         self._file = FeatureFile(folder.features)
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
-        self._places = keypoint_places(self.model)
-        self._seen = points_seen(self.model)
-        self.features = lru_cache(maxsize=_PHOTOS_KEPT)(self._read)
+        self._points_of = keypoint_points(self.reconstruction)
+        self._observed = observed_points(self.reconstruction)
+        self.features = lru_cache(maxsize=_CACHED_PHOTOS)(self._read)
 
     @classmethod
     def open(
@@ -152,41 +157,42 @@ class Map:
     ) -> Map:
         """Open a map that `d2net reconstruct` made.
 
-        Its photos need not be there any more. Queries are extracted with the settings of the map.
+        The map's photos are not needed. Queries are extracted with the map's settings.
 
         Args:
             path: the map's folder.
-            weights: name or file of the map's weights; None if its own name for them is known.
+            weights: name or file of the map's weights; None finds them by the name in the map.
             device: where the network runs and descriptors are compared.
 
         Raises:
-            InputError: it is no finished map, or these are not its weights.
-            FormatError: a part of it is damaged.
+            InputError: the folder holds no finished map, or the weights are not the map's.
+            FormatError: a file of the map is damaged.
             WeightsError: the weights cannot be found.
         """
         folder = MapFolder(Path(path))
         if not folder.features.is_file():
             raise InputError(
-                f"{folder.path} is no map: it has no {folder.features.name}; make one with d2net "
-                "reconstruct PHOTOS --output MAP"
+                f"{folder.path} is not a map: {folder.features.name} is missing; make a map with "
+                "d2net reconstruct PHOTOS --output MAP"
             )
         with FeatureFile(folder.features) as file:
-            made = file.settings or {}
+            recorded = file.settings or {}
         try:
-            known = made["weights"]
-            settings, name, sha256 = made["extraction"], known["name"], known["sha256"]
+            known = recorded["weights"]
+            settings, name, sha256 = recorded["extraction"], known["name"], known["sha256"]
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{folder.features} does not say how it was made, so that queries cannot be "
-                "extracted alike"
+                f"{folder.features} does not record its weights and extraction settings, so "
+                "queries cannot be extracted in the same way"
             ) from error
-        network = D2Net.from_pretrained(weights or name, device=device, **settings)
-        if network.weights["sha256"] != sha256:
+        model = D2Net.from_pretrained(weights or name, device=device, **settings)
+        if model.weights["sha256"] != sha256:
             raise InputError(
-                f"the map {folder.path} was made with other weights ({name}, sha256 {sha256[:12]}) "
-                f"than {network.weights['name']} ({network.weights['sha256'][:12]}); give its own"
+                f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]}), "
+                f"not with {model.weights['name']} ({model.weights['sha256'][:12]}); pass the "
+                "map's weights"
             )
-        return cls(folder, network)
+        return cls(folder, model)
 
     def localize(
         self,
@@ -196,33 +202,34 @@ class Map:
         num_retrieved: int = NUM_RETRIEVED,
         seed: int = 0,
     ) -> Localization:
-        """Where a photo was taken.
+        """Estimate where a photo was taken.
 
         Args:
             image: the query, in any form that `D2Net.extract` takes.
-            camera: COLMAP's camera of the query. None: by the EXIF data of a file; where they do
-                not tell the focal length, it is estimated with the pose.
-            num_retrieved: photos of the map that the query is matched with.
-            seed: of the random samples.
+            camera: COLMAP's camera of the query. None reads it from the file's EXIF data; without
+                a focal length there, it is estimated with the pose.
+            num_retrieved: number of map photos that the query is matched with.
+            seed: of RANSAC.
 
         Raises:
             ImageError: the photo cannot be read.
-            InputError: the camera is of another size than the photo.
+            InputError: the camera and the photo differ in size.
         """
-        features = self.network.extract(image)
-        if camera is not None:
-            return self.place(features, camera, num_retrieved=num_retrieved, seed=seed)
-        path = Path(image) if isinstance(image, str | os.PathLike) else None
-        told = photo_camera(path, features.image_size)
-        return self.place(
+        features = self.model.extract(image)
+        estimate_focal_length = False
+        if camera is None:
+            path = Path(image) if isinstance(image, str | os.PathLike) else None
+            camera = photo_camera(path, features.image_size)
+            estimate_focal_length = not camera.has_prior_focal_length
+        return self.localize_features(
             features,
-            told,
-            estimate_focal_length=not told.has_prior_focal_length,
+            camera,
+            estimate_focal_length=estimate_focal_length,
             num_retrieved=num_retrieved,
             seed=seed,
         )
 
-    def place(
+    def localize_features(
         self,
         features: Features,
         camera: pycolmap.Camera,
@@ -231,78 +238,77 @@ class Map:
         num_retrieved: int = NUM_RETRIEVED,
         seed: int = 0,
     ) -> Localization:
-        """`localize` for features that are extracted already, as the map's are."""
+        """`localize` for features that were extracted with the map's settings."""
         check_photo_size("the photo", features.image_size, camera)
-        options = AbsolutePoseOptions(
-            threshold=pose_threshold(features),
-            estimate_focal_length=estimate_focal_length,
-            seed=seed,
-        )
-        alike = [name for name, _ in self._retrieval.query(features, num_retrieved)]
-        found = place(
+        similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]
+        found = estimate_query_pose(
             features,
             camera,
-            options,
-            covisible(alike, self._seen),
+            AbsolutePoseOptions(
+                threshold=pose_threshold(features),
+                estimate_focal_length=estimate_focal_length,
+                seed=seed,
+            ),
+            covisible_groups(similar, self._observed),
             lambda name: match(features, self.features(name)),
-            self._places,
+            self._points_of,
         )
         verdict, reason = _verdict(found, features)
         return Localization(
             found.photos,
-            found.links,
+            found.correspondences,
             found.pose,
             verdict,
             reason,
             features,
-            not estimate_focal_length,
+            known_camera=not estimate_focal_length,
         )
 
     def plot(
         self, answer: Localization, image: ImageLike, output: str | os.PathLike[str] | None = None
     ) -> Image.Image:
-        """The query beside the photo of the map with which it shares most inliers.
+        """Draw the query beside the map photo with which it shares the most inliers.
 
         Raises:
-            InputError: the query shares nothing with the map, or its photo is gone.
+            InputError: there are no inliers, or the map photo is missing.
         """
         from d2net.visualization import plot_matches
 
         name = answer.best_photo
         if name is None:
-            raise InputError("the query shares no inliers with the map: nothing to draw")
+            raise InputError("the query has no inliers in the map, so there is nothing to draw")
         return plot_matches(
             image,
             self.folder.photo(name),
             answer.features,
             self.features(name),
             answer.matches(name),
-            upright=self.network.settings.upright,
+            upright=self.model.settings.upright,
             output=output,
         )
 
     def _read(self, name: str) -> Features:
-        return self._file[name].to(self.network.device)
+        return self._file[name].to(self.model.device)
 
 
 def pose_threshold(features: Features) -> float:
-    """Largest reprojection error of a query's inlier in pixels, by its keypoints' uncertainty."""
+    """RANSAC's threshold for a query in pixels, from the uncertainty of its keypoints."""
     sigma = float(features.uncertainty.median()) if len(features) else 0.0
-    return max(LEAST_POSE_ERROR, POSE_SIGMAS * sigma)
+    return max(MIN_POSE_ERROR, POSE_SIGMAS * sigma)
 
 
-def _verdict(found: Placement, features: Features) -> tuple[Verdict, str]:
-    """The verdict, and in words why it is not better."""
+def _verdict(found: QueryPose, features: Features) -> tuple[Verdict, str]:
+    """The verdict, and the reason if the query is not localized."""
     if len(features) == 0:
         return "lost", "the photo has no keypoints"
+    inliers, total = found.num_inliers, len(found.correspondences)
     if found.pose is None:
-        return "lost", f"no pose agrees with its {len(found.links)} links to the map's points"
-    inliers, links = found.num_inliers, len(found.links)
-    if inliers < FEWEST_INLIERS:
-        return "lost", f"only {inliers} of {links} links agree with one pose"
-    if inliers < SURE_INLIERS:
-        return "doubtful", f"{inliers} of {links} links agree with the pose"
-    uncertain = found.pose.rotation_deviation
-    if uncertain > SURE_ROTATION:
-        return "doubtful", f"its rotation is uncertain by {uncertain:.1f} degrees"
+        return "lost", f"no pose agrees with its {total} correspondences to the map's points"
+    if inliers < MIN_DOUBTFUL_INLIERS:
+        return "lost", f"only {inliers} of {total} correspondences agree with one pose"
+    if inliers < MIN_LOCALIZED_INLIERS:
+        return "doubtful", f"only {inliers} of {total} correspondences agree with the pose"
+    deviation = found.pose.rotation_deviation
+    if deviation > MAX_ROTATION_DEVIATION:
+        return "doubtful", f"the rotation is uncertain by {deviation:.1f} degrees"
     return "localized", ""

@@ -131,7 +131,7 @@ def extend(
         raise InputError(
             "refine is for a map that is made anew, not for photos that are added to one"
         )
-    MapFolder(folder_path).read_model()
+    MapFolder(folder_path).read_reconstruction()
     with _opened(folder_path) as folder:
         # Not those that have features: a run that was killed may have left some behind.
         found = [p for p in _photos(Path(photos)) if p.name not in folder.finished]
@@ -349,7 +349,7 @@ def _map(
     known: Path | None = None,
 ) -> list[pycolmap.Reconstruction]:
     if folder.is_done("mapping", inputs) and folder.sparse.is_dir():
-        return folder.read_models()
+        return folder.read_reconstructions()
     count = 0
 
     def registered() -> None:

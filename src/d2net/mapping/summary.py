@@ -1,38 +1,35 @@
-"""What came out of mapping, in figures and in words."""
+"""Figures of a map, and why photos are not in it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from d2net.mapping.cloud import mean, read_cloud
-
-if TYPE_CHECKING:
-    import pycolmap
+from d2net.mapping.cloud import Cloud, mean
 
 NO_FEATURES = "no features"
 NO_MATCHES = "no verified matches with any photo"
 TOO_FEW_INLIERS = "too few inliers to a model"
 
-_NAMED = 8  # photos that the terminal names for each reason; the files name all
+_MAX_NAMES = 8  # photos that the terminal names for each reason; the files name all
 
 
 def in_another_model(photos: int) -> str:
-    """The reason of a photo that belongs to a smaller model of so many photos."""
+    """The reason of a photo that is in a smaller model with this many photos."""
     return f"in another model with {count(photos, 'photo')}"
 
 
 @dataclass(frozen=True)
 class PhotoStatus:
-    """What became of one photo.
+    """Whether a photo is in the map.
 
     Attributes:
-        name: of the photo, relative to the photos' folder.
-        reason: why it is not in the map, as `NO_FEATURES`; empty if it is.
-        num_points: how many of the map's points it sees.
-        error: mean reprojection error of these in pixels; None without points.
+        name: relative to the photos' folder.
+        reason: why it is not in the map, such as `NO_FEATURES`; empty if it is.
+        num_points: number of the map's points that it observes.
+        error: their mean reprojection error in pixels; None without points.
     """
 
     name: str
@@ -48,16 +45,16 @@ class PhotoStatus:
 
 @dataclass(frozen=True)
 class MapSummary:
-    """What came out of mapping, in figures.
+    """Figures of a map.
 
     Attributes:
         photos: all photos given, by name.
-        num_points: points of the map.
-        num_observations: how often a photo of the map sees a point.
-        mean_track_length: in how many photos a point is seen; None without points.
-        mean_error: mean reprojection error in pixels, over points (as COLMAP's); None without.
-        models: numbers of photos of all models found, largest first; the map is one of them.
-        seconds: by stage, in order.
+        num_points: number of 3D points.
+        num_observations: total length of their tracks.
+        mean_track_length: None without points.
+        mean_error: mean reprojection error in pixels over points, as COLMAP's; None without points.
+        models: number of photos in each model found, largest first; the map is the first.
+        seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
     """
 
@@ -72,7 +69,7 @@ class MapSummary:
 
     @property
     def num_registered(self) -> int:
-        """How many photos are in the map."""
+        """Number of photos in the map."""
         return sum(photo.registered for photo in self.photos)
 
     @property
@@ -109,7 +106,7 @@ class MapSummary:
 
 
 def summarise(
-    reconstruction: pycolmap.Reconstruction,
+    cloud: Cloud,
     failed: Mapping[str, str] | None = None,
     *,
     models: Sequence[int] = (),
@@ -119,38 +116,41 @@ def summarise(
     """Figures of a map.
 
     Args:
-        reconstruction: the map. Its errors are measured anew and it is left as it is.
+        cloud: the map's points and photos.
         failed: name -> reason of the photos that are not in the map.
-        models: numbers of photos of all models found; only the map's if not given.
-        seconds: stage -> time that it took.
+        models: number of photos in each model found; only the map's by default.
+        seconds: stage -> duration.
         settings: how the map was made.
     """
-    cloud = read_cloud(reconstruction)
-    photos = [
-        PhotoStatus(view.name, "", len(set(view.points.tolist())), _finite(view.error))
-        for view in cloud.views
-    ]
-    inside = {photo.name for photo in photos}
-    photos += [PhotoStatus(n, why) for n, why in (failed or {}).items() if n not in inside]
-    number = len(cloud.points)
+    photos = {n: PhotoStatus(n, reason) for n, reason in (failed or {}).items()}
+    for photo in cloud.photos:
+        num_points = len(set(photo.point_rows.tolist()))
+        photos[photo.name] = PhotoStatus(photo.name, "", num_points, _finite(photo.error))
+    num_points, num_observations = len(cloud.points), int(cloud.track_lengths.sum())
     return MapSummary(
-        photos=tuple(sorted(photos, key=lambda photo: photo.name)),
-        num_points=number,
-        num_observations=cloud.num_observations,
-        mean_track_length=cloud.num_observations / number if number else None,
+        photos=tuple(photos[name] for name in sorted(photos)),
+        num_points=num_points,
+        num_observations=num_observations,
+        mean_track_length=num_observations / num_points if num_points else None,
         mean_error=_finite(mean(cloud.errors)),
-        models=tuple(sorted(models or [len(inside)], reverse=True)),
+        models=tuple(sorted(models or [len(cloud.photos)], reverse=True)),
         seconds=dict(seconds or {}),
         settings=dict(settings or {}),
     )
 
 
 def text_lines(summary: MapSummary) -> list[str]:
-    """The summary for a terminal, the important first."""
+    """The summary for a terminal."""
     lines = figure_lines(summary)
     if summary.failed:
         lines.append("not registered:")
-        lines += [f"  {why}: {_listed(names)}" for why, names in _by_reason(summary).items()]
+        by_reason: dict[str, list[str]] = {}
+        for photo in summary.failed:
+            by_reason.setdefault(photo.reason, []).append(photo.name)
+        for reason, names in by_reason.items():
+            more = len(names) - _MAX_NAMES
+            named = ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+            lines.append(f"  {reason}: {named}")
     if summary.seconds:
         stages = ", ".join(f"{stage} {duration(s)}" for stage, s in summary.seconds.items())
         lines.append(f"{duration(sum(summary.seconds.values()))}: {stages}")
@@ -158,7 +158,7 @@ def text_lines(summary: MapSummary) -> list[str]:
 
 
 def figure_lines(summary: MapSummary) -> list[str]:
-    """The figures that everybody wants, a line each."""
+    """The main figures, one a line."""
     given = count(len(summary.photos), "photo")
     lines = [f"{summary.num_registered:,} of {given} registered"]
     if summary.mean_track_length is None:
@@ -173,39 +173,27 @@ def figure_lines(summary: MapSummary) -> list[str]:
     if len(summary.models) > 1:
         *first, last = (f"{size:,}" for size in summary.models)
         sizes = f"{', '.join(first)} and {last}"
-        lines.append(f"the photos fall into {len(summary.models)} models, of {sizes} photos")
+        lines.append(f"the photos form {len(summary.models)} separate models, of {sizes} photos")
     return lines
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun, in the plural where it must be."""
+    """A number with its noun in the singular or the plural."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def sentence(text: str) -> str:
-    """With a capital letter and a full stop."""
+    """The text with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
 
 
 def duration(seconds: float) -> str:
-    """A time in the units that a person would say."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _by_reason(summary: MapSummary) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = {}
-    for photo in summary.failed:
-        reasons.setdefault(photo.reason, []).append(photo.name)
-    return reasons
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _finite(value: float) -> float | None:

@@ -1,1 +1,1 @@
-"""A local web page to try the package: `d2net serve`."""
+"""The web page: match two photos, and localize photos in a map."""

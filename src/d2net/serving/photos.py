@@ -1,4 +1,4 @@
-"""The photos that were sent: in memory only, not too many, and not for long."""
+"""Photos that were sent. They are kept in memory only, within a budget, and for a short time."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
-from d2net.io.images import Pixels, limited_size, read_image, resize
+from d2net.io.images import Pixels, read_image
+from d2net.mapping.picture.album import small_jpeg
 
 MAX_FILE = 32 * 2**20
-"""Bytes of a photo: what the largest cameras write as JPEG."""
+"""Bytes of a photo: the largest JPEG files of cameras."""
 
 MAX_PIXELS = 64_000_000
-"""Of a photo, some 200 MB while it is reduced."""
+"""Pixels of a photo; reducing it takes about 200 MB."""
 
 MAX_MEMORY = 768 * 2**20
-"""Bytes that all photos may take together with their features; the longest unused go first."""
+"""Bytes of all photos with their features. The least recently used are forgotten first."""
 
 MAX_IDLE = 30 * 60.0
 """Seconds after which an unused photo is forgotten."""
 
-_PICTURE_EDGE, _QUALITY = 1600, 85
+_SCREEN_EDGE, _QUALITY = 1600, 85
 
 
 @dataclass(eq=False)
 class SentPhoto:
-    """A photo and what was found in it.
+    """A photo and its features.
 
     Attributes:
-        key: a secret that nobody can guess: who sent the photo, and nobody else, can ask for it.
-        name: of its file, to show.
+        name: of the file, to show.
         content: the file.
-        upright: whether it is turned as its EXIF data say.
+        upright: whether it is turned as its EXIF orientation says.
         size: (width, height).
-        picture: a JPEG to show, not larger than a screen.
-        features: by kind, best score first.
-        matched: the last matches in which it was the first photo, and of what they are.
+        picture: a JPEG for the screen.
+        features: by preset, best score first.
+        matched: the last matches in which it was the first photo, and their key.
+        key: a random secret. Only the sender of the photo has it, and so can ask for the photo.
     """
 
     name: str
@@ -56,27 +56,23 @@ class SentPhoto:
 
     @classmethod
     def read(cls, name: str, content: bytes, *, upright: bool = True) -> SentPhoto:
-        """A photo from the bytes of its file.
+        """Read a photo from the bytes of its file.
 
         Raises:
-            ImageError: they are no photo, or one that is too large.
+            ImageError: the file is not a photo, or too large.
         """
         pixels = _read(content, upright)
         size = (pixels.shape[1], pixels.shape[0])
-        return cls(name, content, upright, size, small_jpeg(pixels))
+        return cls(name, content, upright, size, screen_jpeg(pixels))
 
     def pixels(self) -> Pixels:
         """H x W x 3 uint8."""
-        return _eight_bits(_read(self.content, self.upright))
+        return np.rint(_read(self.content, self.upright)).astype(np.uint8)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
-        tensors = [
-            tensor
-            for found in self.features.values()
-            for tensor in (found.keypoints, found.descriptors)
-        ]
+        """Memory that the photo and its features take."""
+        tensors = [t for f in self.features.values() for t in (f.keypoints, f.descriptors)]
         return len(self.content) + len(self.picture) + sum(tensor.nbytes for tensor in tensors)
 
 
@@ -84,7 +80,7 @@ class Photos:
     """Photos by their keys.
 
     Args:
-        max_memory: see `MAX_MEMORY`. The photo used last is kept whatever its size.
+        max_memory: see `MAX_MEMORY`. The last used photo is kept whatever its size.
         max_idle: see `MAX_IDLE`.
     """
 
@@ -102,39 +98,31 @@ class Photos:
         self.tidy()
 
     def get(self, key: str) -> SentPhoto | None:
-        """The photo, which counts as used; None if it was never there or is forgotten."""
+        """The photo, which counts as used; None if it is unknown or forgotten."""
         photo, _ = self._photos.pop(key, (None, 0.0))
         if photo is not None:
             self._photos[key] = (photo, time.monotonic())
         return photo
 
     def forget(self, key: str) -> None:
-        """Forget a photo, if it is there."""
+        """Forget a photo; does nothing if it is unknown."""
         self._photos.pop(key, None)
 
     def tidy(self) -> None:
-        """Forget what is unused for long, and the longest unused of too much."""
-        latest = time.monotonic() - self._max_idle
+        """Forget photos that were unused for too long or exceed the memory budget."""
+        oldest_kept = time.monotonic() - self._max_idle
         memory = sum(photo.num_bytes for photo, _ in self._photos.values())
-        for key, (photo, used) in list(self._photos.items()):
-            if used > latest and (memory <= self._max_memory or len(self._photos) == 1):
+        for key, (photo, used) in list(self._photos.items()):  # least recently used first
+            if used > oldest_kept and (memory <= self._max_memory or len(self._photos) == 1):
                 break
             memory -= photo.num_bytes
             self.forget(key)
 
 
-def small_jpeg(pixels: Pixels) -> bytes:
-    """The photo for a screen."""
-    height, width = pixels.shape[:2]
-    small = resize(_eight_bits(pixels), limited_size((width, height), _PICTURE_EDGE, None))
-    buffer = io.BytesIO()
-    Image.fromarray(small).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+def screen_jpeg(pixels: Pixels) -> bytes:
+    """The photo as JPEG, reduced to the size of a screen."""
+    return small_jpeg(pixels, _SCREEN_EDGE, _QUALITY)
 
 
 def _read(content: bytes, upright: bool) -> Pixels:
     return read_image(io.BytesIO(content), upright=upright, max_pixels=MAX_PIXELS)
-
-
-def _eight_bits(pixels: Pixels) -> Pixels:
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""From a model and a map to a page that a browser can open."""
+"""Starts the server of the page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.mapping.localize import Map
 from d2net.serving.app import make_app
-from d2net.serving.places import ShownMap
+from d2net.serving.shown_map import ShownMap
 
-_MOST_CONNECTIONS = 64
+_MAX_CONNECTIONS = 64
 
 
 def serve(
@@ -28,15 +28,15 @@ def serve(
     """Serve the page until Ctrl-C.
 
     Args:
-        model: extracts from the photos that are sent.
-        map_folder: a map that `d2net reconstruct` made, to place photos in.
-        host: name or address to listen at; 127.0.0.1 is seen by this machine only.
-        port: to listen at; 0 for any that is free.
-        ready: called with the page's address before the first request is answered.
+        model: extracts features of the photos that are sent.
+        map_folder: a map that `d2net reconstruct` made, to localize photos in.
+        host: name or address to listen at; only this machine reaches 127.0.0.1.
+        port: to listen at; 0 for any free port.
+        ready: called with the page's URL before the first request is answered.
 
     Raises:
-        InputError: the address cannot be used, or there is no such map.
-        FormatError: a part of the map is damaged.
+        InputError: the address cannot be used, or the folder holds no map.
+        FormatError: a file of the map is damaged.
         WeightsError: the map's weights cannot be found.
     """
     with listen(host, port) as listening:
@@ -45,24 +45,20 @@ def serve(
         config = uvicorn.Config(
             make_app(model, shown, [host]),
             log_level="warning",
-            access_log=False,  # names of photos are nobody's business
+            access_log=False,  # would reveal names of photos
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        ready(f"http://{_name(host)}:{listening.getsockname()[1]}/")
+        name = f"[{host}]" if ":" in host else host
+        if host in ("0.0.0.0", "::"):  # noqa: S104 (all addresses of this machine)
+            name = socket.gethostname()
+        ready(f"http://{name}:{listening.getsockname()[1]}/")
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _name(host: str) -> str:
-    """What a browser calls it."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 (all addresses of this machine)
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
         InputError: the address cannot be used.

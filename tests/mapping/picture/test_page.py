@@ -33,7 +33,7 @@ def test_positions_and_colours_decode_to_the_cloud(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for point in made.points3D.values():
         point.color = rng.integers(1, 256, 3)
-    data = drawn(page(made, tmp_path / "map.html"))
+    data = drawn(page(made, tmp_path))
     positions, looks = decoded(data)
     truth = [made.points3D[i] for i in sorted(made.points3D)]
     assert data["count"] == len(truth) == 500
@@ -45,7 +45,7 @@ def test_positions_and_colours_decode_to_the_cloud(tmp_path: Path) -> None:
 
 def test_cameras_are_where_they_are_and_open_the_way_they_look(tmp_path: Path) -> None:
     made = synthetic()
-    data = drawn(page(made, tmp_path / "map.html"))
+    data = drawn(page(made, tmp_path))
     assert len(data["cameras"]) == made.num_reg_images()
     for camera in data["cameras"]:
         image = made.find_image_with_name(camera["name"])
@@ -62,29 +62,29 @@ def test_cameras_are_where_they_are_and_open_the_way_they_look(tmp_path: Path) -
 def test_the_page_keeps_the_best_seen_of_too_many_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d2net.mapping.picture.page.MAX_POINTS", 40)
+    monkeypatch.setattr("d2net.mapping.picture.drawing.MAX_POINTS", 40)
     made = upright(ball(), front_row())
     short = sorted(made.points3D)[:100]
     for point_id in short:
         made.delete_observation(1, made.points3D[point_id].track.elements[0].point2D_idx)
-    text = page(made, tmp_path / "map.html")
+    text = page(made, tmp_path)
     positions, _ = decoded(drawn(text))
     best = np.array([made.points3D[i].xyz for i in sorted(made.points3D)[100:140]])
     assert np.abs(positions - best).max() < 1e-3
-    assert "the 40 points that most photos see" in text
+    assert "40 of 150 points shown" in text
 
 
 def test_a_far_point_does_not_cost_the_others_their_precision(tmp_path: Path) -> None:
     points = np.concatenate([ball(), [[1e7, 0, 0]]])
-    text = page(upright(points, front_row()), tmp_path / "map.html")
+    text = page(upright(points, front_row()), tmp_path)
     positions, _ = decoded(drawn(text))
     assert np.abs(positions - points[:-1]).max() < 1e-3
-    assert "1 point far from all others left out" in text
+    assert "150 of 151 points shown" in text
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     paint(tmp_path / "photos", [f"photo{i}.png" for i in range(1, 6)])
-    text = page(upright(ball(), front_row()), tmp_path / "map.html", tmp_path / "photos")
+    text = page(upright(ball(), front_row()), tmp_path, tmp_path / "photos")
     found = _Parser()
     found.feed(text)
     sources = [reference for reference in found.references if reference]
@@ -98,7 +98,7 @@ def test_page_names_what_failed_and_shows_names_as_they_are(tmp_path: Path) -> N
     odd = "</script><img src=x onerror=y>.png"
     made = upright(ball(), front_row())
     made.images[1].name = odd
-    text = page(made, tmp_path / "map.html", failed={"<b>dark</b>.jpg": NO_FEATURES})
+    text = page(made, tmp_path, failed={"<b>dark</b>.jpg": NO_FEATURES})
     assert "<img src=x" not in text
     assert "<b>dark" not in text
     assert "&lt;b&gt;dark&lt;/b&gt;.jpg" in text
@@ -115,14 +115,14 @@ def test_page_with_a_hundred_photos_stays_small(tmp_path: Path) -> None:
     for name in names:
         busy.save(tmp_path / "photos" / name)
     made = upright(ball(), front_row())
-    page(made, tmp_path / "map.html", tmp_path / "photos", failed=dict.fromkeys(names, NO_MATCHES))
+    page(made, tmp_path, tmp_path / "photos", failed=dict.fromkeys(names, NO_MATCHES))
     # 200,000 points of ten bytes take 2.7 MB as base64 beside this.
     assert (tmp_path / "map.html").stat().st_size < 2.3e6
 
 
 def test_page_shows_times_and_settings(tmp_path: Path) -> None:
     known = {"seconds": {"matching": 75.0, "mapping": 25.0}, "settings": {"a": {"b": [1, 2]}}}
-    text = page(upright(ball(), front_row()), tmp_path / "map.html", **known)
+    text = page(upright(ball(), front_row()), tmp_path, **known)
     assert "width:75.0%" in text
     assert "<dt>a.b</dt><dd>[1, 2]</dd>" in text
 
@@ -135,7 +135,7 @@ def test_the_page_draws_in_a_browser(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     for point in made.points3D.values():
         point.color = [200, 30, 30]
-    page(made, tmp_path / "map.html")
+    page(made, tmp_path)
     options = "--headless --no-sandbox --use-angle=swiftshader --enable-unsafe-swiftshader"
     options += " --no-first-run --disable-background-networking --virtual-time-budget=3000"
     shot = tmp_path / "shot.png"

@@ -1,1 +1,1 @@
-"""The map to look at: a still picture, and a page to turn it around in."""
+"""The picture of a map and its page."""

@@ -1,93 +1,220 @@
-"""A picture of a map: points and cameras seen obliquely and from above, with figures in words."""
+"""A still picture of a map: points and cameras obliquely and from above, with a caption.
+
+Points are drawn as discs from far to near. Each disc has a dark rim that lies a little behind it.
+On a surface the neighbouring discs cover the rims, and where the surface ends the rims outline it.
+So bright points stay visible on white paper.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.spatial import cKDTree
 
 from d2net.mapping.cloud import Array, Cloud
-from d2net.mapping.picture.glyphs import frustums, point_radii
-from d2net.mapping.picture.splats import Splats, Viewer
 from d2net.mapping.picture.viewpoint import Look, from_above, oblique
 
 Canvas = NDArray[np.uint8]
 
-CAMERA_COLOUR = (0, 90, 255)  # rare in photos of things, and dark enough for print
+MAX_POINTS = 200_000  # of larger clouds, the points with the longest tracks are drawn
+CAMERA_COLOUR = (0, 90, 255)  # rare in photos, and dark enough for print
 
 # In pixels of the picture.
-_MAIN, _ABOVE = (1200, 900), (600, 560)
+_MAIN_SIZE, _ABOVE_SIZE = (1200, 900), (600, 560)
 _GAP = 16
 _TEXT_SIZE = 25
 _LINE_WIDTH = 1.2
 
-SLOPE = 0.25 * np.array([1, _MAIN[1] / _MAIN[0]])  # the picture is half as wide as it is far away
-_PARALLEL = 0.002 * np.array([1, _ABOVE[1] / _ABOVE[0]])  # a plan
+TAN_HALF_FOV = 0.25 * np.array([1, _MAIN_SIZE[1] / _MAIN_SIZE[0]])
+_TAN_ABOVE = 0.002 * np.array([1, _ABOVE_SIZE[1] / _ABOVE_SIZE[0]])  # nearly parallel, as a plan
 _MARGIN = 0.92  # share of the picture that the frame fills
 _INK, _QUIET, _LINE = (28, 30, 33), (91, 97, 104), (217, 220, 224)
 
+_SUPERSAMPLING = 2
+_SUBPIXEL_BITS = 3  # fixed-point coordinates of OpenCV
+_RIM_BRIGHTNESS = 0.45
+_RIM_DEPTH = 1.01  # over the depth of the disc
+_MIN_DEPTH = 0.15  # over the distance to the target; nearer points would cover everything
+_RADIUS_LIMITS = (0.6, 1.8)  # of a disc's radius over that of a disc at the target
+_HIDDEN_OPACITY = 0.3  # of the parts of cameras that points hide
 
-def draw_oblique(cloud: Cloud) -> Canvas:
-    """H x W x 3: the cloud with its cameras as a person would look at it."""
-    return _draw(cloud, oblique(cloud, SLOPE), _MAIN, SLOPE)[0]
+_ISOLATED = 6  # times the median gap between points; points so isolated are mostly wrong
+_MIN_RADIUS, _MAX_RADIUS = 0.002, 0.0085  # of a point, over half the picture's width
+_CAMERA_LENGTH = 0.12  # over half the picture's width
+_MANY_CAMERAS = 60  # from about this number on, cameras are drawn smaller
+_SPACING_SAMPLES = 200  # cameras from which the median spacing is computed
 
 
-def draw_picture(cloud: Cloud, lines: Sequence[str]) -> Image.Image:
-    """The whole picture: oblique view, view from above, and a caption.
+def kept_points(cloud: Cloud) -> NDArray[np.int64]:
+    """Rows of the points that are drawn, sorted: no far ones, and at most `MAX_POINTS`.
+
+    A single far point would cost all others their precision in the page's 16-bit positions.
+    """
+    if not len(cloud.points):
+        return np.zeros(0, np.int64)
+    low, high = np.quantile(cloud.points, [0.05, 0.95], axis=0)
+    reach = 3.0 * max(float((high - low).max()), 1e-12)
+    near = ((cloud.points >= low - reach) & (cloud.points <= high + reach)).all(axis=1)
+    rows = np.flatnonzero(near)
+    longest = rows[np.argsort(-cloud.track_lengths[rows], kind="stable")[:MAX_POINTS]]
+    return np.sort(longest)
+
+
+def point_radii(cloud: Cloud, half_width: float) -> Array:
+    """N radii in the world's unit: dense points form surfaces, and isolated points are small.
+
+    Args:
+        cloud: the points.
+        half_width: half the width of the visible part of the world.
+    """
+    number, gaps = len(cloud.points), cloud.gaps
+    if not len(gaps):
+        return np.full(number, _MAX_RADIUS * half_width)
+    median = float(np.median(gaps))
+    radius = max(0.5 * median, 0.38 * half_width / number**0.5)
+    radius = float(np.clip(radius, _MIN_RADIUS * half_width, _MAX_RADIUS * half_width))
+    return np.where(gaps > _ISOLATED * median, 0.5 * radius, radius)
+
+
+def frustums(cloud: Cloud, half_width: float) -> Array:
+    """M x 5 x 3 in the world: the centre of each camera, and the corners of its photo in order."""
+    signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    centres = cloud.centres
+    length = _CAMERA_LENGTH * half_width / (1 + len(centres) / _MANY_CAMERAS) ** 0.5
+    if len(centres) > 1:  # also small beside the spacing of the cameras
+        some = centres[:: -(-len(centres) // _SPACING_SAMPLES)]
+        spacing = float(np.median(cKDTree(centres).query(some, 2)[0][:, 1]))
+        length = min(max(0.8 * spacing, 0.4 * length), length)
+    shapes = np.zeros((len(centres), 5, 3))
+    for shape, photo in zip(shapes, cloud.photos, strict=True):
+        corners = np.concatenate([signs * photo.tan_half_fov, np.ones((4, 1))], axis=1)
+        # Cameras with long lenses would be spikes, so all get nearly the same size instead.
+        corners *= length / max(1.2 * float(np.linalg.norm(photo.tan_half_fov)), 0.6)
+        shape[:] = photo.centre
+        shape[1:] += corners @ photo.world_from_cam.T
+    return shapes
+
+
+def draw_oblique(cloud: Cloud) -> tuple[Canvas, int]:
+    """The oblique view (H x W x 3), and how many cameras lie outside of it."""
+    return _draw(cloud, oblique(cloud, TAN_HALF_FOV), _MAIN_SIZE, TAN_HALF_FOV)
+
+
+def draw_picture(
+    cloud: Cloud, main: Canvas, hidden_cameras: int, lines: Sequence[str]
+) -> Image.Image:
+    """The whole picture: oblique view, view from above, and caption.
 
     Args:
         cloud: points with colours, and cameras.
-        lines: the caption.
+        main: the oblique view.
+        hidden_cameras: number of cameras outside of it.
+        lines: of the caption.
     """
-    main, hidden = _draw(cloud, oblique(cloud, SLOPE), _MAIN, SLOPE)
-    above, _ = _draw(cloud, from_above(cloud, _PARALLEL), _ABOVE, _PARALLEL)
-    picture = Image.new("RGB", (_MAIN[0] + _ABOVE[0] + 3 * _GAP, _MAIN[1] + 2 * _GAP), "white")
+    above, _ = _draw(cloud, from_above(cloud, _TAN_ABOVE), _ABOVE_SIZE, _TAN_ABOVE)
+    left = _MAIN_SIZE[0] + 2 * _GAP
+    size = (left + _ABOVE_SIZE[0] + _GAP, _MAIN_SIZE[1] + 2 * _GAP)
+    picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
     picture.paste(Image.fromarray(main), (_GAP, _GAP))
-    left = _MAIN[0] + 2 * _GAP
     picture.paste(Image.fromarray(above), (left, _GAP))
-    pen.rectangle((left, _GAP, left + _ABOVE[0] - 1, _GAP + _ABOVE[1] - 1), outline=_LINE)
+    border = (left, _GAP, left + _ABOVE_SIZE[0] - 1, _GAP + _ABOVE_SIZE[1] - 1)
+    pen.rectangle(border, outline=_LINE)
     font = ImageFont.load_default(_TEXT_SIZE)
     small = ImageFont.load_default(0.8 * _TEXT_SIZE)
-    place = (left + _GAP, 2 * _GAP)
-    left_, top_, right_, bottom_ = pen.textbbox(place, "from above", small)
-    pen.rectangle((left_ - 6, top_ - 6, right_ + 6, bottom_ + 6), fill="white")
-    pen.text(place, "from above", _QUIET, small)
-    top = 3.0 * _GAP + _ABOVE[1]
-    for text, own, ink in [
-        *((line, font, _INK) for line in lines),
-        *((line, small, _QUIET) for line in _notes(cloud, hidden)),
-    ]:
-        for row in _wrapped(text, own, _ABOVE[0]):
+    label_at = (left + _GAP, 2 * _GAP)
+    x0, y0, x1, y1 = pen.textbbox(label_at, "from above", small)
+    pen.rectangle((x0 - 6, y0 - 6, x1 + 6, y1 + 6), fill="white")
+    pen.text(label_at, "from above", _QUIET, small)
+    notes = []
+    if cloud.photos:
+        notes.append("Each blue pyramid is a camera; it opens in the direction of view.")
+    if hidden_cameras:
+        are = "camera is" if hidden_cameras == 1 else "cameras are"
+        notes.append(f"{hidden_cameras:,} {are} outside of the picture.")
+    top = 3.0 * _GAP + _ABOVE_SIZE[1]
+    for texts, own, ink in ((lines, font, _INK), (notes, small, _QUIET)):
+        for row in (row for text in texts for row in _wrapped(text, own, _ABOVE_SIZE[0])):
             pen.text((left, top), row, ink, own)
             top += 1.45 * _TEXT_SIZE
     return picture
 
 
-def _draw(cloud: Cloud, look: Look, size: tuple[int, int], slope: Array) -> tuple[Canvas, int]:
+def _draw(
+    cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array
+) -> tuple[Canvas, int]:
     """A view, and how many of its cameras lie outside of the picture."""
-    distance = look.frame.distance(_MARGIN * slope)
-    viewer = Viewer(look.view_from_world, look.frame.target, distance, float(slope[0]), size)
+    distance = look.frame.distance(_MARGIN * tan_half_fov)
     half_width = float(look.frame.extent.max())
-    splats = Splats(viewer)
-    pixels = size[0] / 2 / (slope[0] * distance)  # of the world's unit at the target
-    splats.draw_points(cloud.points, cloud.colours, pixels * point_radii(cloud, half_width))
-    splats.draw_frustums(frustums(cloud, half_width), CAMERA_COLOUR, _LINE_WIDTH)
-    places, depths = viewer.see(cloud.centres)
-    inside = (places >= 0).all(axis=1) & (places < size).all(axis=1) & (depths > 0)
-    return splats.finish(), int((~inside).sum())
+    focal = size[0] / 2 / tan_half_fov[0]
+
+    def project(points: Array) -> tuple[Array, Array]:
+        """Pixels of the picture, and depths over the distance to the target."""
+        seen = (points - look.frame.target) @ look.view_from_world.T
+        depth = seen[..., 2] + distance
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels = focal * seen[..., :2] / depth[..., None]
+        return pixels + (np.array(size) - 1) / 2, depth / distance
+
+    rows = kept_points(cloud)
+    pixels, depth = project(cloud.points[rows])
+    reach = 2 * sum(size)
+    visible = (depth > _MIN_DEPTH) & (np.abs(pixels) < reach).all(axis=1)
+    rows, pixels, depth = rows[visible], pixels[visible], depth[visible]
+    radii = point_radii(cloud, half_width)[rows] * focal / distance
+    radii = np.maximum(radii * np.clip(1 / depth, *_RADIUS_LIMITS), 0.5)
+    shapes, shape_depth = project(frustums(cloud, half_width))
+    drawable = (shape_depth > _MIN_DEPTH).all(axis=1) & (np.abs(shapes) < reach).all(axis=(1, 2))
+    shapes, shape_depth = shapes[drawable], shape_depth[drawable].mean(axis=1)
+
+    image = np.full((size[1] * _SUPERSAMPLING, size[0] * _SUPERSAMPLING, 3), 255, np.uint8)
+    centres, widths = _fixed(pixels).tolist(), _fixed_lengths(radii).tolist()
+    colours = cloud.colours[rows].tolist()
+    rims = (_RIM_BRIGHTNESS * cloud.colours[rows]).astype(int).tolist()
+    rim_width = (1 << _SUBPIXEL_BITS) * _SUPERSAMPLING // 2
+    frames = _fixed(shapes)
+    n = len(rows)
+    order = np.argsort(-np.concatenate([depth, _RIM_DEPTH * depth, shape_depth]), kind="stable")
+    for item in order.tolist():
+        if item < n:
+            cv2.circle(
+                image, centres[item], widths[item], colours[item], -1, cv2.LINE_8, _SUBPIXEL_BITS
+            )
+        elif item < 2 * n:
+            row = item - n
+            radius = widths[row] + rim_width
+            cv2.circle(image, centres[row], radius, rims[row], -1, cv2.LINE_8, _SUBPIXEL_BITS)
+        else:
+            _draw_frustum(image, frames[item - 2 * n])
+    overlay = image.copy()
+    for frame in frames:
+        _draw_frustum(overlay, frame)
+    image = cv2.addWeighted(overlay, _HIDDEN_OPACITY, image, 1 - _HIDDEN_OPACITY, 0)
+    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    places, depth = project(cloud.centres)
+    inside = (places >= 0).all(axis=1) & (places < size).all(axis=1) & (depth > 0)
+    return canvas, int((~inside).sum())
 
 
-def _notes(cloud: Cloud, hidden: int) -> list[str]:
-    notes = []
-    if cloud.views:
-        notes.append("Each blue pyramid is a camera and opens the way it looks.")
-    if hidden:
-        are = "camera is" if hidden == 1 else "cameras are"
-        notes.append(f"{hidden:,} {are} farther away than the picture shows.")
-    return notes
+def _fixed(pixels: Array) -> NDArray[np.int32]:
+    """Fixed-point samples of the enlarged picture, as OpenCV draws them."""
+    samples = (pixels + 0.5) * _SUPERSAMPLING - 0.5
+    return np.rint(samples * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _fixed_lengths(pixels: Array) -> NDArray[np.int32]:
+    return np.rint(pixels * _SUPERSAMPLING * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _draw_frustum(image: Canvas, frame: NDArray[np.int32]) -> None:
+    """Draw 5 x 2 fixed-point corners (the centre first) as a pyramid of lines."""
+    width = max(1, round(_LINE_WIDTH * _SUPERSAMPLING))
+    faces = [frame[1:], *(frame[[0, corner]] for corner in range(1, 5))]
+    cv2.polylines(image, faces, True, CAMERA_COLOUR, width, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _wrapped(

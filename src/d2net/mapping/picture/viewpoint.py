@@ -1,8 +1,8 @@
-"""From where a person should look at a cloud: which way is up, where its middle is, how far away.
+"""Viewpoints for a cloud: which way is up, what its middle is, and how far away a viewer stands.
 
-The scene has axes of its own: x to the right, y away from the viewer, z up. A direction of view is
-a yaw (0: as the photos look on average; positive turns the viewer to the right) and a pitch
-(positive looks down), in radians.
+The scene has its own axes: x right, y forward (away from the viewer), z up. A viewing direction is
+a yaw and a pitch in radians. Yaw 0 is the mean direction of the photos, positive yaw turns the
+viewer to the right, and positive pitch looks down.
 """
 
 from __future__ import annotations
@@ -13,48 +13,44 @@ import numpy as np
 
 from d2net.mapping.cloud import Array, Cloud
 
-_RIDGE = 0.01  # how much the mean of the photos' up counts beside their horizons
+_UP_WEIGHT = 0.01  # of the photos' mean up direction, beside the constraint from their rows
+_COS_SAME_UP = np.cos(np.radians(40))  # photos held alike
 _CELLS = 30  # of a coarse grid, over half the picture
-_ROUNDS = 5
-_SAME_WAY = np.cos(np.radians(40))  # photos that are held alike
-_YAW, _PITCH = 25, 20  # degrees beside and above the photos' mean view
-_INSIDE = 0.012  # share of the points that may lie beyond each end of the frame
-_ROOM = 1.2, 4.0  # sizes of the cloud, from which and up to which cameras are framed
+_ITERATIONS = 5
+_YAW, _PITCH = 25, 20  # degrees beside and above the photos' mean direction
+_OUTSIDE = 0.012  # share of the points that may lie beyond each end of the frame
+_CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are framed
 
 
 def scene_from_world(cloud: Cloud) -> Array:
-    """3 x 3 rotation into the scene's axes, guessed from how the photos were held.
+    """3 x 3 rotation into the scene's axes, estimated from the photos' poses.
 
-    Nobody tilts a camera sideways on purpose, so up is at right angles to the photos' rows (as in
-    Szeliski, Image alignment and stitching, 2006, section 5.1); where these are nearly parallel,
-    it is the photos' mean up. Photos held otherwise than most are left out. Away is where the
-    photos look on average, each counting as much as it sees. Photos that look straight down,
-    turned in all ways, give the opposite of their view. Without photos the world's axes are taken
-    as COLMAP's cameras have them: y down, z away.
+    Photographers rarely tilt a camera sideways, so up is perpendicular to the photos' rows (as in
+    Szeliski, Image alignment and stitching, 2006, section 5.1). Where the rows are nearly parallel,
+    up is the photos' mean up. Photos held differently from most are left out. Forward is the mean
+    direction of the photos, weighted by the points that they observe. For photos that look straight
+    down in all orientations, up is the opposite of their direction. Without photos, the world's
+    axes are taken as COLMAP's camera axes: y down, z forward.
     """
-    if not cloud.views:
+    if not cloud.photos:
         return np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-    rotations = np.stack([view.world_from_cam for view in cloud.views])
-    rights, ups, aways = rotations[:, :, 0], -rotations[:, :, 1], rotations[:, :, 2]
-    up = _up(rights, ups)
-    if np.linalg.norm(ups.mean(axis=0)) < 0.4 and np.linalg.norm(aways.mean(axis=0)) > 0.8:
-        up = _unit(-aways.mean(axis=0))
-    weights = np.array([1 + len(view.points) for view in cloud.views])
-    away = np.average(aways, axis=0, weights=weights)
-    away = away - up * (up @ away)
-    if np.linalg.norm(away) < 0.1:  # from all sides: any direction does
-        away = np.cross(rights[0], up) * -1
-        away = away if np.linalg.norm(away) > 0.1 else np.cross(up, ups[0])
-    away = _unit(away)
-    return np.stack([np.cross(away, up), away, up])
-
-
-def _up(rights: Array, ups: Array) -> Array:
-    alike = ups @ ups.T > _SAME_WAY
-    held = alike[np.argmax(alike.sum(axis=1))]
-    rows = rights[held]
-    horizon = rows.T @ rows / len(rows)
-    return _unit(np.linalg.solve(horizon + _RIDGE * np.eye(3), ups[held].mean(axis=0)))
+    rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
+    rights, ups, forwards = rotations[:, :, 0], -rotations[:, :, 1], rotations[:, :, 2]
+    if np.linalg.norm(ups.mean(axis=0)) < 0.4 and np.linalg.norm(forwards.mean(axis=0)) > 0.8:
+        up = _unit(-forwards.mean(axis=0))
+    else:
+        alike = ups @ ups.T > _COS_SAME_UP
+        chosen = alike[np.argmax(alike.sum(axis=1))]
+        scatter = rights[chosen].T @ rights[chosen] / chosen.sum()
+        up = _unit(np.linalg.solve(scatter + _UP_WEIGHT * np.eye(3), ups[chosen].mean(axis=0)))
+    weights = [1 + len(photo.point_rows) for photo in cloud.photos]
+    forward = np.average(forwards, axis=0, weights=weights)
+    forward = forward - up * (up @ forward)
+    if np.linalg.norm(forward) < 0.1:  # photos from all sides: any direction will do
+        forward = np.cross(up, rights[0])
+        forward = forward if np.linalg.norm(forward) > 0.1 else np.cross(up, ups[0])
+    forward = _unit(forward)
+    return np.stack([np.cross(forward, up), forward, up])
 
 
 def _unit(vector: Array) -> Array:
@@ -62,21 +58,38 @@ def _unit(vector: Array) -> Array:
 
 
 def view_from_scene(yaw: float, pitch: float) -> Array:
-    """3 x 3 rotation into a viewer's axes: x right, y down, z away from the viewer."""
+    """3 x 3 rotation into a viewer's axes: x right, y down, z forward."""
     right = np.array([np.cos(yaw), -np.sin(yaw), 0])
-    away = np.array([np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), -np.sin(pitch)])
-    return np.stack([right, np.cross(away, right), away])
+    forward = np.array([np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), -np.sin(pitch)])
+    return np.stack([right, np.cross(forward, right), forward])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The visible part of the world, seen from one direction.
+
+    Attributes:
+        target: 3, the point of the world in the middle of the picture.
+        extent: 2, half the width and half the height of the visible part, at the target's depth.
+    """
+
+    target: Array
+    extent: Array
+
+    def distance(self, tan_half_fov: Array) -> float:
+        """Distance from the target at which a viewer sees all of it."""
+        return float(np.max(self.extent / tan_half_fov))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How to look at a cloud.
+    """A viewing direction and a frame.
 
     Attributes:
         scene_from_world: 3 x 3 rotation.
-        yaw: of the view, in the scene's axes.
-        pitch: of the view.
-        frame: what is seen.
+        yaw: in the scene's axes.
+        pitch: in the scene's axes.
+        frame: the visible part of the world.
     """
 
     scene_from_world: Array
@@ -90,97 +103,72 @@ class Look:
         return np.asarray(view_from_scene(self.yaw, self.pitch) @ self.scene_from_world)
 
 
-def oblique(cloud: Cloud, slope: Array) -> Look:
-    """From the side that the photos were taken from, a little above.
+def oblique(cloud: Cloud, tan_half_fov: Array) -> Look:
+    """Look from the photos' side, a little from above.
 
-    Looking exactly as the photos do would put the cameras before the scene, so the viewer stands
-    aside of them: on the side where the points cover more of the picture.
+    The mean direction of the photos would put their cameras in front of the scene. So the viewer
+    stands to the left or right of it, where the points cover more of the picture.
 
     Args:
-        cloud: what to look at.
-        slope: 2, half the width and half the height of the viewer's picture over its distance.
-    """
-    scene = scene_from_world(cloud)
-    looks = [_look(cloud, scene, np.radians(y), np.radians(_PITCH), slope) for y in (-_YAW, _YAW)]
-    return max(looks, key=lambda look: _coverage(cloud, look, slope))
-
-
-def from_above(cloud: Cloud, slope: Array) -> Look:
-    """Straight down, with the side that the photos were taken from below."""
-    return _look(cloud, scene_from_world(cloud), 0.0, np.pi / 2, slope)
-
-
-def _look(cloud: Cloud, scene: Array, yaw: float, pitch: float, slope: Array) -> Look:
-    return Look(scene, yaw, pitch, _frame(cloud, view_from_scene(yaw, pitch) @ scene, slope))
-
-
-def _coverage(cloud: Cloud, look: Look, slope: Array) -> int:
-    """How many cells of a coarse grid over the picture have points."""
-    seen = (cloud.points - look.frame.target) @ look.view_from_world.T
-    places = _projected(seen, look.frame.distance(slope)) / look.frame.distance(slope) / slope
-    cells = np.floor(places[(np.abs(places) < 1).all(axis=1)] * _CELLS)
-    return len(np.unique(cells, axis=0))
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What to look at, from one direction.
-
-    Attributes:
-        target: 3, in the world: what is seen in the middle.
-        extent: 2, half the width and half the height of what is seen, on the plane of the target.
+        cloud: points and cameras.
+        tan_half_fov: 2, of the viewer's picture, horizontal and vertical.
     """
 
-    target: Array
-    extent: Array
+    def coverage(look: Look) -> int:
+        """Number of cells of a coarse grid over the picture that hold points."""
+        distance = look.frame.distance(tan_half_fov)
+        seen = (cloud.points - look.frame.target) @ look.view_from_world.T
+        positions = _projected(seen, distance) / distance / tan_half_fov
+        cells = np.floor(positions[(np.abs(positions) < 1).all(axis=1)] * _CELLS)
+        return len(np.unique(cells, axis=0))
 
-    def distance(self, slope: Array) -> float:
-        """How far from the target a viewer stands who sees all of it (slope as for `oblique`)."""
-        return float(np.max(self.extent / slope))
+    scene, pitch = scene_from_world(cloud), np.radians(_PITCH)
+    looks = [_look(cloud, scene, np.radians(yaw), pitch, tan_half_fov) for yaw in (-_YAW, _YAW)]
+    return max(looks, key=coverage)
 
 
-def _frame(cloud: Cloud, view_from_world: Array, slope: Array) -> Frame:
-    """The part of the world that most points and cameras lie in, as a viewer sees it.
+def from_above(cloud: Cloud, tan_half_fov: Array) -> Look:
+    """Look straight down, with the photos' side at the bottom of the picture."""
+    return _look(cloud, scene_from_world(cloud), 0.0, np.pi / 2, tan_half_fov)
 
-    Far points and cameras do not count: a person wants to see the scene.
-    """
+
+def _look(cloud: Cloud, scene: Array, yaw: float, pitch: float, tan_half_fov: Array) -> Look:
+    """A look whose frame holds most points and cameras. Far ones are left out."""
+    view_from_world = view_from_scene(yaw, pitch) @ scene
     points = cloud.points @ view_from_world.T
     centres = cloud.centres @ view_from_world.T
     if not len(points) and not len(centres):
-        return Frame(np.zeros(3), np.ones(2))
+        return Look(scene, yaw, pitch, Frame(np.zeros(3), np.ones(2)))
     if len(points):
-        low, high = np.quantile(points, [_INSIDE, 1 - _INSIDE], axis=0)
+        low, high = np.quantile(points, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
         points = points[((points >= low) & (points <= high)).all(axis=1)]
-        beyond = np.maximum(low - centres, centres - high).max(axis=1, initial=0.0)
-        centres = centres[beyond <= _room(beyond, float(np.max(high - low)))]
+        if len(centres):  # frame at least the nearer half of the cameras, if that is not too far
+            beyond = np.maximum(low - centres, centres - high).max(axis=1)
+            least, most = np.multiply(_CAMERA_REACH, float(np.max(high - low)))
+            centres = centres[beyond <= np.clip(1.05 * np.median(beyond), least, most)]
     both = np.concatenate([points, centres])
     target = (both.min(axis=0) + both.max(axis=0)) / 2
-    extent = _at_least(np.ptp(both, axis=0)[:2] / 2)
-    for _ in range(_ROUNDS):  # near things look larger, which moves the middle
-        distance = float(np.max(extent / slope))
-        places = _projected(centres - target, distance)
+    extent = _not_flat(np.ptp(both, axis=0)[:2] / 2)
+    for _ in range(_ITERATIONS):  # near things look larger, which moves the middle
+        distance = float(np.max(extent / tan_half_fov))
+        positions = _projected(centres - target, distance)
         if len(points):
             seen = _projected(points - target, distance)
-            places = np.concatenate([places, np.quantile(seen, [_INSIDE, 1 - _INSIDE], axis=0)])
-        low, high = places.min(axis=0), places.max(axis=0)
+            ends = np.quantile(seen, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
+            positions = np.concatenate([positions, ends])
+        low, high = positions.min(axis=0), positions.max(axis=0)
         target[:2] += (low + high) / 2
-        extent = _at_least((high - low) / 2)
-    return Frame(target @ view_from_world, extent)
-
-
-def _room(beyond: Array, size: float) -> float:
-    """How far from the points cameras are shown: at least the nearer half, if that is sensible."""
-    half = float(np.median(beyond)) if len(beyond) else 0.0
-    return float(np.clip(1.05 * half, _ROOM[0] * size, _ROOM[1] * size))
+        extent = _not_flat((high - low) / 2)
+    return Look(scene, yaw, pitch, Frame(target @ view_from_world, extent))
 
 
 def _projected(seen: Array, distance: float) -> Array:
-    """N x 2 on the plane of the target, of N x 3 from the target in the viewer's axes."""
+    """N x 2 positions at the target's depth, of N x 3 from the target in the viewer's axes."""
     depth = np.maximum(1 + seen[:, 2] / distance, 0.2)
     return np.asarray(seen[:, :2] / depth[:, None])
 
 
-def _at_least(extent: Array) -> Array:
-    """Not flat, as of one camera or of points on a line."""
+def _not_flat(extent: Array) -> Array:
+    """The extent with a minimum, for a single camera or points on a line."""
     largest = float(extent.max())
     return np.maximum(extent, 0.05 * largest if largest > 0 else 1.0)

@@ -1,5 +1,4 @@
-// Requests to the server. What it refuses, and what goes wrong on the way, is an ApiError whose
-// message is a sentence for the person.
+// Requests to the server. Refusals and failures throw an ApiError whose message is shown to the user.
 
 export class ApiError extends Error {
   constructor(message, status = 0) {
@@ -20,7 +19,7 @@ async function ask(path, options) {
   let sentence = `The server answers with an error (${answer.status}).`;
   try {
     sentence = (await answer.json()).error;
-  } catch { /* not from our code: too many connections */ }
+  } catch { /* not JSON: uvicorn refuses too many connections */ }
   throw new ApiError(sentence[0].toUpperCase() + sentence.slice(1), answer.status);
 }
 
@@ -37,12 +36,12 @@ export const send = async (file, signal) =>
 export const forget = (key) => fetch(`/api/photos/${key}`, { method: "DELETE", keepalive: true }).catch(() => {});
 
 // x, y, x, y, ... of the keypoints, best first.
-export async function keypoints(key, kind, signal) {
-  const answer = await ask(`/api/photos/${key}/keypoints?${query({ kind })}`, { signal });
+export async function keypoints(key, preset, signal) {
+  const answer = await ask(`/api/photos/${key}/keypoints?${query({ preset })}`, { signal });
   return new Float32Array(await answer.arrayBuffer());
 }
 
 export const match = async (values, signal) =>
   (await ask(`/api/match?${query(values)}`, { signal })).json();
 
-export const place = async (key, signal) => (await ask(`/api/photos/${key}/place`, { signal })).json();
+export const localize = async (key, signal) => (await ask(`/api/photos/${key}/localize`, { signal })).json();

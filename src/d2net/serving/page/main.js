@@ -1,8 +1,8 @@
-// Starts the page: what the server can do, and which of its two views is shown.
+// Starts the page: asks what the server offers, and switches between the two views.
 
 import * as api from "./api.js";
 import { MatchView } from "./match.js";
-import { PlaceView } from "./place.js";
+import { LocalizeView } from "./localize.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ async function start() {
   const limits = await api.about();
   const views = { match: new MatchView(byId("match"), limits) };
   if (limits.map) {
-    views.place = new PlaceView(byId("place"), limits);
+    views.localize = new LocalizeView(byId("localize"), limits);
     byId("modes").hidden = false;
   }
   const show = (mode) => {
@@ -19,19 +19,19 @@ async function start() {
   };
   for (const input of document.querySelectorAll("input[name=mode]"))
     input.addEventListener("change", () => show(input.value));
-  document.querySelector(`input[name=mode][value=${limits.map ? "place" : "match"}]`).checked = true;
-  show(limits.map ? "place" : "match");
+  document.querySelector(`input[name=mode][value=${limits.map ? "localize" : "match"}]`).checked = true;
+  show(limits.map ? "localize" : "match");
   byId("about").textContent = `Weights ${limits.weights}. Photos may have up to `
     + `${limits.max_bytes / 2 ** 20} MB and ${limits.max_megapixels} megapixels; nothing is stored.`;
   const slots = Object.values(views).flatMap((view) => view.slots);
   addEventListener("pagehide", (event) => {
     if (!event.persisted) for (const { key } of slots) if (key) api.forget(key);
   });
-  // A photo dropped beside its place would be opened instead of the page.
+  // Otherwise the browser would open a photo that is dropped beside a slot.
   for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
 }
 
 start().catch((error) => {
-  const told = Object.assign(document.createElement("p"), { className: "error", textContent: error.message });
-  document.querySelector("main").prepend(told);
+  const message = Object.assign(document.createElement("p"), { className: "error", textContent: error.message });
+  document.querySelector("main").prepend(message);
 });

@@ -1,6 +1,6 @@
 "use strict";
-// Adds the camera of the photo that was placed last to those of the map; see map.js, whose names
-// these are.
+// Adds the camera of the last localized photo to those of the map. `data`, `pick` and other names
+// are from map.js.
 
 const inMap = data.cameras.length;
 

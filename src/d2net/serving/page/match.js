@@ -1,17 +1,17 @@
-// Two photos, their keypoints, and verified matches of the best of them.
+// Two photos, their keypoints, and verified matches of the best keypoints.
 
 import * as api from "./api.js";
 import { Slot } from "./slot.js";
 import { Stage } from "./stage.js";
 
 const HINTS = {
-  deep: "D2-Net’s own: the strongest responses of the network.",
-  corner: "Corners of the photo, placed to half a pixel, described by the network.",
-  both: "D2-Net’s own and corners together, the best by score.",
-  original: "As the 2019 release computes them, its offset of two pixels included.",
+  deep: "D2-Net’s detections: the strongest responses of the network.",
+  corner: "Corners of the photo, located to half a pixel, described by the network.",
+  both: "D2-Net’s detections and corners together, the best of each by score.",
+  original: "As the 2019 release computes them, including its offset of two pixels.",
 };
-const FEWEST = 50; // keypoints
-const PAUSE = 80; // milliseconds without a movement of a slider, before matches are asked for
+const MIN_KEYPOINTS = 50; // keypoints
+const PAUSE = 80; // milliseconds after the last movement of a slider, before matches are requested
 const byId = (id) => document.getElementById(id);
 const count = (number) => number.toLocaleString("en");
 
@@ -20,30 +20,30 @@ export class MatchView {
     this.result = section.querySelector(".result");
     this.slots = [...section.querySelectorAll(".slot")].map((figure) => new Slot(figure, limits));
     this.stage = new Stage(section.querySelector(".stage"), this.slots);
-    this.keypoints = [null, null]; // of the slots, of the kind that is chosen
-    this.finding = [null, null]; // what stops the search for them
+    this.keypoints = [null, null]; // of the two slots, for the current preset
+    this.finding = [null, null]; // abort controllers of the requests for them
     this.slots.forEach((slot, i) => slot.addEventListener("change", () => this.#find(i)));
-    this.#makeKinds(limits.kinds);
+    this.#makePresets(limits.presets);
     this.#listen();
     this.#tell();
   }
 
-  #makeKinds(kinds) {
-    for (const kind of kinds) {
+  #makePresets(presets) {
+    for (const preset of presets) {
       const label = document.createElement("label"), input = document.createElement("input");
-      Object.assign(input, { type: "radio", name: "kind", value: kind, checked: kind === kinds[0] });
-      const name = Object.assign(document.createElement("span"), { textContent: kind });
+      Object.assign(input, { type: "radio", name: "preset", value: preset, checked: preset === presets[0] });
+      const name = Object.assign(document.createElement("span"), { textContent: preset });
       label.append(input, name);
-      byId("kinds").append(label);
-      input.addEventListener("change", () => this.#choose(kind));
+      byId("presets").append(label);
+      input.addEventListener("change", () => this.#choose(preset));
     }
-    this.kind = kinds[0];
-    byId("kind-hint").textContent = HINTS[this.kind];
+    this.preset = presets[0];
+    byId("preset-hint").textContent = HINTS[this.preset];
   }
 
-  #choose(kind) {
-    this.kind = kind;
-    byId("kind-hint").textContent = HINTS[kind];
+  #choose(preset) {
+    this.preset = preset;
+    byId("preset-hint").textContent = HINTS[preset];
     this.slots.forEach((_, i) => this.#find(i));
   }
 
@@ -58,7 +58,7 @@ export class MatchView {
       const box = byId(`show-${name}`);
       const set = () => this.stage.set({ [name]: box.checked });
       box.addEventListener("change", set);
-      set(); // browsers remember boxes when a page is loaded again
+      set(); // browsers restore check boxes when a page is reloaded
     }
     byId("automatic").checked = true;
   }
@@ -75,7 +75,7 @@ export class MatchView {
     const done = slot.busy("finding keypoints");
     slot.say("");
     try {
-      this.keypoints[i] = await api.keypoints(slot.key, this.kind, finding.signal);
+      this.keypoints[i] = await api.keypoints(slot.key, this.preset, finding.signal);
       slot.say(`${count(this.keypoints[i].length / 2)} keypoints`);
       this.#update();
     } catch (error) {
@@ -85,24 +85,24 @@ export class MatchView {
     }
   }
 
-  // The number that the slider stands for: from few to all, by equal factors.
+  // The number of keypoints at the slider's position, on a logarithmic scale.
   #number() {
     const most = Math.max(...this.keypoints.map((found) => (found ? found.length / 2 : 0)));
     const share = byId("number").value / 100;
-    if (share === 1 || most <= FEWEST) return most;
-    const number = FEWEST * (most / FEWEST) ** share;
+    if (share === 1 || most <= MIN_KEYPOINTS) return most;
+    const number = MIN_KEYPOINTS * (most / MIN_KEYPOINTS) ** share;
     const step = 10 ** (Math.floor(Math.log10(number)) - 1);
     return Math.round(number / step) * step;
   }
 
-  // x, y of the best keypoints of a slot.
+  // x, y, x, y, ... of the best keypoints of a slot.
   #best(i) {
     return this.keypoints[i]?.subarray(0, 2 * this.#number()) ?? [];
   }
 
   // --- Matches ------------------------------------------------------------------------------
 
-  // Show keypoints, and ask for matches; those of before are shown until the new ones are there.
+  // Shows keypoints and requests matches. The old matches stay until the new ones arrive.
   #update() {
     const ready = this.keypoints.every(Boolean);
     byId("number").disabled = !this.keypoints.some(Boolean);
@@ -117,7 +117,7 @@ export class MatchView {
 
   async #match(best) {
     const matching = this.matching = new AbortController();
-    const values = { first: this.slots[0].key, second: this.slots[1].key, kind: this.kind, number: Math.max(1, this.#number()) };
+    const values = { first: this.slots[0].key, second: this.slots[1].key, preset: this.preset, number: Math.max(1, this.#number()) };
     if (!byId("automatic").checked) values.threshold = byId("threshold").value;
     this.result.classList.add("waiting");
     try {
@@ -157,13 +157,13 @@ export class MatchView {
       const chosen = this.slots.filter((slot) => slot.key).length;
       this.result.className = "result";
       this.result.textContent = [
-        "Choose two photos of one place.", "Choose the other photo.",
+        "Choose two photos of the same scene.", "Choose the other photo.",
         "Finding keypoints; this takes some seconds.",
       ][chosen];
     }
   }
 
-  // A photo that the server has forgotten is sent again, once; else the person decides.
+  // Sends a photo again that the server has forgotten, but only once.
   #failed(error) {
     if ((error.status === 410 || error.status === 409) && !this.retried) {
       this.retried = true;

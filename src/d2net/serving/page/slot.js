@@ -1,5 +1,5 @@
-// A place for a photo: choose or drop one, see it with its state. The photo is sent to the server,
-// which shows it upright whatever kind of file it is.
+// A slot for a photo, which the user chooses or drops there. The server converts it to an upright
+// JPEG, so browsers show every format.
 
 import * as api from "./api.js";
 

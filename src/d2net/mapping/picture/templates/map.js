@@ -1,6 +1,6 @@
 "use strict";
-// Draws the points and cameras of the map with WebGL 2, and turns them as the pointer says.
-// The scene has x to the right, y away and z up; a viewer has x right, y down and z away.
+// Draws the points and cameras of the map with WebGL 2, and turns them with pointer and keys.
+// The scene's axes are x right, y forward, z up; the viewer's are x right, y down, z forward.
 
 const MARGIN = 0.9; // share of the picture that the frame fills
 const NEAR = 0.02, FAR = 200; // over the distance to the middle
@@ -14,8 +14,8 @@ layout(location = 0) in vec3 position; // 0..1 in the box of the points
 layout(location = 1) in vec4 look; // colour, and size as a share of the radius
 uniform mat3 viewFromWorld;
 uniform vec3 offset, span; // of the box, from the target
-uniform vec2 focal; // clip space over slope
-uniform float distance_, near, far, radius, pixels; // pixels: of a slope of 1
+uniform vec2 focal; // clip space over tangents of the field of view
+uniform float distance_, near, far, radius, pixels; // pixels: of a tangent of 1
 out vec3 colour;
 out float rim, rimDepth;
 float depthOf(float z) { return 0.5 + 0.5 * ((far + near) - 2.0 * far * near / z) / (far - near); }
@@ -29,7 +29,8 @@ void main() {
   rimDepth = depthOf(1.01 * z);
   colour = look.rgb;
 }`;
-// A disc with a dark rim that lies a little behind it, so that only the edges of surfaces show it.
+// A disc with a dark rim that lies a little behind it, so that the rim shows only at the edges of
+// surfaces.
 const POINT_COLOURING = `#version 300 es
 precision highp float;
 in vec3 colour;
@@ -82,7 +83,7 @@ const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas");
 const gl = canvas.getContext("webgl2", { antialias: true, alpha: false });
 
-// --- Where the viewer stands ---------------------------------------------------------------
+// --- The viewer's position ---------------------------------------------------------------
 
 const view = {};
 let moved = false, picked = -1, pinned = false;
@@ -93,15 +94,15 @@ function start(look = data.oblique) {
   redraw();
 }
 
-// Half the width and height of the picture over the distance to the middle, data.slope or more.
-function slopes() {
+// Of the canvas: data.tan_half_fov, or more along its longer side.
+function tanHalfFov() {
   const aspect = canvas.clientWidth / canvas.clientHeight;
-  const x = Math.max(data.slope[0], data.slope[1] * aspect);
+  const x = Math.max(data.tan_half_fov[0], data.tan_half_fov[1] * aspect);
   return [x, x / aspect];
 }
 
 function fittingDistance(look) {
-  return Math.max(look.extent[0] / data.slope[0], look.extent[1] / data.slope[1]) / MARGIN;
+  return Math.max(look.extent[0] / data.tan_half_fov[0], look.extent[1] / data.tan_half_fov[1]) / MARGIN;
 }
 
 // Rows: the viewer's right, down and away in the world.
@@ -115,10 +116,10 @@ function viewFromWorld() {
 function dot(a, b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 function minus(a, b) { return a.map((value, i) => value - b[i]); }
 
-// Place on the canvas in CSS pixels, and depth, of a point of the world.
+// Position on the canvas in CSS pixels, and depth, of a point of the world.
 function see(point, rows) {
   const p = rows.map((row) => dot(row, minus(point, view.target)));
-  const depth = p[2] + view.distance, [x, y] = slopes();
+  const depth = p[2] + view.distance, [x, y] = tanHalfFov();
   return [
     (canvas.clientWidth / 2) * (1 + p[0] / depth / x),
     (canvas.clientHeight / 2) * (1 + p[1] / depth / y),
@@ -132,7 +133,7 @@ function turn(dx, dy) {
 }
 
 function shift(dx, dy) {
-  const scale = (2 * slopes()[0] * view.distance) / canvas.clientWidth, rows = viewFromWorld();
+  const scale = (2 * tanHalfFov()[0] * view.distance) / canvas.clientWidth, rows = viewFromWorld();
   view.target = view.target.map((t, i) => t - scale * (dx * rows[0][i] + dy * rows[1][i]));
 }
 
@@ -203,7 +204,7 @@ function pointsArray() {
   return array;
 }
 
-// Lines of all cameras, as (start, end, camera), relative to the target that the page starts with.
+// Lines of all cameras, as (start, end, camera), relative to the page's first target.
 function cameraLines() {
   const lines = [];
   data.cameras.forEach((camera, index) => {
@@ -226,7 +227,7 @@ function linesArray() {
   return array;
 }
 
-// After data.cameras has changed; everything else stays on the graphics card.
+// Call after changing data.cameras; the points stay in graphics memory.
 function changeCameras() {
   gl.bindBuffer(gl.ARRAY_BUFFER, linesBuffer);
   gl.bufferData(gl.ARRAY_BUFFER, cameraLines(), gl.STATIC_DRAW);
@@ -245,7 +246,7 @@ function prepare() {
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     gl.viewport(0, 0, width, height);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-    const [x, y] = slopes(), distance_ = view.distance;
+    const [x, y] = tanHalfFov(), distance_ = view.distance;
     const common = {
       viewFromWorld: viewFromWorld().flat(), focal: [1 / x, 1 / y], distance_,
       near: NEAR * distance_, far: FAR * distance_,
@@ -311,10 +312,10 @@ function pick(index) {
 
 // --- Pointers and keys ---------------------------------------------------------------------
 
-const pointers = new Map(); // those that are down: id -> place
+const pointers = new Map(); // those that are down: id -> position
 let travelled = 0; // by a pointer since it went down; a click does not travel
 
-function place(event) {
+function position(event) {
   const box = canvas.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
 }
@@ -326,12 +327,12 @@ function middleAndGap() {
 
 function down(event) {
   canvas.setPointerCapture(event.pointerId);
-  pointers.set(event.pointerId, place(event));
+  pointers.set(event.pointerId, position(event));
   if (pointers.size === 1) travelled = 0;
 }
 
 function move(event) {
-  const [x, y] = place(event), before = pointers.get(event.pointerId);
+  const [x, y] = position(event), before = pointers.get(event.pointerId);
   if (!before) {
     if (!pinned && event.pointerType === "mouse") pick(cameraAt(x, y));
     return;
@@ -355,7 +356,7 @@ function move(event) {
 
 function up(event) {
   if (!pointers.delete(event.pointerId) || event.type === "pointercancel" || travelled > 6) return;
-  pick(cameraAt(...place(event)));
+  pick(cameraAt(...position(event)));
   pinned = picked >= 0;
 }
 
@@ -400,7 +401,7 @@ function listen() {
     if (pinned) byId("viewer").scrollIntoView({ behavior: "smooth", block: "nearest" });
   });
   new ResizeObserver(() => (moved ? redraw() : start())).observe(canvas);
-  // A page that is left for another map gives its memory back at once, unless it may be shown again.
+  // Free the graphics memory when the page is left, unless the browser may show it again.
   addEventListener("pagehide", ({ persisted }) => {
     if (!persisted) gl.getExtension("WEBGL_lose_context")?.loseContext();
   });

@@ -1,4 +1,4 @@
-// A photo placed in the map: beside the photo of the map that it is most alike, and in 3D.
+// A photo localized in the map: beside the map photo with the most inliers, and in 3D.
 
 import * as api from "./api.js";
 import { Slot } from "./slot.js";
@@ -10,10 +10,10 @@ const VERDICTS = {
   lost: "Not found in the map",
 };
 
-// A pose that too few keypoints agree with says nothing, and is not shown.
-function found(answer) { return answer.cam_from_world && answer.verdict !== "lost"; }
+// Poses of lost photos are not shown.
+function isShown(answer) { return answer.cam_from_world && answer.verdict !== "lost"; }
 
-export class PlaceView {
+export class LocalizeView {
   constructor(section, limits) {
     this.limits = limits;
     this.result = section.querySelector(".result");
@@ -22,34 +22,34 @@ export class PlaceView {
     const [query, partner] = [...section.querySelectorAll(".slot")].map((figure) => new Slot(figure, limits));
     Object.assign(this, { query, partner, slots: [query, partner] });
     this.stage = new Stage(section.querySelector(".stage"), this.slots);
-    query.addEventListener("change", () => this.#place());
+    query.addEventListener("change", () => this.#localize());
     this.frame.addEventListener("load", () => this.#sendCamera());
     const { name, photos, points } = limits.map;
     this.result.textContent = `The map “${name}” has ${photos.toLocaleString("en")} photos and `
-      + `${points.toLocaleString("en")} points. Choose a photo of its place.`;
+      + `${points.toLocaleString("en")} points. Choose a photo of the same scene.`;
   }
 
-  // The map is drawn when it is first looked at.
+  // Loads the map when this view is first opened.
   open() {
     if (!this.frame.src) this.frame.src = "/map";
   }
 
-  async #place() {
-    this.placing?.abort();
+  async #localize() {
+    this.request?.abort();
     const { query } = this;
     if (!query.key) return;
-    const placing = this.placing = new AbortController();
+    const request = this.request = new AbortController();
     this.stage.clear();
     if (this.partner.size) this.partner.clear();
     this.facts.replaceChildren();
     this.#camera(null);
     this.result.className = "result";
-    this.result.textContent = "Looking for its place; this takes some seconds.";
+    this.result.textContent = "Localizing the photo; this takes some seconds.";
     const done = query.busy("comparing with the map");
     try {
-      const answer = await api.place(query.key, placing.signal);
+      const answer = await api.localize(query.key, request.signal);
       this.retried = false;
-      await this.#show(answer, placing.signal);
+      await this.#show(answer, request.signal);
     } catch (error) {
       if (error.name !== "AbortError") this.#failed(error);
     } finally {
@@ -59,7 +59,7 @@ export class PlaceView {
 
   async #show(answer, stopped) {
     const verdict = Object.assign(document.createElement("strong"), { textContent: VERDICTS[answer.verdict] });
-    const reason = answer.reason || `${answer.inliers.toLocaleString("en")} keypoints agree with one pose`;
+    const reason = answer.reason || `${answer.inliers.toLocaleString("en")} keypoints agree with the pose`;
     this.result.className = `result ${answer.verdict}`;
     this.result.replaceChildren(verdict, ` ${reason}`);
     this.query.say(`${answer.keypoints.toLocaleString("en")} keypoints`);
@@ -71,7 +71,7 @@ export class PlaceView {
     if (stopped.aborted) return;
     if (!this.partner.image.naturalWidth) {
       this.partner.image.hidden = true;
-      return this.partner.say("is not where it was when the map was made");
+      return this.partner.say("is missing: its file has moved since the map was made");
     }
     this.partner.say(`${partner.inliers.toLocaleString("en")} matches`);
     this.stage.show({
@@ -82,11 +82,11 @@ export class PlaceView {
 
   #list(answer) {
     const facts = [];
-    if (found(answer)) {
+    if (isShown(answer)) {
       const { camera } = answer, focal = camera.params[0];
       facts.push(["Position", answer.position.map((v) => v.toPrecision(4)).join(", ")
-        + ` ± ${answer.position_deviation.toPrecision(2)} in the map’s unit`]);
-      facts.push(["Rotation", `good to ${answer.rotation_deviation_deg.toFixed(2)}°`]);
+        + ` ± ${answer.position_deviation.toPrecision(2)} in the map’s units`]);
+      facts.push(["Rotation", `± ${answer.rotation_deviation_deg.toFixed(2)}°`]);
       facts.push(["Focal length", `${focal.toFixed(0)} px, ${camera.known ? "from the photo’s EXIF data" : "estimated"}`]);
     }
     this.facts.replaceChildren(...facts.map(([name, text]) => {
@@ -97,13 +97,13 @@ export class PlaceView {
     }));
   }
 
-  // Draw the photo's camera in the map, or none.
+  // Draws the photo's camera in the map; none without a pose.
   #camera(answer) {
-    this.camera = answer && found(answer) && answer.shape ? { shape: answer.shape, points: answer.inliers } : null;
+    this.camera = answer && isShown(answer) && answer.shape ? { shape: answer.shape, points: answer.inliers } : null;
     this.#sendCamera();
   }
 
-  // The map asks for it again when it is loaded.
+  // Called again when the map has loaded.
   #sendCamera() {
     if (this.frame.src) this.frame.contentWindow.postMessage(this.camera ?? null, location.origin);
   }
@@ -115,7 +115,7 @@ export class PlaceView {
       return;
     }
     const again = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
-    again.addEventListener("click", () => this.#place());
+    again.addEventListener("click", () => this.#localize());
     this.result.className = "result error";
     this.result.replaceChildren(`${error.message} `, again);
   }

@@ -1,4 +1,4 @@
-"""A map on the page, and photos placed in it."""
+"""A map on the page, and photos localized in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
 from d2net.serving.photos import SentPhoto
-from d2net.serving.places import ShownMap, _as_file
+from d2net.serving.shown_map import ShownMap, _as_file
 
 from ..mapping.made import SIZE, PreparedNetwork, camera, seen
 from ..mapping.test_reconstruct import map_of_truth
@@ -43,8 +43,8 @@ def query(shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_photo_is_placed_beside_the_one_it_is_most_alike(root: Path) -> None:
-    answer = shown(root / "map").place(SentPhoto.read("query.png", query(0)))
+def test_a_photo_is_localized_beside_the_best_matching_one(root: Path) -> None:
+    answer = shown(root / "map").localize(SentPhoto.read("query.png", query(0)))
     json.dumps(answer, allow_nan=False)
     assert answer["verdict"] == "localized"
     np.testing.assert_allclose(answer["position"], QUERY.inverse().translation, atol=0.05)
@@ -59,8 +59,8 @@ def test_a_photo_is_placed_beside_the_one_it_is_most_alike(root: Path) -> None:
     np.testing.assert_allclose(ahead[:2] / ahead[2], 0, atol=1e-2)
 
 
-def test_a_photo_of_another_place_is_lost_and_has_no_camera(root: Path) -> None:
-    answer = shown(root / "map").place(SentPhoto.read("query.png", query(1)))
+def test_a_photo_of_another_scene_is_lost_and_has_no_camera(root: Path) -> None:
+    answer = shown(root / "map").localize(SentPhoto.read("query.png", query(1)))
     assert answer["verdict"] == "lost"
     assert answer["reason"]
 
@@ -85,12 +85,12 @@ def test_the_map_is_asked_for_over_http(root: Path, tmp_path: Path) -> None:
     with serving(make_tiny_model(), shown(tmp_path / "moved" / "map")) as served:
         assert served.ask("/api/about").json["map"]["photos"] == 6
         key = served.sent(query(0))
-        assert served.ask(f"/api/photos/{key}/place").json["verdict"] == "localized"
+        assert served.ask(f"/api/photos/{key}/localize").json["verdict"] == "localized"
         page = served.ask("/map").content.decode()
         assert "photo05.png" in page
         picture = served.ask("/api/map/picture?name=photo01.png")
         assert picture.headers["content-type"] == "image/jpeg"
         gone = served.ask("/api/map/picture?name=photo02.png")
-        assert (gone.status, "any more" in gone.json["error"]) == (422, True)
+        assert (gone.status, "missing" in gone.json["error"]) == (422, True)
         for name in ("private.png", "../map/map.json", ""):
             assert served.ask(f"/api/map/picture?name={name}").status == 404

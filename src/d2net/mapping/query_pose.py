@@ -1,0 +1,185 @@
+"""The pose of a query photo from its matches with photos of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2net.features import Features, Matches
+from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+
+if TYPE_CHECKING:
+    import pycolmap
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_MIN_SHARED_POINTS = 10  # two photos of a map that see this many common points are covisible
+_CACHED_PHOTOS = 2000  # photos of a map whose 3D points stay in memory, about 100 KB each
+
+
+def keypoint_points(reconstruction: pycolmap.Reconstruction) -> Callable[[str], Array]:
+    """A function from a photo's name to the 3D points of its keypoints (N x 3, NaN where unknown)."""
+    images = {image.name: image for image in reconstruction.images.values()}
+
+    @lru_cache(maxsize=_CACHED_PHOTOS)
+    def points_of(name: str) -> Array:
+        keypoints = images[name].points2D
+        found = np.full((len(keypoints), 3), np.nan)
+        for row, keypoint in enumerate(keypoints):
+            if keypoint.has_point3D():
+                found[row] = reconstruction.points3D[keypoint.point3D_id].xyz
+        return found
+
+    return points_of
+
+
+def observed_points(reconstruction: pycolmap.Reconstruction) -> Callable[[str], frozenset[int]]:
+    """A function from a photo's name to the ids of the 3D points that it observes."""
+    images = {image.name: image for image in reconstruction.images.values()}
+
+    @cache
+    def observed(name: str) -> frozenset[int]:
+        return frozenset(p.point3D_id for p in images[name].get_observation_points2D())
+
+    return observed
+
+
+@dataclass(frozen=True, eq=False)
+class Correspondences:
+    """2D-3D correspondences of a query's keypoints; a keypoint may have several.
+
+    Attributes:
+        rows: N, row of the query's keypoint.
+        points: N x 3, 3D point in the map's frame.
+        photos: N, index of the map photo that the correspondence comes from, among those matched.
+        map_rows: N, row of the matched keypoint in that photo.
+    """
+
+    rows: Rows
+    points: Array
+    photos: Rows
+    map_rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, keep: NDArray[Any]) -> Correspondences:
+        return Correspondences(
+            self.rows[keep], self.points[keep], self.photos[keep], self.map_rows[keep]
+        )
+
+    @classmethod
+    def from_matches(cls, matched: Iterable[tuple[Matches, Array]]) -> Correspondences:
+        """Correspondences from matches with photos of a map.
+
+        Several photos may match one keypoint to the same 3D point. This counts once.
+
+        Args:
+            matched: for each map photo, the query's matches with it and the 3D points of its
+                keypoints (N x 3, NaN where unknown).
+        """
+        rows, points = [np.empty((0, 3), np.int64)], [np.empty((0, 3))]
+        for photo, (matches, known) in enumerate(matched):
+            indices = matches.indices.cpu().numpy()
+            matched_points = known[indices[:, 1]]
+            usable = np.isfinite(matched_points).all(axis=1)
+            rows.append(np.insert(indices[usable], 1, photo, axis=1))
+            points.append(matched_points[usable])
+        query_row, photos, map_row = np.concatenate(rows).T
+        every = cls(query_row, np.concatenate(points), photos, map_row)
+        distinct = np.column_stack([every.rows, every.points])
+        _, first = np.unique(distinct, axis=0, return_index=True)
+        return every[np.sort(first)]
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPose:
+    """A query's correspondences with a map, and the pose that they agree on.
+
+    Attributes:
+        photos: names of the map photos that were matched; `correspondences.photos` indexes them.
+        correspondences: between the query's keypoints and the map's points.
+        pose: with camera, inliers and covariance; None if there is no pose.
+    """
+
+    photos: tuple[str, ...]
+    correspondences: Correspondences
+    pose: AbsolutePose | None
+
+    @property
+    def inliers(self) -> NDArray[np.bool_]:
+        """N, marks the correspondences that agree with the pose."""
+        if self.pose is None:
+            return np.zeros(len(self.correspondences), np.bool_)
+        return self.pose.inliers
+
+    @property
+    def num_inliers(self) -> int:
+        """Number of keypoints that agree with the pose."""
+        return len(np.unique(self.correspondences.rows[self.inliers]))
+
+    @property
+    def best_photo(self) -> str | None:
+        """The map photo with the most inliers; None without inliers."""
+        photos = self.correspondences.photos[self.inliers]
+        return self.photos[int(np.bincount(photos).argmax())] if len(photos) else None
+
+
+def estimate_query_pose(
+    features: Features,
+    camera: pycolmap.Camera,
+    options: AbsolutePoseOptions,
+    groups: Iterable[tuple[str, ...]],
+    match: Callable[[str], Matches],
+    points_of: Callable[[str], Array],
+) -> QueryPose:
+    """Estimate a query's pose once for each group of map photos, and keep the best by inliers.
+
+    Args:
+        features: of the query.
+        camera: of the query.
+        options: of RANSAC.
+        groups: names of covisible map photos. Photos of different parts of the scene would only
+            add outliers to each other.
+        match: matches the query with a map photo.
+        points_of: gives the 3D points of a map photo's keypoints, see `keypoint_points`.
+    """
+    best = QueryPose((), Correspondences.from_matches([]), None)
+    for photos in groups:
+        found = Correspondences.from_matches((match(name), points_of(name)) for name in photos)
+        pixels = features.keypoints.double().cpu().numpy()[found.rows]
+        pose = absolute_pose(pixels, found.points, camera, options)
+        candidate = QueryPose(photos, found, pose)
+        if not best.photos or candidate.num_inliers > best.num_inliers:
+            best = candidate
+    return best
+
+
+def covisible_groups(
+    photos: Sequence[str], observed: Callable[[str], Set[int]]
+) -> list[tuple[str, ...]]:
+    """Group map photos that observe common points (Sarlin et al., CVPR 2019, section 4).
+
+    Args:
+        photos: names, most similar to the query first.
+        observed: ids of the points that a photo observes, see `observed_points`.
+
+    Returns:
+        The connected components of the covisibility graph.
+    """
+    left, groups = list(photos), []
+    while left:
+        group = [left.pop(0)]
+        for member in group:  # grows during the iteration
+            points = observed(member)
+            joined = [n for n in left if len(points & observed(n)) >= _MIN_SHARED_POINTS]
+            group += joined
+            left = [name for name in left if name not in joined]
+        groups.append(tuple(group))
+    return groups
