@@ -36,7 +36,7 @@ def test_a_port_in_use_is_told(d2net: Run) -> None:
 def test_a_folder_that_is_no_map_is_told(d2net: Run) -> None:
     result = d2net("serve", "--port", 0, "--map", ".")
     assert result.code == 2
-    assert "is no map" in result.err
+    assert "is not a map" in result.err
 
 
 def test_a_missing_package_is_told(d2net: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,11 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
         ("/map", 404, "--map MAP"),
         ("/api/match?first={key}&second={key}&preset=corner&number=5", 409, "of both photos first"),
         ("/api/match?first={key}&second={key}&preset=deep&number=-3", 400, "from 1 to 8192"),
-        ("/api/match?first={key}&second={key}&preset=deep&number=5&threshold=nan", 400, "threshold"),
+        (
+            "/api/match?first={key}&second={key}&preset=deep&number=5&threshold=nan",
+            400,
+            "threshold",
+        ),
         ("/api/match?first={key}&preset=deep&number=5", 410, "forgotten"),
     ],
 )

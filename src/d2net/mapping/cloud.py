@@ -76,8 +76,8 @@ class Cloud:
         """N, distance of each point to its fourth neighbour; empty if there are too few points."""
         if len(self.points) < _NEIGHBOURS:
             return np.zeros(0)
-        distances, _ = cKDTree(self.points).query(self.points, _NEIGHBOURS)
-        return np.asarray(distances[:, -1])
+        distances = np.asarray(cKDTree(self.points).query(self.points, _NEIGHBOURS)[0])
+        return distances[:, -1]
 
 
 def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:

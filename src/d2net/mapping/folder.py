@@ -67,7 +67,9 @@ class MapFolder:
         found = find_photo(self.photo_folders, name)
         if found is None:
             looked = " and ".join(map(str, self.photo_folders)) or "any known folder"
-            raise InputError(f"the photo {name} of the map {self.path} is missing: it is not in {looked}")
+            raise InputError(
+                f"the photo {name} of the map {self.path} is missing: it is not in {looked}"
+            )
         return found
 
     @property

@@ -24,7 +24,7 @@ _CACHED_PHOTOS = 2000  # photos of a map whose 3D points stay in memory, about 1
 
 
 def keypoint_points(reconstruction: pycolmap.Reconstruction) -> Callable[[str], Array]:
-    """A function from a photo's name to the 3D points of its keypoints (N x 3, NaN where unknown)."""
+    """A function from a photo's name to its keypoints' 3D points (N x 3, NaN where unknown)."""
     images = {image.name: image for image in reconstruction.images.values()}
 
     @lru_cache(maxsize=_CACHED_PHOTOS)

@@ -22,6 +22,7 @@ from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pairs import Pair, read_pairs, write_pairs
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
+from d2net.mapping.cloud import read_cloud
 from d2net.mapping.diagnosis import no_map_because, unplaced
 from d2net.mapping.engine import run_mapper, verify_pairs
 from d2net.mapping.folder import MapFolder, digest
@@ -420,8 +421,9 @@ def _finish(
     say: Report,
 ) -> MapSummary:
     say("report", "", None)
+    cloud = read_cloud(models[0])
     result = summarise(
-        models[0],
+        cloud,
         {**unplaced(folder.database, models, survey.usable), **survey.failed},
         models=[model.num_reg_images() for model in models],
         seconds=folder.seconds,
@@ -432,7 +434,7 @@ def _finish(
             "features": survey.provenance,
         },
     )
-    write_report(models[0], folder.path, result, folder.photo_folders)
+    write_report(cloud, folder.path, result, folder.photo_folders)
     folder.finish([*survey.sizes, *survey.failed])
     return result
 

@@ -45,7 +45,10 @@ def make_app(model: D2Net, shown: ShownMap | None = None, names: Iterable[str] =
         names: of this machine, besides `localhost`.
     """
     site = _Site(model, shown)
-    packages = [("d2net.serving", "page"), ("d2net.mapping.picture", "templates")]
+    packages: list[str | tuple[str, str]] = [
+        ("d2net.serving", "page"),
+        ("d2net.mapping.picture", "templates"),
+    ]
     return Starlette(
         routes=[
             Route("/", site.page),

@@ -11,8 +11,9 @@ from d2net.features import Features, Matches
 from d2net.matching import match
 from d2net.matching.verification import default_threshold, verify
 from d2net.serving.photos import SentPhoto
+from d2net.settings import ExtractionOptions
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, ExtractionOptions] = {
     "both": {"detector": "both"},
     "deep": {"detector": "deep", "descriptor": "plain"},
     "corner": {"detector": "corner"},
@@ -27,7 +28,8 @@ MAX_KEYPOINTS = 8192
 def extract(model: D2Net, photo: SentPhoto, preset: str) -> Features:
     """The photo's features, best score first, extracted once."""
     if preset not in photo.features:
-        features = model.extract(photo.pixels(), **PRESETS[preset], max_keypoints=MAX_KEYPOINTS)
+        options: ExtractionOptions = {**PRESETS[preset], "max_keypoints": MAX_KEYPOINTS}
+        features = model.extract(photo.pixels(), **options)
         photo.features[preset] = best_first(features)
     return photo.features[preset]
 

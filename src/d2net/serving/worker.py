@@ -32,7 +32,9 @@ class Worker:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._free = max_waiting + 1
 
-    async def run(self, job: Callable[[], Result], is_gone: Callable[[], Awaitable[bool]]) -> Result:
+    async def run(
+        self, job: Callable[[], Result], is_gone: Callable[[], Awaitable[bool]]
+    ) -> Result:
         """Do the job in the thread as soon as it is free, and return its result.
 
         Args:

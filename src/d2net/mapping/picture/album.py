@@ -101,8 +101,8 @@ def _read_small(path: Path, photo: PosedPhoto | None) -> Pixels | None:
     """The photo, reduced and turned as its camera has it; None if it cannot be read."""
     for upright in (True, False):  # a map may be made of the photos as stored
         try:
-            pixels = _draft_jpeg(path, upright)
-            pixels = to_pixels(path, upright=upright) if pixels is None else pixels
+            draft = _draft_jpeg(path, upright)
+            pixels = to_pixels(path, upright=upright) if draft is None else draft
         except D2NetError:
             return None
         height, width = pixels.shape[:2]

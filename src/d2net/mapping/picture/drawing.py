@@ -87,7 +87,7 @@ def frustums(cloud: Cloud, half_width: float) -> Array:
     length = _CAMERA_LENGTH * half_width / (1 + len(centres) / _MANY_CAMERAS) ** 0.5
     if len(centres) > 1:  # also small beside the spacing of the cameras
         some = centres[:: -(-len(centres) // _SPACING_SAMPLES)]
-        spacing = float(np.median(cKDTree(centres).query(some, 2)[0][:, 1]))
+        spacing = float(np.median(np.asarray(cKDTree(centres).query(some, 2)[0])[:, 1]))
         length = min(max(0.8 * spacing, 0.4 * length), length)
     shapes = np.zeros((len(centres), 5, 3))
     for shape, photo in zip(shapes, cloud.photos, strict=True):
@@ -193,8 +193,8 @@ def _draw(
     overlay = image.copy()
     for frame in frames:
         _draw_frustum(overlay, frame)
-    image = cv2.addWeighted(overlay, _HIDDEN_OPACITY, image, 1 - _HIDDEN_OPACITY, 0)
-    canvas = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    blended = cv2.addWeighted(overlay, _HIDDEN_OPACITY, image, 1 - _HIDDEN_OPACITY, 0)
+    canvas = cv2.resize(blended, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     places, depth = project(cloud.centres)
     inside = (places >= 0).all(axis=1) & (places < size).all(axis=1) & (depth > 0)
     return canvas, int((~inside).sum())
