@@ -98,8 +98,8 @@ def test_a_file_that_a_dead_process_still_holds_is_waited_for(
 def test_work_that_kills_its_process_ends(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d2net.cluster._LIVES", 1)
-    with connected("auto") as cluster, pytest.raises(D2NetError, match="died 2 times over one"):
+    monkeypatch.setattr("d2net.cluster._MAX_RETRIES", 1)
+    with connected("auto") as cluster, pytest.raises(D2NetError, match="died 2 times"):
         list(cluster.run(work.die, tmp_path / "notes", [1]))
     assert (tmp_path / "notes").read_text() == "xx"
 
@@ -109,7 +109,7 @@ def test_work_that_kills_its_process_ends(
 
 def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) -> None:
     (photos / "bad.jpg").write_text("no photo")
-    told: list[int] = []
+    calls: list[int] = []
     listed = find_images([photos])
     try:
         for output, cluster in (("many.h5", "auto"), ("one.h5", None)):
@@ -118,15 +118,16 @@ def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) ->
                 listed,
                 tmp_path / output,
                 cluster=cluster,
-                report=lambda _, left: told.append(left),
+                progress=lambda stage, done, total: calls.append(done),
             )
             assert [done.name for done in summary.extracted] == sorted(NAMES)
             assert [failed.name for failed in summary.failed] == ["bad.jpg"]
             assert summary.skipped == []
     finally:
         (photos / "bad.jpg").unlink()
-    assert told[: len(listed)] == sorted(told[: len(listed)], reverse=True)
-    assert told[len(listed) - 1] == 0
+    on_cluster = calls[: calls.index(len(listed)) + 1]
+    assert on_cluster[0] == 0
+    assert on_cluster == sorted(on_cluster)
     assert_same_files(tmp_path / "many.h5", tmp_path / "one.h5")
     again = extract_folder(make_tiny_model(), listed, tmp_path / "many.h5", cluster="auto")
     assert again.skipped == sorted(NAMES)

@@ -1,11 +1,11 @@
-"""Work on many machines, by Ray (https://docs.ray.io).
+"""Work on many machines with Ray (https://docs.ray.io).
 
-Nothing of Ray is imported before a cluster is asked for. Ray starts a process for each core, sends
-it the work and what all parts of it share, and gives a part whose process or machine has died to
-another one. So the work on a part must be such that it can be begun again: files are written as
-`formats` does, and what a dead process had finished stays.
+Ray starts a process for each core, sends it the data that all parts of the work share, and then
+the parts. When a process or a machine dies, another process begins its part again. The writers of
+`d2net.io` allow that: entries that the dead process had finished are kept.
 
-Machines must see the same files under the same paths and have d2net installed.
+All machines must see the same files under the same paths and have d2net installed. Ray is imported
+only when a cluster is used.
 """
 
 from __future__ import annotations
@@ -14,31 +14,89 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from d2net.errors import D2NetError, InputError, MissingPackageError, OutputBusyError
+from d2net.io.shards import Shards
+from d2net.progress import Progress
 
+Item = TypeVar("Item")
 Shared = TypeVar("Shared")
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-_LIVES = 10
-"""How often a part is begun again after its process has died; what kills it may be in the part."""
+_MAX_RETRIES = 10
+"""How often a part is begun again after its process died. The part itself may be what kills it."""
 
-_WAIT_FOR_THE_DEAD = 60
-"""Seconds until a process that the cluster holds for dead lets go of its files."""
+_BUSY_SECONDS = 60
+"""How long the lock of a process may outlive it: Ray may notice a death before the lock is gone."""
+
+
+def run_shards(
+    address: str,
+    work: Callable[[Shared, Path, list[Item]], list[Result]],
+    shared: Shared,
+    items: Sequence[Item],
+    shards: Shards,
+    *,
+    name: Callable[[Item], str],
+    gpu: bool,
+    progress: Progress,
+    stage: str,
+) -> list[Result]:
+    """Write one output on a cluster: each part of the work writes one shard of it.
+
+    Args:
+        address: as for `connected`.
+        work: a function of a module. It writes the shard at the path and returns a result for each
+            of the shard's items. It may be called again for a shard that it has begun.
+        shared: sent once to each process.
+        items: different from each other.
+        shards: the output.
+        name: decides which shard an item belongs to.
+        gpu: start a process for each GPU instead of each core.
+        progress: called after each shard, with the number of finished items.
+        stage: for `progress`.
+
+    Returns:
+        The results in the order of `items`.
+
+    Raises:
+        MissingPackageError: Ray is not installed.
+        InputError: there is no cluster.
+        D2NetError: an error of `work`, or its process died again and again.
+    """
+    results: dict[Item, Result] = {}
+    with connected(address, gpu=gpu) as cluster, shards:
+        parts = shards.divide(items, name, cluster.count)
+        progress(stage, 0, len(items))
+        for done in cluster.run(_write_shard, (work, shared), parts):
+            results.update(done)
+            progress(stage, len(results), len(items))
+        shards.join()
+    return [results[item] for item in items]
+
+
+def _write_shard(
+    shared: tuple[Callable[[Shared, Path, list[Item]], list[Result]], Shared],
+    part: tuple[Path, list[Item]],
+) -> dict[Item, Result]:
+    work, shared_by_work = shared
+    path, items = part
+    return dict(zip(items, work(shared_by_work, path, items), strict=True))
 
 
 @contextmanager
 def connected(address: str, *, gpu: bool = False) -> Iterator[Cluster]:
-    """The cluster at an address; one that this process is connected to already is used as it is.
+    """Connect to a cluster. An existing connection of this process is used and left open.
 
     Args:
-        address: "auto" for the one that this machine is part of, or host:port of its head.
-        gpu: a process for each GPU instead of each core.
+        address: "auto" for the cluster of this machine, or host:port of its head.
+        gpu: start a process for each GPU instead of each core.
 
     Raises:
         MissingPackageError: Ray is not installed.
@@ -53,7 +111,7 @@ def connected(address: str, *, gpu: bool = False) -> Iterator[Cluster]:
 
     ours = not ray.is_initialized()
     if ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -71,14 +129,14 @@ def connected(address: str, *, gpu: bool = False) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process is connected to; see `connected`."""
+    """The cluster that this process is connected to, see `connected`."""
 
     _ray: Any
     _gpu: bool
 
     @property
     def count(self) -> int:
-        """How many processes can work at the moment."""
+        """Number of processes that can work at the same time."""
         return max(1, int(self._ray.cluster_resources().get("GPU" if self._gpu else "CPU", 0)))
 
     def run(
@@ -87,26 +145,27 @@ class Cluster:
         shared: Shared,
         parts: Iterable[Part],
     ) -> Iterator[Result]:
-        """What `work(shared, part)` returns for every part, as they are finished.
+        """Yield `work(shared, part)` for every part, in the order in which they are finished.
 
         Args:
             work: a function of a module. It may be called again for a part that it has begun.
             shared: sent once to each process, which keeps it.
-            parts: small; those that take long should come first.
+            parts: small objects; long parts should come first.
 
         Raises:
-            D2NetError: whatever `work` raises of that kind, or processes died over and over again.
+            D2NetError: an error of `work`, or its process died again and again.
         """
         ray = self._ray
         options = {"num_cpus": 1, "num_gpus": int(self._gpu), "scheduling_strategy": "SPREAD"}
-        remote = ray.remote(_work).options(max_retries=_LIVES, **options)
+        remote = ray.remote(_work).options(max_retries=_MAX_RETRIES, **options)
         reference = ray.put(shared)
         waiting = deque(parts)
         running: set[Any] = set()
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * self.count:
-                    # In a list, a reference is sent as such: each process fetches it once.
+                    # Ray resolves a bare reference for each call. In a list it stays a reference,
+                    # and each process fetches the object once.
                     running.add(remote.remote(work, [reference], waiting.popleft()))
                 (ready, *_), _ = ray.wait(list(running))
                 running.remove(ready)
@@ -124,8 +183,8 @@ class Cluster:
         except exceptions.RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise D2NetError(
-                f"a process of the cluster died {_LIVES + 1} times over one part of the work "
-                f"({reason}); what is finished is kept, and the same command goes on with it"
+                f"the process of one part of the work died {_MAX_RETRIES + 1} times ({reason}); "
+                "finished parts are kept, and the same command continues from there"
             ) from error
 
 
@@ -134,27 +193,27 @@ def _work(
     reference: list[Any],
     part: Part,
 ) -> Result:
-    """One part, in a process of the cluster."""
-    shared = _fetched(reference[0])
-    patience = time.monotonic() + _WAIT_FOR_THE_DEAD
+    """Work on one part, in a process of the cluster."""
+    shared = _fetch(reference[0])
+    deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
             return work(shared, part)
         except OutputBusyError:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
 
 
-_kept: dict[str, Any] = {}
+_fetched: dict[str, Any] = {}
 
 
-def _fetched(reference: Any) -> Any:  # noqa: ANN401 (what all parts share)
-    """What the reference stands for; the last one is kept."""
+def _fetch(reference: Any) -> Any:  # noqa: ANN401 (the type of `shared`)
+    """The object that all parts share. A process keeps the last one."""
     import ray
 
     name = reference.hex()
-    if name not in _kept:
-        _kept.clear()
-        _kept[name] = ray.get(reference)
-    return _kept[name]
+    if name not in _fetched:
+        _fetched.clear()
+        _fetched[name] = ray.get(reference)
+    return _fetched[name]

@@ -133,16 +133,16 @@ def test_a_bad_file_does_not_stop_the_others(
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:500])
     (photos / "text.jpg").write_text("no photo")
     listed = [*find_images([photos]), FoundImage(photos / "none.jpg", "none.jpg")]
-    told = []
+    calls: list[tuple[str, int, int | None]] = []
     summary = extract_folder(
-        tiny_model, listed, tmp_path / "f.h5", report=lambda *outcome: told.append(outcome)
+        tiny_model, listed, tmp_path / "f.h5", progress=lambda *call: calls.append(call)
     )
     assert {outcome.name for outcome in summary.extracted} == set(NAMES)
     assert {outcome.name for outcome in summary.failed} == {"broken.png", "text.jpg", "none.jpg"}
     for outcome in summary.failed:
         assert outcome.name in str(outcome.error)
-    assert [outcome.name for outcome, _ in told] == [photo.name for photo in listed]
-    assert [left for _, left in told] == [6, 5, 4, 3, 2, 1, 0]
+    assert calls[0] == ("extracting", 0, 7)
+    assert calls[1:] == [(f"extracting: {p.name}", i + 1, 7) for i, p in enumerate(listed)]
     with FeatureFile(tmp_path / "f.h5") as file:
         assert set(file) == set(NAMES)
 
@@ -289,18 +289,18 @@ def test_only_a_few_photos_wait_in_memory(
     photos = write_photos(tmp_path / "photos", *(f"{i:02}.png" for i in range(12)))
     waiting = []
 
-    def report(outcome: Outcome, left: int) -> None:
-        waiting.append(reader.started - (12 - left))
+    def progress(stage: str, done: int, total: int | None) -> None:
+        waiting.append(reader.started - done)
 
-    run(tiny_model, photos, tmp_path / "f.h5", report=report)
+    run(tiny_model, photos, tmp_path / "f.h5", progress=progress)
     assert 1 <= max(waiting) <= 5
 
 
 # --- Runs that are cut off -------------------------------------------------------------------
 
 
-def cut_off(outcome: Outcome, left: int) -> None:
-    if left == 1:
+def cut_off(stage: str, done: int, total: int | None) -> None:
+    if done == len(NAMES) - 1:
         raise KeyboardInterrupt
 
 
@@ -312,7 +312,7 @@ def test_a_run_that_was_stopped_goes_on(photos: Path, tmp_path: Path, format: Fo
     whole, output = tmp_path / "whole", tmp_path / "stopped"
     run(make_tiny_model(), photos, whole, format=format)
     with pytest.raises(KeyboardInterrupt):
-        run(make_tiny_model(), photos, output, format=format, report=cut_off)
+        run(make_tiny_model(), photos, output, format=format, progress=cut_off)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
     summary = run(make_tiny_model(), photos, output, format=format)
     assert summary.skipped == sorted(NAMES)[:-1]

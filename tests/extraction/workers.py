@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from d2net.extraction.folder import Format, Outcome, extract_folder
+from d2net.extraction.folder import Format, extract_folder
 from d2net.io.image_lists import find_images
 
 from ..tiny import make_tiny_model
@@ -23,8 +23,9 @@ def hold(photos: Path, output: Path | None, format: Format, ready: Connection) -
     """Extract a folder, but stop for ever after the first photo, when `ready` is told."""
     torch.set_num_threads(1)
 
-    def stop(outcome: Outcome, left: int) -> None:
-        ready.send(outcome.name)
-        time.sleep(60)
+    def stop(stage: str, done: int, total: int | None) -> None:
+        if done == 1:
+            ready.send(stage)
+            time.sleep(60)
 
-    extract_folder(make_tiny_model(), find_images([photos]), output, format=format, report=stop)
+    extract_folder(make_tiny_model(), find_images([photos]), output, format=format, progress=stop)

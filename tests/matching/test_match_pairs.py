@@ -44,9 +44,9 @@ def features(photos: dict[str, Features], tmp_path: Path) -> Path:
 
 
 def test_every_pair_is_stored(features: Path, photos: dict[str, Features], tmp_path: Path) -> None:
-    told = []
+    finished: list[int] = []
     summary = match_pairs(
-        features, PAIRS, tmp_path / "m.h5", report=lambda *outcome: told.append(outcome)
+        features, PAIRS, tmp_path / "m.h5", progress=lambda _, done, __: finished.append(done)
     )
     with MatchFile(tmp_path / "m.h5") as file:
         assert file.pairs == PAIRS
@@ -57,7 +57,7 @@ def test_every_pair_is_stored(features: Path, photos: dict[str, Features], tmp_p
             assert torch.equal(found.indices, expected.indices)
             assert torch.equal(found.similarity, expected.similarity)
     assert [(pair.first, pair.second) for pair in summary.matched] == PAIRS
-    assert told == list(zip(summary.matched, [5, 4, 3, 2, 1, 0], strict=True))
+    assert finished == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_of_verified_matches_the_inliers(
@@ -169,13 +169,13 @@ def test_photos_without_keypoints(photos: dict[str, Features], tmp_path: Path) -
 
 
 def test_a_run_that_was_stopped_goes_on(features: Path, tmp_path: Path) -> None:
-    def cut_off(outcome: PairOutcome, left: int) -> None:
-        if left == 2:
+    def cut_off(stage: str, done: int, total: int | None) -> None:
+        if done == len(PAIRS) - 2:
             raise KeyboardInterrupt
 
     match_pairs(features, PAIRS, tmp_path / "whole.h5")
     with pytest.raises(KeyboardInterrupt):
-        match_pairs(features, PAIRS, tmp_path / "m.h5", report=cut_off)
+        match_pairs(features, PAIRS, tmp_path / "m.h5", progress=cut_off)
     summary = match_pairs(features, PAIRS, tmp_path / "m.h5")
     assert summary.skipped == PAIRS[:4]
     assert [(pair.first, pair.second) for pair in summary.matched] == PAIRS[4:]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from d2net.matching.match_pairs import PairOutcome, match_pairs
+from d2net.matching.match_pairs import match_pairs
 
 Pair = tuple[str, str]
 
@@ -22,8 +22,9 @@ def hold(features: Path, pairs: list[Pair], output: Path, ready: Connection) -> 
     """Match, but stop for ever after the first pair, when `ready` is told."""
     torch.set_num_threads(1)
 
-    def stop(outcome: PairOutcome, left: int) -> None:
-        ready.send(outcome.first)
-        time.sleep(60)
+    def stop(stage: str, done: int, total: int | None) -> None:
+        if done == 1:
+            ready.send(stage)
+            time.sleep(60)
 
-    match_pairs(features, pairs, output, report=stop)
+    match_pairs(features, pairs, output, progress=stop)

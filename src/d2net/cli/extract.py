@@ -76,15 +76,9 @@ def extract(
     model = extraction.model(printing)
 
     from d2net.cli import progress
-    from d2net.extraction.folder import Outcome, extract_folder
+    from d2net.extraction.folder import extract_folder
 
-    with progress.things("extracting", printing) as advance:
-
-        def report(outcome: Outcome, left: int) -> None:
-            advance(outcome.name, left)
-            if outcome.error is not None:
-                console.error(outcome.error)
-
+    with progress.shown(printing) as report:
         summary = extract_folder(
             model,
             photos,
@@ -93,8 +87,10 @@ def extract(
             masks=masks,
             half=half,
             cluster=cluster,
-            report=report,
+            progress=report,
         )
+    for failed in summary.failed:
+        console.error(failed.error or "")
     line = f"{len(summary.extracted)} photos extracted"
     line += f", {sum(done.num_keypoints for done in summary.extracted):,} keypoints"
     if summary.skipped:

@@ -124,21 +124,17 @@ def _match_file(
 ) -> None:
     from d2net.cli import progress
     from d2net.io.pairs import read_pairs
-    from d2net.matching.match_pairs import PairOutcome, match_pairs
+    from d2net.matching.match_pairs import match_pairs
 
     wanted = read_pairs(pairs)
-    with progress.things("matching", printing) as advance:
-
-        def report(outcome: PairOutcome, left: int) -> None:
-            advance(f"{outcome.first}  {outcome.second}", left)
-
+    with progress.shown(printing) as report:
         summary = match_pairs(
             features,
             wanted,
             output,
             device=device,
             cluster=cluster,
-            report=report,
+            progress=report,
             **matching.arguments(),
         )
     line = f"{len(summary.matched)} pairs matched"

@@ -1,31 +1,36 @@
-"""Features of many photos, into one HDF5 file or into the release's files."""
+"""Features of many photos, into one HDF5 file or into the files of the 2019 release."""
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence, Set
+from collections.abc import Generator, Iterable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
-from d2net.cluster import connected
+from d2net.cluster import run_shards
 from d2net.errors import FormatError, ImageError, InputError, OutputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.io import release
 from d2net.io.atomic import locked, output_errors, replacing
 from d2net.io.h5 import FeatureFile, FeatureWriter
-from d2net.io.image_lists import FoundImage
+from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.shards import Shards
+from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 
 Format = Literal["h5", "npz", "mat"]
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
 
 _READ_AHEAD = 4
 """Photos read and reduced while the network works; each may take some 10 MB."""
@@ -33,7 +38,7 @@ _READ_AHEAD = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photo: its number of keypoints, or why it has no features."""
+    """The result for one photo: its number of keypoints, or why it has no features."""
 
     name: str
     num_keypoints: int = 0
@@ -42,12 +47,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of all photos.
+    """The results for all photos.
 
     Attributes:
-        extracted: outcomes of the photos done now.
+        extracted: outcomes of the photos that this run extracted.
         failed: outcomes of the photos that could not be read or stored.
-        skipped: names of photos that an earlier run had done, or on a cluster a process that died.
+        skipped: names of the photos that the output held before. On a cluster also photos of a
+            process that died after it had stored them.
     """
 
     extracted: list[Outcome]
@@ -57,7 +63,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done with every photo, and where the network runs."""
+    """All that is needed to extract a photo, sent once to each process of a cluster."""
 
     model: D2Net
     settings: ExtractionSettings
@@ -66,132 +72,126 @@ class _Job:
     provenance: dict[str, Any]
     device: str
 
-    def to_send(self) -> _Job:
-        """The same for another machine, which may have no such device until it is asked for."""
-        return replace(self, model=copy.deepcopy(self.model).to("cpu"))
-
 
 def extract_folder(
     model: D2Net,
-    photos: Sequence[FoundImage],
-    output: str | os.PathLike[str] | None,
+    photos: PathLike | Sequence[PathLike | FoundImage],
+    output: PathLike | None,
     *,
     format: Format = "h5",
-    masks: str | os.PathLike[str] | None = None,
+    masks: PathLike | None = None,
     half: bool = False,
     cluster: str | None = None,
-    report: Callable[[Outcome, int], None] | None = None,
+    progress: Progress = no_progress,
     **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
 ) -> Summary:
-    """Extract the features of many photos; safe to kill, and to start again.
+    """Extract the features of many photos. A run that was stopped can be started again.
 
-    Photos are read in other threads while the network works. A photo that cannot be read, or whose
-    mask cannot, is reported and does not stop the others.
+    Threads read the next photos while the network works. A photo that cannot be read, or whose
+    mask cannot be read, does not stop the others.
 
     Args:
         model: the network.
-        photos: what `image_lists.find_images` found.
-        output: the HDF5 file, or for npz and mat a folder; None writes those beside the photos.
-        format: "h5" for one file in hloc's layout, "npz" or "mat" for a file `NAME.d2-net` a photo
-            as the 2019 release writes.
-        masks: folder with a mask per photo, `NAME.png` (COLMAP's custom, as `a.jpg.png`) or NAME
-            with its extension replaced by .png; photos without one are not masked.
-        half: store descriptors in half precision (h5 only); keypoints never are.
-        cluster: the address of a Ray cluster that shares the work, "auto" for the one that this
-            machine is part of (h5 only). The output is then an index of many files in the folder
-            `OUTPUT.shards`, see `io.shards`; it reads as one file.
-        report: called after each photo, with the number of photos that are left; on a cluster for
-            many photos at once.
+        photos: a folder, a list of photos and folders, or the result of `find_images` or
+            `read_image_list`.
+        output: the HDF5 file; for npz and mat a folder, or None to write beside the photos.
+        format: "h5" for one file in hloc's layout. "npz" or "mat" for one file `NAME.d2-net` per
+            photo, as the 2019 release writes them.
+        masks: folder with one mask per photo: the mask of a.jpg is a.jpg.png (as in COLMAP) or
+            a.png. Photos without a mask are extracted whole.
+        half: store descriptors in half precision (h5 only). Keypoints stay in float32.
+        cluster: address of a Ray cluster that shares the work (h5 only), or "auto" for the cluster
+            of this machine. The output is then an index of the files in the folder
+            `OUTPUT.shards`; it reads as one file, see `io.shards`.
+        progress: called after each photo; on a cluster after each of those files.
         **settings: changes to the model's settings.
 
     Raises:
-        MissingPackageError: a cluster is asked for, and Ray is not installed.
+        MissingPackageError: `cluster` is given, and Ray is not installed.
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
-        InputError: unknown format or setting, no photos, none that can be read, no masks for them.
+        InputError: the format or a setting is unknown, there are no photos or no masks of them,
+            or no photo could be extracted.
     """
     chosen = model.chosen(**settings)
-    if not photos:
-        raise InputError("there are no photos to extract: give files, or folders that hold some")
-    masked = {} if masks is None else _find_masks(photos, Path(masks))
+    found = _find_photos(photos)
+    masks_of_photos = {} if masks is None else _find_masks(found, Path(masks))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
-    job = _Job(model, chosen, masked, half, provenance, str(model.device))
+    job = _Job(model, chosen, masks_of_photos, half, provenance, str(model.device))
     if cluster is not None:
-        return _extract_on_cluster(cluster, job, photos, output, format, report)
-    with _open_output(output, photos, format, provenance) as sink:
-        summary = _extract(job, photos, sink, report)
-        _check_some(summary)
-    return summary
+        if format != "h5":
+            raise InputError(f"a cluster writes h5, not {format!r}")
+        outcomes = _extract_on_cluster(cluster, job, found, _one_file(output), progress)
+        return _summarize(found, outcomes)
+    with _open_output(output, found, format, provenance) as sink:
+        return _summarize(found, _extract(job, found, sink, progress))
+
+
+def _find_photos(photos: PathLike | Sequence[PathLike | FoundImage]) -> list[FoundImage]:
+    given = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
+    paths = [photo for photo in given if not isinstance(photo, FoundImage)]
+    found = [photo for photo in given if isinstance(photo, FoundImage)] + find_images(paths)
+    if not found:
+        raise InputError("there are no photos to extract: give files, or folders that hold some")
+    return found
 
 
 def _extract_on_cluster(
-    address: str,
-    job: _Job,
-    photos: Sequence[FoundImage],
-    output: str | os.PathLike[str] | None,
-    format: Format,
-    report: Callable[[Outcome, int], None] | None,
-) -> Summary:
-    if format != "h5":
-        raise InputError(f"a cluster writes h5, not {format!r}")
-    index = _one_file(output).absolute()  # other machines have other current folders
+    address: str, job: _Job, photos: Sequence[FoundImage], output: Path, progress: Progress
+) -> list[Outcome | None]:
+    # Other machines have other working directories, and may have no GPU until one is requested.
     photos = [FoundImage(photo.path.absolute(), photo.name) for photo in photos]
-    job = replace(job, masks={name: path.absolute() for name, path in job.masks.items()})
-    summary = Summary([], [], [])
-    left = len(photos)
-    with (
-        connected(address, gpu=job.device != "cpu") as workers,
-        Shards(index, FeatureFile, job.provenance) as shards,
-    ):
-        parts = shards.divide(photos, lambda photo: photo.name, workers.count)
-        for part in workers.run(_extract_shard, job.to_send(), parts):
-            summary.extracted.extend(part.extracted)
-            summary.failed.extend(part.failed)
-            summary.skipped.extend(part.skipped)
-            left -= len(part.extracted) + len(part.failed) + len(part.skipped)
-            if report is not None:
-                for outcome in (*part.extracted, *part.failed):
-                    report(outcome, left)
-        if not summary.extracted and not summary.skipped:
-            shards.remove()
-        _check_some(summary)
-        shards.join()
-    place = {photo.name: i for i, photo in enumerate(photos)}
-    summary.extracted.sort(key=lambda outcome: place[outcome.name])
-    summary.failed.sort(key=lambda outcome: place[outcome.name])
-    summary.skipped.sort(key=place.__getitem__)
-    return summary
+    masks = {name: path.absolute() for name, path in job.masks.items()}
+    return run_shards(
+        address,
+        _extract_shard,
+        replace(job, model=copy.deepcopy(job.model).to("cpu"), masks=masks),
+        photos,
+        Shards(output.absolute(), FeatureFile, job.provenance),
+        name=lambda photo: photo.name,
+        gpu=job.device != "cpu",
+        progress=progress,
+        stage="extracting",
+    )
 
 
-def _extract_shard(job: _Job, shard: tuple[Path, list[FoundImage]]) -> Summary:
-    """Extract some of the photos, in a process of a cluster."""
-    path, photos = shard
+def _extract_shard(job: _Job, path: Path, photos: list[FoundImage]) -> list[Outcome | None]:
+    """Extract the photos of one shard, in a process of a cluster."""
     job.model.to(job.device)
     with FeatureWriter(path, job.provenance) as sink:
-        return _extract(job, photos, sink, None)
+        return _extract(job, photos, sink, no_progress)
 
 
 def _extract(
-    job: _Job,
-    photos: Sequence[FoundImage],
-    sink: _Sink,
-    report: Callable[[Outcome, int], None] | None,
-) -> Summary:
+    job: _Job, photos: Sequence[FoundImage], sink: _Sink, progress: Progress
+) -> list[Outcome | None]:
+    """The outcome of each photo, None for photos that the output held before."""
     done = sink.done()
-    summary = Summary([], [], [photo.name for photo in photos if photo.name in done])
     todo = [photo for photo in photos if photo.name not in done]
+    outcomes: dict[str, Outcome] = {}
+    progress("extracting", 0, len(todo))
     with closing(_read_ahead(todo, job.settings, job.masks)) as reading:
-        for left, (photo, prepared) in zip(reversed(range(len(todo))), reading, strict=True):
-            outcome = _extract_one(job, photo, prepared, sink)
-            (summary.failed if outcome.error else summary.extracted).append(outcome)
-            if report is not None:
-                report(outcome, left)
-    return summary
+        for photo, prepared in reading:
+            outcomes[photo.name] = _extract_one(job, photo, prepared, sink)
+            progress(f"extracting: {photo.name}", len(outcomes), len(todo))
+    return [outcomes.get(photo.name) for photo in photos]
 
 
-def _check_some(summary: Summary) -> None:
-    if not summary.extracted and not summary.skipped:
-        raise InputError("no photo could be extracted, so no features are written")
+def _summarize(photos: Sequence[FoundImage], outcomes: Sequence[Outcome | None]) -> Summary:
+    tried = [outcome for outcome in outcomes if outcome is not None]
+    failed = [outcome for outcome in tried if outcome.error is not None]
+    if len(failed) == len(outcomes):
+        raise InputError(
+            f"no photo could be extracted, so no features are written; the first one failed "
+            f"because: {failed[0].error}"
+        )
+    return Summary(
+        extracted=[outcome for outcome in tried if outcome.error is None],
+        failed=failed,
+        skipped=[
+            photo.name for photo, outcome in zip(photos, outcomes, strict=True) if outcome is None
+        ],
+    )
 
 
 def _extract_one(
@@ -204,7 +204,7 @@ def _extract_one(
     features = job.model.extract_prepared([ready])[0].to("cpu")
     try:
         sink.add(photo.name, features.half() if job.half else features)
-    except InputError as error:  # a name that the output cannot hold
+    except InputError as error:  # HDF5 cannot hold this name
         return Outcome(photo.name, error=str(error))
     return Outcome(photo.name, len(features))
 
@@ -212,7 +212,7 @@ def _extract_one(
 def _read_ahead(
     photos: Iterable[FoundImage], settings: ExtractionSettings, masks: dict[str, Path]
 ) -> Generator[tuple[FoundImage, Future[PreparedPhoto]], None, None]:
-    """Photos in order, each with its pixels in the making."""
+    """The photos in order, each with the future of its pixels."""
     readers = min(_READ_AHEAD, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
     waiting: deque[tuple[FoundImage, Future[PreparedPhoto]]] = deque()
@@ -229,9 +229,10 @@ def _read_ahead(
 
 
 def _find_masks(photos: Iterable[FoundImage], folder: Path) -> dict[str, Path]:
-    """The masks by the photos' names."""
+    """The mask of each photo that has one, by the photo's name."""
     if not folder.is_dir():
         raise InputError(f"there is no folder of masks {os.fspath(folder)!r}")
+    photos = list(photos)
     found = {}
     for photo in photos:
         for name in (f"{photo.name}.png", Path(photo.name).with_suffix(".png")):
@@ -243,11 +244,17 @@ def _find_masks(photos: Iterable[FoundImage], folder: Path) -> dict[str, Path]:
             f"the folder {os.fspath(folder)!r} holds no mask of any of the photos; call the mask "
             "of a.jpg a.jpg.png or a.png, in the same subfolder"
         )
+    missing = [photo.name for photo in photos if photo.name not in found]
+    if missing:
+        _log.warning(
+            "%d of %d photos have no mask in %s, such as %s; their keypoints are not masked",
+            *(len(missing), len(photos), folder, missing[0]),
+        )
     return found
 
 
 class _Sink(Protocol):
-    """Where features go."""
+    """The output of an extraction."""
 
     def done(self) -> Set[str]: ...
 
@@ -255,7 +262,7 @@ class _Sink(Protocol):
 
 
 def _open_output(
-    output: str | os.PathLike[str] | None,
+    output: PathLike | None,
     photos: Sequence[FoundImage],
     format: Format,
     provenance: dict[str, Any],
@@ -270,9 +277,9 @@ def _open_output(
     return _ReleaseFiles(folder, photos, format, {**provenance, "format": format})
 
 
-def _one_file(output: str | os.PathLike[str] | None) -> Path:
+def _one_file(output: PathLike | None) -> Path:
     if output is None:
-        raise InputError("h5 features go into one file: say which with an output path")
+        raise InputError("h5 features go into one file: give the output path")
     if Path(output).is_dir():
         raise InputError(
             f"{os.fspath(output)} is a folder; h5 features go into one file, such as "
@@ -284,8 +291,8 @@ def _one_file(output: str | os.PathLike[str] | None) -> Path:
 class _ReleaseFiles:
     """Files `NAME.d2-net`, below a folder or beside the photos.
 
-    The folder that the names are relative to remembers in `d2net.json` how its files were made, as
-    an HDF5 file does. Of photos that lie in several such folders, each one does.
+    `d2net.json` in the root folder of the names stores the settings, as an HDF5 file does, so that
+    files made with different settings are never mixed. Photos may have several root folders.
     """
 
     def __init__(
@@ -343,8 +350,8 @@ class _ReleaseFiles:
             raise FormatError(f"{record} is damaged or cannot be read: {error}") from error
         if found != self._provenance:
             raise OutputError(
-                f"the .d2-net files in {root} were made with other settings, which {record.name} "
-                "there tells; use those, delete both, or choose another output"
+                f"the .d2-net files in {root} were made with other settings (see {record.name} "
+                "there); use those settings, delete the files, or choose another output"
             )
 
 

@@ -99,18 +99,17 @@ class Shards:
         return [(self.folder / f"{i:05}-of-{count:05}.h5", part) for i, part in ordered]
 
     def join(self) -> None:
-        """Write the index of all that the shards hold, replacing an old one.
+        """Write the index of all entries, replacing an old one; no entries, no files.
 
         Raises:
             FormatError: a shard is damaged.
             OutputError: the index cannot be written.
         """
+        if not any(list(shard.entries()) for _, shard in self._opened()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
         with replacing(self.index, lock=False) as temporary:
             write_index(temporary, self.settings, self._opened())
-
-    def remove(self) -> None:
-        """Delete the shards of a run that has no result."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _opened(self) -> Iterator[tuple[str, Container]]:
         for path in self._finished():

@@ -33,6 +33,7 @@ from d2net.mapping.triangulate import triangulate
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
+from d2net.progress import Progress
 
 if TYPE_CHECKING:
     import pycolmap
@@ -214,10 +215,19 @@ def _extract(
             folder.features,
             masks=masks,
             half=True,
-            report=lambda photo, left: say("features", photo.name, left),
+            progress=_progress("features", say),
         )
     failed = {photo.name: photo.error or "" for photo in outcome.failed}
     return _survey(folder, failed, [photo.name for photo in photos])
+
+
+def _progress(stage: str, say: Report) -> Progress:
+    """Adapt a `Report` to functions that take a `Progress`."""
+
+    def progress(text: str, done: int, total: int | None) -> None:
+        say(stage, text.partition(": ")[2], None if total is None else total - done)
+
+    return progress
 
 
 def _survey(
@@ -271,7 +281,7 @@ def _match_pairs(folder: MapFolder, pairs: Sequence[Pair], say: Report) -> None:
             folder.features,
             pairs,
             folder.matches,
-            report=lambda pair, left: say("matches", f"{pair.first} {pair.second}", left),
+            progress=_progress("matches", say),
         )
 
 

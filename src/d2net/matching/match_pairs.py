@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from d2net.cluster import connected
+from d2net.cluster import run_shards
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.geometry.robust import Method, Model
 from d2net.io.h5 import FeatureFile, MatchFile, MatchWriter
 from d2net.io.shards import Shards
 from d2net.matching import match
+from d2net.progress import Progress, no_progress
 
 _PHOTOS_KEPT = 8
 """Photos whose features stay in memory: pairs usually come sorted by their first photo."""
@@ -69,7 +70,7 @@ def match_pairs(
     method: Method = "magsac",
     device: str = "cpu",
     cluster: str | None = None,
-    report: Callable[[PairOutcome, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> PairSummary:
     """Match pairs of photos; safe to kill, and to start again.
 
@@ -85,8 +86,7 @@ def match_pairs(
         method: see `matching.match`.
         device: where descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
-        report: called after each pair, with the number of pairs that are left; on a cluster for
-            many pairs at once.
+        progress: called after each pair; on a cluster after many pairs at once.
 
     Raises:
         MissingPackageError: a cluster is asked for, and Ray is not installed.
@@ -110,10 +110,15 @@ def match_pairs(
         _check_names(wanted, file)
         job = _Job(file.path, choices, device, {"features": file.settings, **choices})
         if cluster is not None:
-            return _match_on_cluster(cluster, job, wanted, Path(output), report)
-        _check_device(device)
-        with MatchWriter(os.fspath(output), job.settings) as writer:
-            return _match(job, wanted, file, writer, report)
+            outcomes = _match_on_cluster(cluster, job, wanted, Path(output), progress)
+        else:
+            _check_device(device)
+            with MatchWriter(os.fspath(output), job.settings) as writer:
+                outcomes = _match(job, wanted, file, writer, progress)
+    return PairSummary(
+        matched=[outcome for outcome in outcomes if outcome is not None],
+        skipped=[pair for pair, outcome in zip(wanted, outcomes, strict=True) if outcome is None],
+    )
 
 
 def _match_on_cluster(
@@ -121,36 +126,26 @@ def _match_on_cluster(
     job: _Job,
     wanted: Sequence[tuple[str, str]],
     output: Path,
-    report: Callable[[PairOutcome, int], None] | None,
-) -> PairSummary:
-    job = replace(job, features=job.features.absolute())  # other machines, other current folders
-    summary = PairSummary([], [])
-    left = len(wanted)
-    with (
-        connected(address, gpu=job.device != "cpu") as workers,
-        Shards(output.absolute(), MatchFile, job.settings) as shards,
-    ):
-        # The pairs of a photo go together, in either order: it is read once.
-        for part in workers.run(_match_shard, job, shards.divide(wanted, min, workers.count)):
-            summary.matched.extend(part.matched)
-            summary.skipped.extend(part.skipped)
-            left -= len(part.matched) + len(part.skipped)
-            if report is not None:
-                for outcome in part.matched:
-                    report(outcome, left)
-        shards.join()
-    place = {pair: i for i, pair in enumerate(wanted)}
-    summary.matched.sort(key=lambda outcome: place[outcome.first, outcome.second])
-    summary.skipped.sort(key=place.__getitem__)
-    return summary
+    progress: Progress,
+) -> list[PairOutcome | None]:
+    return run_shards(
+        address,
+        _match_shard,
+        replace(job, features=job.features.absolute()),  # machines differ in working directory
+        wanted,
+        Shards(output.absolute(), MatchFile, job.settings),
+        name=min,  # the pairs of a photo go together, in either order, so that it is read once
+        gpu=job.device != "cpu",
+        progress=progress,
+        stage="matching",
+    )
 
 
-def _match_shard(job: _Job, shard: tuple[Path, list[tuple[str, str]]]) -> PairSummary:
-    """Match some of the pairs, in a process of a cluster."""
-    path, pairs = shard
+def _match_shard(job: _Job, path: Path, pairs: list[tuple[str, str]]) -> list[PairOutcome | None]:
+    """Match the pairs of one shard, in a process of a cluster."""
     _check_device(job.device)
     with FeatureFile(job.features) as file, MatchWriter(path, job.settings) as writer:
-        return _match(job, pairs, file, writer, None)
+        return _match(job, pairs, file, writer, no_progress)
 
 
 def _match(
@@ -158,24 +153,25 @@ def _match(
     wanted: Sequence[tuple[str, str]],
     file: FeatureFile,
     writer: MatchWriter,
-    report: Callable[[PairOutcome, int], None] | None,
-) -> PairSummary:
+    progress: Progress,
+) -> list[PairOutcome | None]:
+    """The outcome of each pair, None for pairs that the output held before."""
+
     @lru_cache(maxsize=_PHOTOS_KEPT)
     def load(name: str) -> Features:
         return file[name].to(job.device)
 
     done = {frozenset(pair) for pair in writer.done()}
-    summary = PairSummary([], [pair for pair in wanted if frozenset(pair) in done])
     todo = [pair for pair in wanted if frozenset(pair) not in done]
-    for left, (first, second) in zip(reversed(range(len(todo))), todo, strict=True):
+    outcomes: dict[tuple[str, str], PairOutcome] = {}
+    progress("matching", 0, len(todo))
+    for first, second in todo:
         a, b = load(first), load(second)
-        found = match(a, b, **job.choices)
-        writer.add(first, second, found, len(a))
-        outcome = PairOutcome(first, second, found.num_inliers)
-        summary.matched.append(outcome)
-        if report is not None:
-            report(outcome, left)
-    return summary
+        matches = match(a, b, **job.choices)
+        writer.add(first, second, matches, len(a))
+        outcomes[first, second] = PairOutcome(first, second, matches.num_inliers)
+        progress(f"matching: {first}  {second}", len(outcomes), len(todo))
+    return [outcomes.get(pair) for pair in wanted]
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
