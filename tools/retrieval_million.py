@@ -9,7 +9,7 @@ keypoints. A place is eight of all these parts; a photo of it has six in ten of 
 place of the rest; its vector is made of their sum as the package does it. Ten photos show each
 place. `draw` tells how alike they are, to be compared with real photos, finds the nearest of 200
 photos among all by their whole vectors, and keeps all vectors projected, as the package does above
-`WHOLE_UP_TO` photos.
+`MAX_UNPROJECTED` photos.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor
 from d2net import FeatureFile
 from d2net.matching import search
 from d2net.matching.projection import Projection
-from d2net.matching.retrieval import PROJECTED, Codebook
-from d2net.matching.search import Search
+from d2net.matching.retrieval import PROJECTED_DIMENSION, Codebook
+from d2net.matching.search import VectorSearch
 
 PARTS, VIEWS, KEPT = 8, 10, 0.6
 QUERIES, NEAREST, LEARN = 200, 101, 4096
@@ -75,7 +75,7 @@ def draw(features: Path, folder: Path, count: int) -> None:
     sums = part_sums(features)
     elsewhere = 10**9  # places that are not among the photos
     learned = [photos(sums, elsewhere + i * VIEWS, 1) for i in range(LEARN)]
-    projection = Projection.learn(torch.cat(learned).numpy(), PROJECTED)
+    projection = Projection.learn(torch.cat(learned).numpy(), PROJECTED_DIMENSION)
     axes, offset = torch.from_numpy(projection.axes), torch.from_numpy(projection.offset)
     some = photos(sums, 0, 40 * VIEWS)
     cosines, place = (some @ some.T).numpy(), np.arange(len(some)) // VIEWS
@@ -86,7 +86,7 @@ def draw(features: Path, folder: Path, count: int) -> None:
     asked = np.linspace(0, count - 1, QUERIES).astype(np.int64)
     queries = torch.cat([photos(sums, int(i), 1) for i in asked])
     vectors = np.lib.format.open_memmap(
-        folder / "vectors.npy", "w+", np.float16, (count, PROJECTED)
+        folder / "vectors.npy", "w+", np.float16, (count, PROJECTED_DIMENSION)
     )
     best, where = torch.empty(QUERIES, 0), torch.empty(QUERIES, 0, dtype=torch.int64)
     for first in range(0, count, BATCH):
@@ -123,7 +123,7 @@ def measure(folder: Path) -> None:
     queries = vectors[asked].astype(np.float32)
     print(f"{len(vectors):,} photos, {vectors.nbytes / 1e9:.2f} GB; {resident():.2f} GB resident")
     print(f"recall@{K} against exact search of whole vectors:")
-    for dimension in (PROJECTED,):
+    for dimension in (PROJECTED_DIMENSION,):
         cosines = np.empty((QUERIES, len(vectors)), np.float32)
         for first in range(0, len(vectors), 50_000):
             part = vectors[first : first + 50_000, :dimension].astype(np.float32)
@@ -132,16 +132,16 @@ def measure(folder: Path) -> None:
         exact = np.argpartition(-cosines, K, axis=1)[:, : K + 1]
         print(f"| exact, {dimension} dimensions | {recall(exact, true, asked):.3f} |", flush=True)
     del cosines
-    many = Search(vectors)
+    many = VectorSearch(vectors)
     start, before = time.perf_counter(), resident()
-    index = many._some
+    index = many._approximate
     size = faiss.serialize_index(index).nbytes / 1e6
     print(f"index built in {time.perf_counter() - start:.0f} s, {size:.0f} MB")
     print(f"resident {before:.2f} GB before, {resident():.2f} GB after")
     for looked_into in (64, 256, 1024):
         faiss.extract_index_ivf(index).nprobe = looked_into
         for again in (10, 50, 100):
-            search._COMPARED_AGAIN = again
+            search._CANDIDATES = again
             start = time.perf_counter()
             found = [many.nearest(query[None], K + 1)[1][0] for query in queries]
             seconds = (time.perf_counter() - start) / QUERIES

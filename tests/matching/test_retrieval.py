@@ -56,6 +56,7 @@ def assert_same(a, b):
     assert a.names == b.names
     assert_array_equal(a.vectors, b.vectors)
     assert_array_equal(a.codebook.centres, b.codebook.centres)
+    assert a.codebook.descriptor_id == b.codebook.descriptor_id
     assert a.settings == b.settings
 
 
@@ -148,7 +149,7 @@ def test_the_same_photos_give_the_same_descriptors(photos, described):
 def test_a_file_holds_all(photos, tmp_path):
     with FeatureWriter(tmp_path / "f.h5", {"weights": "some"}) as writer:
         for name, features in photos.items():
-            writer.add(name, features)
+            writer.add(name, replace(features, descriptor_id="some plain"))
     with FeatureFile(tmp_path / "f.h5") as file:
         built = GlobalDescriptors.build(file)
     built.save(tmp_path / "g.h5")
@@ -174,8 +175,8 @@ def test_a_codebook_of_others_serves(photos):
 
 
 def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval, "WHOLE_UP_TO", len(NAMES) - 1)
-    monkeypatch.setattr(retrieval, "PROJECTED", 4)
+    monkeypatch.setattr(retrieval, "MAX_UNPROJECTED", len(NAMES) - 1)
+    monkeypatch.setattr(retrieval, "PROJECTED_DIMENSION", 4)
     found = GlobalDescriptors.build({"black.jpg": nothing(), **photos})
     assert found.vectors.shape == (len(NAMES) + 1, 4)
     lengths = np.linalg.norm(found.vectors.astype(np.float32), axis=1)
@@ -229,10 +230,15 @@ def test_identical_photos():
 
 @pytest.mark.parametrize("photos", [{}, {"black.jpg": nothing()}], ids=["none", "no features"])
 def test_nothing_to_learn_from(photos):
-    with pytest.raises(InputError, match="no local features"):
+    with pytest.raises(InputError, match="these photos have none"):
         GlobalDescriptors.build(photos)
 
 
-def test_features_of_another_network(described):
-    with pytest.raises(InputError, match="20 dimensions but the codebook has 16"):
+def test_descriptors_of_another_type_are_refused(photos, described):
+    with pytest.raises(InputError, match=r"20-D descriptors .* learned from 16-D"):
         described.query(make_features(5, dimension=20), 3)
+    plain = {name: replace(photo, descriptor_id="ots plain") for name, photo in photos.items()}
+    found = GlobalDescriptors.build(plain)
+    with pytest.raises(InputError, match=r"\(ots root\), .* learned from 16-D ones \(ots plain\)"):
+        found.query(replace(view(0, 0), descriptor_id="ots root"), 3)
+    assert found.query(view(0, 0), 3)  # of unknown type

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from d2net.matching import search
-from d2net.matching.search import Search
+from d2net.matching.search import VectorSearch
 
 DIMENSION = 64
 PLACES, VIEWS = 700, 6
@@ -25,9 +25,9 @@ def vectors():
 
 @pytest.fixture
 def many(monkeypatch):
-    monkeypatch.setattr(search, "EXACT_UP_TO", 1000)
-    monkeypatch.setattr(search, "_LISTS_LOOKED_INTO", 16)
-    monkeypatch.setattr(search, "_BYTES", 16)
+    monkeypatch.setattr(search, "MAX_EXACT", 1000)
+    monkeypatch.setattr(search, "_SEARCHED_LISTS", 16)
+    monkeypatch.setattr(search, "_CODE_BYTES", 16)
 
 
 def exactly(vectors, queries, k):
@@ -38,7 +38,7 @@ def exactly(vectors, queries, k):
 
 def test_few_vectors_are_all_compared(vectors):
     queries = vectors[::50].astype(np.float32)
-    cosines, rows = Search(vectors).nearest(queries, 10)
+    cosines, rows = VectorSearch(vectors).nearest(queries, 10)
     expected, expected_rows = exactly(vectors, queries, 10)
     assert_array_equal(rows, expected_rows)
     assert_allclose(cosines, expected, atol=1e-6)
@@ -46,7 +46,7 @@ def test_few_vectors_are_all_compared(vectors):
 
 def test_many_are_found_by_their_codes(vectors, many):
     queries = vectors[::10].astype(np.float32)
-    cosines, rows = Search(vectors).nearest(queries, VIEWS)
+    cosines, rows = VectorSearch(vectors).nearest(queries, VIEWS)
     _, expected = exactly(vectors, queries, VIEWS)
     found = [len(set(a) & set(b)) / VIEWS for a, b in zip(rows, expected, strict=True)]
     assert np.mean(found) > 0.97
@@ -59,14 +59,14 @@ def test_many_are_found_by_their_codes(vectors, many):
 
 def test_the_same_vectors_give_the_same_answers(vectors, many):
     queries = vectors[:20].astype(np.float32)
-    first, second = (Search(vectors).nearest(queries, 5) for _ in range(2))
+    first, second = (VectorSearch(vectors).nearest(queries, 5) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert_array_equal(a, b)
 
 
 def test_where_fewer_are_found_than_asked_for(vectors, many, monkeypatch):
-    monkeypatch.setattr(search, "_LISTS_LOOKED_INTO", 1)
-    cosines, rows = Search(vectors).nearest(vectors[:3].astype(np.float32), 1500)
+    monkeypatch.setattr(search, "_SEARCHED_LISTS", 1)
+    cosines, rows = VectorSearch(vectors).nearest(vectors[:3].astype(np.float32), 1500)
     assert (rows[:, 0] == range(3)).all()
     assert (rows[:, -1] == -1).all()
     assert np.isneginf(cosines[:, -1]).all()

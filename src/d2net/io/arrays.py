@@ -53,6 +53,11 @@ def floats(
     return array
 
 
+def evenly_spaced(count: int, max_count: int) -> npt.NDArray[np.int64]:
+    """At most `max_count` of the indices 0 .. count - 1, evenly spaced, the ends included."""
+    return np.linspace(0, count - 1, min(count, max_count)).astype(np.int64)
+
+
 def as_numpy(tensor: Tensor) -> Array:
     """The tensor's values on the CPU."""
     array: Array = tensor.detach().cpu().numpy()

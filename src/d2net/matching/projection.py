@@ -1,8 +1,9 @@
-"""Long vectors made short: their principal components.
+"""Projection of long vectors to their principal components.
 
 Source: Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of
-PCA and whitening", ECCV 2012. Whitened is half here: a component is divided by the root of its
-deviation. Left as they are, the few largest decide alone; EXPERIMENTS.md has the figures.
+PCA and whitening", ECCV 2012. The whitening is partial here: each component is divided by the
+square root of its standard deviation. Without whitening the few largest components dominate;
+EXPERIMENTS.md has the figures.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Takes vectors to the directions in which some others vary most.
+    """Projects D-dimensional vectors to D' dimensions.
 
     Attributes:
-        axes: D x D' float32, orthogonal columns, that of the largest variance first, longer where
-            the variance is smaller; their values are those of half precision, in which they are
-            stored.
-        offset: D' float32, the others' mean along the axes.
+        axes: D x D' float32, orthogonal columns by falling variance, scaled for the whitening.
+            Their values are rounded to half precision, in which they are stored.
+        offset: D' float32, the projected mean.
     """
 
     axes: Array
@@ -33,27 +33,28 @@ class Projection:
 
     @classmethod
     def learn(cls, vectors: Array, dimension: int) -> Projection:
-        """The principal components of some vectors.
+        """The principal components of some vectors; the same vectors give the same projection.
 
         Args:
-            vectors: N x D; the same give the same components.
-            dimension: how many components, fewer where the vectors vary in fewer directions.
+            vectors: N x D.
+            dimension: number of components; there are fewer if the vectors vary in fewer
+                directions.
         """
         mean = vectors.mean(axis=0)
         centred = vectors - mean
-        # N is smaller than D: the N x N products have the same variances.
+        # N is smaller than D, and the N x N products have the same variances.
         variances, rows = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-        strongest = variances.argsort()[::-1][:dimension]
-        strongest = strongest[variances[strongest] > 1e-6 * variances.max(initial=0)]
-        relative = variances[strongest] / variances.max(initial=0)
-        scaled = rows[:, strongest] / np.sqrt(variances[strongest]) / relative**0.25
+        largest = variances.argsort()[::-1][:dimension]
+        largest = largest[variances[largest] > 1e-6 * variances.max(initial=0)]
+        relative = variances[largest] / variances.max(initial=0)
+        scaled = rows[:, largest] / np.sqrt(variances[largest]) / relative**0.25
         axes = (centred.T @ scaled.astype(np.float32)).astype(np.float16).astype(np.float32)
         return cls(axes, mean @ axes)
 
     def __call__(self, vector: Array) -> Array:
-        """D' float32 of unit length; zero for zero."""
+        """The projected vector, D' float32 of unit length; zero for a zero vector."""
         if not vector.any():
             return np.zeros_like(self.offset)
-        short = vector @ self.axes - self.offset
-        unit: Array = short / max(float(np.linalg.norm(short)), _TINY)
+        projected = vector @ self.axes - self.offset
+        unit: Array = projected / max(float(np.linalg.norm(projected)), _TINY)
         return unit
