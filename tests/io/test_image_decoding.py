@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from d2net.errors import ImageError, InputError
 from d2net.io.images import read_image
 
-GRAF = Path(__file__).parent / "data" / "graf1.jpg"
+GRAF = Path(__file__).parent.parent / "data" / "graf1.jpg"
 ORIENTATION = 0x0112
 
 
@@ -283,12 +283,12 @@ def test_64_bit_float_tiff(tmp_path, deep):
 def test_float_tiff_without_meaning_is_refused(tmp_path, bad):
     samples = np.full((4, 5), 0.5, np.float32)
     samples[1, 2] = bad
-    with pytest.raises(ImageError, match=r"photo\.bin.*holds (NaN|values from)"):
+    with pytest.raises(ImageError, match=r"photo\.bin.*has (NaN|values from)"):
         read_bytes(tmp_path, tiff_bytes(samples))
 
 
 def test_signed_tiff_with_negative_values_is_refused(tmp_path):
-    with pytest.raises(ImageError, match="holds values from -5 to 7"):
+    with pytest.raises(ImageError, match="has values from -5 to 7"):
         read_bytes(tmp_path, tiff_bytes(np.array([[-5, 7]], np.int16)))
 
 

@@ -21,9 +21,9 @@ from d2net.io.images import (
     to_pixels,
 )
 
-from .release_outputs import released
+from ..release_outputs import released
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 ORIENTATION = 0x0112
 
 
@@ -146,14 +146,14 @@ def test_pixels_can_be_given_to_torch(rgb, tmp_path):
         (np.zeros((5, 6, 3), object), "object"),
         (np.full((5, 6), np.nan), "NaN"),
         (np.full((5, 6), np.inf), "infinite"),
-        (np.full((5, 6), 128.0), "divide by 255"),
+        (np.full((5, 6), 128.0), "by 255"),
         (np.full((5, 6), -0.1), "from -0.1 to -0.1"),
         (torch.zeros(5, 6, 3), "3 x H x W"),
         (torch.zeros(2, 3, 5, 6), "batch dimension of one"),
         (torch.zeros(5, 6), "3 x H x W"),
         (torch.zeros(3, 0, 6), "at least one pixel"),
         (torch.zeros(3, 5, 6, dtype=torch.int64), "int64"),
-        (torch.full((3, 5, 6), 255.0), "divide by 255"),
+        (torch.full((3, 5, 6), 255.0), "by 255"),
         (torch.full((3, 5, 6), torch.nan), "NaN"),
         (None, "not NoneType"),
         (b"a.jpg", "not bytes"),

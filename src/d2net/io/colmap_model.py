@@ -43,7 +43,7 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
 
     if not is_model(folder):
         raise InputError(
-            f"{folder} contains no COLMAP model: expected cameras, images and points3D as .txt or "
+            f"{folder} holds no COLMAP model: expected cameras, images and points3D as .txt or "
             ".bin files"
         )
     check_model_files(folder)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from d2net.io.decoder_state import quiet_pillow
+from d2net.io.image_decoding import quiet_pillow
 from d2net.io.image_lists import FoundImage
 
 _GPS = 0x8825

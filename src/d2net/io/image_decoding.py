@@ -1,7 +1,7 @@
-"""From the file of a photo to its samples: pillow, and OpenCV where pillow would drop bits.
+"""From a photo's file to its samples: pillow, and OpenCV where pillow would drop bits.
 
-`d2net.io.images` is the public face. Samples are as stored, H x W grey or H x W x 3 RGB, uint8,
-uint16, int32 or float; alpha is dropped here.
+`d2net.io.images` is the public interface. Samples are as stored in the file: H x W grey or
+H x W x 3 RGB; uint8, uint16, int32 or float. Alpha is dropped here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -22,75 +26,73 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from d2net.errors import ImageError, InputError
 from d2net.geometry.coordinates import Size
-from d2net.io.decoder_state import MAX_PIXELS, large_photos, quiet_opencv, quiet_pillow
 
 Samples = npt.NDArray[Any]
 Result = TypeVar("Result", bound=np.generic)
+Source = str | os.PathLike[str] | io.BytesIO | Image.Image
 
-# Only what cameras and scanners write; pillow's other readers would run Ghostscript, for example.
+MAX_PIXELS = 1_000_000_000
+"""Largest photo that is read. A header that claims more is probably damaged or hostile."""
+
+# Formats of cameras and scanners. Others of pillow's readers would run Ghostscript, for example.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+# TIFF tags.
 _SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 262, 274
 _SAMPLES_PER_PIXEL, _PLANAR, _DNG_VERSION = 277, 284, 50706
 
 
 class UnreadableError(Exception):
-    """Why samples cannot be used, without the name of the photo; `decode` adds it."""
+    """Why samples cannot be used, without the name of the photo, which `decode` adds."""
 
 
 def decode(
-    source: str | os.PathLike[str] | io.BytesIO | Image.Image,
+    source: Source,
     convert: Callable[[Samples], npt.NDArray[Result]],
     *,
     upright: bool,
     max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[Result]:
-    """Read a photo, apply `convert` to its samples, and turn the result.
+    """Read a photo, apply `convert` to its samples, and turn the result upright.
 
     Args:
-        source: a file on the disk or in memory, or a pillow image, whose current frame is taken.
-        convert: pointwise in the samples; may raise `UnreadableError`.
-        upright: apply the EXIF orientation, otherwise give the stored orientation.
-        max_pixels: files with more are refused before memory is taken for them.
+        source: a file on the disk or in memory, or the current frame of a pillow image.
+        convert: works on each sample separately; may raise `UnreadableError`.
+        upright: apply the EXIF orientation; False gives the stored orientation.
+        max_pixels: larger files are refused before memory is allocated for them.
 
     Returns:
-        What `convert` gave, contiguous and writable.
+        The result of `convert`, contiguous and writable.
 
     Raises:
-        ImageError: whatever is wrong with the photo, in one sentence that names it.
-        InputError: `source` is of another type.
+        ImageError: the photo cannot be read; the message names it and says why.
+        InputError: `source` has another type.
     """
     if not isinstance(source, (str, os.PathLike, io.BytesIO, Image.Image)):
         raise InputError(
             f"an image must be given as a path or a pillow image, not {type(source).__name__}"
         )
-    name = _name(source)
     try:
         with quiet_pillow:
-            try:
-                decoded = _decode(source, max_pixels)
-            except Image.DecompressionBombError:
-                with large_photos:
-                    decoded = _decode(source, max_pixels)
-        orientation = decoded.turn(upright)
-        return np.require(_turned(convert(decoded.samples), orientation), requirements=["C", "W"])
+            decoded = _decode(source, max_pixels)
+        converted = convert(decoded.samples)
+        return np.require(_turned(converted, decoded.turn(upright)), requirements=["C", "W"])
     except UnreadableError as error:
-        raise ImageError(f"cannot read {name}: {error}") from None
+        reason, cause = str(error), None
     except UnidentifiedImageError:
-        raise ImageError(
-            f"cannot read {name}: it is not a JPEG, PNG, TIFF, WebP, PPM, PGM, BMP or GIF photo"
-        ) from None
+        reason, cause = "it is not a JPEG, PNG, TIFF, WebP, PPM, PGM, BMP or GIF photo", None
     except Image.DecompressionBombError:
-        raise ImageError(f"cannot read {name}: {_too_large(max_pixels)}") from None
+        reason, cause = _too_large(max_pixels), None
     except MemoryError:
-        raise ImageError(f"cannot read {name}: there is not enough memory for it") from None
+        reason, cause = "there is not enough memory for it", None
     except Exception as error:  # pillow's readers let nearly every kind of exception through
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"cannot read {name}: the file is damaged ({reason})") from error
+        detail = " ".join(str(error).split()) or type(error).__name__
+        reason, cause = f"the file is damaged ({detail})", error
+    raise ImageError(f"cannot read {_name(source)}: {reason}") from cause
 
 
-def _name(source: str | os.PathLike[str] | io.BytesIO | Image.Image) -> str:
+def _name(source: Source) -> str:
     if isinstance(source, Image.Image):
         return "the pillow image"
     return "the photo" if isinstance(source, io.BytesIO) else repr(os.fspath(source))
@@ -101,14 +103,14 @@ def _name(source: str | os.PathLike[str] | io.BytesIO | Image.Image) -> str:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Samples with the EXIF orientation of the file, and whether it has been applied already."""
+    """Samples, the EXIF orientation of the file, and whether it has been applied to them."""
 
     samples: Samples
     orientation: int
     is_upright: bool = False
 
     def turn(self, upright: bool) -> int:
-        """The orientation that is still to be applied (1: nothing to do)."""
+        """The orientation that remains to be applied; 1 if none does."""
         if upright == self.is_upright:
             return 1
         return self.orientation if upright else {6: 8, 8: 6}.get(self.orientation, self.orientation)
@@ -132,7 +134,7 @@ def _valid_orientation(value: object) -> int:
 def _exif_orientation(image: Image.Image) -> int:
     try:
         return _valid_orientation(image.getexif().get(_ORIENTATION))
-    except Exception:  # damaged EXIF says nothing; the photo itself may be whole
+    except Exception:  # damaged EXIF data; the photo itself may be whole
         return 1
 
 
@@ -143,7 +145,7 @@ def _too_large(max_pixels: int) -> str:
     return f"it has more than {max_pixels // 1_000_000:,} megapixels; cut it into parts first"
 
 
-def _decode(source: str | os.PathLike[str] | io.BytesIO | Image.Image, max_pixels: int) -> _Decoded:
+def _decode(source: Source, max_pixels: int) -> _Decoded:
     if isinstance(source, Image.Image):
         return _decode_pillow(source)
     with _open_file(source) as file:
@@ -161,14 +163,14 @@ def _decode(source: str | os.PathLike[str] | io.BytesIO | Image.Image, max_pixel
             return _Decoded(_ppm_samples(file, image), orientation=1)
         decoded = _decode_pillow(image)
         if image.format == "PNG" and header[24] == 16 and image.mode in ("RGB", "RGBA"):
-            # Several channels of 16 bits, of which pillow keeps 8; OpenCV ignores the EXIF.
+            # pillow keeps 8 of the 16 bits of colours; OpenCV keeps all but ignores EXIF.
             return _Decoded(_opencv_samples(file), decoded.orientation)
         return decoded
 
 
 def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
     if isinstance(source, io.BytesIO):
-        return io.BytesIO(source.getvalue())  # so that the given one stays open
+        return io.BytesIO(source.getvalue())  # the caller's object stays open
     path = Path(source)
     try:
         if path.is_dir():
@@ -185,32 +187,32 @@ def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
 
 
 def _check_size(size: Size, file: BinaryIO, max_pixels: int) -> None:
-    """Stop before memory is taken for what a damaged or hostile header claims."""
-    pixels = size[0] * size[1]
-    if pixels > max_pixels:
+    """Stop before memory is allocated for the claim of a damaged or hostile header."""
+    num_pixels = size[0] * size[1]
+    if num_pixels > max_pixels:
         raise UnreadableError(_too_large(max_pixels))
-    place = file.tell()
-    length = file.seek(0, io.SEEK_END)
-    file.seek(place)
-    if pixels > max(100_000_000, 20_000 * length):  # not even an empty page packs that well
+    position = file.tell()
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(position)
+    if num_pixels > max(100_000_000, 20_000 * num_bytes):  # even an empty page takes more bytes
         raise UnreadableError(
-            f"the file is damaged ({size[0]} x {size[1]} pixels cannot be in {length} bytes)"
+            f"the file is damaged ({size[0]} x {size[1]} pixels cannot be in {num_bytes} bytes)"
         )
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:
-    # Pillow turns a TIFF upright while loading it, and then forgets the tag. (In a PNG the tag may
-    # come after the image, so the others are asked only once they are loaded.)
-    stated = _exif_orientation(image) if image.format == "TIFF" else 1
+    # Pillow turns a TIFF upright while loading it, and then forgets the tag. In a PNG the tag may
+    # come after the pixels, so it is read once they are loaded.
+    orientation = _exif_orientation(image) if image.format == "TIFF" else 1
     image.load()
-    left = _exif_orientation(image)
-    if left == 1:
-        return _Decoded(_pillow_samples(image), stated, is_upright=True)
-    return _Decoded(_pillow_samples(image), left)
+    remaining = _exif_orientation(image)
+    if remaining == 1:
+        return _Decoded(_pillow_samples(image), orientation, is_upright=True)
+    return _Decoded(_pillow_samples(image), remaining)
 
 
 def _pillow_samples(image: Image.Image) -> Samples:
-    """Grey or RGB samples of any mode; colours under transparent pixels stay as they are."""
+    """Grey or RGB samples of any mode; colours under transparent pixels are kept."""
     mode = image.mode
     if mode in ("RGB", "I", "F") or mode.startswith("I;16"):
         return np.array(image)
@@ -229,11 +231,11 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
     bits, photometric = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
     needs_opencv = False
     if tags.get(_SAMPLES_PER_PIXEL, 1) > 1 and bits > 8:
-        if tags.get(_PLANAR, 1) == 2:  # pillow and OpenCV both mix the planes up
+        if tags.get(_PLANAR, 1) == 2:  # pillow and OpenCV both confuse the planes
             raise UnreadableError(
-                f"it holds {bits}-bit colours in separate planes; save it with interleaved channels"
+                f"it has {bits}-bit colours in separate planes; save it with interleaved channels"
             )
-        needs_opencv = photometric in (0, 1, 2)  # grey or RGB; OpenCV knows no others
+        needs_opencv = photometric in (0, 1, 2)  # grey or RGB; OpenCV reads no others
     try:
         image = None if needs_opencv else Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:  # 64-bit floats, for example
@@ -246,7 +248,7 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
     if samples.dtype == np.uint16:
         if bits == 12:
             samples = samples << 4 | samples >> 8
-        if photometric == 0:  # white is zero, which pillow minds in 8 bits only
+        if photometric == 0:  # white is zero; pillow takes care of it in 8 bits only
             samples = 65535 - samples
     return _Decoded(samples, decoded.orientation, decoded.is_upright)
 
@@ -264,9 +266,9 @@ def _tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
 
 
 def _ppm_samples(file: BinaryIO, image: ImageFile) -> Samples:
-    """Binary PPM or PGM of an odd maximum value: slow in pillow, which keeps 8 bits of colours."""
+    """Binary PPM or PGM of any maximum value; pillow is slow at it and keeps 8 bits of colours."""
     start, arguments = image.tile[0][2:4]
-    maximum = int(arguments[1])  # type: ignore[index]  # of pillow's decoder: (mode, maximum)
+    maximum = int(arguments[1])  # type: ignore[index]  # pillow's decoder has (mode, maximum)
     stored, full = (np.dtype(">u2"), 65535) if maximum > 255 else (np.dtype("u1"), 255)
     shape = (image.height, image.width) + ((3,) if image.mode == "RGB" else ())
     file.seek(start)
@@ -288,3 +290,69 @@ def _opencv_samples(file: BinaryIO) -> Samples:
     if samples is None:
         raise UnreadableError("the file is damaged or of a kind that cannot be decoded")
     return samples if samples.ndim == 2 else samples[:, :, 2::-1]  # BGR or BGRA
+
+
+# --- Process-wide settings of pillow and OpenCV ----------------------------------------------
+
+
+class _Shared:
+    """A process-wide setting that the first thread in the block changes and the last one restores.
+
+    If each thread saved and restored it on its own, they would restore in the wrong order.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager[None]]) -> None:
+        self._change = change
+        self._lock = threading.Lock()
+        self._num_users = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_users == 0:
+                self._active = self._change()
+                self._active.__enter__()
+            self._num_users += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._active.__exit__(None, None, None)
+
+
+@contextmanager
+def _pillow_settings() -> Iterator[None]:
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # pillow refuses photos above twice this number
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _opencv_settings() -> Iterator[None]:
+    import cv2
+
+    log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these functions in cv2 itself
+    level = log.getLogLevel()
+    log.setLogLevel(0)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)
+
+
+quiet_pillow = _Shared(_pillow_settings)
+"""No warnings about unusual metadata, which do not matter for features; photos up to
+`MAX_PIXELS`, where pillow's own limit is 179 megapixels."""
+
+quiet_opencv = _Shared(_opencv_settings)
+"""OpenCV prints unknown TIFF tags, such as map coordinates, to standard error."""

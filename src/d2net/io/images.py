@@ -1,7 +1,7 @@
-"""Photos: read them, resize them, and read the masks that go with them.
+"""Read photos and masks, and resize photos.
 
-Inside the package a photo is its *pixels*: H x W x 3 RGB, uint8, or float32 in 0..255 where the
-source has more than 8 bits per channel, so that no precision is lost.
+Inside the package a photo is an array of *pixels*: H x W x 3 RGB, uint8. Sources with more than
+8 bits per channel give float32 in 0..255, so that no precision is lost.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from PIL import Image
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
-from d2net.io.decoder_state import MAX_PIXELS
-from d2net.io.image_decoding import Samples, UnreadableError, decode
+from d2net.io.image_decoding import MAX_PIXELS, Samples, UnreadableError, decode
 
 Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]
 """H x W x 3 RGB, uint8 or float32 in 0..255."""
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
-"""What the package takes as a photo; `to_pixels` says in which shapes and types."""
+"""A photo in any form that `to_pixels` accepts."""
 
 MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
-"""What the package takes as a mask; `read_mask` says in which shapes."""
+"""A mask in any form that `read_mask` accepts."""
 
 _FLOAT_SLACK = 1e-3  # resampling overshoots [0, 1] a little
 
@@ -39,47 +38,46 @@ def read_image(
     upright: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Read a photo: JPEG, PNG, PPM, PGM, TIFF, WebP, BMP or GIF; of several frames the first.
+    """Read a photo: JPEG, PNG, PPM, PGM, TIFF, WebP, BMP or GIF; the first frame if it has several.
 
-    Grey becomes three equal channels; palette, CMYK, YCbCr and LAB become RGB; embedded colour
-    profiles are not applied. Alpha is dropped and the colours below it are kept: blending with a
-    made-up background would draw edges that the camera never saw (bar keypoints with a mask).
-    65535 of 16-bit samples becomes 255.0. Floating-point samples are 0..1 if none is larger, else
-    0..255 if none is larger, else 0..65535.
+    Grey becomes three equal channels; palette, CMYK, YCbCr and LAB become RGB. Embedded colour
+    profiles are not applied. Alpha is dropped and the colours below it are kept, because blending
+    with an invented background would draw edges that the camera never saw (use a mask to exclude
+    keypoints). 16-bit samples are divided by 257. Floating-point samples are taken as 0..1 if none
+    is larger, else as 0..255 if none is larger, else as 0..65535.
 
     Args:
-        source: a file, on the disk or in memory, or a pillow image (its current frame). Pillow
-            holds 16-bit RGB as 8 bits, and a TIFF that it has loaded is upright already: give the
-            file instead.
-        upright: turn the photo as its EXIF orientation says; False keeps the stored orientation.
-        max_pixels: files with more are refused before memory is taken for them.
+        source: a file on the disk or in memory, or the current frame of a pillow image. Prefer
+            files: pillow reduces 16-bit RGB to 8 bits, and turns a TIFF upright when it loads it.
+        upright: apply the EXIF orientation; False keeps the stored orientation.
+        max_pixels: larger files are refused before memory is allocated for them.
 
     Returns:
         Pixels, contiguous and writable.
 
     Raises:
-        ImageError: the file is missing, unreadable, damaged, of another kind, or has more than
-            `max_pixels` (a gigapixel).
+        ImageError: the file is missing, unreadable, damaged, not a photo, or has more than
+            `max_pixels` pixels (by default a gigapixel).
     """
     return decode(source, _pixels_from_samples, upright=upright, max_pixels=max_pixels)
 
 
 def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
-    """Pixels of a photo in any form that `ImageLike` allows.
+    """Pixels of a photo that is given as a file, an array or a tensor.
 
     Args:
         image: a path or pillow image (see `read_image`); an array H x W or H x W x 1, 3 or 4 in
             RGB order, of bool, uint8, uint16 or float in [0, 1]; or a tensor 1 x H x W or
             3 x H x W, with or without a batch dimension of one, of uint8 or float in [0, 1].
-            Floats may leave [0, 1] by 1e-3 and are clipped.
-        upright: as for `read_image`; without effect on arrays and tensors.
+            Floats may exceed [0, 1] by 1e-3 and are clipped.
+        upright: as for `read_image`; has no effect on arrays and tensors.
 
     Returns:
-        Pixels, contiguous and writable; the memory of `image` where it already is that.
+        Pixels, contiguous and writable. An array that is so already is returned without a copy.
 
     Raises:
         ImageError: a file cannot be read.
-        InputError: any other type, shape or range of values.
+        InputError: the image has another type, shape or range of values.
     """
     if isinstance(image, torch.Tensor):
         return _pixels_from_array(_channels_last(image))
@@ -103,15 +101,15 @@ def read_mask(
     *,
     upright: bool = True,
 ) -> npt.NDArray[np.bool_]:
-    """Where keypoints are allowed.
+    """Read a mask that says where keypoints are allowed.
 
-    A pixel is allowed where any colour channel is not zero; alpha does not count. Save masks
-    without loss: JPEG puts small values beside every edge, and these are not zero.
+    Keypoints are allowed where any colour channel is not zero; alpha is ignored. Save masks in a
+    lossless format: JPEG puts small values beside every edge, and these are not zero.
 
     Args:
-        mask: an image file, a pillow image, or an array H x W or H x W x C (C of 2 and 4: the
-            last channel is alpha).
-        size: (width, height) of the photo as it is used, after turning it upright if asked for.
+        mask: an image file, a pillow image, or an array H x W or H x W x C. With 2 or 4 channels,
+            the last one is alpha.
+        size: (width, height) of the photo, after it was turned upright if `upright` is set.
         upright: as for `read_image`.
 
     Returns:
@@ -119,7 +117,7 @@ def read_mask(
 
     Raises:
         ImageError: the file cannot be read.
-        InputError: the mask is of another type, or has another size than the photo.
+        InputError: the mask has another type, or another size than the photo.
     """
     if isinstance(mask, np.ndarray):
         if mask.ndim not in (2, 3):
@@ -141,7 +139,7 @@ def read_mask(
 def limited_size(size: Size, max_edge: int | None, max_sum_edges: int | None) -> Size:
     """The size to which a photo is reduced before extraction.
 
-    Both limits are met by one factor, never above 1, so that the photo is resampled once.
+    One factor of at most 1 meets both limits, so that the photo is resampled only once.
 
     Args:
         size: (width, height) in pixels.
@@ -160,17 +158,17 @@ def limited_size(size: Size, max_edge: int | None, max_sum_edges: int | None) ->
 
 
 def resize(pixels: Pixels, size: Size) -> Pixels:
-    """Resample to `size` (width, height): bilinear, anti-aliased, borders map to borders.
+    """Resample to `size` (width, height): bilinear, with anti-aliasing.
 
-    Pixels move as `geometry.coordinates.resize` says. The input itself comes back if it already
-    has that size.
+    Positions change as in `geometry.coordinates.resize`: borders map to borders. Pixels that have
+    this size already are returned without a copy.
     """
     height, width = pixels.shape[:2]
     if (width, height) == tuple(size):
         return pixels
     if pixels.dtype == np.uint8:
         return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    resized = np.empty((size[1], size[0], 3), np.float32)  # pillow: one float channel at a time
+    resized = np.empty((size[1], size[0], 3), np.float32)  # pillow resizes single float channels
     for channel in range(3):
         plane = Image.fromarray(np.ascontiguousarray(pixels[:, :, channel]))
         resized[:, :, channel] = np.asarray(plane.resize(size, Image.Resampling.BILINEAR))
@@ -180,11 +178,11 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
 def resize_like_release(
     pixels: Pixels, max_edge: int | None, max_sum_edges: int | None
 ) -> npt.NDArray[Any]:
-    """The size limits as the 2019 release applies them, for parity.
+    """Apply the size limits exactly as the 2019 release does.
 
-    One limit after the other, each with a size rounded down, by `imresize` of SciPy 1.1: 8-bit
-    bilinear, and whatever is not uint8 is first stretched to 0..255. The release turns its first
-    result to float, so that the second resize stretches the contrast.
+    The release applies one limit after the other with `imresize` of SciPy 1.1, which rounds sizes
+    down, resamples 8 bits bilinearly, and first stretches anything but uint8 to 0..255. The first
+    result is converted to float, so the second resize stretches the contrast.
 
     Args:
         pixels: the photo.
@@ -192,7 +190,7 @@ def resize_like_release(
         max_sum_edges: limit of width + height in pixels; None for no limit.
 
     Returns:
-        H x W x 3 uint8, or `pixels` itself if it is within the limits.
+        H x W x 3 uint8, or `pixels` itself if they are within the limits.
     """
     resized: npt.NDArray[Any] = pixels
     height, width = resized.shape[:2]
@@ -211,7 +209,7 @@ def _imresize(image: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.uint8]
         stretched = (image.astype(np.float64) - low) * (255 / ((high - low) or 1.0))
         image = (stretched.clip(0, 255) + 0.5).astype(np.uint8)
     height, width = image.shape[:2]
-    # The release stops with an error where a side would vanish; one pixel is left here.
+    # Where a side would become empty, the release stops with an error; here it keeps one pixel.
     size = max(1, int(width * fraction)), max(1, int(height * fraction))
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
@@ -222,14 +220,14 @@ def _is_set(samples: Samples) -> npt.NDArray[np.bool_]:
 
 
 def _pixels_from_samples(samples: Samples) -> Pixels:
-    """Samples of a file to 0..255 and three channels."""
+    """Convert the samples of a file to three channels in 0..255."""
     if samples.dtype.kind == "f":
         return _three_channels(_float_pixels(samples))
     if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
         return _three_channels(_integer_pixels(samples))
-    low, high = int(samples.min()), int(samples.max())  # pillow's I: 16 bits held in 32, usually
+    low, high = int(samples.min()), int(samples.max())  # usually 16 bits in pillow's 32-bit mode
     if low < 0 or high > 65535:
-        raise UnreadableError(f"it holds values from {low} to {high}, expected 0 to 65535")
+        raise UnreadableError(f"it has values from {low} to {high}, expected 0 to 65535")
     return _three_channels(_integer_pixels(samples.astype(np.uint16)))
 
 
@@ -243,11 +241,11 @@ def _integer_pixels(samples: Samples) -> Pixels:
 
 def _float_pixels(samples: Samples) -> Pixels:
     if not np.isfinite(samples).all():
-        raise UnreadableError("it holds NaN or infinite values")
+        raise UnreadableError("it has NaN or infinite values")
     low, high = float(samples.min()), float(samples.max())
     if low < 0 or high > 65535:
         raise UnreadableError(
-            f"it holds values from {low:g} to {high:g}, expected 0 to 1, 0 to 255 or 0 to 65535"
+            f"it has values from {low:g} to {high:g}, expected 0 to 1, 0 to 255 or 0 to 65535"
         )
     pixels = samples.astype(np.float32)
     if high <= 1:
@@ -294,11 +292,11 @@ def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:
 
 def _unit_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     if not np.isfinite(array).all():
-        raise InputError("an image must not hold NaN or infinite values")
+        raise InputError("an image must not have NaN or infinite values")
     low, high = float(array.min()), float(array.max())
     if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
         raise InputError(
-            f"floating-point images must be in [0, 1], these values reach from {low:g} to "
-            f"{high:g}: divide by 255, or convert to uint8"
+            f"floating-point images must be in [0, 1], but these values range from {low:g} to "
+            f"{high:g}; divide them by 255, or convert them to uint8"
         )
     return array.astype(np.float32).clip(0, 1)

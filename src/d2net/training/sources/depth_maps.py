@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.errors import FormatError
-from d2net.io.decoder_state import quiet_opencv
+from d2net.io.image_decoding import quiet_opencv
 
 Depth = NDArray[np.float32]
 """h x w, along the optical axis; 0 where unknown."""
