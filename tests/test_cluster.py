@@ -137,7 +137,7 @@ def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) ->
         matched = match_pairs(
             tmp_path / "many.h5", pairs, tmp_path / output, verify="homography", cluster=cluster
         )
-        assert [(done.first, done.second) for done in matched.matched] == pairs
+        assert list(matched.matched) == pairs
     with MatchFile(tmp_path / "many m.h5") as many, MatchFile(tmp_path / "one m.h5") as one:
         assert many.pairs == one.pairs == sorted(pairs)
         assert many.settings == one.settings

@@ -19,7 +19,7 @@ from d2net import match
 from d2net.errors import FormatError, InputError, OutputBusyError, OutputError
 from d2net.features import Features
 from d2net.io.h5 import FeatureWriter, MatchFile
-from d2net.matching.match_pairs import PairOutcome, match_pairs
+from d2net.matching.match_pairs import match_pairs
 
 from ..io.samples import make_features
 from ..io.workers import watched
@@ -56,7 +56,7 @@ def test_every_pair_is_stored(features: Path, photos: dict[str, Features], tmp_p
             found = file.get(first, second)
             assert torch.equal(found.indices, expected.indices)
             assert torch.equal(found.similarity, expected.similarity)
-    assert [(pair.first, pair.second) for pair in summary.matched] == PAIRS
+    assert list(summary.matched) == PAIRS
     assert finished == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -72,7 +72,7 @@ def test_of_verified_matches_the_inliers(
     )
     expected = match(a, b, verify="homography")
     assert 0 < expected.num_inliers < len(expected)
-    assert summary.matched == [PairOutcome("graf1", "graf3", expected.num_inliers)]
+    assert summary.matched == {("graf1", "graf3"): expected.num_inliers}
     with MatchFile(tmp_path / "m.h5") as file:
         assert torch.equal(file.get("graf1", "graf3").indices, expected.verified().indices)
 
@@ -91,10 +91,32 @@ def test_rows_above_32767(tmp_path: Path) -> None:
 def test_a_pair_is_matched_once(features: Path, tmp_path: Path) -> None:
     pairs = [("a.jpg", "z.jpg"), ("z.jpg", "a.jpg"), ("a.jpg", "a.jpg"), ("a.jpg", "z.jpg")]
     summary = match_pairs(features, pairs, tmp_path / "m.h5")
-    assert [(pair.first, pair.second) for pair in summary.matched] == [("a.jpg", "z.jpg")]
+    assert list(summary.matched) == [("a.jpg", "z.jpg")]
     again = match_pairs(features, [("z.jpg", "a.jpg")], tmp_path / "m.h5")
-    assert again.matched == []
+    assert again.matched == {}
     assert again.skipped == [("z.jpg", "a.jpg")]
+
+
+def test_pairs_of_features_that_were_extracted_again_are_matched_again(
+    photos: dict[str, Features], tmp_path: Path
+) -> None:
+    def write(changed: str) -> None:
+        (tmp_path / "f.h5").unlink(missing_ok=True)
+        with FeatureWriter(tmp_path / "f.h5", {}) as writer:
+            for name, photo in photos.items():
+                new = name == changed
+                writer.add(name, photo[: 20 if new else 40], "new photo" if new else "photo")
+
+    write("")
+    match_pairs(tmp_path / "f.h5", PAIRS, tmp_path / "m.h5")
+    write("z.jpg")
+    summary = match_pairs(
+        tmp_path / "f.h5", [(second, first) for first, second in PAIRS], tmp_path / "m.h5"
+    )
+    assert [set(pair) for pair in summary.matched] == [set(p) for p in PAIRS if "z.jpg" in p]
+    with MatchFile(tmp_path / "m.h5") as file:
+        assert file.pairs == PAIRS
+        assert file.get("a.jpg", "z.jpg").indices[:, 1].max() < 20
 
 
 def test_features_of_another_program(tmp_path: Path, photos: dict[str, Features]) -> None:
@@ -105,13 +127,13 @@ def test_features_of_another_program(tmp_path: Path, photos: dict[str, Features]
             group["descriptors"] = photos[name].descriptors.numpy().T
             group["image_size"] = photos[name].image_size
     summary = match_pairs(tmp_path / "f.h5", [("a.jpg", "z.jpg")], tmp_path / "m.h5")
-    assert summary.matched[0].num_matches == len(match(photos["a.jpg"], photos["z.jpg"]))
+    assert summary.matched["a.jpg", "z.jpg"] == len(match(photos["a.jpg"], photos["z.jpg"]))
 
 
 @pytest.mark.parametrize(
     ("pairs", "arguments", "message"),
     [
-        ([("a.jpg", "b.jpg"), ("c.jpg", "z.jpg")], {}, "'b.jpg' and 1 more, which .*features.h5"),
+        ([("a.jpg", "b.jpg"), ("c.jpg", "z.jpg")], {}, "'b.jpg' and 1 more, but .*features.h5"),
         ([], {}, "no pairs"),
         ([("a.jpg", "a.jpg")], {}, "no pairs"),
         (PAIRS, {"device": "cuda:77"}, "cannot use device 'cuda:77'"),
@@ -178,7 +200,7 @@ def test_a_run_that_was_stopped_goes_on(features: Path, tmp_path: Path) -> None:
         match_pairs(features, PAIRS, tmp_path / "m.h5", progress=cut_off)
     summary = match_pairs(features, PAIRS, tmp_path / "m.h5")
     assert summary.skipped == PAIRS[:4]
-    assert [(pair.first, pair.second) for pair in summary.matched] == PAIRS[4:]
+    assert list(summary.matched) == PAIRS[4:]
     assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 

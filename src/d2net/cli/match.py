@@ -138,14 +138,14 @@ def _match_file(
             **matching.arguments(),
         )
     line = f"{len(summary.matched)} pairs matched"
-    line += f", {sum(pair.num_matches for pair in summary.matched):,} matches"
+    line += f", {sum(summary.matched.values()):,} matches"
     if summary.skipped:
         line += f"; {len(summary.skipped)} were done before"
     printing.result(
         {
             "matched": [
-                {"first": pair.first, "second": pair.second, "matches": pair.num_matches}
-                for pair in summary.matched
+                {"first": first, "second": second, "matches": count}
+                for (first, second), count in summary.matched.items()
             ],
             "skipped": summary.skipped,
             "output": str(output),

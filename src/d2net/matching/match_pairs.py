@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
@@ -16,132 +16,137 @@ from d2net.errors import InputError
 from d2net.features import Features
 from d2net.geometry.robust import Method, Model
 from d2net.io.h5 import FeatureFile, MatchFile, MatchWriter
+from d2net.io.pairs import Pair
+from d2net.io.resume import fingerprint
 from d2net.io.shards import Shards
 from d2net.matching import match
+from d2net.matching.matchers import MatcherName
 from d2net.progress import Progress, no_progress
 
-_PHOTOS_KEPT = 8
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_CACHED_PHOTOS = 8
 """Photos whose features stay in memory: pairs usually come sorted by their first photo."""
 
 
-@dataclass(frozen=True)
-class PairOutcome:
-    """How many matches one pair has, after verification if it was asked for."""
+class MatchOptions(TypedDict, total=False):
+    """The arguments of `match` that are the same for all pairs; see there for what they mean."""
 
-    first: str
-    second: str
-    num_matches: int
+    matcher: MatcherName
+    ratio: float | None
+    min_similarity: float | None
+    verify: Model | None
+    threshold: float | None
+    method: Method
+
+
+_DEFAULTS: MatchOptions = {
+    "matcher": "nearest",
+    "ratio": None,
+    "min_similarity": None,
+    "verify": None,
+    "threshold": None,
+    "method": "magsac",
+}
 
 
 @dataclass(frozen=True)
 class PairSummary:
-    """What became of all pairs.
+    """The outcome of `match_pairs`.
 
     Attributes:
-        matched: outcomes of the pairs matched now.
-        skipped: the pairs (first, second) that an earlier run had matched, or on a cluster a
-            process that died.
+        matched: number of matches of each pair that was matched now; of inliers if verified.
+        skipped: pairs that an earlier run had matched.
     """
 
-    matched: list[PairOutcome]
-    skipped: list[tuple[str, str]]
+    matched: dict[Pair, int]
+    skipped: list[Pair]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done with every pair."""
+    """The work on every pair, as it is sent to the processes of a cluster."""
 
     features: Path
-    choices: dict[str, Any]
+    options: MatchOptions
     device: str
-    settings: dict[str, Any]
-    """Of the output."""
+    settings: dict[str, Any]  # stored in the output
 
 
 def match_pairs(
     features: str | os.PathLike[str],
-    pairs: Iterable[tuple[str, str]],
+    pairs: Iterable[Pair],
     output: str | os.PathLike[str],
     *,
-    ratio: float | None = None,
-    min_similarity: float | None = None,
-    verify: Model | None = None,
-    threshold: float | None = None,
-    method: Method = "magsac",
     device: str = "cpu",
     cluster: str | None = None,
     progress: Progress = no_progress,
+    **options: Unpack[MatchOptions],
 ) -> PairSummary:
     """Match pairs of photos; safe to kill, and to start again.
 
+    A pair whose features were extracted again since it was matched is matched again.
+
     Args:
-        features: HDF5 file in hloc's layout, ours or another program's.
-        pairs: names of photos in it. A pair that occurs twice, in either order, is matched once;
-            a photo paired with itself is left out.
-        output: HDF5 file of matches in hloc's layout; of verified matches the inliers.
-        ratio: see `matching.nearest.mutual_nearest`.
-        min_similarity: see `matching.nearest.mutual_nearest`.
-        verify: see `matching.match`.
-        threshold: see `matching.match`.
-        method: see `matching.match`.
-        device: where descriptors are compared.
+        features: HDF5 file in hloc's layout, by d2net or another program.
+        pairs: names of photos in the file. A pair that occurs twice, in either order, is matched
+            once; a photo paired with itself is ignored.
+        output: HDF5 file of matches in hloc's layout. If matches are verified, it gets the inliers.
+        device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
         progress: called after each pair; on a cluster after many pairs at once.
+        options: `matcher`, `ratio`, `min_similarity`, `verify`, `threshold`, `method`; see `match`.
 
     Raises:
-        MissingPackageError: a cluster is asked for, and Ray is not installed.
-        InputError: there are no pairs, one names a photo that has no features, or the device
-            cannot be used.
-        FormatError: the features file is damaged or none.
+        MissingPackageError: a cluster is given, and Ray is not installed.
+        InputError: there are no pairs, a pair names a photo without features, an option is out of
+            range, or the device cannot be used.
+        FormatError: the features file is damaged or of another kind.
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
     """
-    wanted = _unique(pairs)
+    unique: dict[frozenset[str], Pair] = {}
+    for pair in pairs:
+        if pair[0] != pair[1]:
+            unique.setdefault(frozenset(pair), pair)
+    wanted = list(unique.values())
     if not wanted:
         raise InputError("there are no pairs of two different photos to match")
-    choices: dict[str, Any] = {
-        "ratio": ratio,
-        "min_similarity": min_similarity,
-        "verify": verify,
-        "threshold": threshold,
-        "method": method,
-    }
+    all_options: MatchOptions = {**_DEFAULTS, **options}
     with FeatureFile(os.fspath(features)) as file:
-        _check_names(wanted, file)
-        job = _Job(file.path, choices, device, {"features": file.settings, **choices})
+        missing = sorted({name for pair in wanted for name in pair if name not in file})
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"the pairs name {missing[0]!r}{more}, but {file.path} has no features of it"
+            )
+        settings = {"features": file.settings, **all_options}
+        job = _Job(file.path, all_options, device, settings)
         if cluster is not None:
-            outcomes = _match_on_cluster(cluster, job, wanted, Path(output), progress)
+            counts = run_shards(
+                cluster,
+                _match_shard,
+                replace(job, features=file.path.absolute()),  # working directories differ
+                wanted,
+                Shards(Path(output).absolute(), MatchFile, settings),
+                name=min,  # keeps the pairs of a photo together, so that it is read once
+                gpu=device != "cpu",
+                progress=progress,
+                stage="matching",
+            )
         else:
             _check_device(device)
-            with MatchWriter(os.fspath(output), job.settings) as writer:
-                outcomes = _match(job, wanted, file, writer, progress)
+            with MatchWriter(os.fspath(output), settings) as writer:
+                counts = _match(job, wanted, file, writer, progress)
+    outcomes = list(zip(wanted, counts, strict=True))
     return PairSummary(
-        matched=[outcome for outcome in outcomes if outcome is not None],
-        skipped=[pair for pair, outcome in zip(wanted, outcomes, strict=True) if outcome is None],
+        matched={pair: count for pair, count in outcomes if count is not None},
+        skipped=[pair for pair, count in outcomes if count is None],
     )
 
 
-def _match_on_cluster(
-    address: str,
-    job: _Job,
-    wanted: Sequence[tuple[str, str]],
-    output: Path,
-    progress: Progress,
-) -> list[PairOutcome | None]:
-    return run_shards(
-        address,
-        _match_shard,
-        replace(job, features=job.features.absolute()),  # machines differ in working directory
-        wanted,
-        Shards(output.absolute(), MatchFile, job.settings),
-        name=min,  # the pairs of a photo go together, in either order, so that it is read once
-        gpu=job.device != "cpu",
-        progress=progress,
-        stage="matching",
-    )
-
-
-def _match_shard(job: _Job, path: Path, pairs: list[tuple[str, str]]) -> list[PairOutcome | None]:
+def _match_shard(job: _Job, path: Path, pairs: list[Pair]) -> list[int | None]:
     """Match the pairs of one shard, in a process of a cluster."""
     _check_device(job.device)
     with FeatureFile(job.features) as file, MatchWriter(path, job.settings) as writer:
@@ -150,46 +155,37 @@ def _match_shard(job: _Job, path: Path, pairs: list[tuple[str, str]]) -> list[Pa
 
 def _match(
     job: _Job,
-    wanted: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     file: FeatureFile,
     writer: MatchWriter,
     progress: Progress,
-) -> list[PairOutcome | None]:
-    """The outcome of each pair, None for pairs that the output held before."""
+) -> list[int | None]:
+    """The number of matches of each pair, None for pairs that the output has already."""
 
-    @lru_cache(maxsize=_PHOTOS_KEPT)
+    @lru_cache(maxsize=_CACHED_PHOTOS)
     def load(name: str) -> Features:
         return file[name].to(job.device)
 
-    done = {frozenset(pair) for pair in writer.done()}
-    todo = [pair for pair in wanted if frozenset(pair) not in done]
-    outcomes: dict[tuple[str, str], PairOutcome] = {}
-    progress("matching", 0, len(todo))
-    for first, second in todo:
-        a, b = load(first), load(second)
-        matches = match(a, b, **job.choices)
-        writer.add(first, second, matches, len(a))
-        outcomes[first, second] = PairOutcome(first, second, matches.num_inliers)
-        progress(f"matching: {first}  {second}", len(outcomes), len(todo))
-    return [outcomes.get(pair) for pair in wanted]
+    @cache
+    def inputs_of(name: str) -> str:
+        return file.inputs(name)
 
-
-def _unique(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs in order, without repetitions, reversed ones and photos paired with themselves."""
-    seen: dict[frozenset[str], tuple[str, str]] = {}
+    todo = {}
     for pair in pairs:
-        if pair[0] != pair[1]:
-            seen.setdefault(frozenset(pair), pair)
-    return list(seen.values())
-
-
-def _check_names(pairs: Iterable[tuple[str, str]], file: FeatureFile) -> None:
-    missing = sorted({name for pair in pairs for name in pair if name not in file})
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"the pairs name {missing[0]!r}{more}, which {Path(file.path)} holds no features of"
-        )
+        stored = pair[::-1] if pair[::-1] in writer.done() else pair
+        both = [inputs_of(name) for name in stored]
+        inputs = fingerprint(both) if all(both) else ""
+        if not writer.is_done(*stored, inputs):
+            todo[pair] = stored, inputs
+    counts: dict[Pair, int] = {}
+    progress("matching", 0, len(todo))
+    for pair, ((first, second), inputs) in todo.items():
+        a, b = load(first), load(second)
+        matches = match(a, b, **job.options)
+        writer.add(first, second, matches, len(a), inputs)
+        counts[pair] = matches.num_inliers
+        progress(f"matching: {first}  {second}", len(counts), len(todo))
+    return [counts.get(pair) for pair in pairs]
 
 
 def _check_device(device: str) -> None:
