@@ -32,23 +32,27 @@ import json, sys
 from pathlib import Path
 import d2net
 from d2net.mapping.reconstruct import reconstruct
-from d2net.mapping.settings import MappingSettings
 
 def peak():
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
+names = {"extracting": "features", "matching": "matches", "verifying": "verification"}
 peaks, stage = {}, "features"
-def report(now, what, left):
+def progress(now, done, total):
     global stage
+    now = now.partition(":")[0]
+    now = names.get(now, now)
     if now != stage:
         peaks[stage] = peak()
         Path("/proc/self/clear_refs").write_text("5")  # the next stage has a peak of its own
         stage = now
 
 model = d2net.D2Net.from_pretrained()
-one = MappingSettings(camera_mode="single")  # as the model that came with the photos has it
-summary = reconstruct(sys.argv[1], sys.argv[2], model=model, settings=one, report=report)
+# A single camera, as in the model that came with the photos.
+summary = reconstruct(
+    sys.argv[1], sys.argv[2], model=model, camera_mode="single", progress=progress
+)
 peaks[stage] = peak()
 print(json.dumps([summary.num_registered, summary.num_points, dict(summary.seconds), peaks]))
 """

@@ -18,7 +18,7 @@ from d2net.features import Features, Matches
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.colmap_database import write_database
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
-from d2net.mapping.engine import verify_pairs
+from d2net.mapping.mapper import verify_pairs
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.matching.refine import FIT_DEVIATION
 

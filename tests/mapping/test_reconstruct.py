@@ -24,8 +24,8 @@ from d2net.io.pairs import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
-from d2net.mapping.reconstruct import extend, reconstruct
-from d2net.mapping.settings import LEAST_REPROJECTION_ERROR, MappingSettings
+from d2net.mapping.reconstruct import add_photos, reconstruct
+from d2net.mapping.settings import MIN_REPROJECTION_ERROR, MappingOptions
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
@@ -55,8 +55,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A map of photos in which the points can be seen, their keypoints moved along tracks."""
     root = tmp_path_factory.mktemp("drawn")
     photos = draw_photos(root / "photos", PLACES)
-    settings = MappingSettings(refine=True)
-    reconstruct(photos, root / "map", model=network(ROUGH), settings=settings)
+    reconstruct(photos, root / "map", model=network(ROUGH), refine=True)
     return root
 
 
@@ -107,8 +106,7 @@ def test_the_same_seed_gives_the_same_model_twice(made: Path, tmp_path: Path) ->
 
 
 def test_the_global_mapper_maps_too(made: Path, tmp_path: Path) -> None:
-    settings = MappingSettings(mapper="global")
-    reconstruct(made / "photos", tmp_path / "map", model=network(), settings=settings)
+    reconstruct(made / "photos", tmp_path / "map", model=network(), mapper="global")
     model = model_of(tmp_path / "map")
     assert model.num_reg_images() == 6
     assert errors(model)[0] < 1
@@ -126,29 +124,29 @@ def test_started_again_it_does_nothing_twice(
 
 def test_other_settings_of_the_mapping_make_the_model_anew(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
-    settings = MappingSettings(camera_model="SIMPLE_PINHOLE", camera_mode="single")
-    reconstruct(made / "photos", tmp_path / "map", model=network(), settings=settings)
+    options: MappingOptions = {"camera_model": "SIMPLE_PINHOLE", "camera_mode": "single"}
+    reconstruct(made / "photos", tmp_path / "map", model=network(), **options)
     model = model_of(tmp_path / "map")
     assert len(model.cameras) == 1
     assert next(iter(model.cameras.values())).model_name == "SIMPLE_PINHOLE"
 
 
 def _map_until_killed(
-    photos: Path, output: Path, stage: str, settings: MappingSettings | None = None, time: int = 1
+    photos: Path, output: Path, stage: str, refine: bool = False, time: int = 1
 ) -> None:
-    """Killed when a stage is told of for the first time, or a later one."""
+    """Killed at the first call of the progress in a stage, or at a later one."""
 
-    def report(now: str, what: str, left: int | None) -> None:
+    def progress(now: str, done: int, total: int | None) -> None:
         nonlocal time
-        time -= now == stage
+        time -= now.partition(":")[0] == stage
         if time == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    features = None if settings is None else ROUGH
-    reconstruct(photos, output, model=network(features), settings=settings, report=report)
+    features = ROUGH if refine else None
+    reconstruct(photos, output, model=network(features), refine=refine, progress=progress)
 
 
-@pytest.mark.parametrize("stage", ["matches", "verification", "mapping", "report"])
+@pytest.mark.parametrize("stage", ["matching", "verifying", "mapping", "writing the report"])
 def test_a_killed_run_goes_on_at_its_stage(
     made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
 ) -> None:
@@ -194,13 +192,13 @@ def test_adjusted_keypoints_are_those_of_the_map_and_features_stay(drawn: Path) 
             assert (moved.keypoints != detected.keypoints).any(dim=1).float().mean() > 0.8
     report = json.loads((drawn / "map" / "report.json").read_text())
     assert report["settings"]["refine"]
-    assert report["settings"]["reprojection_px"] == LEAST_REPROJECTION_ERROR
+    assert report["settings"]["reprojection_px"] == MIN_REPROJECTION_ERROR
     assert report["seconds"]["adjustment"] > 0
 
 
 @pytest.mark.parametrize(
     ("stage", "time"),
-    [("adjustment", 3), ("verification", 2), ("mapping", 1)],
+    [("adjusting", 3), ("verifying", 2), ("mapping", 1)],
     ids=["while measuring", "before verifying again", "while mapping"],
 )
 def test_a_killed_run_with_adjustment_goes_on(
@@ -210,14 +208,13 @@ def test_a_killed_run_with_adjustment_goes_on(
     time: int,
     processes: multiprocessing.context.ForkServerContext,
 ) -> None:
-    settings = MappingSettings(refine=True)
     process = processes.Process(
-        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", stage, settings, time)
+        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", stage, True, time)
     )
     process.start()
     process.join(120)
     assert process.exitcode == -9
-    reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), settings=settings)
+    reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), refine=True)
     for name in ("adjusted.h5", "sparse/0/images.bin", "sparse/0/points3D.bin"):
         first, second = (root / "map" / name for root in (drawn, tmp_path))
         assert first.read_bytes() == second.read_bytes()
@@ -227,10 +224,7 @@ def test_a_map_without_adjustment_after_one_with_it(drawn: Path, tmp_path: Path)
     """Each is as if it had been made alone; nothing is measured twice."""
     shutil.copytree(drawn / "map", tmp_path / "map")
     for refine in (False, True):
-        settings = MappingSettings(refine=refine)
-        reconstruct(
-            drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), settings=settings
-        )
+        reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), refine=refine)
         same = (tmp_path / "map" / "sparse/0/images.bin").read_bytes() == (
             drawn / "map" / "sparse/0/images.bin"
         ).read_bytes()
@@ -246,7 +240,7 @@ def test_known_poses_are_triangulated_from_adjusted_keypoints(drawn: Path, tmp_p
             tmp_path / f"map{refine}",
             model=network(ROUGH),
             poses=tmp_path / "poses",
-            settings=MappingSettings(refine=refine),
+            refine=refine,
         )
         for refine in (False, True)
     ]
@@ -258,9 +252,9 @@ def test_photos_are_added_to_an_adjusted_map(drawn: Path, tmp_path: Path) -> Non
     shutil.copytree(drawn / "map", tmp_path / "map")
     new = write_photos(tmp_path / "new", [6])
     both = network([*ROUGH, seen(QUERY)])
-    with pytest.raises(InputError, match="made anew"):
-        extend(tmp_path / "map", new, model=both, settings=MappingSettings(refine=True))
-    assert extend(tmp_path / "map", new, model=both).num_registered == 7
+    with pytest.raises(InputError, match="new map"):
+        add_photos(tmp_path / "map", new, model=both, refine=True)
+    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
     assert errors(model_of(tmp_path / "map"))[0] < 2
 
 
@@ -291,7 +285,7 @@ def test_a_second_place_is_a_model_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([seen(PLACES[0]), seen(PLACES[1], other=True)], "do not show one place"),
+        ([seen(PLACES[0]), seen(PLACES[1], other=True)], "do not show the same scene"),
         ([seen(PLACES[2])] * 4, "copies"),
         ([seen(camera(0, turn)) for turn in (-6, -3, 0, 3, 6)], "moves sideways"),
         ([seen(PLACES[0]), nothing()], "1 of 2 have some"),
@@ -379,7 +373,7 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     before = {i.name: i.image_id for i in model_of(tmp_path / "map").images.values()}
     new = write_photos(tmp_path / "new", [6, 7])
     both = [*(seen(place) for place in PLACES), seen(QUERY), seen(camera(-1.0, -3))]
-    summary = extend(tmp_path / "map", new, model=network(both))
+    summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 8
     model = model_of(tmp_path / "map")
     assert {i.name: i.image_id for i in model.images.values()}.items() >= before.items()
@@ -395,7 +389,7 @@ def test_what_looks_alike_is_told_anew_when_photos_of_another_place_come(
     shutil.copytree(made / "map", tmp_path / "map")
     elsewhere = [seen(place, other=True) for place in PLACES]
     both = network([*(seen(place) for place in PLACES), *elsewhere])
-    extend(tmp_path / "map", write_photos(tmp_path / "new", range(6, 12)), model=both)
+    add_photos(tmp_path / "map", write_photos(tmp_path / "new", range(6, 12)), model=both)
     with FeatureFile(tmp_path / "map" / "features.h5") as features:
         anew = GlobalDescriptors.build(features)
     kept = GlobalDescriptors.open(tmp_path / "map" / "retrieval.h5")
@@ -403,31 +397,33 @@ def test_what_looks_alike_is_told_anew_when_photos_of_another_place_come(
     assert (kept.vectors == anew.vectors).all()
 
 
-def _extend_until_killed(into: Path, photos: Path, stage: str) -> None:
-    def report(now: str, what: str, left: int | None) -> None:
-        if now == stage:
+def _add_until_killed(into: Path, photos: Path, stage: str) -> None:
+    def progress(now: str, done: int, total: int | None) -> None:
+        if now.partition(":")[0] == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    extend(
+    add_photos(
         into,
         photos,
         model=network([*(seen(place) for place in PLACES), seen(QUERY)]),
-        report=report,
+        progress=progress,
     )
 
 
-@pytest.mark.parametrize("stage", ["features", "matches", "verification", "mapping", "report"])
+@pytest.mark.parametrize(
+    "stage", ["extracting", "matching", "verifying", "mapping", "writing the report"]
+)
 def test_an_addition_that_was_killed_goes_on(
     made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
 ) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     new = write_photos(tmp_path / "new", [6])
-    process = processes.Process(target=_extend_until_killed, args=(tmp_path / "map", new, stage))
+    process = processes.Process(target=_add_until_killed, args=(tmp_path / "map", new, stage))
     process.start()
     process.join(120)
     assert process.exitcode == -9
     both = [*(seen(place) for place in PLACES), seen(QUERY)]
-    summary = extend(tmp_path / "map", new, model=network(both))
+    summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 7
 
 
@@ -436,7 +432,7 @@ def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_
     record = tmp_path / "map" / "map.json"
     record.write_text(record.read_text().replace(str(made / "photos"), str(tmp_path / "gone")))
     both = [*(seen(place) for place in PLACES), seen(QUERY)]
-    summary = extend(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network(both))
+    summary = add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network(both))
     assert summary.num_registered == 7
 
 
@@ -453,6 +449,6 @@ def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> No
 def test_nothing_new_is_told(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     with pytest.raises(InputError, match="in the map"):
-        extend(tmp_path / "map", made / "photos", model=network())
-    with pytest.raises(InputError, match="no finished map"):
-        extend(tmp_path, made / "photos", model=network())
+        add_photos(tmp_path / "map", made / "photos", model=network())
+    with pytest.raises(InputError, match="not a finished map"):
+        add_photos(tmp_path, made / "photos", model=network())

@@ -100,7 +100,7 @@ def test_what_does_not_belong_together_is_told():
     truth = true_model(rigs=False)
     keypoints, _, matches = seen(truth)
     name = sorted(keypoints)[0]
-    with pytest.raises(InputError, match=f"{name}, of which there are no keypoints"):
+    with pytest.raises(InputError, match=f"no keypoints of the model's photo {name}"):
         triangulate(truth, {n: p for n, p in keypoints.items() if n != name}, matches)
-    with pytest.raises(InputError, match=r"elsewhere\.jpg, which the model does not hold"):
+    with pytest.raises(InputError, match=r"elsewhere\.jpg, which is not in the model"):
         triangulate(truth, keypoints, [(name, "elsewhere.jpg", np.empty((0, 2), int))])

@@ -81,35 +81,35 @@ def reconstruct(
     listed = Path(pairs) if Path(pairs).is_file() else None
 
     from d2net.cli import progress
-    from d2net.mapping.reconstruct import extend
+    from d2net.mapping.reconstruct import add_photos
     from d2net.mapping.reconstruct import reconstruct as make
-    from d2net.mapping.settings import MappingSettings
+    from d2net.mapping.settings import MappingOptions
     from d2net.mapping.summary import text_lines
 
-    settings = MappingSettings(
-        mapper=mapper,
-        camera_model=camera_model,
-        camera_mode=camera_mode,
-        camera_params=params,
-        refine=refine,
-        seed=seed,
-    )
+    mapping: MappingOptions = {
+        "mapper": mapper,
+        "camera_model": camera_model,
+        "camera_mode": camera_mode,
+        "camera_params": params,
+        "refine": refine,
+        "seed": seed,
+    }
     chosen = choice.of("list" if listed else pairs, listed)
     model = extraction.model(printing)
     folder = into or output or Path("map")
-    with progress.stages(printing) as report:
+    with progress.shown(printing) as report:
         if into is not None:
-            summary = extend(into, photos, model=model, settings=settings, report=report)
+            summary = add_photos(into, photos, model=model, progress=report, **mapping)
         else:
             summary = make(
                 photos,
                 folder,
                 model=model,
                 pairs=chosen,
-                settings=settings,
                 masks=masks,
                 poses=poses,
-                report=report,
+                progress=report,
+                **mapping,
             )
     lines = [*text_lines(summary), f"{folder}: open map.html, or localize a photo in it"]
     printing.result({**summary.to_dict(), "map": str(folder)}, *lines)

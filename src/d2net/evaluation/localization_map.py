@@ -23,7 +23,7 @@ from d2net.evaluation.photos import Photos
 from d2net.geometry.cameras import check_photo_size
 from d2net.io.pairs import Pair
 from d2net.mapping.query_pose import covisible_groups, keypoint_points, observed_points
-from d2net.mapping.settings import MappingSettings, thresholds
+from d2net.mapping.settings import MappingSettings
 from d2net.mapping.triangulate import triangulate
 from d2net.matching.pairs import from_covisibility
 
@@ -57,7 +57,7 @@ def largest_error(data: LocalizationData, photos: Photos) -> float:
         return MAX_ERROR
     features = (photos.features(image.name) for image in data.model.images.values())
     sigmas = [float(found.uncertainty.median()) for found in features if len(found)]
-    return thresholds(MappingSettings(), sigmas).reprojection
+    return MappingSettings().thresholds(sigmas).reprojection
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.pairs import Pair
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
-from d2net.mapping.engine import run_mapper, verify_pairs
-from d2net.mapping.settings import MappingSettings, thresholds
+from d2net.mapping.mapper import run_mapper, verify_pairs
+from d2net.mapping.settings import MappingSettings
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 
 if TYPE_CHECKING:
@@ -228,15 +228,12 @@ def _reconstruct(
     for name in features:
         sizes[name] = features[name].image_size
         uncertainty.append(float(features[name].uncertainty.median()))
-    limits = thresholds(settings, uncertainty)
+    limits = settings.thresholds(uncertainty)
     if known_cameras:
         cameras = _true_cameras(scene, sizes)
     else:
         cameras = assign_cameras(
-            ((p.name, p.path, sizes[p.name]) for p in scene.photos if p.name in sizes),
-            settings.camera_mode,
-            settings.camera_model,
-            settings.camera_params,
+            ((p.name, p.path, sizes[p.name]) for p in scene.photos if p.name in sizes), settings
         )
 
     def make() -> pycolmap.Reconstruction | None:
@@ -249,12 +246,10 @@ def _reconstruct(
             if settings.refine:
                 after = adjust(database, features, photos.path)
                 now = [adjusted_uncertainty(features[name], after[name]) for name in features]
-                final = thresholds(settings, now)
+                final = settings.thresholds(now)
                 write_database(database, after, matched, cameras=cameras, overwrite=True)
                 verify_pairs(database, final, settings)
-            models = run_mapper(
-                database, scene.folder, Path(work), final, settings, fixed_cameras=known_cameras
-            )
+            models = run_mapper(database, Path(work), final, settings, fixed_cameras=known_cameras)
         return models[0] if models else None
 
     depends = {

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
+from d2net.geometry.coordinates import Size
 from d2net.io.arrays import as_numpy, floats
 from d2net.io.container import INPUTS, Container, NoSuchEntryError, check_name
 from d2net.io.journal import Attributes, Journal, Record
@@ -70,6 +71,23 @@ class FeatureFile(Container, Mapping[str, Features]):
         if name not in self:
             raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
         return _features(self.read_record(name), f"{self.path}, photo {name!r}")
+
+    def overview(self, name: str) -> tuple[int, Size, float]:
+        """Number of keypoints, (width, height) and typical uncertainty in pixels of one photo.
+
+        Descriptors are not read.
+
+        Raises:
+            NoSuchEntryError: the photo is not in the file.
+            FormatError: its arrays are not what the layout promises.
+        """
+        if name not in self:
+            raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
+        with self._damage(name):
+            group = self._file[name]
+            width, height = (int(edge) for edge in group["image_size"][()])
+            uncertainty = float(group["keypoints"].attrs.get("uncertainty", 1.0))
+            return len(group["keypoints"]), (width, height), uncertainty
 
     def inputs(self, name: str) -> str:
         """The fingerprint of what a photo's features were made from; empty if it is not stored."""

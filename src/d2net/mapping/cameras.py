@@ -1,30 +1,29 @@
-"""The cameras of photos before mapping: focal lengths from EXIF, and which photos share one."""
+"""Cameras of photos before mapping: focal lengths from EXIF, and which photos share a camera."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
 from d2net.io.colmap_database import guessed_camera
 from d2net.io.exif import camera_name
+from d2net.mapping.settings import CameraMode, MappingSettings
 
 if TYPE_CHECKING:
     import pycolmap
 
-CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
-
 
 def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
-    """The camera that a photo's EXIF data tell, or COLMAP's guess.
+    """A photo's camera with the focal length from EXIF, or with COLMAP's guess.
 
     Args:
-        path: the photo; None where it is no file.
-        size: (width, height) of the photo as its features were extracted, upright. COLMAP itself
-            does not turn photos.
-        model: of COLMAP.
+        path: the photo; None if it is not a file.
+        size: (width, height) of the photo as its features were extracted, which may be turned.
+            COLMAP itself does not turn photos.
+        model: COLMAP's name of the camera model.
 
     Raises:
         InputError: COLMAP has no such model.
@@ -35,48 +34,43 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
         raise InputError(
             f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"
         )
-    if path is None:
-        return guessed_camera(size, model)
-    try:
-        told = pycolmap.infer_camera_from_image(path)
-    except (RuntimeError, ValueError):  # COLMAP reads fewer kinds of files than pillow
-        return guessed_camera(size, model)
-    known = told.has_prior_focal_length and {told.width, told.height} == set(size)
-    return guessed_camera(size, model, told.mean_focal_length() if known else None)
+    focal_length = None
+    if path is not None:
+        try:
+            inferred = pycolmap.infer_camera_from_image(path)
+        except (RuntimeError, ValueError):  # COLMAP reads fewer file formats than Pillow
+            return guessed_camera(size, model)
+        if inferred.has_prior_focal_length and {inferred.width, inferred.height} == set(size):
+            focal_length = inferred.mean_focal_length()
+    return guessed_camera(size, model, focal_length)
 
 
 def assign_cameras(
-    photos: Iterable[tuple[str, Path, Size]],
-    mode: CameraMode = "auto",
-    model: str = "SIMPLE_RADIAL",
-    params: Sequence[float] | None = None,
+    photos: Iterable[tuple[str, Path, Size]], settings: MappingSettings
 ) -> dict[str, pycolmap.Camera]:
-    """A camera for each photo; photos that share one have the same object.
+    """A camera for each photo; photos that share a camera get the same object.
 
     Args:
         photos: name, file and (width, height) of each.
-        mode: "single" camera for all, "per-folder", "per-image", or "auto": photos of one size
-            whose EXIF data name the same camera, lens and focal length share it, and photos
-            without such data have each their own.
-        model: of COLMAP.
-        params: known parameters of the model, in COLMAP's order and pixels, for all photos.
+        settings: the camera model, which photos share a camera, and known parameters.
 
     Raises:
-        InputError: COLMAP has no such model, the parameters are not its, or photos that are to
-            share a camera differ in size.
+        InputError: the camera model is unknown or has another number of parameters, or photos of
+            different sizes would share a camera.
     """
     cameras: dict[str, pycolmap.Camera] = {}
-    shared: dict[tuple[object, ...], tuple[str, pycolmap.Camera]] = {}
+    shared: dict[tuple[object, ...], str] = {}
     for name, path, size in photos:
-        key = _key(name, path, size, mode)
-        first, camera = shared.get(key) or (name, _with(params, photo_camera(path, size, model)))
+        first = shared.setdefault(_key(name, path, size, settings.camera_mode), name)
+        if first == name:
+            cameras[name] = photo_camera(path, size, settings.camera_model)
+            _set_params(cameras[name], settings)
+        camera = cameras[name] = cameras[first]
         if (camera.width, camera.height) != size:
             raise InputError(
                 f"{first} ({camera.width} x {camera.height}) and {name} ({size[0]} x {size[1]}) "
                 "cannot share a camera; choose camera mode auto or per-image"
             )
-        shared.setdefault(key, (first, camera))
-        cameras[name] = camera
     return cameras
 
 
@@ -86,17 +80,18 @@ def _key(name: str, path: Path, size: Size, mode: CameraMode) -> tuple[object, .
         return ()
     if mode == "per-folder":
         return (PurePosixPath(name).parent,)
-    told = camera_name(path) if mode == "auto" else None
-    return (name,) if told is None else (told, size)
+    exif = camera_name(path) if mode == "auto" else None
+    return (name,) if exif is None else (exif, size)
 
 
-def _with(params: Sequence[float] | None, camera: pycolmap.Camera) -> pycolmap.Camera:
-    if params is not None:
-        if len(params) != len(camera.params):
-            raise InputError(
-                f"{camera.model_name} has {len(camera.params)} parameters ({camera.params_info}), "
-                f"not {len(params)}"
-            )
-        camera.params = list(params)
-        camera.has_prior_focal_length = True
-    return camera
+def _set_params(camera: pycolmap.Camera, settings: MappingSettings) -> None:
+    params = settings.camera_params
+    if params is None:
+        return
+    if len(params) != len(camera.params):
+        raise InputError(
+            f"{camera.model_name} has {len(camera.params)} parameters ({camera.params_info}), "
+            f"not {len(params)}"
+        )
+    camera.params = list(params)
+    camera.has_prior_focal_length = True

@@ -1,38 +1,37 @@
-"""A map on the disk: which file holds what, and how it came about."""
+"""The folder of a map: its files, and a record of how they were made."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from d2net.errors import FormatError, InputError
-from d2net.io.atomic import locked, new_folder, write_text
+from d2net.errors import InputError
+from d2net.io.atomic import locked, new_folder, output_errors
 from d2net.io.colmap_model import read_model
 from d2net.io.image_lists import find_photo
+from d2net.io.resume import WorkRecord
 
 if TYPE_CHECKING:
     import pycolmap
 
 
 class MapFolder:
-    """A map's files.
+    """The files of a map.
 
     Attributes:
         features: `features.h5`, hloc's layout.
-        matches: `matches.h5`, hloc's layout; before verification.
-        pairs: `pairs.txt`, the pairs that were matched.
-        retrieval: `retrieval.h5`, global descriptors to find photos that look alike.
-        adjusted: `adjusted.h5`, hloc's layout without descriptors: the keypoints as the map has
-            them, where it was made with `refine`.
+        matches: `matches.h5`, hloc's layout, before verification.
+        pairs: `pairs.txt`, the matched pairs.
+        retrieval: `retrieval.h5`, global descriptors to find similar photos.
+        adjusted: `adjusted.h5`, hloc's layout without descriptors: the map's keypoints if it was
+            made with `refine`.
         database: `database.db`, COLMAP's, verified.
-        sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the one with most photos first.
-        record: `map.json`, how the map was made, and where its photos were.
+        sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the largest first.
+        record: `map.json`, the finished stages, and the folders of the photos.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,116 +43,99 @@ class MapFolder:
         self.adjusted = path / "adjusted.h5"
         self.database = path / "database.db"
         self.sparse = path / "sparse"
-        self.record = path / "map.json"
-        self._record: dict[str, Any] = self._read_record()
+        self.record = WorkRecord(path / "map.json")
 
     @property
     def photo_folders(self) -> list[Path]:
-        """Where the photos are, as far as is known; a name is looked up in each."""
-        return [Path(folder) for folder in self._record.get("photos", [])]
+        """Folders in which a photo's name is looked up."""
+        return [Path(folder) for folder in self.record.values.get("photos", [])]
 
     def add_photo_folder(self, folder: Path) -> None:
-        """Remember another folder of photos."""
-        known: list[str] = self._record.setdefault("photos", [])
-        if str(folder.resolve()) not in known:
-            known.append(str(folder.resolve()))
+        """Add a folder of photos."""
+        folders: list[str] = self.record.values.setdefault("photos", [])
+        if str(folder.resolve()) not in folders:
+            folders.append(str(folder.resolve()))
 
     def photo(self, name: str) -> Path:
         """The file of a photo.
 
         Raises:
-            InputError: it is where it was no more.
+            InputError: the file is missing.
         """
-        found = find_photo(self.photo_folders, name)
-        if found is None:
-            looked = " and ".join(map(str, self.photo_folders)) or "any known folder"
+        path = find_photo(self.photo_folders, name)
+        if path is None:
+            folders = " or ".join(map(str, self.photo_folders)) or "any known folder"
             raise InputError(
-                f"the photo {name} of the map {self.path} is missing: it is not in {looked}"
+                f"the photo {name} of the map {self.path} is missing: it is not in {folders}"
             )
-        return found
+        return path
 
     @property
     def finished(self) -> frozenset[str]:
-        """The photos that the map was finished with, in it or not."""
-        return frozenset(self._record.get("finished", ()))
+        """The photos of the finished map, registered or not."""
+        return frozenset(self.record.values.get("finished", ()))
 
     def finish(self, names: Iterable[str]) -> None:
-        """The map is finished with these photos."""
-        self._record["finished"] = sorted(names)
-        self.save_record()
+        """Record that the map of these photos is finished."""
+        self.record.values["finished"] = sorted(names)
+        self.record.save()
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each stage took, over all runs."""
-        seconds: dict[str, float] = self._record.setdefault("seconds", {})
+        """Duration of each stage, over all runs."""
+        seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
         return seconds
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the time of a block for a stage."""
+        """Add the duration of the block to a stage."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
-    def is_done(self, stage: str, key: str) -> bool:
-        """Whether a stage was finished from the input that `key` stands for."""
-        return bool(self._record.get("done", {}).get(stage) == key)
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder in the map's folder, removed at the end, or at the next use after a kill.
 
-    def note(self, stage: str, key: str) -> None:
-        """A stage is finished: after a kill, the next run starts behind it."""
-        self._record.setdefault("done", {})[stage] = key
-        self.save_record()
-
-    def save_record(self) -> None:
-        """Write `map.json`."""
-        write_text(self.record, json.dumps(self._record, indent=2) + "\n")
+        The caller holds the map's lock.
+        """
+        path = self.path / "mapper.tmp"
+        shutil.rmtree(path, ignore_errors=True)
+        with output_errors(path):
+            path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def read_reconstructions(self) -> list[pycolmap.Reconstruction]:
-        """The models, the one with most photos first.
+        """All models, the largest first.
 
         Raises:
-            InputError: there is none yet.
             FormatError: one is damaged.
         """
         folders = sorted(self.sparse.iterdir(), key=lambda path: int(path.name))
         return [read_model(folder) for folder in folders]
 
     def read_reconstruction(self) -> pycolmap.Reconstruction:
-        """The model with most photos.
+        """The largest model.
 
         Raises:
-            InputError: this is no map, or one that is not finished.
+            InputError: the folder holds no finished map.
             FormatError: the model is damaged.
         """
         if not (self.sparse / "0").is_dir():
             raise InputError(
-                f"{self.path} is no finished map: it has no {self.sparse.name}/0; make one with "
-                "d2net reconstruct PHOTOS --output MAP"
+                f"{self.path} is not a finished map: {self.sparse.name}/0 is missing; make a map "
+                "with d2net reconstruct PHOTOS --output MAP"
             )
         return read_model(self.sparse / "0")
 
-    def save_models(self, models: Sequence[pycolmap.Reconstruction]) -> None:
-        """Replace the models; a kill leaves the old ones, none or the new ones, never a part."""
+    def save_reconstructions(self, models: Sequence[pycolmap.Reconstruction]) -> None:
+        """Replace the models. A kill leaves the old ones, none or the new ones."""
         with locked(self.sparse):
             shutil.rmtree(self.sparse, ignore_errors=True)
             with new_folder(self.sparse, lock=False) as sparse:
                 for number, model in enumerate(models):
                     (sparse / str(number)).mkdir()
                     model.write_binary(sparse / str(number))
-
-    def _read_record(self) -> dict[str, Any]:
-        if not self.record.exists():
-            return {}
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatError(
-                f"{self.record} is damaged ({error}); delete it to make the map anew from its "
-                "features and matches"
-            ) from error
-        return record if isinstance(record, dict) else {}
-
-
-def digest(value: object) -> str:
-    """Stands for anything that JSON holds."""
-    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,12 +1,10 @@
-"""From a folder of photos to a map, in stages that survive a kill."""
+"""From a folder of photos to a map, in stages that a kill does not lose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from d2net.errors import InputError, MappingError
@@ -20,26 +18,30 @@ from d2net.io.colmap_model import find_model, read_model
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pairs import Pair, read_pairs, write_pairs
+from d2net.io.resume import fingerprint
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.cloud import read_cloud
-from d2net.mapping.diagnosis import no_map_because, unplaced
-from d2net.mapping.engine import run_mapper, verify_pairs
-from d2net.mapping.folder import MapFolder, digest
+from d2net.mapping.diagnosis import why_no_map, why_unregistered
+from d2net.mapping.folder import MapFolder
+from d2net.mapping.mapper import run_mapper, verify_pairs
 from d2net.mapping.report import write_report
-from d2net.mapping.settings import MappingSettings, Thresholds, thresholds
+from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise
 from d2net.mapping.triangulate import triangulate
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
-from d2net.progress import Progress
+from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pycolmap
+    from typing_extensions import Unpack
 
-Report = Callable[[str, str, int | None], None]
-"""Called with the stage, what was just done, and how much is left (None where nobody knows)."""
+    from d2net.mapping.settings import MappingOptions
+
+_NUM_MATCHED = 20
+"""Most similar photos of a map that each added photo is matched with."""
 
 
 def reconstruct(
@@ -48,145 +50,98 @@ def reconstruct(
     *,
     model: D2Net | None = None,
     pairs: PairChoice | None = None,
-    settings: MappingSettings | None = None,
     masks: Path | None = None,
     poses: Path | None = None,
-    report: Report | None = None,
+    progress: Progress = no_progress,
+    **options: Unpack[MappingOptions],
 ) -> MapSummary:
-    """Make a map from a folder of photos; safe to kill, and to start again.
+    """Make a map from a folder of photos.
 
-    Started again, it goes on at the stage it was in. With other photos, pairs or settings of the
-    mapping, the stages that depend on them are done anew; with other settings of the extraction it
-    is an error.
+    A run that was stopped continues at its stage when it is started again. With other photos, pairs
+    or mapping options, the stages that depend on them are repeated. With other extraction settings
+    it is an error.
 
     Args:
         photos: the folder.
-        output: the map's folder, made if need be; see `MapFolder` for what is in it, beside
-            `report.json`, `map.png` and `map.html`.
-        model: extracts features; the default weights if None.
-        pairs: how pairs are chosen.
-        settings: of the mapping.
+        output: the map's folder. `MapFolder` lists its files, beside `report.json`, `map.png` and
+            `map.html`.
+        model: extracts features; None for the default weights.
+        pairs: how pairs are selected; None for all pairs of few photos, and retrieval for many.
         masks: see `extract_folder`.
-        poses: folder of a COLMAP model with cameras and poses of the photos. They stay as they are,
-            and points are triangulated: the way the localization benchmarks build their maps.
-        report: called as the work goes on.
+        poses: folder of a COLMAP model with cameras and poses of the photos. They are kept, and
+            points are triangulated, as the localization benchmarks build their maps.
+        progress: called as the work goes on.
+        **options: fields of `MappingSettings`.
 
     Raises:
-        MappingError: no map can be made of these photos; it says why.
-        InputError: there are fewer than two photos, or arguments do not go together.
-        OutputError: the output cannot be written, or holds features made with other settings.
+        MappingError: no map can be made of these photos; the message says why.
+        InputError: there are fewer than two photos, or an option is wrong.
+        OutputError: the output cannot be written, or holds features of other settings.
     """
-    found = _photos(Path(photos))
+    settings = MappingSettings(**options)
+    found = _find_photos(Path(photos))
     if len(found) < 2:
         raise InputError(
-            f"a map needs at least two photos of one place, and {photos} holds {len(found)}"
+            f"a map needs at least two photos of one scene, and {photos} holds {len(found)}"
         )
-    settings, say = settings or MappingSettings(), report or _silent
     model = model or D2Net.from_pretrained()
     with _opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
-        survey = _extract(folder, model, found, masks, say)
-        chosen = _match(folder, survey, pairs or PairChoice(), found, say)
-        inputs = digest([survey.provenance, survey.usable, chosen, settings.to_dict()])
+        stages = _Stages(folder, settings, progress)
+        stages.extract(model, found, masks)
+        stages.match(stages.select_pairs(pairs or PairChoice(), found))
         if settings.refine:
-            survey = _adjust(folder, survey, model.settings.upright, settings, inputs, say)
-            inputs = digest([inputs, "adjusted"])
-        limits = thresholds(settings, survey.uncertainty.values())
+            stages.adjust(model.settings.upright)
         if poses is None:
-            _verify(folder, survey, settings, limits, inputs, say)
-            models = _map(folder, settings, limits, inputs, say)
-        else:
-            models = _triangulate(folder, survey, poses, settings, limits)
-            folder.note("mapping", digest([inputs, str(poses)]))
-        return _finish(folder, survey, models, settings, limits, say)
+            stages.verify()
+            return stages.finish(stages.map())
+        return stages.finish([stages.triangulate(poses)])
 
 
-def extend(
-    into: Path | str,
+def add_photos(
+    map_folder: Path | str,
     photos: Path | str,
     *,
     model: D2Net | None = None,
-    num_matched: int = 20,
-    settings: MappingSettings | None = None,
-    report: Report | None = None,
+    progress: Progress = no_progress,
+    **options: Unpack[MappingOptions],
 ) -> MapSummary:
-    """Add photos to a map that is there; its photos stay, and are adjusted with the new ones.
+    """Add photos to a finished map. Its photos stay registered and are refined with the new ones.
 
-    Safe to kill, and to start again.
+    A run that was stopped continues at its stage when it is started again.
 
     Args:
-        into: the map's folder.
-        photos: the folder of the new photos, whose names must be new.
-        model: as the map was made with.
-        num_matched: photos of the map, those that look most alike, that each new one is matched
-            with.
-        settings: of the mapping, without `refine`: the map's keypoints stay where they are, and
-            the new photos' where they were detected.
-        report: called as the work goes on.
+        map_folder: the map's folder.
+        photos: the folder of the new photos, which must have new names.
+        model: with the map's weights and settings; None for the default weights.
+        progress: called as the work goes on.
+        **options: fields of `MappingSettings` except `refine`: the map's keypoints are not moved,
+            and neither are those of the new photos.
 
     Raises:
-        InputError: `into` is no finished map, all photos are in it already, or `refine` is set.
+        InputError: the folder holds no finished map, all photos are in it already, or `refine` is
+            set.
         OutputError: the map's features were made with other settings.
     """
-    folder_path, settings, say = Path(into), settings or MappingSettings(), report or _silent
+    settings = MappingSettings(**options)
     if settings.refine:
-        raise InputError(
-            "refine is for a map that is made anew, not for photos that are added to one"
-        )
-    MapFolder(folder_path).read_reconstruction()
-    with _opened(folder_path) as folder:
-        # Not those that have features: a run that was killed may have left some behind.
-        found = [p for p in _photos(Path(photos)) if p.name not in folder.finished]
+        raise InputError("refine needs a new map; photos cannot be added to a map with it")
+    MapFolder(Path(map_folder)).read_reconstruction()
+    with _opened(Path(map_folder)) as folder:
+        # A run that was killed may have left features of photos that are not in the map.
+        found = [photo for photo in _find_photos(Path(photos)) if photo.name not in folder.finished]
         if not found:
-            raise InputError(f"all photos of {photos} are in the map {into} already")
+            raise InputError(f"all photos of {photos} are in the map {map_folder} already")
         folder.add_photo_folder(Path(photos))
-        survey = _extract(folder, model or D2Net.from_pretrained(), found, None, say)
-        with folder.timed("pairs"), FeatureFile(folder.features) as features:
-            # Anew, which takes milliseconds a photo: a codebook of the old photos alone does not
-            # tell photos of another place apart (EXPERIMENTS.md, Retrieval).
-            described = GlobalDescriptors.build(features)
-            alike = described.neighbours(num_matched)
-            pairs = [(other, name) for name in survey.usable for other, _ in alike[name]]
-            described.save(folder.retrieval)
-        pairs = list(dict.fromkeys([*read_pairs(folder.pairs), *pairs]))
-        _match_pairs(folder, pairs, say)
-        survey = _survey(folder, survey.failed)
-        limits = thresholds(settings, survey.uncertainty.values())
-        inputs = digest([survey.provenance, survey.usable, pairs, settings.to_dict()])
-        _verify(folder, survey, settings, limits, inputs, say, extend=True)
-        models = _map(folder, settings, limits, inputs, say, known=folder.sparse / "0")
-        return _finish(folder, survey, models, settings, limits, say)
+        stages = _Stages(folder, settings, progress)
+        stages.extract(model or D2Net.from_pretrained(), found, None)
+        stages.match(stages.select_added_pairs())
+        stages.survey()
+        stages.verify(adding=True)
+        return stages.finish(stages.map(existing=folder.sparse / "0"))
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What is known of the photos of a map after extraction.
-
-    Attributes:
-        sizes: (width, height) by name.
-        uncertainty: typical one of the keypoints in pixels, of photos that have some.
-        failed: why photos have no features.
-        provenance: how the features were made.
-        keypoints: the file of keypoints that the map is made from.
-    """
-
-    sizes: Mapping[str, Size]
-    uncertainty: Mapping[str, float]
-    failed: Mapping[str, str]
-    provenance: object
-    keypoints: Path
-
-    @property
-    def usable(self) -> list[str]:
-        """The photos that have features, sorted."""
-        return sorted(self.uncertainty)
-
-
-def _silent(stage: str, what: str, left: int | None) -> None:
-    """Tell nobody."""
-
-
-def _photos(folder: Path) -> list[FoundImage]:
+def _find_photos(folder: Path) -> list[FoundImage]:
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the folder that holds the photos")
     return find_images([folder])
@@ -194,265 +149,255 @@ def _photos(folder: Path) -> list[FoundImage]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[MapFolder]:
-    """A map's folder, locked while it is worked on."""
+    """A map's folder, locked."""
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path / "map"):
         yield MapFolder(path)
 
 
-def _extract(
-    folder: MapFolder,
-    model: D2Net,
-    photos: Sequence[FoundImage],
-    masks: Path | None,
-    say: Report,
-) -> _Survey:
-    with folder.timed("features"):
-        outcome = extract_folder(
-            model,
-            photos,
-            folder.features,
-            masks=masks,
-            half=True,
-            progress=_progress("features", say),
-        )
-    failed = {photo.name: photo.error or "" for photo in outcome.failed}
-    return _survey(folder, failed, [photo.name for photo in photos])
+class _Stages:
+    """The stages of one run, and what is known of its photos.
 
+    Attributes:
+        sizes: (width, height) of the photos with features, by name.
+        uncertainty: typical uncertainty of their keypoints in pixels; photos without keypoints are
+            left out.
+        failed: why photos have no features, by name.
+        provenance: how the features were made.
+        keypoints: the file of the keypoints that the map is made of.
+        inputs: fingerprint of all that the next stage depends on.
+    """
 
-def _progress(stage: str, say: Report) -> Progress:
-    """Adapt a `Report` to functions that take a `Progress`."""
+    def __init__(self, folder: MapFolder, settings: MappingSettings, progress: Progress) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._progress = progress
+        self.sizes: dict[str, Size] = {}
+        self.uncertainty: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+        self.provenance: object = None
+        self.keypoints = folder.features
+        self.inputs = ""
 
-    def progress(text: str, done: int, total: int | None) -> None:
-        say(stage, text.partition(": ")[2], None if total is None else total - done)
+    @property
+    def usable(self) -> list[str]:
+        """The photos that have keypoints, sorted."""
+        return sorted(self.uncertainty)
 
-    return progress
+    @property
+    def limits(self) -> Thresholds:
+        """Largest errors for these keypoints."""
+        return self._settings.thresholds(self.uncertainty.values())
 
+    def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | None) -> None:
+        """Extract the features of photos that have none yet."""
+        with self._folder.timed("features"):
+            outcome = extract_folder(
+                model,
+                photos,
+                self._folder.features,
+                masks=masks,
+                half=True,
+                progress=self._progress,
+            )
+        self.failed = {photo.name: photo.error or "" for photo in outcome.failed}
+        self.survey([photo.name for photo in photos])
 
-def _survey(
-    folder: MapFolder, failed: Mapping[str, str], names: Collection[str] | None = None
-) -> _Survey:
-    """Of the photos `names`, or of all in the features file."""
-    sizes, uncertainty = {}, {}
-    reasons = dict(failed)
-    with FeatureFile(folder.features) as features:
-        for name in features.names:
-            if names is not None and name not in names:
-                continue
-            photo = features[name]
-            sizes[name] = photo.image_size
-            if len(photo):
-                uncertainty[name] = float(photo.uncertainty.median())
-            else:
-                reasons[name] = NO_FEATURES
-        return _Survey(sizes, uncertainty, reasons, features.settings, folder.features)
+    def survey(self, names: Iterable[str] | None = None) -> None:
+        """Read the sizes and uncertainties of photos from the features file; None for all."""
+        with FeatureFile(self._folder.features) as features:
+            for name in features.names if names is None else names:
+                if name not in features:
+                    continue
+                number, self.sizes[name], uncertainty = features.overview(name)
+                if number:
+                    self.uncertainty[name] = uncertainty
+                else:
+                    self.failed[name] = NO_FEATURES
+            self.provenance = features.settings
+            extracted = {name: features.inputs(name) for name in self.usable}
+        self._depend_on(self.provenance, extracted, self._settings.to_dict())
 
+    def _depend_on(self, *values: object) -> None:
+        self.inputs = fingerprint([self.inputs, *values])
 
-def _match(
-    folder: MapFolder,
-    survey: _Survey,
-    choice: PairChoice,
-    photos: Sequence[FoundImage],
-    say: Report,
-) -> list[Pair]:
-    names = survey.usable
-    if len(names) < 2:
-        why = "; ".join(f"{name}: {reason}" for name, reason in survey.failed.items())
-        raise MappingError(
-            f"a map needs at least two photos with features, and {len(names)} of {len(photos)} "
-            f"have some ({why})"
-        )
-    with folder.timed("pairs"), FeatureFile(folder.features) as features:
-        pairs = choose_pairs(choice, names, photos=photos, features=features)
+    def select_pairs(self, choice: PairChoice, photos: Sequence[FoundImage]) -> list[Pair]:
+        """Select the pairs of a new map."""
+        names = self.usable
+        if len(names) < 2:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.failed.items())
+            raise MappingError(
+                f"a map needs at least two photos with features, and {len(names)} of "
+                f"{len(photos)} have some ({why})"
+            )
+        with self._folder.timed("pairs"), FeatureFile(self._folder.features) as features:
+            descriptors = GlobalDescriptors.build(features, names)
+            descriptors.save(self._folder.retrieval)
+            pairs = choose_pairs(choice, names, photos=photos, descriptors=descriptors)
         if not pairs:
             raise MappingError(
-                f"no two of the {len(names)} photos are a pair to match; choose pairs otherwise"
+                f"no pairs are selected among the {len(names)} photos; select pairs differently"
             )
-        GlobalDescriptors.build(features, names).save(folder.retrieval)
-    _match_pairs(folder, pairs, say)
-    return pairs
+        return pairs
 
+    def select_added_pairs(self) -> list[Pair]:
+        """The map's pairs, and pairs of each new photo with the most similar others."""
+        with self._folder.timed("pairs"), FeatureFile(self._folder.features) as features:
+            # Rebuilt in milliseconds a photo: a codebook of the old photos alone does not
+            # distinguish photos of another part of the scene (EXPERIMENTS.md, Retrieval).
+            descriptors = GlobalDescriptors.build(features)
+            descriptors.save(self._folder.retrieval)
+            similar = descriptors.neighbours(_NUM_MATCHED)
+        added = [(other, name) for name in self.usable for other, _ in similar[name]]
+        return list(dict.fromkeys([*read_pairs(self._folder.pairs), *added]))
 
-def _match_pairs(folder: MapFolder, pairs: Sequence[Pair], say: Report) -> None:
-    write_pairs(folder.pairs, pairs)
-    with folder.timed("matches"):
-        match_pairs(
-            folder.features,
-            pairs,
-            folder.matches,
-            progress=_progress("matches", say),
-        )
+    def match(self, pairs: Sequence[Pair]) -> None:
+        """Match pairs that are not matched yet."""
+        write_pairs(self._folder.pairs, pairs)
+        with self._folder.timed("matches"):
+            match_pairs(
+                self._folder.features,
+                pairs,
+                self._folder.matches,
+                progress=self._progress,
+            )
+        self._depend_on(pairs)
 
+    def verify(self, *, adding: bool = False) -> None:
+        """Write COLMAP's database with the verified matches of the selected pairs."""
+        folder, settings = self._folder, self._settings
+        if folder.record.is_done("verification", self.inputs) and folder.database.exists():
+            return
+        self._progress("verifying", 0, None)
+        with folder.timed("verification"):
+            # Photos of an existing map keep their cameras, and their files may be gone.
+            old = folder.finished if adding else frozenset()
+            new = [name for name in self.usable if name not in old]
+            files = ((name, folder.photo(name), self.sizes[name]) for name in new)
+            cameras = assign_cameras(files, settings)
+            with FeatureFile(self.keypoints) as features, MatchFile(folder.matches) as matches:
+                write_database(
+                    folder.database,
+                    LazyFeatures(features.__getitem__, new),
+                    _SelectedPairs(matches, read_pairs(folder.pairs)),
+                    cameras=cameras,
+                    overwrite=not adding,
+                    extend=adding,
+                )
+            verify_pairs(folder.database, self.limits, settings)
+        folder.record.finish("verification", self.inputs)
 
-def _verify(
-    folder: MapFolder,
-    survey: _Survey,
-    settings: MappingSettings,
-    limits: Thresholds,
-    inputs: str,
-    say: Report,
-    *,
-    extend: bool = False,
-) -> None:
-    """COLMAP's database with the verified matches of the chosen pairs."""
-    if folder.is_done("verification", inputs) and folder.database.exists():
-        return
-    with folder.timed("verification"):
-        say("verification", "", None)
-        # Photos that the map has already keep their cameras, and need not be there any more.
-        old = folder.finished if extend else frozenset()
-        names = [name for name in survey.usable if name not in old]
-        files = ((name, folder.photo(name), survey.sizes[name]) for name in names)
-        cameras = assign_cameras(
-            files, settings.camera_mode, settings.camera_model, settings.camera_params
-        )
-        pairs = set(read_pairs(folder.pairs))
-        with FeatureFile(survey.keypoints) as features, MatchFile(folder.matches) as matches:
-            write_database(
+    def adjust(self, upright: bool) -> None:
+        """Verify, and move keypoints along the tracks of the inliers."""
+        folder = self._folder
+        if not (folder.record.is_done("adjustment", self.inputs) and folder.adjusted.exists()):
+            self.verify()
+            with folder.timed("adjustment"), FeatureFile(folder.features) as features:
+                adjusted = adjust(
+                    folder.database,
+                    LazyFeatures(features.__getitem__, self.usable),
+                    folder.photo,
+                    upright=upright,
+                    progress=self._progress,
+                )
+                folder.adjusted.unlink(missing_ok=True)  # made from other inputs
+                with FeatureWriter(folder.adjusted, {"adjusted": features.settings}) as writer:
+                    for name, found in adjusted.items():
+                        writer.add(name, found)
+            folder.record.finish("adjustment", self.inputs)
+        with FeatureFile(folder.features) as before, FeatureFile(folder.adjusted) as after:
+            for name in self.usable:
+                self.uncertainty[name] = adjusted_uncertainty(before[name], after[name])
+        self.keypoints = folder.adjusted
+        self._depend_on("adjusted")
+
+    def map(self, existing: Path | None = None) -> list[pycolmap.Reconstruction]:
+        """Run COLMAP's mapper; the largest model comes first."""
+        folder = self._folder
+        if folder.record.is_done("mapping", self.inputs) and folder.sparse.is_dir():
+            return folder.read_reconstructions()
+        registered = 0
+
+        def count_registered() -> None:
+            nonlocal registered
+            registered += 1
+            self._progress("mapping", registered, None)
+
+        self._progress("mapping", 0, None)
+        with folder.timed("mapping"), folder.scratch() as scratch:
+            models = run_mapper(
                 folder.database,
-                LazyFeatures(features.__getitem__, names),
-                _OnlyPairs(matches, pairs),
-                cameras=cameras,
-                overwrite=not extend,
-                extend=extend,
+                scratch,
+                self.limits,
+                self._settings,
+                existing=existing,
+                registered=count_registered,
             )
-        verify_pairs(folder.database, limits, settings)
-    folder.note("verification", inputs)
+        if not models:
+            raise MappingError(why_no_map(folder.database, self._settings))
+        folder.save_reconstructions(models)
+        folder.record.finish("mapping", self.inputs)
+        return models
 
-
-def _adjust(
-    folder: MapFolder,
-    survey: _Survey,
-    upright: bool,
-    settings: MappingSettings,
-    inputs: str,
-    say: Report,
-) -> _Survey:
-    """Verify, and move keypoints along the tracks of what agrees."""
-    if not (folder.is_done("adjustment", inputs) and folder.adjusted.exists()):
-        limits = thresholds(settings, survey.uncertainty.values())
-        _verify(folder, survey, settings, limits, inputs, say)
-        with folder.timed("adjustment"), FeatureFile(folder.features) as features:
-            after = adjust(
-                folder.database,
-                LazyFeatures(features.__getitem__, survey.usable),
-                folder.photo,
-                upright=upright,
-                report=lambda pair, left: say("adjustment", pair, left),
+    def triangulate(self, poses: Path) -> pycolmap.Reconstruction:
+        """Triangulate points from known poses, in place of verification and mapping."""
+        folder = self._folder
+        known = read_model(find_model(poses) or poses)
+        names = sorted(image.name for image in known.images.values() if image.has_pose)
+        missing = [name for name in names if name not in self.uncertainty]
+        if missing:
+            raise MappingError(
+                f"there are no features of {missing[0]}, a photo of the model {poses}; all its "
+                f"{len(names)} photos must be among the photos given"
             )
-            folder.adjusted.unlink(missing_ok=True)  # of other inputs
-            with FeatureWriter(folder.adjusted, {"adjusted": features.settings}) as writer:
-                for name, found in after.items():
-                    writer.add(name, found)
-        folder.note("adjustment", inputs)
-    with FeatureFile(folder.features) as before, FeatureFile(folder.adjusted) as now:
-        moved = {n: adjusted_uncertainty(before[n], now[n]) for n in survey.usable}
-    return replace(survey, uncertainty=moved, keypoints=folder.adjusted)
-
-
-def _map(
-    folder: MapFolder,
-    settings: MappingSettings,
-    limits: Thresholds,
-    inputs: str,
-    say: Report,
-    known: Path | None = None,
-) -> list[pycolmap.Reconstruction]:
-    if folder.is_done("mapping", inputs) and folder.sparse.is_dir():
-        return folder.read_reconstructions()
-    count = 0
-
-    def registered() -> None:
-        nonlocal count
-        count += 1
-        say("mapping", f"photo {count}", None)
-
-    with folder.timed("mapping"), TemporaryDirectory(prefix="mapper-", dir=folder.path) as own:
-        say("mapping", "", None)
-        models = run_mapper(
-            folder.database,
-            folder.path,
-            Path(own),
-            limits,
-            settings,
-            known=known,
-            registered=registered,
-        )
-    if not models:
-        raise MappingError(no_map_because(folder.database, settings))
-    folder.save_models(models)
-    folder.note("mapping", inputs)
-    return models
-
-
-def _triangulate(
-    folder: MapFolder,
-    survey: _Survey,
-    poses: Path,
-    settings: MappingSettings,
-    limits: Thresholds,
-) -> list[pycolmap.Reconstruction]:
-    known = read_model(find_model(poses) or poses)
-    names = sorted(image.name for image in known.images.values() if image.has_pose)
-    missing = [name for name in names if name not in survey.uncertainty]
-    if missing:
-        raise MappingError(
-            f"the model {poses} holds the photo {missing[0]}, of which there are no features; all "
-            f"its {len(names)} photos must be among the photos given"
-        )
-    with (
-        folder.timed("triangulation"),
-        FeatureFile(survey.keypoints) as features,
-        MatchFile(folder.matches) as matches,
-    ):
-        keypoints = {name: features[name].keypoints.numpy() for name in names}
-        counts = {name: len(points) for name, points in keypoints.items()}
-        models = [
-            triangulate(
+        self._progress("triangulating", 0, None)
+        with (
+            folder.timed("triangulation"),
+            FeatureFile(self.keypoints) as features,
+            MatchFile(folder.matches) as matches,
+        ):
+            keypoints = {name: features[name].keypoints.numpy() for name in names}
+            counts = {name: len(points) for name, points in keypoints.items()}
+            pairs = ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts))
+            model = triangulate(
                 known,
                 keypoints,
-                ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts)),
-                max_error=limits.reprojection,
-                seed=settings.seed,
+                pairs,
+                max_error=self.limits.reprojection,
+                seed=self._settings.seed,
             )
-        ]
-    folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
-    folder.save_models(models)
-    return models
+        folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
+        folder.save_reconstructions([model])
+        folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
+        return model
+
+    def finish(self, models: Sequence[pycolmap.Reconstruction]) -> MapSummary:
+        """Write the report of the largest model, and record that the map is finished."""
+        folder = self._folder
+        self._progress("writing the report", 0, None)
+        cloud = read_cloud(models[0])
+        summary = summarise(
+            cloud,
+            {**why_unregistered(folder.database, models, self.usable), **self.failed},
+            models=[model.num_reg_images() for model in models],
+            seconds=folder.seconds,
+            settings={
+                **self._settings.to_dict(),
+                "verification_px": self.limits.verification,
+                "reprojection_px": self.limits.reprojection,
+                "features": self.provenance,
+            },
+        )
+        write_report(cloud, folder.path, summary, folder.photo_folders)
+        folder.finish([*self.sizes, *self.failed])
+        return summary
 
 
-def _finish(
-    folder: MapFolder,
-    survey: _Survey,
-    models: Sequence[pycolmap.Reconstruction],
-    settings: MappingSettings,
-    limits: Thresholds,
-    say: Report,
-) -> MapSummary:
-    say("report", "", None)
-    cloud = read_cloud(models[0])
-    result = summarise(
-        cloud,
-        {**unplaced(folder.database, models, survey.usable), **survey.failed},
-        models=[model.num_reg_images() for model in models],
-        seconds=folder.seconds,
-        settings={
-            **settings.to_dict(),
-            "verification_px": limits.verification,
-            "reprojection_px": limits.reprojection,
-            "features": survey.provenance,
-        },
-    )
-    write_report(cloud, folder.path, result, folder.photo_folders)
-    folder.finish([*survey.sizes, *survey.failed])
-    return result
+class _SelectedPairs:
+    """The selected pairs of a matches file, which may hold other pairs of earlier runs."""
 
-
-class _OnlyPairs:
-    """Some of the pairs of a matches file, which earlier runs may have filled with others."""
-
-    def __init__(self, matches: MatchFile, pairs: Collection[Pair]) -> None:
+    def __init__(self, matches: MatchFile, pairs: Iterable[Pair]) -> None:
         self._matches = matches
         self._pairs = {frozenset(pair) for pair in pairs}
 

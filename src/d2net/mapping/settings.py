@@ -1,53 +1,79 @@
-"""Settings of mapping: frozen, saved with every map."""
+"""Settings of mapping, saved with every map."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.mapping.cameras import CameraMode
+from d2net.settings import Settings
 
 Mapper: TypeAlias = Literal["incremental", "global"]
+CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
 
-VERIFICATION_SIGMAS, LEAST_VERIFICATION_ERROR = 5.3, 4.0
-REPROJECTION_SIGMAS, LEAST_REPROJECTION_ERROR = 2.7, 1.0
-"""Thresholds in standard deviations of a keypoint's position, and at least in pixels. With D2-Net's
-detections (1.5 px) they are 8 and 4 px, with corners (0.4 px) 4 and 1.1 px. Chosen on training
-scenes (EXPERIMENTS.md, Maps): a reprojection error of 4 px, COLMAP's own, which is made for SIFT,
+VERIFICATION_SIGMAS, MIN_VERIFICATION_ERROR = 5.3, 4.0
+REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
+"""Thresholds in standard deviations of a keypoint's position, and their minimum in pixels. They are
+8 and 4 px for D2-Net's detections (1.5 px), and 4 and 1.1 px for corners (0.4 px). Chosen on
+training scenes (EXPERIMENTS.md, Maps): COLMAP's reprojection error of 4 px, which is made for SIFT,
 makes cameras from corners 1.5 times as inaccurate."""
 
 
+class MappingOptions(TypedDict, total=False):
+    """The fields of `MappingSettings` as keyword arguments; see there for what they mean."""
+
+    mapper: Mapper
+    camera_model: str
+    camera_mode: CameraMode
+    camera_params: tuple[float, ...] | None
+    verification_error: float | None
+    reprojection_error: float | None
+    refine: bool
+    min_inliers: int
+    min_model_size: int
+    seed: int
+
+
 @dataclass(frozen=True)
-class MappingSettings:
+class Thresholds:
+    """Largest errors in pixels, see `MappingSettings`."""
+
+    verification: float
+    reprojection: float
+
+
+@dataclass(frozen=True)
+class MappingSettings(Settings):
     """How a map is made from matches."""
 
     mapper: Mapper = "incremental"
-    """COLMAP's incremental mapper, or its global one (GLOMAP)."""
+    """COLMAP's incremental or its global mapper (GLOMAP)."""
 
     camera_model: str = "SIMPLE_RADIAL"
-    """COLMAP's name of the lens model."""
+    """COLMAP's name of the camera model."""
 
     camera_mode: CameraMode = "auto"
-    """Which photos share a camera: auto (by size and EXIF), single, per-folder, per-image."""
+    """Which photos share a camera: auto (those with the same size, camera, lens and focal length in
+    EXIF), single, per-folder, per-image."""
 
     camera_params: tuple[float, ...] | None = None
-    """Known parameters of the camera model, in COLMAP's order and pixels. None: from EXIF, or
-    COLMAP's guess; both are refined."""
+    """Known parameters of the camera model, in COLMAP's order and in pixels; they are not refined.
+    None: the focal length comes from EXIF or COLMAP's guess, and everything is refined."""
 
     verification_error: float | None = None
-    """Largest distance from the epipolar geometry of an inlier, pixels. None: by the keypoints'
+    """Largest distance of an inlier from its epipolar line in pixels. None: from the keypoints'
     uncertainty."""
 
     reprojection_error: float | None = None
-    """Largest reprojection error of an observation, pixels. None: by the keypoints' uncertainty."""
+    """Largest reprojection error of an observation in pixels. None: from the keypoints'
+    uncertainty."""
 
     refine: bool = False
-    """Move keypoints along tracks to where the photos fit, between verification and mapping; the
-    photos are read again. EXPERIMENTS.md says what it is worth."""
+    """Adjust keypoints along their tracks between verification and mapping; the photos are read
+    again. EXPERIMENTS.md has the gain in accuracy."""
 
     min_inliers: int = 15
     """Verified matches that a pair needs (COLMAP's min_num_inliers)."""
@@ -59,37 +85,19 @@ class MappingSettings:
     """Of all random samples; the same seed gives the same map on one machine."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mapper", Mapper), ("camera_mode", CameraMode)):
-            if getattr(self, name) not in get_args(allowed):
-                raise InputError(
-                    f"{name} must be one of {', '.join(get_args(allowed))}, not "
-                    f"{getattr(self, name)!r}"
-                )
+        super().__post_init__()
         for name in ("verification_error", "reprojection_error"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} must be a positive number of pixels, not {value}")
-        for name, least in (("min_inliers", 8), ("min_model_size", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name, minimum in (("min_inliers", 8), ("min_model_size", 2), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise InputError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Names and values, as saved with results."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Largest errors in pixels, see `MappingSettings`."""
-
-    verification: float
-    reprojection: float
-
-
-def thresholds(settings: MappingSettings, uncertainty: Collection[float]) -> Thresholds:
-    """As set, or by the typical uncertainty (pixels) of each photo's keypoints."""
-    sigma = float(np.median(list(uncertainty))) if uncertainty else 0.0
-    return Thresholds(
-        settings.verification_error or max(LEAST_VERIFICATION_ERROR, VERIFICATION_SIGMAS * sigma),
-        settings.reprojection_error or max(LEAST_REPROJECTION_ERROR, REPROJECTION_SIGMAS * sigma),
-    )
+    def thresholds(self, uncertainties: Collection[float]) -> Thresholds:
+        """Thresholds as set, or from the median of the photos' keypoint uncertainties (pixels)."""
+        sigma = float(np.median(list(uncertainties))) if uncertainties else 0.0
+        return Thresholds(
+            self.verification_error or max(MIN_VERIFICATION_ERROR, VERIFICATION_SIGMAS * sigma),
+            self.reprojection_error or max(MIN_REPROJECTION_ERROR, REPROJECTION_SIGMAS * sigma),
+        )

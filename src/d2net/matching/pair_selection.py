@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -65,6 +65,7 @@ def choose_pairs(
     photos: Sequence[FoundImage] | None = None,
     features: Mapping[str, Features] | None = None,
     cluster: str | None = None,
+    descriptors: GlobalDescriptors | None = None,
 ) -> list[Pair]:
     """The pairs of some photos that a method chooses.
 
@@ -75,46 +76,48 @@ def choose_pairs(
         photos: where they are, for gps.
         features: of the photos, for retrieval.
         cluster: the address of a Ray cluster, for retrieval; see `GlobalDescriptors.build`.
+        descriptors: global descriptors of the photos, if they are built already; then `features`
+            and `cluster` are not needed.
 
     Raises:
         InputError: the method lacks what it needs, or a list names other photos.
         FormatError: the list or model of the choice is broken.
     """
+
+    def described() -> GlobalDescriptors:
+        if descriptors is not None:
+            return descriptors
+        if features is None:
+            raise InputError(
+                "retrieval compares features: give a features file, as d2net extract PHOTOS "
+                "--output features.h5 writes it"
+            )
+        return GlobalDescriptors.build(features, names, cluster=cluster)
+
     method = choice.method
+    can_retrieve = features is not None or descriptors is not None
     if method == "auto":
-        few = len(names) <= ALL_PAIRS_UP_TO or features is None
+        few = len(names) <= ALL_PAIRS_UP_TO or not can_retrieve
         method = "exhaustive" if few else "retrieval"
     if method == "exhaustive":
         return pairs.exhaustive(names)
     if method == "sequential":
         return pairs.sequential(pairs.natural_order(names), choice.overlap)
     if method == "retrieval":
-        return pairs.from_retrieval(_described(names, features, cluster), choice.num_matched)
+        return pairs.from_retrieval(described(), choice.num_matched)
     if method == "gps":
-        return _by_position(choice, names, photos, features, cluster)
+        return _by_position(choice, names, photos, described if can_retrieve else None)
     if choice.model is not None:
         model = read_model(find_model(choice.model) or choice.model)
         return pairs.from_covisibility(model, choice.num_matched, names=names)
     return _listed(choice, names, photos or ())
 
 
-def _described(
-    names: Sequence[str], features: Mapping[str, Features] | None, cluster: str | None
-) -> GlobalDescriptors:
-    if features is None:
-        raise InputError(
-            "retrieval tells by features which photos look alike: give a features file, as d2net "
-            "extract PHOTOS --output features.h5 writes it"
-        )
-    return GlobalDescriptors.build(features, names, cluster=cluster)
-
-
 def _by_position(
     choice: PairChoice,
     names: Sequence[str],
     photos: Sequence[FoundImage] | None,
-    features: Mapping[str, Features] | None,
-    cluster: str | None,
+    described: Callable[[], GlobalDescriptors] | None,
 ) -> list[Pair]:
     if photos is None:
         raise InputError(
@@ -126,8 +129,8 @@ def _by_position(
         raise InputError(f"none of the {len(names)} photos has a GPS position")
     found = pairs.from_gps(positions, choice.num_matched, choice.max_distance)
     elsewhere = wanted - positions.keys()
-    if elsewhere and features is not None:
-        alike = pairs.from_retrieval(_described(names, features, cluster), choice.num_matched)
+    if elsewhere and described is not None:
+        alike = pairs.from_retrieval(described(), choice.num_matched)
         found += [pair for pair in alike if elsewhere.intersection(pair)]
     return found
 

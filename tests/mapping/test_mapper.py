@@ -10,7 +10,7 @@ from typing import Any
 import pycolmap
 import pytest
 
-from d2net.mapping.engine import run_mapper
+from d2net.mapping.mapper import run_mapper
 from d2net.mapping.settings import MappingSettings, Thresholds
 
 
@@ -54,7 +54,7 @@ def test_while_photos_are_missing_it_begins_again(
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
     monkeypatch.setattr(pycolmap.Database, "open", lambda _: nullcontext(Model(10, 0)))
     models = run_mapper(
-        tmp_path / "database.db", tmp_path, tmp_path, Thresholds(4, 1), MappingSettings(seed=7)
+        tmp_path / "database.db", tmp_path, Thresholds(4, 1), MappingSettings(seed=7)
     )
     assert used == seeds
     assert (models[0].num_reg_images() if models else None) == best

@@ -1,4 +1,4 @@
-"""COLMAP's engine: verification of matches and mapping, from a database to models."""
+"""COLMAP's verification of matches and its mappers, from a database to models."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from d2net.mapping.settings import MappingSettings, Thresholds
 if TYPE_CHECKING:
     import pycolmap
 
-
-_ATTEMPTS, _ENOUGH = 3, 0.9
-"""With guessed focal lengths it is chance whether the incremental mapper finds its way from the
-first pair: it begins again, with another seed, while it registers less than this share of photos
-(but not where it finds no first pair at all)."""
+_MAX_ATTEMPTS, _SUFFICIENT_SHARE = 3, 0.9
+"""With guessed focal lengths, the incremental mapper depends on the choice of its first pair. It
+starts again with another seed while it registers less than this share of the photos, unless it
+finds no first pair at all."""
 
 
 def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) -> None:
-    """Estimate the two-view geometry of all pairs with matches, and store it."""
+    """Estimate the two-view geometry of all matched pairs in the database, and store it."""
     import pycolmap
 
     options = pycolmap.TwoViewGeometryOptions()
@@ -33,7 +32,7 @@ def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) 
 
 
 def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewGeometry]]:
-    """The pairs that some matches of agree with a camera motion; none if there is no database."""
+    """Image pairs with at least one verified match; none if there is no database."""
     import pycolmap
 
     if not database.exists():
@@ -49,12 +48,11 @@ def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewG
 
 def run_mapper(
     database: Path,
-    photos: Path,
     output: Path,
     limits: Thresholds,
     settings: MappingSettings,
     *,
-    known: Path | None = None,
+    existing: Path | None = None,
     fixed_cameras: bool = False,
     registered: Callable[[], None] | None = None,
 ) -> list[pycolmap.Reconstruction]:
@@ -62,56 +60,51 @@ def run_mapper(
 
     Args:
         database: with two-view geometries.
-        photos: the photos' folder.
-        output: a folder for the mapper's own use.
+        output: an empty folder for COLMAP's files.
         limits: largest errors.
         settings: of the mapping.
-        known: folder of a model to which the other photos are added; its photos have the same
-            numbers in the database.
-        fixed_cameras: intrinsics stay as they are; so they do where the settings give them.
-        registered: called after each photo (incremental only), and again where it begins again.
+        existing: folder of a model to which the other photos are added. Its photos have the same
+            ids in the database.
+        fixed_cameras: do not refine intrinsics; implied if the settings give them.
+        registered: called after each registered photo (incremental mapper only).
 
     Returns:
-        The models found, that with most photos first.
+        The models, that with the most photos first.
     """
     import pycolmap
 
     refine = not fixed_cameras and settings.camera_params is None
-    with pycolmap.Database.open(database) as opened:
-        enough = _ENOUGH * opened.num_images()
-
-    def attempt(number: int) -> list[pycolmap.Reconstruction]:
-        own = output / str(number)
-        own.mkdir()
-        seeded = replace(settings, seed=settings.seed + number)
+    if settings.mapper == "global" and existing is None:
         with quiet_colmap():
-            if settings.mapper == "global" and known is None:
-                found = pycolmap.global_mapping(
-                    database, photos, own, _global_options(limits, seeded, refine)
-                )
-            else:
-                found = pycolmap.incremental_mapping(
-                    database,
-                    photos,
-                    own,
-                    _incremental_options(limits, seeded, refine),
-                    input_path=known or "",
-                    next_image_callback=registered or _nothing,
-                )
-        return sorted(found.values(), key=_extent, reverse=True)
-
-    best = attempt(0)
-    if settings.mapper == "global" or known is not None:
-        return best
-    for number in range(1, _ATTEMPTS):
-        if not best or best[0].num_reg_images() >= enough:
+            found = pycolmap.global_mapping(
+                database, output, output, _global_options(limits, settings, refine)
+            )
+        return sorted(found.values(), key=_size, reverse=True)
+    with pycolmap.Database.open(database) as opened:
+        sufficient = _SUFFICIENT_SHARE * opened.num_images()
+    best: list[pycolmap.Reconstruction] = []
+    for attempt in range(1 if existing else _MAX_ATTEMPTS):
+        folder = output / str(attempt)
+        folder.mkdir()
+        seeded = replace(settings, seed=settings.seed + attempt)
+        with quiet_colmap():
+            found = pycolmap.incremental_mapping(
+                database,
+                folder,
+                folder,
+                _incremental_options(limits, seeded, refine),
+                input_path=existing or "",
+                next_image_callback=registered or (lambda: None),
+            )
+        models = sorted(found.values(), key=_size, reverse=True)
+        best = max(best, models, key=lambda models: _size(*models[:1]))
+        if not best or best[0].num_reg_images() >= sufficient:
             break
-        best = max(best, attempt(number), key=lambda models: _extent(*models[:1]))
     return best
 
 
-def _extent(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
-    """By which maps are compared; none is the least."""
+def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
+    """Number of photos and points, by which models are compared."""
     return (model.num_reg_images(), model.num_points3D()) if model else (0, 0)
 
 
@@ -123,20 +116,20 @@ def _incremental_options(
     options = pycolmap.IncrementalPipelineOptions()
     options.min_num_matches = settings.min_inliers
     options.min_model_size = settings.min_model_size
-    options.extract_colors = False  # COLMAP samples photos that EXIF data turn at wrong places
+    options.extract_colors = False  # COLMAP ignores the EXIF orientation
     options.ba_refine_focal_length = options.ba_refine_extra_params = refine
     options.mapper.abs_pose_refine_focal_length = refine
     options.mapper.abs_pose_refine_extra_params = refine
     error = limits.reprojection
     options.mapper.filter_max_reproj_error = error
-    # What only begins is not refined yet: never less than COLMAP's own, 4 and 12 px.
+    # Poses and points are not refined yet here: at least COLMAP's own thresholds, 4 and 12 px.
     options.mapper.init_max_error = max(options.mapper.init_max_error, error)
     options.mapper.abs_pose_max_error = max(options.mapper.abs_pose_max_error, 3 * error)
     options.triangulation.merge_max_reproj_error = error
     options.triangulation.complete_max_reproj_error = error
     for part in (options, options.mapper, options.triangulation):
         part.random_seed = settings.seed
-    options.num_threads = 1  # several give points in another order each time
+    options.num_threads = 1  # several threads order the points differently each time
     return options
 
 
@@ -148,21 +141,13 @@ def _global_options(
     options = pycolmap.GlobalPipelineOptions()
     options.min_num_matches = settings.min_inliers
     options.min_model_size = settings.min_model_size
-    options.mapper.bundle_adjustment.refine_focal_length = refine
-    options.mapper.bundle_adjustment.refine_extra_params = refine
-    options.mapper.retriangulation.merge_max_reproj_error = limits.reprojection
-    options.mapper.retriangulation.complete_max_reproj_error = limits.reprojection
-    for part in (
-        options,
-        options.mapper,
-        options.mapper.rotation_averaging,
-        options.mapper.global_positioning,
-        options.mapper.retriangulation,
-    ):
+    mapper = options.mapper
+    mapper.bundle_adjustment.refine_focal_length = refine
+    mapper.bundle_adjustment.refine_extra_params = refine
+    mapper.retriangulation.merge_max_reproj_error = limits.reprojection
+    mapper.retriangulation.complete_max_reproj_error = limits.reprojection
+    parts = (mapper.rotation_averaging, mapper.global_positioning, mapper.retriangulation)
+    for part in (options, mapper, *parts):
         part.random_seed = settings.seed
-    options.num_threads = options.mapper.num_threads = 1
+    options.num_threads = mapper.num_threads = 1
     return options
-
-
-def _nothing() -> None:
-    """Called where nobody wants to know."""
