@@ -27,7 +27,7 @@ _WIDE = 9  # more figures than columns of a page: they become rows
 
 def table(results: list[dict[str, Any]], figures: str = "", by_group: str = "") -> str:
     """The headline figures overall, or those named, and some by group if there are several."""
-    names = _listed(figures) or results[0]["headline"]
+    names = _listed(figures) or [metric["name"] for metric in results[0]["headline"]]
     methods = [f"`{result['method']}`" for result in results]
     overall = [[_number(name, r["groups"]["overall"].get(name)) for name in names] for r in results]
     if len(names) <= _WIDE:

@@ -24,7 +24,7 @@ import numpy as np
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.epipolar import evaluate_epipolar
 from d2net.evaluation.homography import evaluate_homography
-from d2net.evaluation.localization import evaluate_localization
+from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 from d2net.evaluation.pose import evaluate_pose
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import Result, save_json
@@ -92,8 +92,8 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
     poses = "AUC@1 t=1,AUC@5 t=1,AUC@10 t=1,AUC@1 t=2,AUC@5 t=2,AUC@10 t=2,precision@3,features"
 
     def left_out(scene: Path, *methods: str) -> Table:
-        night = nights / scene.name
-        evaluate = partial(evaluate_localization, folder=scene, night=night)
+        settings = LocalizationSettings(night=nights / scene.name)
+        evaluate = partial(evaluate_localization, folder=scene, settings=settings)
         return Table(evaluate, (*methods, "rootsift"), LOCALIZATION)
 
     return {

@@ -172,9 +172,9 @@ def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, comm
     words = command.split()
     run = d2net(*words, "--json")
     assert run.code == 0, run.err
-    layout = run.json[0]["settings"]["layout"]
     aachen = "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
-    assert layout == (aachen if "aachen" in words else words[2])
+    expected = {"aachen": aachen, "inloc": "inloc", "scene": ""}
+    assert run.json[0]["dataset"] == expected[words[2]]
     if "--night" in words:
         assert list(Path(words[words.index("--night") + 1]).rglob("*.png"))
     if "--submission" in words:

@@ -49,9 +49,9 @@ def test_projections_of_a_scene_give_all_marks_within_a_pixel(folder):
     assert overall["mAA spread"] == 0
     assert (overall["features"], overall["matches"]) == (150, 150)
     assert overall["inliers"] > 145
-    assert result.pairs[0].drawing.right.all()
-    assert set(result.headline) <= set(overall)
-    assert set(result.curve.values()) <= set(overall)
+    assert result.pairs[0].drawing.correct.all()
+    assert {metric.name for metric in result.headline} <= set(overall)
+    assert {result.curve.metric(t).name for t in result.curve.thresholds} <= set(overall)
 
 
 def test_wrong_keypoints_give_little_and_none_give_zero(folder):
@@ -64,7 +64,7 @@ def test_wrong_keypoints_give_little_and_none_give_zero(folder):
     assert tower["mAA"] == tower["within@20"] == tower["matches"] == 0
     assert result.groups["overall"]["mAA"] == pytest.approx((1 + square["mAA"]) / 3)
     assert result.groups["night"]["mAA"] == pytest.approx(square["mAA"] / 2)
-    assert result.pairs[1].drawing.right.mean() < 0.2
+    assert result.pairs[1].drawing.correct.mean() < 0.2
 
 
 def test_marks_beside_their_lines_count_from_their_distance_on(folder):
@@ -89,9 +89,9 @@ def test_the_spread_of_a_group_is_that_of_its_means(folder):
 def test_evaluating_twice_gives_identical_figures(folder):
     rng = np.random.default_rng(5)
     source = known(tower=views(150, seed=0)[1] + rng.normal(0, 3, (150, 2)))
-    left = []
-    first = evaluate(source, folder, report=lambda name, n: left.append((name, n)))
-    assert left == [("deep/er season", 2), ("night square", 1), ("night tower", 0)]
+    steps = []
+    first = evaluate(source, folder, progress=lambda stage, *counts: steps.append(counts))
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert evaluate(source, folder).to_dict() == first.to_dict()
 
 

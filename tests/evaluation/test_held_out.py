@@ -10,7 +10,7 @@ from PIL import Image
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.localization import evaluate_localization
+from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 from d2net.evaluation.night import at_night
 from d2net.evaluation.results import Result
 from d2net.features import Features
@@ -54,7 +54,7 @@ def scene(tmp_path: Path) -> Path:
 def evaluate(scene: Path, night: list[Features] | None = None) -> Result:
     source = CachedFeatures(Prepared(EXACT, night or EXACT), scene.parent / "cache")
     folder = None if night is None else scene.parent / "night"
-    return evaluate_localization(source, scene, night=folder)
+    return evaluate_localization(source, scene, LocalizationSettings(night=folder))
 
 
 def test_exact_features_place_the_photos_left_out(scene: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_broken_scene_is_told(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"names the photo photo03\.png, which is not in"):
         evaluate(scene)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="for a scene only"):
+    with pytest.raises(InputError, match="only the queries of a scene"):
         evaluate(tmp_path / "empty", EXACT)
     with pytest.raises(InputError, match="nor a scene with a COLMAP model"):
         evaluate(tmp_path / "empty")

@@ -72,9 +72,10 @@ def scene(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     return folder, points, rng.normal(size=(100, 32))
 
 
-def evaluate(folder: Path, a: Features, b: Features, **kwargs: Any) -> Any:
-    source = CachedFeatures(Known({"v_one/1.ppm": a, "v_one/2.ppm": b}), folder.parent / "cache")
-    return evaluate_homography(source, folder, **kwargs)
+def evaluate(folder: Path, a: Features, b: Features, max_keypoints: int | None = None) -> Any:
+    known = Known({"v_one/1.ppm": a, "v_one/2.ppm": b})
+    source = CachedFeatures(known, folder.parent / "cache", max_keypoints=max_keypoints)
+    return evaluate_homography(source, folder)
 
 
 def test_displaced_matches_are_right_from_their_distance_on(
@@ -189,9 +190,9 @@ def test_layouts_of_hpatches_and_oxford(tmp_path: Path) -> None:
     for k in (1, 3):
         Image.new("L", (40, 30)).save(tmp_path / "graf" / f"img{k}.png")
     np.savetxt(tmp_path / "graf" / "H1to3p", H)
-    found = [(p.sequence, p.second.name) for p in find_pairs(tmp_path)]
+    found = [(p.group, p.photos[1].name) for p in find_pairs(tmp_path)]
     assert found == [("graf", "img3.png"), ("i_x", "2.ppm"), ("i_x", "10.ppm")]
-    assert [p.sequence for p in find_pairs(tmp_path / "graf")] == ["graf"]
+    assert [p.group for p in find_pairs(tmp_path / "graf")] == ["graf"]
 
 
 def test_hpatches_proper_leaves_eight_sequences_out(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_hpatches_proper_leaves_eight_sequences_out(tmp_path: Path) -> None:
         for k in (1, 2):
             (tmp_path / name / f"{k}.ppm").touch()
         np.savetxt(tmp_path / name / "H_1_2", H)
-    sequences = {pair.sequence for pair in find_pairs(tmp_path)}
+    sequences = {pair.group for pair in find_pairs(tmp_path)}
     assert len(sequences) == 101
     assert not sequences & {"v_talent", "i_dc"}
 

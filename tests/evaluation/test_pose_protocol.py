@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from d2net.errors import FormatError, InputError, MissingPackageError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.pose import evaluate_pose, line_angle, rotation_angle
-from d2net.evaluation.pose_truth import find_pairs
+from d2net.evaluation.pose_pairs import PairFilter, find_pairs
 from d2net.geometry.cameras import pinhole, rays
 
 from .scene import SIZE, K, Known, R, T, views
@@ -71,9 +71,9 @@ def test_projections_of_a_scene_give_the_true_pose(folder, solver):
         assert overall[f"inliers t={t}"] == 1
     assert overall["precision@1"] == 1
     assert overall["matches"] == 120
-    assert pair.drawing.right.all()
-    assert set(result.headline) <= set(overall)
-    assert set(result.curve.values()) <= set(overall)
+    assert pair.drawing.correct.all()
+    assert {metric.name for metric in result.headline} <= set(overall)
+    assert {result.curve.metric(t).name for t in result.curve.thresholds} <= set(overall)
 
 
 def test_lens_distortion_is_undone(folder):
@@ -160,7 +160,9 @@ def test_superglue_pairs_need_no_model(folder):
     for path in (folder / "model").iterdir():
         path.unlink()
     (folder.parent / "pairs.txt").write_text(superglue_line())
-    result = evaluate(known(*views(120, seed=0)), folder, pairs=folder.parent / "pairs.txt")
+    result = evaluate(
+        known(*views(120, seed=0)), folder, pairs=PairFilter(pairs=folder.parent / "pairs.txt")
+    )
     assert result.groups["overall"]["AUC@1 t=1"] > 0.99
     assert result.groups["overall"]["precision@1"] == 1
 
@@ -170,7 +172,7 @@ def test_superglue_pairs_need_no_model(folder):
     [
         (superglue_line().rpartition(" ")[0], "two names and 36 numbers"),
         (superglue_line().replace("700.0", "nan"), "two names and 36 numbers"),
-        (superglue_line(rot0=1), "asks to turn photos"),
+        (superglue_line(rot0=1), "asks to rotate photos"),
         (superglue_line(rotation=2 * R), "does not begin with a rotation"),
         (superglue_line(intrinsics=np.eye(3) - 2 * K), "camera matrix"),
         (superglue_line().replace("a.jpg", "c.jpg"), "photo images/c.jpg, which is not in"),
@@ -179,7 +181,7 @@ def test_superglue_pairs_need_no_model(folder):
 def test_broken_superglue_pairs_are_told(folder, line, message):
     (folder.parent / "pairs.txt").write_text(line)
     with pytest.raises(FormatError, match=message) as error:
-        find_pairs(folder, pairs=folder.parent / "pairs.txt")
+        find_pairs(folder, PairFilter(pairs=folder.parent / "pairs.txt"))
     assert "\n" not in str(error.value)
 
 
@@ -189,7 +191,7 @@ def test_a_model_without_the_photo_is_told(folder):
         find_pairs(folder)
     (folder / "pairs.txt").write_text("a.jpg b.jpg\n")
     with pytest.raises(FormatError, match=r"has no pose of the photo b\.jpg"):
-        find_pairs(folder, pairs=folder / "pairs.txt")
+        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt"))
 
 
 def test_a_photo_that_only_the_model_has_is_told(folder):
@@ -225,20 +227,22 @@ def test_folders_without_pairs_are_told(folder, tmp_path):
     with pytest.raises(InputError, match="holds no COLMAP model"):
         find_pairs(folder / "images")
     with pytest.raises(InputError, match="holds no COLMAP model"):
-        find_pairs(folder, model=folder / "images")
+        find_pairs(folder, PairFilter(model=folder / "images"))
     (folder / "pairs.txt").write_text("\n")
     with pytest.raises(InputError, match="no pair of photos is left"):
-        find_pairs(folder, pairs=folder / "pairs.txt")
+        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt"))
     with pytest.raises(InputError, match="not both"):
-        find_pairs(folder, pairs=folder / "pairs.txt", max_angle=30)
+        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt", max_angle=30))
 
 
 def test_pairs_are_chosen_by_the_angle_between_optical_axes(folder):
-    assert len(find_pairs(folder, max_angle=17)) == 1  # the axes differ by arccos(0.96) = 16.3
+    assert (
+        len(find_pairs(folder, PairFilter(max_angle=17))) == 1
+    )  # the axes differ by arccos(0.96) = 16.3
     with pytest.raises(InputError, match="no pair of photos is left"):
-        find_pairs(folder, max_angle=16)
+        find_pairs(folder, PairFilter(max_angle=16))
     with pytest.raises(InputError, match="has no points"):
-        find_pairs(folder, min_overlap=0.1)
+        find_pairs(folder, PairFilter(min_overlap=0.1))
 
 
 def test_pairs_are_chosen_by_the_points_that_both_see_in_a_binary_model(tmp_path):
@@ -257,7 +261,7 @@ def test_pairs_are_chosen_by_the_points_that_both_see_in_a_binary_model(tmp_path
     (tmp_path / "sparse/0").mkdir(parents=True)
     model.write_binary(tmp_path / "sparse/0")
     put_photos(tmp_path / "images", names.values())
-    every, overlapping = find_pairs(tmp_path), find_pairs(tmp_path, min_overlap=0.5)
+    every, overlapping = find_pairs(tmp_path), find_pairs(tmp_path, PairFilter(min_overlap=0.5))
     assert len(every) == 6
     left_out = {p.photos for p in every} - {p.photos for p in overlapping}
     assert {tuple(path.name for path in photos) for photos in left_out} == {
@@ -280,7 +284,7 @@ def test_overlap_in_a_real_model_is_the_share_of_its_points(shared):
         for b in seen
         if a < b and len(seen[a] & seen[b]) >= 0.5 * min(len(seen[a]), len(seen[b]))
     }
-    chosen = find_pairs(scene, min_overlap=0.5)
+    chosen = find_pairs(scene, PairFilter(min_overlap=0.5))
     assert {tuple(path.name for path in pair.photos) for pair in chosen} == expected
     assert 0 < len(expected) < len(find_pairs(scene))
 

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,38 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from d2net.errors import InputError
-from d2net.evaluation.gallery import draw_pair
-from d2net.evaluation.published import published_rows
+from d2net.errors import ImageError, InputError, MissingPackageError
+from d2net.evaluation.homography import MMA, PROTOCOL
+from d2net.evaluation.plots import curves, draw_pair
+from d2net.evaluation.published import PublishedRow, published_tables
+from d2net.evaluation.reconstruction import SCENE_METRICS
 from d2net.evaluation.report import terminal_tables, write_html
-from d2net.evaluation.results import Drawing, PairResult, Result, averaged
+from d2net.evaluation.results import (
+    FEATURES,
+    MATCHES,
+    Drawing,
+    Metric,
+    PairResult,
+    Protocol,
+    Result,
+    averaged,
+)
 
 PHOTOS = Path(__file__).parent.parent / "data"
 GRAF = ("graf1.jpg", "graf3.jpg")
 ODD = '<script>alert(1)</script> & "quoted" [bold]'
 
 
+HEADLINE = [*(MMA.metric(t) for t in (1, 3, 5, 10)), Metric("corner@3"), FEATURES, MATCHES]
+
+
 def pair(group: str, share: float, photos: tuple[str, str] = GRAF, matches: int = 60) -> PairResult:
     random = np.random.default_rng(round(1000 * share))
-    ends = random.uniform(0, (799, 639), (2, matches, 2)).astype(np.float32)
-    right = np.arange(matches) < share * matches
+    ends = random.uniform(0, (799, 639), (2, matches, 2))
+    correct = np.arange(matches) < share * matches
     figures = {f"MMA@{t}": share * t / 10 for t in range(1, 11)}
     figures |= {"corner@3": float(share > 0.5), "features": 2282.0, "matches": float(matches)}
-    return PairResult(group, photos, figures, Drawing(ends[0], ends[1], right))
+    return PairResult(group, photos, figures, Drawing(ends[0], ends[1], correct))
 
 
 def result(method: str, pairs: list[PairResult], **changes: object) -> Result:
@@ -42,15 +57,16 @@ def result(method: str, pairs: list[PairResult], **changes: object) -> Result:
         "viewpoint": [name for name in names if name.startswith("v_")],
     }
     made = Result(
-        protocol="homography",
+        protocol=PROTOCOL,
         method=method,
         folder="photos/planar",
         provenance={"weights": {"sha256": "0123abcd"}},
         settings={"seed": 7},
         pairs=pairs,
         groups=averaged(pairs, kinds),
-        headline=["MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches"],
-        curve={float(t): f"MMA@{t}" for t in range(1, 11)},
+        headline=HEADLINE,
+        pair_metrics=[MMA.metric(5), *HEADLINE],
+        curve=MMA,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -154,8 +170,8 @@ def test_smaller_errors_are_better() -> None:
             method,
             [PairResult("wall", GRAF, {"position error": value})],
             groups={"overall": {"position error": value}},
-            headline=["position error"],
-            curve={},
+            headline=[Metric("position error", unit="m", higher_is_better=False)],
+            curve=None,
         )
         for method, value in (("a", 0.25), ("b", 2.5), ("failed", float("inf")))
     ]
@@ -163,13 +179,14 @@ def test_smaller_errors_are_better() -> None:
     assert re.search(r"\x1b\[1m\s*0\.25", text)
     assert not re.search(r"\x1b\[1m\s*2\.50", text)
     assert "∞" in text
+    assert "position error (m)" in text
 
 
 @pytest.mark.parametrize("results", [[], ["homography", "pose"]])
 def test_results_of_several_protocols_or_none_are_refused(
     results: list[str], tmp_path: Path
 ) -> None:
-    given = [result("a", [pair("wall", 0.5)], protocol=protocol) for protocol in results]
+    given = [result("a", [pair("wall", 0.5)], protocol=Protocol(n, n, "")) for n in results]
     with pytest.raises(InputError, match="one protocol"):
         terminal_tables(given)
     with pytest.raises(InputError, match="one protocol"):
@@ -184,7 +201,7 @@ def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     text = page(tmp_path, two_methods())
     found = parsed(text)
     assert found.references
-    assert all(reference.startswith("data:image/jpeg;base64,") for reference in found.references)
+    assert all(reference.startswith("data:image/") for reference in found.references)
     assert not re.search(r"url\(|@import|https?://", text)
     assert not found.tags & {"script", "link", "iframe", "object"}
 
@@ -222,10 +239,10 @@ def test_page_says_how_it_was_made(tmp_path: Path) -> None:
 def test_gallery_shows_the_best_and_the_worst_pairs_once_and_small(tmp_path: Path) -> None:
     shares = [i / 20 for i in range(1, 13)]
     text = page(tmp_path, [result("a", [pair(f"s{i}", s) for i, s in enumerate(shares)])])
-    counts = re.findall(r"([\d,]+) right</b>, <b class=\"wrong\">([\d,]+) wrong", text)
-    right = [int(r) for r, _ in counts]
-    assert right == [36, 33, 30, 27, 3, 6, 9, 12]  # best first, then worst first
-    images = parsed(text).images
+    counts = re.findall(r"([\d,]+) correct</b>, <b class=\"wrong\">([\d,]+) wrong", text)
+    correct = [int(c) for c, _ in counts]
+    assert correct == [36, 33, 30, 27, 3, 6, 9, 12]  # best first, then worst first
+    images = parsed(text).images[1:]  # after the curves
     assert len(images) == 8
     for uri in images:
         assert len(uri) <= 150_000
@@ -235,43 +252,46 @@ def test_gallery_shows_the_best_and_the_worst_pairs_once_and_small(tmp_path: Pat
 
 def test_few_pairs_are_shown_once(tmp_path: Path) -> None:
     text = page(tmp_path, [result("a", [pair("x", 0.2), pair("y", 0.4)])])
-    assert len(parsed(text).images) == 2
+    assert len(parsed(text).images) == 1 + 2  # with the curves
     assert "Worst" not in text
 
 
 def test_page_without_drawings_or_curve_has_no_gallery_and_no_plot(tmp_path: Path) -> None:
     bare = dataclasses.replace(pair("x", 0.5), drawing=None)
-    found = parsed(page(tmp_path, [result("a", [bare], curve={})]))
+    found = parsed(page(tmp_path, [result("a", [bare], curve=None)]))
     assert not found.images
-    assert "polyline" not in found.tags
 
 
 def test_a_match_is_drawn_between_its_ends_in_its_colour(tmp_path: Path) -> None:
     for name, size in (("a.png", (200, 100)), ("b.png", (100, 100))):
         Image.new("RGB", size, (90, 90, 90)).save(tmp_path / name)
     drawing = Drawing(
-        np.array([[20, 20], [20, 80]], np.float32),
-        np.array([[50, 20], [50, 80]], np.float32),
+        np.array([[20.0, 20], [20, 80]]),
+        np.array([[50.0, 20], [50, 80]]),
         np.array([True, False]),
     )
-    canvas = draw_pair(tmp_path / "a.png", tmp_path / "b.png", drawing).astype(int)
+    with Image.open(decoded(draw_pair(tmp_path / "a.png", tmp_path / "b.png", drawing))) as image:
+        canvas = np.asarray(image.convert("RGB")).astype(int)
     scale = canvas.shape[0] / 100
     for height, first, second in ((20, 2, 0), (80, 0, 2)):  # blue above, red below
         y = round((height + 0.5) * scale - 0.5)
         for x in (20, canvas.shape[1] / scale - 50):
-            pixel = canvas[y, round((x + 0.5) * scale - 0.5)]
-            assert pixel[first] > pixel[second] + 100
+            around = canvas[y - 2 : y + 3, round((x + 0.5) * scale - 0.5)]
+            assert (around[:, first] - around[:, second]).max() > 60
 
 
-def test_curves_have_a_plot_for_each_kind_and_a_line_for_each_method(tmp_path: Path) -> None:
-    text = page(tmp_path, two_methods())
-    plots = re.findall(
-        r'<figure class="plot">\s*<figcaption>(\w+)</figcaption>(.*?)</figure>', text, re.S
-    )
-    assert [name for name, _ in plots] == ["overall", "illumination", "viewpoint"]
-    for _, plot in plots:
-        assert plot.count("<polyline") == 2
-    assert "first: 0.120 at 3" in plots[0][1]
+def decoded(uri: str) -> io.BytesIO:
+    return io.BytesIO(base64.b64decode(uri.partition(",")[2]))
+
+
+def test_curves_have_a_panel_for_each_group_and_a_line_for_each_method() -> None:
+    row = PublishedRow("other", "somewhere", {"overall": MMA.figures([0.5] * 10)})
+    for published, dashed in (([], 0), ([row, row], 2)):
+        svg = decoded(curves(two_methods(), ["overall", "viewpoint"], published)).read().decode()
+        for text in ("first", "viewpoint", "threshold (px)", "MMA"):
+            assert f">{text}</text>" in svg
+        assert ODD.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in svg
+        assert svg.count("stroke-dasharray") == dashed  # one panel has published curves
 
 
 def test_equal_results_give_equal_bytes(tmp_path: Path) -> None:
@@ -283,27 +303,29 @@ def test_an_unreadable_photo_leaves_the_old_page(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
     missing = [result("a", [pair("x", 0.5, ("gone.png", "gone.png"))])]
-    with pytest.raises(Exception, match=r"gone\.png"):
+    with pytest.raises(ImageError, match=r"gone\.png"):
         write_html(path, missing, PHOTOS)
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
     assert path.read_text() == "old"
 
 
+def test_without_matplotlib_the_message_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'd2net\[plot\]'"):
+        write_html(tmp_path / "page.html", two_methods(), PHOTOS)
+
+
 # --- Tables in a browser ---------------------------------------------------------------------
 
+LIMITS = [f"{limit} m, {angle}°" for limit in (0.25, 0.5, 5) for angle in (2, 5)]
 HEADLINES = {
-    "reconstruction": [
-        "images registered",
-        "registered share",
-        "sparse points",
-        "observations per image",
-        "track length",
-        "reprojection error",
-    ],
+    "reconstruction": SCENE_METRICS,
     "localization": [
-        *(f"{limit} m, {angle}°" for limit in (0.25, 0.5, 5) for angle in (2, 5)),
-        *("median position error", "median rotation error"),
-        *("localized", "inliers", "2D-3D matches", "features"),
+        *(Metric(name, unit="%") for name in LIMITS),
+        *(Metric("median position error", unit="m"), Metric("median rotation error", unit="°")),
+        *(Metric(name) for name in ("localized", "inliers", "2D-3D matches", "features")),
     ],
 }
 
@@ -311,9 +333,10 @@ HEADLINES = {
 @pytest.mark.parametrize("protocol", HEADLINES)
 def test_tables_fit_on_a_narrow_screen(tmp_path: Path, browser: Any, protocol: str) -> None:
     headline = HEADLINES[protocol]
-    pairs = [PairResult(g, GRAF, dict.fromkeys(headline, 98.76)) for g in ("day", "night")]
+    pairs = [PairResult(g, GRAF, {m.name: 98.76 for m in headline}) for g in ("day", "night")]
     methods = ["ots:original,multiscale", "aliked:weights=aliked-n16.pth"]
-    results = [result(m, pairs, protocol=protocol, headline=headline, curve={}) for m in methods]
+    changes = {"protocol": Protocol(protocol, protocol, ""), "headline": headline, "curve": None}
+    results = [result(method, pairs, **changes) for method in methods]
     write_html(tmp_path / "page.html", results, PHOTOS)
     opened = browser.new_page(viewport={"width": 1000, "height": 800})
     opened.goto((tmp_path / "page.html").as_uri())
@@ -332,36 +355,31 @@ def test_one_group_is_not_told_twice(tmp_path: Path) -> None:
 # --- Published rows --------------------------------------------------------------------------
 
 
-def test_published_curves_are_drawn_only_with_hpatches_itself(tmp_path: Path) -> None:
-    whole = page(tmp_path, [hpatches("a", 0.5)])
+def test_published_rows_are_shown_with_results_on_the_same_dataset(tmp_path: Path) -> None:
+    whole = page(tmp_path, [dataclasses.replace(hpatches("a", 0.5), dataset="hpatches")])
     part = page(tmp_path, [hpatches("a", 0.5, sequences=20)])
-    rows = published_rows("homography")[0].rows
-    assert whole.count('<polyline class="reference"') == 3 * len(rows) + 1  # one in the legend
-    assert '<polyline class="reference"' not in part
-    assert "do not compare with the figures above" in part
-    assert "do not compare with the figures above" not in whole
-    for text in (whole, part):
-        assert "Published, on HPatches, 108 sequences" in text
-        published = [table for table in tables(text) if "D2-Net MS Trained" in table]
-        assert len(published) == 1
-        assert ">a<" not in published[0]
-        assert "0.640" in published[0]  # its MMA@5
-        assert "d2-net-trained-ms.npy" in published[0]
+    assert "Published" not in part
+    assert "Published, on HPatches, 108 sequences" in whole
+    published = [table for table in tables(whole) if "D2-Net MS Trained" in table]
+    assert len(published) == 1
+    assert ">a<" not in published[0]
+    assert "0.640" in published[0]  # its MMA@5
+    assert "d2-net-trained-ms.npy" in published[0]
 
 
 def test_published_rows_have_figures_and_sources() -> None:
     for protocol in ("homography", "pose", "localization", "reconstruction"):
-        published = published_rows(protocol)
+        published = published_tables(protocol)
         assert published
         for table in published:
             for row in table.rows:
                 assert row.source
                 assert row.figures
-    assert published_rows("epipolar") == ()
+    assert published_tables("epipolar") == []
 
 
 def test_published_hpatches_rows_are_those_of_the_authors() -> None:
-    rows = {row.method: row.figures for row in published_rows("homography")[0].rows}
+    rows = {row.method: row.figures for row in published_tables("homography")[0].rows}
     assert rows["D2-Net SS (off-the-shelf)"]["overall"]["MMA@3"] == pytest.approx(0.406, abs=5e-4)
     for figures in rows.values():
         weighted = 52 / 108 * figures["illumination"]["MMA@5"]
@@ -370,13 +388,16 @@ def test_published_hpatches_rows_are_those_of_the_authors() -> None:
 
 
 def test_aachen_before_and_after_its_new_ground_truth_are_apart(tmp_path: Path) -> None:
-    old = [table for table in published_rows("localization") if "before summer 2020" in table.data]
+    old = [
+        table for table in published_tables("localization") if "before summer 2020" in table.data
+    ]
     assert len(old) == 1
     assert {row.method for row in old[0].rows} == {
         "Upright RootSIFT",
         "D2-Net SS (trained), as quoted",
     }
-    text = page(tmp_path, [result("a", [pair("x", 0.5)], protocol="localization")])
+    changes = {"protocol": Protocol("localization", "", ""), "dataset": "aachen-v1.0"}
+    text = page(tmp_path, [result("a", [pair("x", 0.5)], **changes)])
     with_old = [table for table in tables(text) if "Upright RootSIFT" in table]
     assert len(with_old) == 1
     assert "website entry" not in with_old[0]

@@ -14,8 +14,8 @@ from d2net.cli import console, options
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
-    from d2net.evaluation.cache import CachedFeatures
     from d2net.evaluation.results import Result
+    from d2net.progress import Progress
 
     Protocol = Callable[..., Result]
 
@@ -39,6 +39,11 @@ def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{option} must be numbers separated by commas, not {text!r}") from None
+
+
+def _named(progress: Progress, source: str) -> Progress:
+    """The same, with the name of the source before the stage."""
+    return lambda stage, done, total: progress(f"{source}, {stage}", done, total)
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,21 @@ class Evaluation:
         from d2net.cli import progress
         from d2net.evaluation import report
         from d2net.evaluation.cache import CachedFeatures
+        from d2net.evaluation.plots import check_matplotlib
         from d2net.evaluation.results import save_json
         from d2net.evaluation.sources import open_source
 
+        if self.html is not None:
+            check_matplotlib()
         results = []
         for specification in (self.features, *(self.compare or ())):
-            source: CachedFeatures = CachedFeatures(open_source(specification, self.device))
-            with progress.things(specification, printing) as advance:
-                results.append(
-                    evaluate(source, folder, max_keypoints=self.max_keypoints, report=advance)
-                )
+            source = CachedFeatures(
+                open_source(specification, self.device),
+                max_keypoints=self.max_keypoints,
+                device=self.device,
+            )
+            with progress.shown(printing) as shown:
+                results.append(evaluate(source, folder, progress=_named(shown, source.name)))
         if self.output is not None:
             save_json(self.output, results)
         if self.html is not None:
@@ -187,12 +197,10 @@ def pose(
     DIR holds the photos, and the model if --model does not name it.
     """
     from d2net.evaluation.pose import evaluate_pose
+    from d2net.evaluation.pose_pairs import PairFilter
 
     arguments: dict[str, Any] = {
-        "model": model,
-        "pairs": pairs,
-        "min_overlap": min_overlap,
-        "max_angle": max_angle,
+        "pairs": PairFilter(model, pairs, min_overlap, max_angle),
         "solver": solver,
         "thresholds": _numbers("--thresholds", thresholds, float),
         "seeds": _numbers("--seeds", seeds, int),
@@ -318,20 +326,19 @@ def localization(
     """
     if submission is not None and evaluation.compare:
         raise InputError("--submission is for the poses of one method; leave --compare out")
-    from d2net.evaluation.localization import evaluate_localization
+    from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 
-    arguments: dict[str, Any] = {
-        "pairs": tuple(pairs or ()),
-        "queries": tuple(queries or ()),
-        "model": model,
-        "truth": truth,
-        "night": night,
-        "submission": submission,
-        "num_covisible": num_covisible,
-        "threshold": threshold,
-        "device": evaluation.device,
-    }
-    evaluation.run(partial(evaluate_localization, **arguments), folder, printing)
+    settings = LocalizationSettings(
+        pairs=tuple(pairs or ()),
+        queries=tuple(queries or ()),
+        model=model,
+        truth=truth,
+        night=night,
+        num_covisible=num_covisible,
+        threshold=threshold,
+    )
+    evaluate = partial(evaluate_localization, settings=settings, submission=submission)
+    evaluation.run(evaluate, folder, printing)
 
 
 for _command in (homography, epipolar, pose, reconstruction, localization):

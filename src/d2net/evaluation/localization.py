@@ -1,30 +1,39 @@
-"""Photos placed in a map, as the visual localization benchmarks ask for.
+"""Visual localization: poses of photos in a map.
 
-Each query is matched with the map's photos that a list names for it (retrieval is not what is
-measured), its matches become pairs of a pixel and a place in the world, and its pose is what most
-of them agree with (LO-RANSAC). Counted are the queries within distances and angles of their true
-poses (Sattler et al., "Benchmarking 6DOF Outdoor Visual Localization in Changing Conditions",
-CVPR 2018). A query without a pose counts as wrong.
+Each query is matched with given photos of the map. Its matches become 2D-3D correspondences, and
+LO-RANSAC estimates its pose from them. The figures are the percentages of queries within limits of
+distance and angle of their true poses (Sattler et al., "Benchmarking 6DOF Outdoor Visual
+Localization in Changing Conditions", CVPR 2018). A query without a pose counts as wrong.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.held_out import held_out, queries_by_looks
-from d2net.evaluation.localization_data import LocalizationData, Query, find_dataset
-from d2net.evaluation.localization_map import QueryMap, largest_error, map_pairs, open_map
-from d2net.evaluation.photos import Photos, countdown
-from d2net.evaluation.results import Drawing, Figures, PairResult, Result, averaged
+from d2net.evaluation.aachen import QUERY_LISTS, read_aachen
+from d2net.evaluation.cache import CachedFeatures, CachedMatches
+from d2net.evaluation.held_out import read_held_out
+from d2net.evaluation.inloc import read_inloc
+from d2net.evaluation.localization_dataset import LocalizationDataset, Query, QueryMap
+from d2net.evaluation.results import (
+    FEATURES,
+    OVERALL,
+    Drawing,
+    Figures,
+    Metric,
+    PairResult,
+    Protocol,
+    Result,
+    averaged,
+)
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
@@ -33,261 +42,292 @@ from d2net.io.colmap_model import find_model
 from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import pose_threshold
 from d2net.mapping.query_pose import QueryPose, estimate_query_pose
+from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pycolmap
 
-Array = NDArray[np.float64]
+PROTOCOL = Protocol(
+    "localization",
+    "Localization in a map",
+    "Each query photo is matched with photos of a map whose points are known, and its pose is "
+    "estimated from the matches. A figure named by a distance and an angle is the percentage of "
+    "queries whose pose is within both of the true one. A query without a pose counts as wrong.",
+    item=("query", "queries"),
+    correct="agreeing with the true pose or, where it is not known, with the estimated one",
+)
+_LOCALIZED = Metric("localized", "queries that have a pose", "%")
+_INLIERS = Metric("inliers", "mean number of correspondences that agree with the pose")
+_CORRESPONDENCES = Metric(
+    "2D-3D matches",
+    "mean number of a query's matches with points of the map",
+    higher_is_better=None,
+)
 
-_MEDIANS = ("position error", "rotation error")
-_OF_ONE_QUERY = (*_MEDIANS, "position deviation")
+
+@dataclass(frozen=True)
+class LocalizationSettings:
+    """Where the parts of a dataset are, and how queries are localized.
+
+    Attributes:
+        pairs: lists of a query and a photo of the map; found in the dataset's folder if empty.
+        queries: lists of queries with intrinsics (Aachen), found likewise.
+        model: folder of a COLMAP model or .nvm file of the map (Aachen), found likewise.
+        truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
+            judged, except in a scene, whose model has the true poses.
+        night: folder for the queries of a scene as they would look at night (see `night`), which
+            are localized too; None for the day alone.
+        num_covisible: each photo of the map is matched with this many others, which see the most of
+            the same points (Aachen).
+        threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
+            one.
+        seed: of RANSAC's random samples and of the night.
+    """
+
+    pairs: tuple[Path, ...] = ()
+    queries: tuple[Path, ...] = ()
+    model: Path | None = None
+    truth: Path | None = None
+    night: Path | None = None
+    num_covisible: int = 20
+    threshold: float | None = None
+    seed: int = 0
+
+
+def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDataset:
+    """Read the dataset in a folder: Aachen Day-Night, InLoc, or a scene.
+
+    Aachen: photos, `3D-models` and `queries/*_time_queries_with_intrinsics.txt`. InLoc:
+    `database/cutouts`, `database/alignments` and `query`. Both: lists of pairs
+    `pairs-query-*.txt`. A scene: photos and a COLMAP model of their cameras, without lists.
+
+    Raises:
+        InputError: no such folder, none of these layouts, or settings that do not fit the layout.
+        FormatError: files are broken, or do not belong together.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    scene_model = find_model(folder)
+    if scene_model is not None and not (settings.pairs or settings.queries or settings.model):
+        return read_held_out(folder, scene_model, settings.night, settings.seed)
+    if settings.night is not None:
+        raise InputError(
+            "only the queries of a scene can be turned into night photos: a folder with photos and "
+            "a COLMAP model, without lists"
+        )
+    is_inloc = (folder / "database" / "cutouts").is_dir()
+    query_lists = settings.queries or sorted((folder / "queries").glob(QUERY_LISTS))
+    if not is_inloc and not query_lists:
+        raise InputError(
+            f"{folder} is neither in Aachen Day-Night's layout (queries/{QUERY_LISTS}, 3D-models, "
+            "images_upright) nor in InLoc's (database/cutouts, query), nor a scene with a COLMAP "
+            "model of its photos"
+        )
+    if is_inloc and (settings.queries or settings.model is not None):
+        raise InputError(
+            f"{folder} is in InLoc's layout, which has no list of queries and no model"
+        )
+    pair_lists = settings.pairs or sorted(folder.glob("pairs-query-*.txt"))
+    if not pair_lists:
+        raise InputError(
+            f"{folder} holds no list of pairs (pairs-query-*.txt, lines of a query and a photo of "
+            "the map); give one"
+        )
+    if is_inloc:
+        return read_inloc(folder, pair_lists)
+    return read_aachen(folder, query_lists, pair_lists, settings.model, settings.num_covisible)
 
 
 def evaluate_localization(
     source: CachedFeatures,
     folder: Path,
+    settings: LocalizationSettings | None = None,
     *,
-    pairs: Sequence[Path] = (),
-    queries: Sequence[Path] = (),
-    model: Path | None = None,
-    truth: Path | None = None,
-    night: Path | None = None,
     submission: Path | None = None,
-    num_covisible: int = 20,
-    threshold: float | None = None,
-    seed: int = 0,
-    max_keypoints: int | None = None,
-    device: str = "cpu",
-    report: Callable[[str, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Result:
-    """Place the queries of a benchmark by a source's features.
+    """Localize the queries of a dataset with a source's features.
 
     Args:
         source: features.
-        folder: Aachen Day-Night (v1.0, v1.1), InLoc or a scene, see
-            `localization_data.find_dataset`.
-        pairs: lists of pairs, likewise.
-        queries: lists of queries, likewise.
-        model: of the map, likewise.
-        truth: true poses of the queries, in the form of a submission; without it nothing is judged
-            but a scene, whose model tells them.
-        night: folder for the queries of a scene as they would look at night (see `night`), to be
-            placed, too; None for the day alone.
-        submission: file to write the poses to, as the benchmark's site wants them. Queries
-            without a pose are left out, which counts as wrong there.
-        num_covisible: each photo of the map is matched with so many that see most of the same
-            points of the model (Aachen).
-        threshold: largest reprojection error of an inlier in pixels; None for the layout's usual
-            one (12 for Aachen, 48 for InLoc's photos of 4032 px, that of `d2net localize` for a
-            scene).
-        seed: of RANSAC's samples.
-        max_keypoints: the best by score; None for all.
-        device: where descriptors are compared.
-        report: called after each step (a pair matched, the map built, a query placed) with its
-            name and how many steps are left.
+        folder: see `find_dataset`.
+        settings: see `LocalizationSettings`.
+        submission: file to write the poses to, in the form of the benchmark's site. Queries without
+            a pose are left out, which counts as wrong there.
+        progress: called after each pair matched and each query localized.
 
     Returns:
-        Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`;
-        `position deviation` in metres (of a scene in percent of its cameras' spread), as the
-        inliers tell it; with truth `position error` likewise, `rotation error` in degrees, and 100
-        or 0 for each of the limits, as "0.25 m, 2°". Per group (day, night; floors) and overall:
-        means, so that the limits are percentages, and `median position error` and `median
-        rotation error` of those that have a pose.
+        Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`; with
+        true poses `position error` in metres (in a scene: percent of its cameras' spread),
+        `rotation error` in degrees, and 100 or 0 for each of the limits, such as "0.25 m, 2°". Per
+        group (day, night; floors) and overall: means, so that limits are percentages, and `median
+        position error` and `median rotation error` of the queries that have a pose.
 
     Raises:
-        InputError: arguments that make no sense.
-        FormatError: files that are broken or do not belong together.
+        InputError: settings that make no sense, or a photo of another size than its camera.
+        FormatError: files are broken, or do not belong together.
     """
-    data = _dataset(folder, pairs, queries, model, night, seed)
-    true = data.truth if truth is None else _true_poses(truth, data.queries)
-    options, threshold = AbsolutePoseOptions(seed=seed), threshold or data.threshold
-    photos = Photos(source, data.photos, max_keypoints, device, data.elsewhere)
-    if data.layout == "scene":
-        data = replace(data, queries=queries_by_looks(data, photos))
-    of_map = map_pairs(data, photos, num_covisible)
-    of_queries = [(query.name, name) for query in data.queries for name in query.candidates]
-    unmatched = photos.unmatched([*of_map, *of_queries])
-    advance = countdown(len(unmatched) + (data.model is not None) + len(data.queries), report)
-    photos.match(unmatched, advance)
-    max_error = largest_error(data, photos)
-    map_ = open_map(data, photos, of_map, max_error)
-    if data.model is not None:
-        advance("map")
+    settings = settings or LocalizationSettings()
+    dataset = find_dataset(folder, settings)
+    true_poses = dataset.true_poses
+    if settings.truth is not None:
+        true_poses = _read_true_poses(settings.truth, dataset.queries)
+    photos = CachedMatches(source, dataset.photos, dataset.elsewhere)
+    queries, map_pairs = dataset.choose_pairs(photos)
+    query_pairs = [(query.name, name) for query in queries for name in query.candidates]
+    photos.match([*map_pairs, *query_pairs], partial(progress, "matching"))
+    progress("mapping", 0, None)
+    query_map = dataset.build_map(photos, map_pairs)
     results, poses = [], {}
-    with photos.matches() as matches:
-        for query in data.queries:
-            placed = _place(query, photos, matches, map_, options, threshold)
-            if placed.found.pose is not None:
-                poses[query.name] = placed.found.pose.cam_from_world
-            known = None if true is None else true[query.name]
-            best, drawing = _drawing(placed, known, photos)
-            names = [
-                Path(os.path.relpath(photos.path(name), folder)).as_posix()
-                for name in (query.name, best)
+    with photos.open() as matches:
+        for done, query in enumerate(queries):
+            progress("localizing", done, len(queries))
+            localized = _localize(query, dataset, photos, matches, query_map, settings)
+            pose = localized.estimate.pose
+            if pose is not None:
+                poses[query.name] = pose.cam_from_world
+            true_pose = None if true_poses is None else true_poses[query.name]
+            best_photo, drawing = _drawing(localized, true_pose, photos)
+            paths = [
+                os.path.relpath(photos.path(name), folder) for name in (query.name, best_photo)
             ]
-            figures = _figures(placed, data, known)
-            results.append(PairResult(query.group, (names[0], names[1]), figures, drawing))
-            advance(query.name)
+            names = tuple(Path(path).as_posix() for path in paths)
+            figures = _figures(localized, dataset, true_pose)
+            results.append(PairResult(query.group, names, figures, drawing))
+        progress("localizing", len(queries), len(queries))
     if submission is not None:
         write_poses(submission, poses)
-    limits = [] if true is None else [limit.name for limit in data.limits]
-    medians = [] if true is None else [f"median {name}" for name in _MEDIANS]
+    return _result(source, folder, dataset, settings, results, judged=true_poses is not None)
+
+
+def _result(
+    source: CachedFeatures,
+    folder: Path,
+    dataset: LocalizationDataset,
+    settings: LocalizationSettings,
+    results: list[PairResult],
+    *,
+    judged: bool,
+) -> Result:
+    limits, errors, medians = [], [], []
+    if judged:
+        text = "queries within both limits of the true pose"
+        limits = [Metric(limit.name, text, "%") for limit in dataset.limits]
+        for name, unit in (("position error", dataset.unit), ("rotation error", "°")):
+            errors.append(Metric(name, unit=unit, higher_is_better=False))
+            text = "of the queries that have a pose"
+            medians.append(Metric(f"median {name}", text, unit, higher_is_better=False))
+    counts = [_LOCALIZED, _INLIERS, _CORRESPONDENCES, FEATURES]
     return Result(
-        protocol="localization",
-        method=source.name,
-        folder=str(folder),
-        provenance=source.source.provenance(),
-        settings={
-            "layout": data.layout,
-            "pairs": [str(path) for path in pairs],
-            "queries": [str(path) for path in queries],
-            "model": None if model is None else str(model),
-            "truth": None if truth is None else str(truth),
-            "num_covisible": num_covisible,
-            "max_error": max_error,
-            "threshold": threshold,
-            "night": night is not None,
-            "seed": seed,
-            "max_keypoints": max_keypoints,
-        },
-        pairs=results,
-        groups=_groups(results),
-        headline=[*limits, *medians, "localized", "inliers", "2D-3D matches", "features"],
-        curve={},
-        ranking="inliers",
+        PROTOCOL,
+        source.name,
+        str(folder),
+        source.provenance,
+        {**asdict(settings), "max_keypoints": source.max_keypoints},
+        results,
+        _groups(results),
+        [*limits, *medians, *counts],
+        pair_metrics=[_INLIERS, *limits, *errors, *counts[2:]],
+        dataset=dataset.name,
     )
 
 
-def _dataset(
-    folder: Path,
-    pairs: Sequence[Path],
-    queries: Sequence[Path],
-    model: Path | None,
-    night: Path | None,
-    seed: int,
-) -> LocalizationData:
-    """A scene, where the folder holds a model and no lists are given; otherwise a benchmark's."""
-    own = find_model(folder) if not pairs and not queries and model is None else None
-    if own is not None:
-        return held_out(folder, own, night, seed)
-    if night is not None:
-        raise InputError(
-            "queries are made to look as at night for a scene only: a folder with photos and a "
-            "COLMAP model, without lists"
-        )
-    return find_dataset(folder, pairs=pairs, queries=queries, model=model)
-
-
-def _true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigid3d]:
+def _read_true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigid3d]:
     poses = read_poses(path)
     missing = [query.name for query in queries if Path(query.name).name not in poses]
     if missing:
         raise FormatError(
             f"{path} lacks the pose of {missing[0]} ({len(missing)} of {len(queries)} queries); "
-            "give a list of those queries whose poses it has"
+            "give a list of the queries whose poses it has"
         )
     return {query.name: poses[Path(query.name).name] for query in queries}
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """A query and what was found.
+class _Localized:
+    """A query and its pose in the map; `threshold` is the largest error of an inlier in pixels."""
 
-    Attributes:
-        query: what was placed.
-        camera: its camera.
-        threshold: largest reprojection error of an inlier in pixels.
-        features: of the query.
-        found: its place in the map.
-    """
-
-    query: Query
     camera: pycolmap.Camera
-    threshold: float
     features: Features
-    found: QueryPose
-
-    @property
-    def pixels(self) -> Array:
-        """N x 2, pixels of the correspondences."""
-        return np.asarray(self.features.keypoints.double().numpy()[self.found.correspondences.rows])
+    threshold: float
+    estimate: QueryPose
 
 
-def _place(
+def _localize(
     query: Query,
-    photos: Photos,
+    dataset: LocalizationDataset,
+    photos: CachedMatches,
     matches: Callable[[str, str], Matches],
-    map_: QueryMap,
-    options: AbsolutePoseOptions,
-    threshold: float | None,
-) -> _Placed:
+    query_map: QueryMap,
+    settings: LocalizationSettings,
+) -> _Localized:
     features = photos.features(query.name)
     camera = query.camera(features.image_size)
-    options = replace(options, threshold=threshold or pose_threshold(features))
-    found = estimate_query_pose(
+    threshold = settings.threshold or dataset.threshold or pose_threshold(features)
+    estimate = estimate_query_pose(
         features,
         camera,
-        options,
-        map_.groups(query.candidates),
+        AbsolutePoseOptions(threshold=threshold, seed=settings.seed),
+        query_map.groups(query.candidates),
         lambda name: matches(query.name, name),
-        map_.places,
+        query_map.points_of,
     )
-    return _Placed(query, camera, options.threshold, features, found)
+    return _Localized(camera, features, threshold, estimate)
 
 
-def _figures(placed: _Placed, data: LocalizationData, true: pycolmap.Rigid3d | None) -> Figures:
-    pose = placed.found.pose
+def _figures(
+    localized: _Localized, dataset: LocalizationDataset, true_pose: pycolmap.Rigid3d | None
+) -> Figures:
+    estimate = localized.estimate
+    pose = estimate.pose
     figures: Figures = {
         "localized": 0.0 if pose is None else 100.0,
-        "inliers": float(np.count_nonzero(placed.found.inliers)),
-        "2D-3D matches": float(len(placed.found.correspondences)),
-        "features": float(len(placed.features)),
+        "inliers": float(np.count_nonzero(estimate.inliers)),
+        "2D-3D matches": float(len(estimate.correspondences)),
+        "features": float(len(localized.features)),
     }
     position, rotation = np.inf, np.inf
-    if pose is not None:
-        figures["position deviation"] = pose.position_deviation / data.unit
-        if true is not None:
-            position = float(np.linalg.norm(pose.centre - true.inverse().translation)) / data.unit
-            found = pose.cam_from_world.rotation.matrix()
-            rotation = rotation_angle(found, true.rotation.matrix())
-            figures["position error"], figures["rotation error"] = position, rotation
-    if true is not None:
-        for limit in data.limits:
+    if pose is not None and true_pose is not None:
+        true_centre = true_pose.inverse().translation
+        position = float(np.linalg.norm(pose.centre - true_centre)) / dataset.unit_length
+        rotation = rotation_angle(
+            pose.cam_from_world.rotation.matrix(), true_pose.rotation.matrix()
+        )
+        figures["position error"], figures["rotation error"] = position, rotation
+    if true_pose is not None:
+        for limit in dataset.limits:
             within = position <= limit.position and rotation <= limit.rotation
             figures[limit.name] = 100.0 if within else 0.0
     return figures
 
 
-def _drawing(placed: _Placed, true: pycolmap.Rigid3d | None, photos: Photos) -> tuple[str, Drawing]:
-    """The photo of the map that most inliers are of, and the matches with it.
+def _drawing(
+    localized: _Localized, true_pose: pycolmap.Rigid3d | None, photos: CachedMatches
+) -> tuple[str, Drawing]:
+    """The photo of the map that shares most inliers, and the matches with it.
 
-    Right are those that agree with the true pose or, where it is not known, with the found one.
+    Correct matches agree with the true pose or, where it is not known, with the estimated one.
     """
-    found, links, pixels = placed.found, placed.found.correspondences, placed.pixels
-    name = found.best_photo or found.photos[0]
-    right = found.inliers
-    if true is not None:
-        errors = project(placed.camera, np.asarray(true * links.points)) - pixels
-        right = np.linalg.norm(errors, axis=1) <= placed.threshold  # False for NaN
-    shown = links.photos == found.photos.index(name)
-    partners = photos.features(name).keypoints.numpy()[links.map_rows[shown]]
-    return name, Drawing(pixels[shown].astype(np.float32), partners, right[shown])
+    estimate = localized.estimate
+    correspondences = estimate.correspondences
+    pixels = localized.features.keypoints.double().numpy()[correspondences.rows]
+    name = estimate.best_photo or estimate.photos[0]
+    correct = estimate.inliers
+    if true_pose is not None:
+        errors = project(localized.camera, np.asarray(true_pose * correspondences.points)) - pixels
+        correct = np.linalg.norm(errors, axis=1) <= localized.threshold  # False for NaN
+    shown = correspondences.photos == estimate.photos.index(name)
+    partners = photos.features(name).keypoints.double().numpy()[correspondences.map_rows[shown]]
+    return name, Drawing(pixels[shown], partners, correct[shown])
 
 
 def _groups(results: Sequence[PairResult]) -> dict[str, Figures]:
-    """Means of what all queries have, and medians of the errors of those that have a pose."""
-    common = [
-        replace(result, figures={n: v for n, v in result.figures.items() if n not in _OF_ONE_QUERY})
-        for result in results
-    ]
-    groups = averaged(common)
+    """Means of the figures, but medians of the errors."""
+    groups = averaged(results)
     for group, figures in groups.items():
-        for name in _MEDIANS:
-            values = [
-                result.figures[name]
-                for result in results
-                if group in ("overall", result.group) and name in result.figures
-            ]
-            if values:
+        members = [result.figures for result in results if group in (OVERALL, result.group)]
+        for name in ("position error", "rotation error"):
+            if figures.pop(name, None) is not None:
+                values = [of_query[name] for of_query in members if name in of_query]
                 figures[f"median {name}"] = float(np.median(values))
     return groups

@@ -1,4 +1,4 @@
-"""Figures that others have published, each with its source, for reports to show beside new ones."""
+"""Published results with their sources, shown in reports beside new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from d2net.evaluation.results import Figures
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method's figures, by group (as "overall" or "night") and name (as "MMA@3")."""
+    """Figures of one method by group ("overall", "night") and metric ("MMA@3")."""
 
     method: str
     source: str
@@ -24,30 +24,35 @@ class PublishedTable:
     """Rows that may be compared with each other: same data, ground truth and pipeline.
 
     Attributes:
-        data: what was evaluated.
+        data: name of the data and its ground truth.
         note: what to know before comparing.
         rows: in the order of the source.
-        layout: of the data, where a protocol knows several ("inloc"); "" where it does not.
+        dataset: `Result.dataset` of the results that these rows compare with; "" where the
+            dataset cannot be recognized.
     """
 
     data: str
     note: str
     rows: Sequence[PublishedRow]
-    layout: str = ""
+    dataset: str = ""
 
 
-def published_rows(protocol: str, layout: str = "") -> tuple[PublishedTable, ...]:
-    """Published tables of a protocol (and of a layout, if given); none where there are none.
+def published_tables(protocol: str, dataset: str | None = None) -> list[PublishedTable]:
+    """Published tables of a protocol.
 
-    Rows of different tables never stand in one: Aachen's reference poses of before and after summer
-    2020, for example, give other figures for the same method.
+    Different tables must not be merged. Aachen's reference poses, for example, changed in summer
+    2020, and the same method has other figures before and after.
+
+    Args:
+        protocol: name of the protocol.
+        dataset: leave out tables of other datasets; None for all tables.
     """
     path = files("d2net.evaluation") / "published" / f"{protocol}.json"
     if not path.is_file():
-        return ()
+        return []
     tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
-    return tuple(
+    return [
         PublishedTable(**table | {"rows": tuple(PublishedRow(**row) for row in table["rows"])})
         for table in tables
-        if layout in ("", table.get("layout"))
-    )
+        if dataset is None or table.get("dataset", "") in ("", dataset)
+    ]

@@ -1,15 +1,16 @@
-"""Scenes reconstructed by structure from motion, with any features.
+"""Structure from motion with any features.
 
-The columns of the Local Feature Evaluation Benchmark (Schönberger et al., "Comparative Evaluation
-of Hand-Crafted and Learned Local Features", CVPR 2017): images registered, sparse points,
-observations per image, track length, reprojection error. It has no ground truth, and a wrong
-reconstruction can have good figures: where the true cameras are known, their errors stand beside.
+The figures are the columns of the Local Feature Evaluation Benchmark (Schönberger et al.,
+"Comparative Evaluation of Hand-Crafted and Learned Local Features", CVPR 2017). The benchmark has
+no ground truth, and a wrong reconstruction can have good figures. Where the true cameras are known,
+the errors of the cameras are reported too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,10 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.kept_models import Made, made_once
-from d2net.evaluation.photos import Photos, countdown
-from d2net.evaluation.results import Figures, PairResult, Result
+from d2net.evaluation.cache import CachedFeatures, CachedMatches, CachedModel, cached_model
+from d2net.evaluation.results import (
+    OVERALL,
+    Figures,
+    Metric,
+    PairResult,
+    Protocol,
+    Result,
+    mean_figures,
+)
 from d2net.features import LazyFeatures, Matches
 from d2net.geometry.alignment import camera_errors
 from d2net.geometry.cameras import check_photo_size
@@ -33,42 +40,63 @@ from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.mapper import run_mapper, verify_pairs
 from d2net.mapping.settings import MappingSettings
 from d2net.matching.pair_selection import PairChoice, choose_pairs
+from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pycolmap
 
-SCENE_FIGURES = (
-    "images registered",
-    "registered share",
-    "sparse points",
-    "observations per image",
-    "track length",
-    "reprojection error",
+WELL_PLACED = (1.0, 1.0)
+"""Largest errors of a well placed photo: percent of the cameras' spread, and degrees."""
+
+PROTOCOL = Protocol(
+    "reconstruction",
+    "Reconstruction",
+    "The photos are matched and reconstructed by structure from motion with fixed seeds. The "
+    "columns are those of the Local Feature Evaluation Benchmark and, where the cameras are known, "
+    "their errors after alignment by a similarity.",
+    item=("photo", "photos"),
+    group="scene",
 )
-_ERRORS = ("position error", "rotation error", "placed well")
-CLOSE = (1.0, 1.0)
-"""A photo is placed well within so many percent of the cameras' spread and so many degrees."""
+SCENE_METRICS = (
+    Metric("images registered"),
+    Metric("registered share"),
+    Metric("sparse points"),
+    Metric("observations per image"),
+    Metric("track length"),
+    Metric("reprojection error", unit="px", higher_is_better=False),
+)
+CAMERA_METRICS = (
+    Metric("true images", "photos whose true cameras are known", higher_is_better=None),
+    Metric(
+        "position error",
+        "median, in percent of the spread of the true cameras",
+        unit="%",
+        higher_is_better=False,
+    ),
+    Metric("rotation error", "median", unit="°", higher_is_better=False),
+    Metric("placed well", "share of all photos within 1 % and 1°"),
+)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Photos of one place, and their true cameras where they are known."""
+    """Photos of one place, and a model of their true cameras where these are known."""
 
     name: str
     folder: Path
     photos: tuple[FoundImage, ...]
-    truth: pycolmap.Reconstruction | None
+    true_model: pycolmap.Reconstruction | None
 
 
 def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
-    """The scenes in a folder: itself, or each of its folders.
+    """The scenes in a folder: itself, or each of its subfolders.
 
-    A scene is a folder with photos in `images`, or anywhere in it, and perhaps a COLMAP model of
-    its true cameras in `model`, `sparse/0`, `sparse` or itself.
+    A scene is a folder with photos in `images`, or anywhere in it. A COLMAP model of the true
+    cameras may be in `model`, `sparse/0`, `sparse` or the folder itself.
 
     Args:
         folder: see above.
-        model: of the true cameras, if it is elsewhere; then the folder is one scene.
+        model: of the true cameras, if it is elsewhere. Then the folder is one scene.
 
     Raises:
         InputError: no such folder, or no scene of at least two photos in it.
@@ -76,30 +104,29 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    own = model or find_model(folder)
-    if own is not None or photos_folder(folder) != folder or _holds_photos(folder):
-        scenes = [_scene(folder, own)]
+    own_model = model or find_model(folder)
+    if own_model is not None or photos_folder(folder) != folder or _has_photos(folder):
+        scenes = [_read_scene(folder, own_model)]
     else:
-        inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-        scenes = [_scene(path, find_model(path)) for path in inner]
+        subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        scenes = [_read_scene(path, find_model(path)) for path in subfolders]
     scenes = [scene for scene in scenes if len(scene.photos) > 1]
     if not scenes:
         raise InputError(
-            f"{folder} holds no scene: at least two photos in it, in its folder images, or in each "
-            "of its folders are expected"
+            f"{folder} holds no scene: at least two photos are expected in it, in its folder "
+            "images, or in each of its subfolders"
         )
     return scenes
 
 
-def _holds_photos(folder: Path) -> bool:
-    names = {path.name for path in folder.iterdir() if path.is_file()}
-    return any(photo.name in names for photo in find_images([folder]))
+def _has_photos(folder: Path) -> bool:
+    return any("/" not in photo.name for photo in find_images([folder]))
 
 
-def _scene(folder: Path, model: Path | None) -> Scene:
+def _read_scene(folder: Path, model: Path | None) -> Scene:
     photos = photos_folder(folder)
-    truth = None if model is None else read_model(model)
-    return Scene(folder.resolve().name, photos, tuple(find_images([photos])), truth)
+    true_model = None if model is None else read_model(model)
+    return Scene(folder.resolve().name, photos, tuple(find_images([photos])), true_model)
 
 
 def evaluate_reconstruction(
@@ -110,119 +137,110 @@ def evaluate_reconstruction(
     pairs: PairChoice | None = None,
     settings: MappingSettings | None = None,
     known_cameras: bool = False,
-    max_keypoints: int | None = None,
-    device: str = "cpu",
-    report: Callable[[str, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Result:
     """Reconstruct scenes from a source's features.
 
     Args:
         source: features.
         folder: one scene or several, see `find_scenes`.
-        model: true cameras, likewise.
-        pairs: which photos are matched; all if None, of more than 50 photos those that look most
-            alike by the source's own features.
+        model: true cameras, see `find_scenes`.
+        pairs: which photos are matched. If None, all pairs; in scenes of more than 50 photos, those
+            that retrieval by the source's own features finds.
         settings: of the mapping.
-        known_cameras: take intrinsics from the true cameras and keep them as they are.
-        max_keypoints: the best by score; None for all.
-        device: where descriptors are compared.
-        report: called after each pair matched and each scene, with how many are left.
+        known_cameras: take intrinsics from the true cameras and keep them fixed.
+        progress: called after each pair matched and each scene mapped.
 
     Returns:
-        Per photo: `registered` (1 or 0), `points` it sees, and with truth `position error` in
-        percent of the true cameras' spread (root mean square distance from their centroid) and
-        `rotation error` in degrees, after alignment by a similarity. Per scene: `photos
+        Per photo: `registered` (1 or 0), the number of `points` it sees, and with true cameras
+        `position error` in percent of their spread (root mean square distance from their centroid)
+        and `rotation error` in degrees, after alignment by a similarity. Per scene: `images
         registered`, `registered share`, `sparse points`, `observations per image`, `track length`,
-        `reprojection error` (px), and `mapping seconds` for verification and mapping when that was
-        done; with truth how many `true images` it has, the medians of both errors over the
-        registered photos and `placed well`, the share of all photos within 1 % and 1 degree.
-        Overall: the means of the scenes' figures. A scene without a model has zeros, and no errors.
+        `reprojection error` in pixels, and `mapping seconds` for verification and mapping; with
+        true cameras also `true images`, how many there are, the medians of both errors over the
+        registered photos, and `placed well`, the share of all photos within 1 % and 1 degree.
+        Overall: means over the scenes. A scene that cannot be mapped has zeros and no errors.
 
     Raises:
-        InputError: no scene, settings that make no sense, no truth for the known cameras, or a
-            photo of another size than its camera.
-        FormatError: truth that is broken, or does not belong to the photos.
+        InputError: no scene, settings that make no sense, no true cameras to take intrinsics from,
+            or a photo of another size than its camera.
+        FormatError: a model is broken, or does not belong to the photos.
     """
-    settings, choice = settings or MappingSettings(), pairs or PairChoice()
-    scenes = find_scenes(folder, model)
+    settings, pairs = settings or MappingSettings(), pairs or PairChoice()
     results: list[PairResult] = []
     groups: dict[str, Figures] = {}
-    for left, scene in zip(range(len(scenes) - 1, -1, -1), scenes, strict=True):
-        photos = Photos(source, scene.folder, max_keypoints, device)
-        _check_truth(scene, photos)
-        chosen = _match(scene, photos, choice, report)
-        made = _reconstruct(scene, photos, chosen, settings, known_cameras)
-        figures, of_photos = _judge(scene, made.model, settings.seed)
-        groups[scene.name] = {**figures, "mapping seconds": made.seconds}
-        names = {photo.name: photo.path.relative_to(folder).as_posix() for photo in scene.photos}
+    scenes = find_scenes(folder, model)
+    for scene in scenes:
+        photos = CachedMatches(source, scene.folder)
+        if scene.true_model is not None:
+            _check_true_model(scene, scene.true_model, photos)
+        matched = _match(scene, photos, pairs, progress)
+        progress(f"mapping {scene.name}", 0, None)
+        mapped = _map(scene, photos, matched, settings, known_cameras)
+        figures, of_photos = _judge(scene, mapped.model, settings.seed)
+        groups[scene.name] = {**figures, "mapping seconds": mapped.seconds}
         results += [
-            PairResult(scene.name, (names[name],), values) for name, values in of_photos.items()
+            PairResult(
+                scene.name,
+                (photo.path.relative_to(folder).as_posix(),),
+                of_photos[photo.name],
+            )
+            for photo in scene.photos
         ]
-        if report is not None:
-            report(scene.name, left)
-    with_truth = any(scene.truth is not None for scene in scenes)
-    groups["overall"] = _means(list(groups.values()))
+    groups[OVERALL] = mean_figures(list(groups.values()))
+    with_truth = any(scene.true_model is not None for scene in scenes)
     return Result(
-        protocol="reconstruction",
-        method=source.name,
-        folder=str(folder),
-        provenance=source.source.provenance(),
-        settings={
-            "model": None if model is None else str(model),
-            "pairs": {name: str(value) for name, value in vars(choice).items()},
+        PROTOCOL,
+        source.name,
+        str(folder),
+        source.provenance,
+        {
+            "model": model,
+            "pairs": vars(pairs),
             "known_cameras": known_cameras,
-            "max_keypoints": max_keypoints,
+            "max_keypoints": source.max_keypoints,
             **settings.to_dict(),
         },
-        pairs=results,
-        groups=groups,
-        headline=[
-            *SCENE_FIGURES,
-            *(("true images", *_ERRORS) if with_truth else ()),
-        ],
-        curve={},
+        results,
+        groups,
+        [*SCENE_METRICS, *(CAMERA_METRICS if with_truth else ())],
     )
 
 
-def _check_truth(scene: Scene, photos: Photos) -> None:
-    """The truth is of these photos, and of this size."""
-    if scene.truth is None:
-        return
+def _check_true_model(scene: Scene, model: pycolmap.Reconstruction, photos: CachedMatches) -> None:
+    """The model must be of these photos, in their size."""
     names = {photo.name for photo in scene.photos}
-    for image in scene.truth.images.values():
+    for image in model.images.values():
         if image.name not in names:
             raise FormatError(
                 f"the true cameras of {scene.name} name the photo {image.name}, which is not in "
                 f"{scene.folder}"
             )
-        camera = scene.truth.cameras[image.camera_id]
-        check_photo_size(image.name, photos.features(image.name).image_size, camera)
+        size = photos.features(image.name).image_size
+        check_photo_size(image.name, size, model.cameras[image.camera_id])
 
 
 def _match(
-    scene: Scene,
-    photos: Photos,
-    choice: PairChoice,
-    report: Callable[[str, int], None] | None,
+    scene: Scene, photos: CachedMatches, choice: PairChoice, progress: Progress
 ) -> list[Pair]:
+    """Choose pairs, and match those that no earlier run has matched."""
     features = LazyFeatures(photos.features, [photo.name for photo in scene.photos])
     usable = [name for name in features if len(features[name])]
     if len(usable) < 2:
         return []
-    chosen = choose_pairs(choice, usable, photos=scene.photos, features=features)
-    unmatched = photos.unmatched(chosen)
-    photos.match(unmatched, countdown(len(unmatched) + 1, report))  # the map is a step, too
-    return chosen
+    pairs = choose_pairs(choice, usable, photos=scene.photos, features=features)
+    photos.match(pairs, partial(progress, f"matching {scene.name}"))
+    return pairs
 
 
-def _reconstruct(
+def _map(
     scene: Scene,
-    photos: Photos,
+    photos: CachedMatches,
     pairs: Sequence[Pair],
     settings: MappingSettings,
     known_cameras: bool,
-) -> Made:
-    """The model with most photos."""
+) -> CachedModel:
+    """The model with the most photos."""
     features = LazyFeatures(photos.features, sorted({name for pair in pairs for name in pair}))
     sizes, uncertainty = {}, []
     for name in features:
@@ -236,23 +254,23 @@ def _reconstruct(
             ((p.name, p.path, sizes[p.name]) for p in scene.photos if p.name in sizes), settings
         )
 
-    def make() -> pycolmap.Reconstruction | None:
+    def compute() -> pycolmap.Reconstruction | None:
         if not sizes:
             return None
         with TemporaryDirectory() as work:
-            database, matched, final = Path(work, "database.db"), _Matched(photos, pairs), limits
-            write_database(database, features, matched, cameras=cameras)
+            database, matches, final = Path(work, "database.db"), _Matches(photos, pairs), limits
+            write_database(database, features, matches, cameras=cameras)
             verify_pairs(database, limits, settings)
             if settings.refine:
-                after = adjust(database, features, photos.path)
-                now = [adjusted_uncertainty(features[name], after[name]) for name in features]
-                final = settings.thresholds(now)
-                write_database(database, after, matched, cameras=cameras, overwrite=True)
+                adjusted = adjust(database, features, photos.path)
+                sigmas = [adjusted_uncertainty(features[n], adjusted[n]) for n in features]
+                final = settings.thresholds(sigmas)
+                write_database(database, adjusted, matches, cameras=cameras, overwrite=True)
                 verify_pairs(database, final, settings)
             models = run_mapper(database, Path(work), final, settings, fixed_cameras=known_cameras)
         return models[0] if models else None
 
-    depends = {
+    inputs = {
         "photos": {name: photos.key(name) for name in sizes},
         "pairs": pairs,
         "limits": [limits.verification, limits.reprojection],
@@ -260,100 +278,83 @@ def _reconstruct(
         "known_cameras": known_cameras,
         **settings.to_dict(),
     }
-    return made_once(photos.kept("sfm", depends), make)
+    return cached_model(photos.cache_path("sfm", inputs), compute)
 
 
 def _true_cameras(scene: Scene, names: Collection[str]) -> dict[str, pycolmap.Camera]:
-    """The photos' true cameras; photos with the same intrinsics share one."""
-    if scene.truth is None:
+    """The true cameras of photos; photos with the same intrinsics share one."""
+    model = scene.true_model
+    if model is None:
         raise InputError(f"the cameras of {scene.name} are not known: it has no COLMAP model")
-    by_name = {image.name: image.camera_id for image in scene.truth.images.values()}
-    found: dict[str, pycolmap.Camera] = {}
-    shared: dict[tuple[object, ...], pycolmap.Camera] = {}
+    camera_ids = {image.name: image.camera_id for image in model.images.values()}
+    cameras: dict[str, pycolmap.Camera] = {}
+    distinct: dict[tuple[object, ...], pycolmap.Camera] = {}
     for name in names:
-        if name not in by_name:
+        if name not in camera_ids:
             raise FormatError(f"the model of {scene.name} does not hold the photo {name}")
-        camera = scene.truth.cameras[by_name[name]]
+        camera = model.cameras[camera_ids[name]]
         key = (camera.model_name, camera.width, camera.height, *camera.params)
-        found[name] = shared.setdefault(key, camera)
-    return found
+        cameras[name] = distinct.setdefault(key, camera)
+    return cameras
 
 
 def _judge(
     scene: Scene, model: pycolmap.Reconstruction | None, seed: int
 ) -> tuple[Figures, dict[str, Figures]]:
     """Figures of the scene, and of each photo."""
-    registered = (
-        {}
-        if model is None
-        else {model.images[i].name: model.images[i] for i in model.reg_image_ids()}
-    )
-    of_photos: dict[str, Figures] = {
-        photo.name: {
-            "registered": float(photo.name in registered),
-            "points": float(registered[photo.name].num_points3D)
-            if photo.name in registered
-            else 0.0,
-        }
-        for photo in scene.photos
-    }
-    values = [0.0] * len(SCENE_FIGURES)
+    images: dict[str, pycolmap.Image] = {}
+    values = [0.0] * len(SCENE_METRICS)
     if model is not None:
+        images = {model.images[i].name: model.images[i] for i in model.reg_image_ids()}
         values = [
-            float(len(registered)),
-            len(registered) / len(scene.photos),
-            float(model.num_points3D()),
-            float(model.compute_mean_observations_per_reg_image()),
-            float(model.compute_mean_track_length()),
-            float(model.compute_mean_reprojection_error()),
+            len(images),
+            len(images) / len(scene.photos),
+            model.num_points3D(),
+            model.compute_mean_observations_per_reg_image(),
+            model.compute_mean_track_length(),
+            model.compute_mean_reprojection_error(),
         ]
-    figures = dict(zip(SCENE_FIGURES, values, strict=True))
-    if scene.truth is not None:
-        figures |= _errors(scene, registered, of_photos, seed)
+    figures = {m.name: float(v) for m, v in zip(SCENE_METRICS, values, strict=True)}
+    of_photos: dict[str, Figures] = {}
+    for photo in scene.photos:
+        num_points = images[photo.name].num_points3D if photo.name in images else 0
+        registered = float(photo.name in images)
+        of_photos[photo.name] = {"registered": registered, "points": float(num_points)}
+    if scene.true_model is None:
+        return figures, of_photos
+
+    poses = {name: image.cam_from_world() for name, image in images.items()}
+    true_poses = {
+        image.name: image.cam_from_world()
+        for image in scene.true_model.images.values()
+        if image.has_pose
+    }
+    figures |= {"true images": float(len(true_poses)), "placed well": 0.0}
+    errors = camera_errors(poses, true_poses, seed)
+    if errors is not None:
+        position = {name: 100 * value / errors.spread for name, value in errors.position.items()}
+        rotation = errors.rotation
+        num_well = 0
+        for name, error in position.items():
+            of_photos[name] |= {"position error": error, "rotation error": rotation[name]}
+            num_well += error <= WELL_PLACED[0] and rotation[name] <= WELL_PLACED[1]
+        figures |= {
+            "position error": float(np.median([*position.values()])),
+            "rotation error": float(np.median([*rotation.values()])),
+            "placed well": num_well / len(true_poses),
+        }
     return figures, of_photos
 
 
-def _errors(
-    scene: Scene,
-    registered: Mapping[str, pycolmap.Image],
-    of_photos: dict[str, Figures],
-    seed: int,
-) -> Figures:
-    """Medians of the cameras' errors; also entered in the photos' figures."""
-    if scene.truth is None:
-        return {}
-    true = {i.name: i.cam_from_world() for i in scene.truth.images.values() if i.has_pose}
-    counted = {"true images": float(len(true))}
-    mine = {name: image.cam_from_world() for name, image in registered.items()}
-    errors = camera_errors(mine, true, seed)
-    if errors is None:
-        return counted | {"placed well": 0.0}
-    percent = {name: 100 * value / errors.spread for name, value in errors.position.items()}
-    for name, value in percent.items():
-        of_photos[name] |= {"position error": value, "rotation error": errors.rotation[name]}
-    well = sum(percent[name] <= CLOSE[0] and errors.rotation[name] <= CLOSE[1] for name in percent)
-    return counted | {
-        "position error": float(np.median(list(percent.values()))),
-        "rotation error": float(np.median(list(errors.rotation.values()))),
-        "placed well": well / len(true),
-    }
-
-
-def _means(scenes: Sequence[Figures]) -> Figures:
-    """Of each figure over the scenes that have it."""
-    names = dict.fromkeys(name for figures in scenes for name in figures)
-    return {name: float(np.mean([f[name] for f in scenes if name in f])) for name in names}
-
-
 @dataclass(frozen=True)
-class _Matched:
-    """Matches of some pairs, as the database wants them."""
+class _Matches:
+    """Matches of some pairs, as `write_database` reads them."""
 
-    photos: Photos
+    photos: CachedMatches
     pairs: Sequence[Pair]
 
     def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
-        """See `MatchedPairs`."""
-        with self.photos.matches() as matches:
+        """See `io.colmap.MatchedPairs`."""
+        with self.photos.open() as matches:
             for first, second in self.pairs:
                 yield first, second, matches(first, second)

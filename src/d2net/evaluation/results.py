@@ -1,29 +1,107 @@
-"""What an evaluation gives: figures per pair, per group and overall, with how they came about."""
+"""Results of evaluations: metrics per pair, per group and overall, with how they were obtained."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from d2net.io.atomic import write_text
 
-Figures = dict[str, float]
+Array: TypeAlias = NDArray[np.float64]
+Figures: TypeAlias = dict[str, float]
+"""Values by the name of their metric."""
+
+OVERALL = "overall"
+"""The group of all pairs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the tables.
+
+    Attributes:
+        name: its name in `Figures`, such as "MMA@3".
+        description: what it measures.
+        unit: "px", "m", "%" and so on; "" for shares and counts.
+        higher_is_better: None for counts, where more is neither better nor worse.
+    """
+
+    name: str
+    description: str = ""
+    unit: str = ""
+    higher_is_better: bool | None = True
+
+    @property
+    def label(self) -> str:
+        """Name and unit, for the head of a column."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+FEATURES = Metric("features", "mean number of keypoints of a photo", higher_is_better=None)
+MATCHES = Metric("matches", "mean number of matches of a pair", higher_is_better=None)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A share that depends on a threshold, such as the matching accuracy at 1 to 10 px.
+
+    Attributes:
+        name: of the metrics, without the threshold.
+        thresholds: in ascending order.
+        description: of the metrics.
+        unit: of the thresholds.
+    """
+
+    name: str
+    thresholds: tuple[float, ...]
+    description: str
+    unit: str = "px"
+
+    def metric(self, threshold: float) -> Metric:
+        """The metric at one of the thresholds, such as "MMA@3"."""
+        return Metric(f"{self.name}@{threshold:g}", self.description)
+
+    def figures(self, shares: Iterable[float]) -> Figures:
+        """Figures of the shares at the thresholds."""
+        pairs = zip(self.thresholds, shares, strict=True)
+        return {self.metric(threshold).name: float(share) for threshold, share in pairs}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """An evaluation protocol, as reports introduce it.
+
+    Attributes:
+        name: its command, `d2net evaluate NAME`.
+        title: of the report.
+        description: one paragraph.
+        item: singular and plural of what a `PairResult` stands for.
+        group: singular of what these are grouped by.
+        correct: when a drawn match is correct.
+    """
+
+    name: str
+    title: str
+    description: str
+    item: tuple[str, str] = ("pair", "pairs")
+    group: str = "group"
+    correct: str = ""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A pair's matches for a picture: ends in both photos (K x 2), and which are right."""
+    """Matches of a pair for a picture: keypoints in both photos (K x 2), and which are correct."""
 
-    points_a: NDArray[np.float32]
-    points_b: NDArray[np.float32]
-    right: NDArray[np.bool_]
+    points_a: Array
+    points_b: Array
+    correct: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -31,11 +109,11 @@ class PairResult:
     """Figures of one pair of photos.
 
     Attributes:
-        group: sequence, scene or kind that figures are averaged in.
-        photos: paths of both photos, relative to the evaluated folder; of a reconstruction's
-            photo its own alone.
-        figures: by name, as "MMA@3".
-        drawing: matches for the gallery; not saved.
+        group: sequence, scene or kind, over which figures are averaged.
+        photos: paths of both photos relative to the evaluated folder. A reconstruction has one
+            `PairResult` for each photo, with its path alone.
+        figures: values by metric.
+        drawing: matches for the report; not saved as JSON.
     """
 
     group: str
@@ -49,43 +127,45 @@ class Result:
     """One method on one protocol.
 
     Attributes:
-        protocol: "homography", "pose", "epipolar" or another.
-        method: the source's name.
-        folder: what was evaluated.
-        provenance: how the features were made.
+        protocol: what was evaluated.
+        method: name of the feature source.
+        folder: the evaluated folder.
+        provenance: how the features were extracted.
         settings: of the protocol.
         pairs: all pairs, in order.
-        groups: mean figures per group, "overall" among them.
-        headline: names of the figures for the table, most important first.
-        curve: threshold -> name of the figure, for the plot over thresholds.
-        ranking: the figure that pairs are ordered by in pictures; "" for the one at the middle of
-            the curve.
+        groups: mean figures by group, `OVERALL` among them.
+        headline: the columns of the tables, most important first.
+        pair_metrics: what is shown below a pair's picture. Pairs are ranked by the first.
+        curve: for the plot over thresholds.
+        dataset: a benchmark with published results, such as "inloc"; "" for other photos.
     """
 
-    protocol: str
+    protocol: Protocol
     method: str
     folder: str
     provenance: Mapping[str, Any]
     settings: Mapping[str, Any]
     pairs: Sequence[PairResult]
     groups: Mapping[str, Figures]
-    headline: Sequence[str]
-    curve: Mapping[float, str]
-    ranking: str = ""
+    headline: Sequence[Metric]
+    pair_metrics: Sequence[Metric] = ()
+    curve: Curve | None = None
+    dataset: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with package and machine."""
+        """The result as JSON, with the versions of the package and the machine."""
         from d2net import __version__
 
         return {
             "d2net": __version__,
             "machine": f"{platform.machine()}, Python {platform.python_version()}",
-            "protocol": self.protocol,
+            "protocol": self.protocol.name,
             "method": self.method,
             "folder": self.folder,
+            "dataset": self.dataset,
             "provenance": dict(self.provenance),
-            "settings": dict(self.settings),
-            "headline": list(self.headline),
+            "settings": json.loads(json.dumps(self.settings, default=str)),  # paths become text
+            "headline": [vars(metric) for metric in self.headline],
             "groups": {name: dict(figures) for name, figures in self.groups.items()},
             "pairs": [
                 {"group": p.group, "photos": list(p.photos), "figures": p.figures}
@@ -95,27 +175,33 @@ class Result:
 
 
 def averaged(
-    pairs: Sequence[PairResult], extra: Mapping[str, Sequence[str]] | None = None
+    pairs: Sequence[PairResult], unions: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Figures]:
-    """Mean figures over the pairs of each group, of each of `extra`'s unions, and overall.
+    """Mean figures of the pairs of each group, of each union of groups, and overall.
+
+    A mean is taken over the pairs that have the figure.
 
     Args:
-        pairs: results; all have the same figures.
-        extra: name -> groups that it unites, as "viewpoint" for the sequences v_*.
+        pairs: results.
+        unions: name -> groups, such as "viewpoint" for the sequences v_*.
     """
     groups: dict[str, list[PairResult]] = {}
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
-    for name, members in (extra or {}).items():
+    for name, members in (unions or {}).items():
         groups[name] = [pair for pair in pairs if pair.group in members]
-    groups["overall"] = list(pairs)
-    return {name: _means(members) for name, members in groups.items() if members}
-
-
-def _means(pairs: Sequence[PairResult]) -> Figures:
+    groups[OVERALL] = list(pairs)
     return {
-        name: float(np.mean([pair.figures[name] for pair in pairs])) for name in pairs[0].figures
+        name: mean_figures([pair.figures for pair in members])
+        for name, members in groups.items()
+        if members
     }
+
+
+def mean_figures(figures: Sequence[Figures]) -> Figures:
+    """The mean of each figure over those that have it."""
+    names = dict.fromkeys(name for values in figures for name in values)
+    return {name: float(np.mean([f[name] for f in figures if name in f])) for name in names}
 
 
 def save_json(path: Path, results: Sequence[Result]) -> None:

@@ -1,4 +1,4 @@
-"""Figures of results as tables of text, which the terminal and the page show alike."""
+"""Tables of results, for the terminal and the HTML report."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from d2net.evaluation.published import PublishedTable
-from d2net.evaluation.results import Figures, Result
+from d2net.evaluation.results import OVERALL, Figures, Metric, Result
 
 MISSING = "–"
-OVERALL = "overall"
-_COUNTS = frozenset(
-    {"features", "matches", "2D-3D matches"}
-)  # more of them is neither better nor worse
-_SMALLER_IS_BETTER = ("error", "spread")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, and whether it is the best of those it is compared with."""
+    """A figure as text, and whether it is the best of its column."""
 
     text: str
     best: bool = False
@@ -27,131 +22,115 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """Labels, figures, a note; `starts` marks the first row of those that are compared."""
+    """A row of a table; `starts_group` asks for a line above it."""
 
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
-    starts: bool = False
-    note: str = ""
+    starts_group: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Names of the label columns and of the figures, rows, and the name of the notes if any."""
+    """Heads of the label columns and of the figure columns, and the rows."""
 
     labels: tuple[str, ...]
     figures: tuple[str, ...]
     rows: tuple[Row, ...]
-    note: str = ""
+    has_sources: bool = False
 
 
-def direction(figure: str) -> int:
-    """1 if more of a figure is better, -1 if less is, 0 if neither."""
-    if figure in _COUNTS:
-        return 0
-    return -1 if any(word in figure for word in _SMALLER_IS_BETTER) else 1
-
-
-def groups_of(results: Sequence[Result]) -> tuple[list[str], list[str]]:
-    """Names of the groups that unite others (overall first), and of the sequences or scenes."""
+def group_names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
+    """Unions of groups (overall first), and the groups themselves."""
     names = list(dict.fromkeys(name for result in results for name in result.groups))
-    single = {pair.group for result in results for pair in result.pairs}
-    unions = [name for name in names if name == OVERALL or name not in single]
+    groups = {pair.group for result in results for pair in result.pairs}
+    unions = [name for name in names if name == OVERALL or name not in groups]
     return sorted(unions, key=lambda name: name != OVERALL), [n for n in names if n not in unions]
 
 
 def overall_table(results: Sequence[Result]) -> Table:
-    """Methods as rows, the headline figures as columns."""
-    headline = _headline(results)
-    decimals = _decimals(results, headline)
-    block = [result.groups.get(OVERALL, {}) for result in results]
-    labels = [(result.method,) for result in results]
-    return Table(("method",), headline, _block(labels, block, headline, decimals))
+    """A row per method, a column per headline metric."""
+    metrics = headline(results)
+    figures = [result.groups.get(OVERALL, {}) for result in results]
+    rows = _compared([(result.method,) for result in results], figures, metrics, results)
+    return Table(("method",), tuple(m.label for m in metrics), rows)
 
 
-def group_table(results: Sequence[Result], groups: Sequence[str], figures: int) -> Table:
-    """For each group a row per method, with the first headline figures as columns."""
-    headline = _headline(results)[:figures]
-    decimals = _decimals(results, headline)
+def group_table(
+    results: Sequence[Result], groups: Sequence[str], num_metrics: int | None = None
+) -> Table:
+    """For each group a row per method, with a column for each of the first headline metrics."""
+    metrics = headline(results)[:num_metrics]
     rows: list[Row] = []
     for group in groups:
         members = [result for result in results if group in result.groups]
         labels = [(group if i == 0 else "", result.method) for i, result in enumerate(members)]
-        rows += _block(labels, [r.groups[group] for r in members], headline, decimals)
-    return Table(("group", "method"), headline, tuple(rows))
+        rows += _compared(labels, [r.groups[group] for r in members], metrics, results)
+    return Table(("group", "method"), tuple(m.label for m in metrics), tuple(rows))
 
 
-def published_table(table: PublishedTable, figures: Iterable[str] | None = None) -> Table:
-    """Published rows by group, numbered, with their sources as notes.
+def published_table(table: PublishedTable, metrics: Sequence[Metric]) -> Table:
+    """Published rows by group, numbered, with their sources.
 
     Args:
-        table: rows that may stand together.
-        figures: columns; None for all that there are.
+        table: rows that may be compared with each other.
+        metrics: columns. If the table has none of them, all its own figures are shown.
     """
-    known = dict.fromkeys(name for r in table.rows for f in r.figures.values() for name in f)
-    columns = tuple(n for n in (known if figures is None else figures) if n in known)
     every = [figures for row in table.rows for figures in row.figures.values()]
-    decimals = {name: _places(name, (f[name] for f in every if name in f)) for name in columns}
+    known = dict.fromkeys(name for figures in every for name in figures)
+    columns = [metric for metric in metrics if metric.name in known] or [Metric(n) for n in known]
     groups = dict.fromkeys(group for row in table.rows for group in row.figures)
     if OVERALL in groups:
         groups = {OVERALL: None}
     rows: list[Row] = []
     for group in groups:
-        numbered = [(n, row) for n, row in enumerate(table.rows, 1) if group in row.figures]
-        for n, row in numbered:
-            cells = _block([()], [row.figures[group]], columns, decimals)[0].cells
-            labels = (str(n), *([group] if len(groups) > 1 else []), row.method)
-            rows.append(Row(labels, cells, n == numbered[0][0], row.source))
+        first = True
+        for number, row in enumerate(table.rows, 1):
+            if group not in row.figures:
+                continue
+            labels = (str(number), *([group] if len(groups) > 1 else []), row.method)
+            cells = [Cell(figure_text(row.figures[group].get(m.name), m, every)) for m in columns]
+            rows.append(Row(labels, tuple(cells), first, row.source))
+            first = False
     names = ("no.", "group", "method") if len(groups) > 1 else ("no.", "method")
-    return Table(names, columns, tuple(rows), "source")
+    return Table(names, tuple(m.label for m in columns), tuple(rows), has_sources=True)
 
 
-def figure_text(result: Result, name: str, value: float) -> str:
-    """A figure in the form that it has in this result's tables."""
-    return _text(value, _decimals([result], [name])[name])
+def headline(results: Sequence[Result]) -> list[Metric]:
+    """The headline metrics of all results."""
+    return list({metric.name: metric for r in results for metric in r.headline}.values())
 
 
-def _headline(results: Sequence[Result]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for result in results for name in result.headline))
-
-
-def _block(
-    labels: Sequence[tuple[str, ...]],
-    block: Sequence[Figures],
-    names: Sequence[str],
-    decimals: dict[str, int],
-) -> tuple[Row, ...]:
-    """Rows of methods that are compared with each other."""
-    columns = [_column([f.get(name) for f in block], name, decimals[name]) for name in names]
-    return tuple(
-        Row(label, tuple(column[i] for column in columns), starts=i == 0)
-        for i, label in enumerate(labels)
-    )
-
-
-def _column(values: Sequence[float | None], name: str, decimals: int) -> list[Cell]:
-    texts = [_text(value, decimals) for value in values]
-    known = [value * direction(name) for value in values if value is not None]
-    best = None
-    if direction(name) and len(set(texts)) > 1 and known:
-        best = _text(max(known) * direction(name), decimals)
-    return [Cell(text, text == best) for text in texts]
-
-
-def _decimals(results: Sequence[Result], names: Iterable[str]) -> dict[str, int]:
-    every = [figures for result in results for figures in result.groups.values()]
-    return {name: _places(name, (f[name] for f in every if name in f)) for name in names}
-
-
-def _places(name: str, values: Iterable[float]) -> int:
-    """Decimals of a column: the same for all its figures."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    if name in _COUNTS or largest > 100:
-        return 0
-    return 3 if largest <= 1 else 2
-
-
-def _text(value: float | None, decimals: int) -> str:
+def figure_text(value: float | None, metric: Metric, column: Iterable[Figures]) -> str:
+    """A figure with as many decimals as its whole column has."""
     if value is None or math.isnan(value):
         return MISSING
-    return f"{value:,.{decimals}f}" if math.isfinite(value) else "∞"
+    if math.isinf(value):
+        return "∞"
+    known = [abs(figures[metric.name]) for figures in column if metric.name in figures]
+    largest = max((v for v in known if math.isfinite(v)), default=0.0)
+    decimals = 0 if metric.higher_is_better is None or largest > 100 else 3 if largest <= 1 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def _compared(
+    labels: Sequence[tuple[str, ...]],
+    figures: Sequence[Figures],
+    metrics: Sequence[Metric],
+    results: Sequence[Result],
+) -> tuple[Row, ...]:
+    """Rows of methods that are compared with each other: the best of each column is marked."""
+    every = [values for result in results for values in result.groups.values()]
+    columns = []
+    for metric in metrics:
+        texts = [figure_text(values.get(metric.name), metric, every) for values in figures]
+        known = [values[metric.name] for values in figures if metric.name in values]
+        best = None
+        if metric.higher_is_better is not None and len(set(texts)) > 1 and known:
+            extreme = max(known) if metric.higher_is_better else min(known)
+            best = figure_text(extreme, metric, every)
+        columns.append([Cell(text, text == best) for text in texts])
+    return tuple(
+        Row(label, tuple(column[i] for column in columns), starts_group=i == 0)
+        for i, label in enumerate(labels)
+    )

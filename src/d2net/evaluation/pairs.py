@@ -1,0 +1,66 @@
+"""What the protocols on pairs of photos have in common: match each pair, and judge its matches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.results import Array, Drawing, Figures, PairResult
+from d2net.features import Features, Matches
+from d2net.progress import Progress
+
+
+@dataclass(frozen=True)
+class PhotoPair:
+    """Two photos with ground truth, which subclasses add.
+
+    Attributes:
+        group: sequence, scene or kind, over which figures are averaged.
+        photos: both files.
+    """
+
+    group: str
+    photos: tuple[Path, Path]
+
+
+P = TypeVar("P", bound=PhotoPair)
+
+
+def evaluate_pairs(
+    source: CachedFeatures,
+    folder: Path,
+    pairs: Sequence[P],
+    judge: Callable[[P, Features, Features, Matches], tuple[Figures, Drawing | None]],
+    progress: Progress,
+) -> list[PairResult]:
+    """Match the photos of each pair by mutual nearest neighbours, and judge the matches.
+
+    Args:
+        source: features.
+        folder: the evaluated folder, which holds all photos.
+        pairs: of photos.
+        judge: gives figures of a pair from the features of both photos and their matches. The
+            numbers of `features` (mean of both photos) and `matches` are added.
+        progress: called after each pair.
+    """
+    results = []
+    for done, pair in enumerate(pairs):
+        progress(f"evaluating: {pair.group}", done, len(pairs))
+        first, second = (path.relative_to(folder).as_posix() for path in pair.photos)
+        a, b = source.features(pair.photos[0], first), source.features(pair.photos[1], second)
+        matches = source.match(a, b)
+        figures, drawing = judge(pair, a, b, matches)
+        figures["features"] = (len(a) + len(b)) / 2
+        figures["matches"] = float(len(matches))
+        results.append(PairResult(pair.group, (first, second), figures, drawing))
+    progress("evaluating", len(pairs), len(pairs))
+    return results
+
+
+def matched_points(a: Features, b: Features, matches: Matches) -> tuple[Array, Array]:
+    """Keypoints of both photos (K x 2) in the order of the matches."""
+    rows_a, rows_b = matches.indices.cpu().T.numpy()
+    return a.keypoints.double().numpy()[rows_a], b.keypoints.double().numpy()[rows_b]
