@@ -1,1 +1,1 @@
-"""From matches to a map, and from a photo to its place in it."""
+"""Maps: made from photos, and used to localize other photos."""

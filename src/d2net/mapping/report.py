@@ -47,10 +47,10 @@ def write_report(
         notes.append(f"{count(len(album.unreadable), 'photo')} of the map could not be read")
     if album.uncoloured:
         notes.append(f"{count(album.uncoloured, 'point')} of unknown colour shown in grey")
-    oblique, hidden_cameras = draw_oblique(cloud)
+    oblique = draw_oblique(cloud)
     lines = [sentence(line) for line in [*figure_lines(summary), *notes]]
     with replacing(folder / "map.png") as temporary:
-        picture = draw_picture(cloud, oblique, hidden_cameras, lines)
+        picture = draw_picture(cloud, oblique, lines)
         picture.save(temporary, "PNG", optimize=True)
     title = ", ".join(_scene_name(photos.resolve()) for photos in photo_folders)
     write_text(folder / "map.html", make_page(cloud, oblique, album, summary, title, notes))

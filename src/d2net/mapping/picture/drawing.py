@@ -7,6 +7,7 @@ So bright points stay visible on white paper.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import cv2
@@ -27,6 +28,7 @@ CAMERA_COLOUR = (0, 90, 255)  # rare in photos, and dark enough for print
 _MAIN_SIZE, _ABOVE_SIZE = (1200, 900), (600, 560)
 _GAP = 16
 _TEXT_SIZE = 25
+_MAX_LETTERS = 48  # of a line of the caption
 _LINE_WIDTH = 1.2
 
 TAN_HALF_FOV = 0.25 * np.array([1, _MAIN_SIZE[1] / _MAIN_SIZE[0]])
@@ -99,23 +101,20 @@ def frustums(cloud: Cloud, half_width: float) -> Array:
     return shapes
 
 
-def draw_oblique(cloud: Cloud) -> tuple[Canvas, int]:
-    """The oblique view (H x W x 3), and how many cameras lie outside of it."""
+def draw_oblique(cloud: Cloud) -> Canvas:
+    """The oblique view, H x W x 3."""
     return _draw(cloud, oblique(cloud, TAN_HALF_FOV), _MAIN_SIZE, TAN_HALF_FOV)
 
 
-def draw_picture(
-    cloud: Cloud, main: Canvas, hidden_cameras: int, lines: Sequence[str]
-) -> Image.Image:
+def draw_picture(cloud: Cloud, main: Canvas, lines: Sequence[str]) -> Image.Image:
     """The whole picture: oblique view, view from above, and caption.
 
     Args:
         cloud: points with colours, and cameras.
         main: the oblique view.
-        hidden_cameras: number of cameras outside of it.
         lines: of the caption.
     """
-    above, _ = _draw(cloud, from_above(cloud, _TAN_ABOVE), _ABOVE_SIZE, _TAN_ABOVE)
+    above = _draw(cloud, from_above(cloud, _TAN_ABOVE), _ABOVE_SIZE, _TAN_ABOVE)
     left = _MAIN_SIZE[0] + 2 * _GAP
     size = (left + _ABOVE_SIZE[0] + _GAP, _MAIN_SIZE[1] + 2 * _GAP)
     picture = Image.new("RGB", size, "white")
@@ -130,24 +129,17 @@ def draw_picture(
     x0, y0, x1, y1 = pen.textbbox(label_at, "from above", small)
     pen.rectangle((x0 - 6, y0 - 6, x1 + 6, y1 + 6), fill="white")
     pen.text(label_at, "from above", _QUIET, small)
-    notes = []
-    if cloud.photos:
-        notes.append("Each blue pyramid is a camera; it opens in the direction of view.")
-    if hidden_cameras:
-        are = "camera is" if hidden_cameras == 1 else "cameras are"
-        notes.append(f"{hidden_cameras:,} {are} outside of the picture.")
     top = 3.0 * _GAP + _ABOVE_SIZE[1]
-    for texts, own, ink in ((lines, font, _INK), (notes, small, _QUIET)):
-        for row in (row for text in texts for row in _wrapped(text, own, _ABOVE_SIZE[0])):
+    note = "Each blue pyramid is a camera; it opens in the direction of view."
+    for texts, own, ink in ((lines, font, _INK), ([note], small, _QUIET)):
+        for row in (row for text in texts for row in textwrap.wrap(text, _MAX_LETTERS)):
             pen.text((left, top), row, ink, own)
             top += 1.45 * _TEXT_SIZE
     return picture
 
 
-def _draw(
-    cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array
-) -> tuple[Canvas, int]:
-    """A view, and how many of its cameras lie outside of the picture."""
+def _draw(cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array) -> Canvas:
+    """A view of points and cameras."""
     distance = look.frame.distance(_MARGIN * tan_half_fov)
     half_width = float(look.frame.extent.max())
     focal = size[0] / 2 / tan_half_fov[0]
@@ -194,10 +186,7 @@ def _draw(
     for frame in frames:
         _draw_frustum(overlay, frame)
     blended = cv2.addWeighted(overlay, _HIDDEN_OPACITY, image, 1 - _HIDDEN_OPACITY, 0)
-    canvas = cv2.resize(blended, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    places, depth = project(cloud.centres)
-    inside = (places >= 0).all(axis=1) & (places < size).all(axis=1) & (depth > 0)
-    return canvas, int((~inside).sum())
+    return cv2.resize(blended, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 def _fixed(pixels: Array) -> NDArray[np.int32]:
@@ -215,16 +204,3 @@ def _draw_frustum(image: Canvas, frame: NDArray[np.int32]) -> None:
     width = max(1, round(_LINE_WIDTH * _SUPERSAMPLING))
     faces = [frame[1:], *(frame[[0, corner]] for corner in range(1, 5))]
     cv2.polylines(image, faces, True, CAMERA_COLOUR, width, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
-    rows = [""]
-    for word in text.split():
-        longer = f"{rows[-1]} {word}".strip()
-        if rows[-1] and font.getlength(longer) > width:
-            rows.append(word)
-        else:
-            rows[-1] = longer
-    return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def make_page(
             (stage, duration(seconds), round(100 * seconds / total, 1))
             for stage, seconds in summary.seconds.items()
         ],
-        settings=list(_flat("", summary.settings)),
+        settings=json.dumps(summary.settings, indent=2, ensure_ascii=False),
         still=_data_url(buffer.getvalue()),
         data=page_data(cloud),
     )
@@ -141,12 +141,3 @@ def _base64(content: bytes) -> str:
 
 def _data_url(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{_base64(jpeg)}"
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (any JSON value)
-    """Nested settings as lines of dotted names and values."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}" if name else key, inner)
-    else:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -10,7 +10,7 @@ const HINTS = {
   both: "D2-Net’s detections and corners together, the best of each by score.",
   original: "As the 2019 release computes them, including its offset of two pixels.",
 };
-const MIN_KEYPOINTS = 50; // keypoints
+const MIN_KEYPOINTS = 50;
 const PAUSE = 80; // milliseconds after the last movement of a slider, before matches are requested
 const byId = (id) => document.getElementById(id);
 const count = (number) => number.toLocaleString("en");

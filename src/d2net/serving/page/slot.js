@@ -12,7 +12,7 @@ function element(name, properties = {}, ...children) {
 }
 
 export class Slot extends EventTarget {
-  // Dispatches "change" when another photo is there, or none.
+  // Dispatches "change" when the photo changes or is removed.
   constructor(figure, limits) {
     super();
     this.figure = figure;
@@ -61,7 +61,7 @@ export class Slot extends EventTarget {
     });
   }
 
-  // Send a file and show it. A wrong one is told, and what was there before stays.
+  // Sends a file and shows it. After an error, the previous photo stays.
   async take(file) {
     this.#fail("");
     if (file.size > this.limits.max_bytes) {
@@ -83,7 +83,7 @@ export class Slot extends EventTarget {
     }
   }
 
-  // Send the same file again, after the server has forgotten it.
+  // Sends the same file again, after the server has forgotten it.
   async again() {
     if (this.file) await this.take(this.file);
   }
@@ -111,15 +111,15 @@ export class Slot extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  // A word on the photo, beside its name.
+  // Shows a note beside the photo's name.
   say(text) { this.note.textContent = text; }
 
-  // Show that something is being done, and for how long already; returns what ends it.
+  // Shows the current work and its duration; returns a function that ends it.
   busy(what) {
     const start = performance.now(), seconds = element("span");
     const shown = element("p", { className: "busy" }, `${what} …`, seconds);
     shown.setAttribute("role", "status");
-    seconds.setAttribute("aria-hidden", "true"); // not to be read out every second
+    seconds.setAttribute("aria-hidden", "true"); // screen readers would read it every second
     const timer = setInterval(() => {
       seconds.textContent = ` ${Math.round((performance.now() - start) / 1000)} s`;
     }, 1000);

@@ -1,11 +1,11 @@
-// Two photos, and above them what was found: keypoints, matches, and the match that is looked at.
-// Marks are drawn on canvases that cover both photos, so that thousands are no burden.
+// Two photos with their keypoints and matches drawn over them, and one match magnified. Everything is
+// drawn on canvases that cover both photos, so that thousands of matches stay fast.
 
 const RATIO = Math.min(2, window.devicePixelRatio || 1);
-const MANY = 500; // matches, from which on one pixel for a CSS pixel must do: ten times faster
+const MANY = 500; // from this number of matches on, canvases have one pixel per CSS pixel: ten times faster
 const HUES = 24; // colours of lines; one path each
-const REACH = { mouse: 14, touch: 28, pen: 20 }; // CSS pixels around the end of a match
-const PATCH = 64, LOUPE = 112; // pixels of a photo, and CSS pixels that they are shown in
+const REACH = { mouse: 14, touch: 28, pen: 20 }; // CSS pixels within which the end of a match is picked
+const PATCH = 64, LOUPE = 112; // size of a magnified patch in the photo's pixels, and in CSS pixels
 const OTHER = "#ffffff", REJECTED = "#ff5d47", PICKED = "#ffffff";
 
 export class Stage {
@@ -31,7 +31,7 @@ export class Stage {
     this.#listen();
   }
 
-  // points: [Float32Array, Float32Array] of x, y, x, y, ...; the first `inliers` matches are right.
+  // points: [Float32Array, Float32Array] of x, y, x, y, ...; the first `inliers` matches are inliers.
   // others: keypoints without a match, x, y, ... of each photo.
   show({ others = [[], []], points = [[], []], inliers = 0, similarity = null }) {
     Object.assign(this, { others, points, inliers, similarity });
@@ -63,9 +63,9 @@ export class Stage {
     return canvas;
   }
 
-  // --- Places on the stage, in CSS pixels ---------------------------------------------------
+  // --- Positions on the stage, in CSS pixels ------------------------------------------------
 
-  // Where photos lie: x, y of the corner of the top-left pixel, and how large a pixel is.
+  // Frames of the photos: x, y of the top-left corner, and the size of a pixel.
   #frames() {
     const stage = this.container.getBoundingClientRect();
     return this.slots.map(({ image, size }) => {
@@ -75,7 +75,7 @@ export class Stage {
     });
   }
 
-  // Pixel centres are whole numbers.
+  // Pixel centres are at integers.
   #locate(frame, points) {
     const places = new Float32Array(points.length);
     for (let i = 0; i < points.length; i += 2) {
@@ -108,7 +108,7 @@ export class Stage {
     if (this.count && frames[0] && frames[1]) {
       this.ends = frames.map((frame, i) => this.#locate(frame, this.points[i]));
       if (this.shown.rejected) this.#drawRejected(context);
-      else if (this.shown.keypoints) // then their ends are keypoints like others
+      else if (this.shown.keypoints) // draw the ends of rejected matches as unmatched keypoints
         for (const ends of this.ends) dots(context, ends, this.inliers, this.count, 1.1, OTHER, 0.7);
       this.#drawVerified(context, frames[0]);
     }
@@ -124,12 +124,12 @@ export class Stage {
     for (const ends of this.ends) dots(context, ends, this.inliers, this.count, 1.4, REJECTED, 0.9);
   }
 
-  // A match has the colour of its height in the first photo, so that one gone astray stands out.
+  // The colour of a match is its height in the first photo, so that a wrong match stands out.
   #drawVerified(context, frame) {
     const [a, b] = this.ends, bins = Array.from({ length: HUES }, () => []);
     for (let i = 0; i < this.inliers; i++)
       bins[hueOf(this.points[0][2 * i + 1] / frame.size[1])].push(i);
-    // All lines together cover half of a column of pixels: the photo stays to be seen.
+    // All lines together cover about half of the photo, which stays visible.
     const alpha = Math.max(0.06, Math.min(0.9, (0.5 * frame.size[1] * frame.scale) / this.inliers));
     const size = radius(frame, this.inliers, 2.2);
     bins.forEach((rows, hue) => {
@@ -164,7 +164,7 @@ export class Stage {
     }
   }
 
-  // --- The match that is looked at ----------------------------------------------------------
+  // --- The magnified match ------------------------------------------------------------------
 
   #last() { return this.shown.rejected ? this.count : this.inliers; }
 
@@ -198,7 +198,7 @@ export class Stage {
     this.#moveCard(index);
   }
 
-  // Below, above or between, wherever the card hides neither end of the match.
+  // Puts the card below, above or between, where it hides neither end of the match.
   #moveCard(index) {
     const free = ["below", "above", "between"].find((place) => {
       this.card.dataset.place = place;
@@ -211,7 +211,7 @@ export class Stage {
     this.card.dataset.place = free ?? "below";
   }
 
-  // Matches from top to bottom, for the arrow keys.
+  // Steps through the matches from top to bottom.
   #step(by) {
     if (!this.#last()) return;
     this.order = range(0, this.#last()).sort((i, j) => this.points[0][2 * i + 1] - this.points[0][2 * j + 1]);
@@ -262,7 +262,7 @@ const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i
 const hueOf = (share) => Math.max(0, Math.min(HUES - 1, Math.floor(HUES * share)));
 const colour = (hue) => `hsl(${Math.round((300 * hue) / (HUES - 1))} 100% 66%)`;
 
-// Of dots that together cover a sixteenth of a photo, or less where there are few.
+// Radius of dots that together cover at most a sixteenth of a photo.
 function radius({ scale, size }, count, most) {
   return Math.min(most, (Math.sqrt((size[0] * size[1]) / (count + 1)) * scale) / 8);
 }
@@ -289,7 +289,7 @@ function dots(context, places, from, to, radius, paint, alpha) {
   context.globalAlpha = 1;
 }
 
-// A part of a photo around a place, large.
+// Draws the patch of a photo around a position, magnified.
 function magnify(loupe, { image, size }, x, y) {
   const context = loupe.getContext("2d"), ratio = image.naturalWidth / size[0];
   const edge = PATCH * ratio, scale = loupe.width / edge;

@@ -5,8 +5,8 @@
 const MARGIN = 0.9; // share of the picture that the frame fills
 const NEAR = 0.02, FAR = 200; // over the distance to the middle
 const PICKED_COLOUR = [0.91, 0.35, 0.05];
-const RATIO = 2; // pixels drawn for one CSS pixel; browsers smooth what they make smaller
-const PICK_RADIUS = 24; // CSS pixels around a camera
+const RATIO = 2; // drawn pixels per CSS pixel; browsers smooth while they reduce
+const PICK_RADIUS = 24; // CSS pixels within which a camera is picked
 
 const POINT_SHADER = `#version 300 es
 precision highp float;
@@ -105,7 +105,7 @@ function fittingDistance(look) {
   return Math.max(look.extent[0] / data.tan_half_fov[0], look.extent[1] / data.tan_half_fov[1]) / MARGIN;
 }
 
-// Rows: the viewer's right, down and away in the world.
+// Rows: the viewer's right, down and forward directions in the world.
 function viewFromWorld() {
   const [sy, cy, sp, cp] = [view.yaw, view.pitch].flatMap((a) => [Math.sin(a), Math.cos(a)]);
   const rows = [[cy, -sy, 0], [-sy * sp, -cy * sp, -cp], [sy * cp, cy * cp, -sp]];
@@ -266,7 +266,7 @@ function prepare() {
     gl.bindVertexArray(lines);
     gl.enable(gl.BLEND);
     gl.depthMask(false);
-    for (const [test, opacity] of [[gl.GREATER, 0.25], [gl.LEQUAL, 0.95]]) { // hidden ones faintly
+    for (const [test, opacity] of [[gl.GREATER, 0.25], [gl.LEQUAL, 0.95]]) { // hidden lines faintly
       gl.depthFunc(test);
       useLines({ opacity });
       gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, 8 * data.cameras.length);
@@ -312,8 +312,8 @@ function pick(index) {
 
 // --- Pointers and keys ---------------------------------------------------------------------
 
-const pointers = new Map(); // those that are down: id -> position
-let travelled = 0; // by a pointer since it went down; a click does not travel
+const pointers = new Map(); // pointers that are down: id -> position
+let travelled = 0; // CSS pixels since the pointer went down; a click does not move
 
 function position(event) {
   const box = canvas.getBoundingClientRect();
