@@ -60,9 +60,9 @@ def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) ->
     with h5py.File("empty.h5", "w") as file:
         file["numbers"] = [1, 2, 3]
     for arguments, message in (
-        (("--features", matches), "m.h5 holds no features"),
-        (("--features", features, "--matches", features), "f.h5 holds no matches"),
-        (("--features", "empty.h5"), "empty.h5 holds no features"),
+        (("--features", matches), "m.h5 contains no features"),
+        (("--features", features, "--matches", features), "f.h5 contains no matches"),
+        (("--features", "empty.h5"), "empty.h5 contains no features"),
     ):
         run = d2net("export", to, *arguments, "out")
         assert (run.code, run.out) == (2, "")

@@ -134,7 +134,7 @@ def test_matches_of_another_run_are_refused(tmp_path):
         writer.add("a", "gone", Matches(torch.tensor([[0, 30]]), torch.ones(1)), 20)
     with MatchFile(tmp_path / "m.h5") as matches:
         photos = {"a": make_features(20), "b": make_features(20)}
-        with pytest.raises(FormatError, match="not of one run"):
+        with pytest.raises(FormatError, match="not from the same run"):
             write_database(tmp_path / "database.db", photos, matches)
         photos["b"] = make_features(31)
         write_database(tmp_path / "database.db", photos, matches)

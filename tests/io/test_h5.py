@@ -143,7 +143,7 @@ def test_nan_is_not_written(path, key):
     features = make_features()
     getattr(features, key)[3] = torch.nan
     with FeatureWriter(path, SETTINGS) as writer:
-        with pytest.raises(InputError, match=f"the {key} of 'a' hold NaN"):
+        with pytest.raises(InputError, match=f"the {key} of 'a' contain NaN"):
             writer.add("a", features)
         assert not writer.done()
 
@@ -296,21 +296,21 @@ def test_double_precision_is_read_as_single(path):
         ({"keypoints": np.zeros((20, 3), "f4")}, "'keypoints' must be N x 2, not 20 x 3"),
         ({"keypoints": np.zeros(20, "f4")}, "'keypoints' must be N x 2, not 20"),
         ({"keypoints": np.zeros((19, 2), "f4")}, "'descriptors' must be D x 19, not 8 x 20"),
-        ({"keypoints": np.full((20, 2), np.nan)}, "'keypoints' holds NaN"),
-        ({"keypoints": np.full((20, 2), 1e300)}, "'keypoints' holds NaN or infinity"),
+        ({"keypoints": np.full((20, 2), np.nan)}, "'keypoints' contains NaN"),
+        ({"keypoints": np.full((20, 2), 1e300)}, "'keypoints' contains NaN or infinity"),
         ({"keypoints": np.zeros((20, 2), "S8")}, "'keypoints' must be N x 2 floating"),
-        ({"keypoints": 3.0}, "holds 'keypoints', which is no array"),
+        ({"keypoints": 3.0}, "'keypoints' of 'a/b.jpg' is not an array"),
         ({"descriptors": np.zeros((20, 8), "f4")}, "'descriptors' must be D x 20, not 20 x 8"),
         ({"descriptors": None}, "there is no array 'descriptors'"),
-        ({"descriptors": np.full((8, 20), np.inf)}, "'descriptors' holds NaN"),
+        ({"descriptors": np.full((8, 20), np.inf)}, "'descriptors' contains NaN"),
         ({"descriptors": np.zeros((8, 20), complex)}, "'descriptors' must be D x 20 floating"),
         ({"scores": np.zeros(7, "f4")}, "'scores' must be 20, not 7"),
-        ({"scores": np.void(pickle.dumps([1, 2]))}, "holds 'scores', which is no array"),
+        ({"scores": np.void(pickle.dumps([1, 2]))}, "'scores' of 'a/b.jpg' is not an array"),
         ({"scores": np.array(["x"] * 20, object)}, "'scores' must be 20 floating"),
-        ({"image_size": None}, "'image_size' must hold"),
-        ({"image_size": np.array([0, 480])}, "'image_size' must hold"),
-        ({"image_size": np.array([640, 480, 3])}, "'image_size' must hold"),
-        ({"extra": h5py.Empty("f4")}, "holds 'extra', which is no array"),
+        ({"image_size": None}, "'image_size' must be"),
+        ({"image_size": np.array([0, 480])}, "'image_size' must be"),
+        ({"image_size": np.array([640, 480, 3])}, "'image_size' must be"),
+        ({"extra": h5py.Empty("f4")}, "'extra' of 'a/b.jpg' is not an array"),
     ],
 )
 def test_wrong_arrays_are_one_sentence_naming_file_photo_and_fault(path, changes, complaint):
@@ -334,7 +334,7 @@ def test_files_that_are_not_features(path, tmp_path):
             FeatureFile(path)
     with h5py.File(path, "w") as file:
         file.create_dataset("a/global_descriptor", data=np.zeros(5))
-    with FeatureFile(path) as file, pytest.raises(FormatError, match="holds no features"):
+    with FeatureFile(path) as file, pytest.raises(FormatError, match="contains no features"):
         _ = file.names
     for wrong in ["{", "[1]", np.zeros(3)]:
         with h5py.File(path, "w") as file:
@@ -351,7 +351,7 @@ def test_a_photo_that_is_not_there(path):
         assert file.get("c.jpg") is None
         with pytest.raises(InputError) as caught:
             file["c.jpg"]
-    assert str(caught.value) == f"{path} holds no features of 'c.jpg'."
+    assert str(caught.value) == f"{path} contains no features of 'c.jpg'."
 
 
 def test_damaged_files_give_one_of_our_errors_or_features(path):
@@ -488,8 +488,8 @@ def test_each_pair_among_photos_once_and_checked(matches_path):
     ("rows", "complaint"),
     [
         (np.array([0, -20000], np.int16), "overflow"),
-        (np.array([[0, 1]]), "must be a row of integers"),
-        (np.array([0.0, 1.0]), "must be a row of integers"),
+        (np.array([[0, 1]]), "must be a vector of integers"),
+        (np.array([0.0, 1.0]), "must be a vector of integers"),
     ],
 )
 def test_wrong_matches_are_one_sentence(matches_path, rows, complaint):
@@ -500,5 +500,5 @@ def test_wrong_matches_are_one_sentence(matches_path, rows, complaint):
 
 
 def test_a_features_file_is_no_matches_file(path):
-    with MatchFile(as_hloc(path)) as file, pytest.raises(FormatError, match="holds no matches"):
+    with MatchFile(as_hloc(path)) as file, pytest.raises(FormatError, match="contains no matches"):
         len(file)

@@ -85,7 +85,7 @@ def test_pickles_are_refused_and_not_executed(tmp_path, key):
         ({"scores": np.ones(4)}, "'scores' must be 5, not 4"),
         ({"scores": np.ones((2, 5))}, "'scores' must be 5"),
         ({"descriptors": np.ones((512, 5))}, "'descriptors' must be 5 x D, not 512 x 5"),
-        ({"descriptors": np.full((5, 512), np.nan)}, "'descriptors' holds NaN"),
+        ({"descriptors": np.full((5, 512), np.nan)}, "'descriptors' contains NaN"),
         ({"descriptors": np.ones((5, 512), np.int64)}, "floating-point"),
         ({"descriptors": np.full((5, 512), "x")}, "floating-point"),
     ],

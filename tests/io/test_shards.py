@@ -140,7 +140,7 @@ def test_other_settings_and_single_files_are_left_alone(index, tmp_path):
         write_shards(index, settings={"version": "2"})
     assert_whole(index)
     write_features(tmp_path / "one.h5")
-    with pytest.raises(OutputError, match="is one file, and a cluster writes many"):
+    with pytest.raises(OutputError, match="is a single file"):
         write_shards(tmp_path / "one.h5")
     assert_whole(tmp_path / "one.h5")
 

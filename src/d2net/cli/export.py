@@ -87,7 +87,7 @@ def _export(
         pairs = None if matches is None else stack.enter_context(MatchFile(matches))
         for file in (photos, pairs):
             if file is not None and len(file) == 0:
-                raise InputError(f"{file.path} holds no {file.holds}; give a file that does")
+                raise InputError(f"{file.path} contains no {file.contents}; give a file that does")
         write(output, photos, pairs)
         count = 0 if pairs is None else len(pairs)
         printing.result(

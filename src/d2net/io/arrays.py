@@ -1,4 +1,4 @@
-"""What every reader here does with an array that came from outside: believe nothing."""
+"""Check arrays from files before they are used."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from d2net.errors import FormatError
 Array = npt.NDArray[Any]
 
 
-def floats(
+def read_floats(
     arrays: Mapping[str, Array], key: str, shape: tuple[str | int, ...], where: str
 ) -> Array:
-    """The array `key`, checked.
+    """The array `key` of a file, after checking its type, shape and values.
 
     Args:
-        arrays: what the file holds.
+        arrays: the arrays of the file or entry.
         key: the array's name.
-        shape: what is expected; letters stand for any length.
-        where: the file and the entry, to begin a message with.
+        shape: the expected shape; letters stand for any length.
+        where: the file and the entry, with which an error message begins.
 
     Returns:
         A contiguous, finite array, float16 where the file has float16, else float32.
 
     Raises:
-        FormatError: it is missing, of another shape or type, or holds NaN or infinity.
+        FormatError: it is missing, has another shape or type, or contains NaN or infinity.
     """
     array = arrays.get(key)
     if array is None:
@@ -46,10 +46,10 @@ def floats(
         found = " x ".join(map(str, array.shape)) or "a single number"
         raise FormatError(f"{where}: {key!r} must be {expected}, not {found}.")
     kept = np.float16 if array.dtype == np.float16 else np.float32
-    with np.errstate(over="ignore"):  # becomes infinity, told next
+    with np.errstate(over="ignore"):  # too large numbers become infinity, which is checked next
         array = np.ascontiguousarray(array, dtype=kept)
     if not np.isfinite(array).all():
-        raise FormatError(f"{where}: {key!r} holds NaN or infinity.")
+        raise FormatError(f"{where}: {key!r} contains NaN or infinity.")
     return array
 
 

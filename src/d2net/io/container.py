@@ -1,8 +1,8 @@
-"""HDF5 files of many small groups, one per photo or pair, with the settings they were made with.
+"""HDF5 files with a group per photo or pair, and the settings that the entries were made with.
 
-The bytes of a file depend on its content alone: groups and datasets are written sorted by name,
-without times, in a fixed version of the format. So an interrupted and resumed run ends with the
-same file as an undisturbed one.
+The bytes of a file depend only on its content: groups and datasets are written in the order of
+their names, without times, in a fixed version of the format. So an interrupted and resumed run
+produces the same file as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,19 +21,18 @@ import numpy as np
 
 from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.io.arrays import Array
-from d2net.io.journal import Record
 from d2net.io.resume import Settings
 
 SETTINGS = "d2net"
-"""The attribute of the file that holds the settings as JSON."""
+"""The file's attribute with the settings as JSON."""
 
 INPUTS = "inputs"
-"""The attribute of an entry that holds the fingerprint of what the entry was made from."""
+"""An entry's attribute with the fingerprint of the inputs that the entry was made from."""
 
 _VERSION = ("v110", "v110")
 _SMALL = 64
-"""Bytes up to which an array is copied into an index. So is the photo's size, by which programs
-find photos that follow no links, as hloc does."""
+"""Largest array in bytes that is copied into an index. The photo's size is among them: programs
+that do not follow links, such as hloc, find photos by it."""
 _H5_ERRORS = (
     OSError,
     RuntimeError,
@@ -46,17 +46,27 @@ _H5_ERRORS = (
 
 _Self = TypeVar("_Self", bound="Container")
 
+Attributes = dict[str, dict[str, str | float]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry: arrays by name, and attributes by array ("" for those of the entry itself)."""
+
+    arrays: dict[str, Array]
+    attributes: Attributes = field(default_factory=dict)
+
 
 def check_name(name: str) -> str:
-    """Give `name` back if it can name a photo: a relative POSIX path in valid Unicode.
+    """Return `name` if it is a valid name of a photo: a relative POSIX path in Unicode.
 
     Raises:
-        InputError: it is absolute, or has a part that is empty, "." or "..", or a character that
-            no file of features can hold.
+        InputError: it is absolute, has an empty, "." or ".." part, or has a character that HDF5
+            cannot store.
     """
     if not name or any(part in ("", ".", "..") for part in name.split("/")):
         raise InputError(
-            f"{name!r} cannot name a photo: expected its path relative to the photos' folder, "
+            f"{name!r} cannot name a photo: expected a path relative to the photos' folder, "
             "without empty, '.' or '..' parts."
         )
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
@@ -65,7 +75,7 @@ def check_name(name: str) -> str:
 
 
 def folders_of(name: str) -> Iterator[str]:
-    """a/b/c.jpg: a, a/b."""
+    """The folders of a name: a and a/b for a/b/c.jpg."""
     position = name.find("/")
     while position >= 0:
         yield name[:position]
@@ -73,7 +83,7 @@ def folders_of(name: str) -> Iterator[str]:
 
 
 class NoSuchEntryError(InputError, KeyError):
-    """A file of features or matches does not hold what was asked for."""
+    """A file of features or matches lacks the requested photo or pair."""
 
     __str__ = Exception.__str__  # KeyError's would print quotes around the sentence
 
@@ -83,13 +93,13 @@ class Container:
 
     Attributes:
         path: the file.
-        settings: how it was made, None for files that are not ours.
+        settings: how it was made; None if another program wrote it.
     """
 
     marker: str
-    """The dataset that every entry's group has."""
-    holds: str
-    """What the file should hold, for messages."""
+    """A dataset that the group of every entry has."""
+    contents: str
+    """The kind of contents, for error messages."""
 
     def __init__(self, path: str | Path) -> None:
         """Open `path`.
@@ -105,11 +115,11 @@ class Container:
             if error.errno is not None:
                 raise InputError(
                     f"{self.path} cannot be opened ({os.strerror(error.errno)}); expected a file "
-                    f"of {self.holds}."
+                    f"of {self.contents}."
                 ) from error
             raise FormatError(
-                f"{self.path} is not an HDF5 file or is damaged; expected {self.holds} as d2net or "
-                "hloc write them."
+                f"{self.path} is not an HDF5 file or is damaged; expected {self.contents} "
+                "written by d2net or hloc."
             ) from error
         self._names: tuple[str, ...] | None = None
         try:
@@ -130,7 +140,7 @@ class Container:
         self.close()
 
     def close(self) -> None:
-        """Close the file; what was read from it stays valid."""
+        """Close the file; data read from it remain valid."""
         with suppress(*_H5_ERRORS):
             self._file.close()
 
@@ -138,14 +148,14 @@ class Container:
         """The names of all entries, sorted.
 
         Raises:
-            FormatError: the file is damaged, or holds none and is not ours.
+            FormatError: the file is damaged, or another program's file without entries.
         """
         if self._names is None:
             with self._damage():
                 self._names = tuple(sorted(self._walk(self._file, "")))
             if not self._names and self.settings is None:
                 raise FormatError(
-                    f"{self.path} holds no {self.holds}: none of its groups has a dataset "
+                    f"{self.path} contains no {self.contents}: none of its groups has a dataset "
                     f"{self.marker!r}."
                 )
         return self._names
@@ -161,10 +171,10 @@ class Container:
             return isinstance(group, h5py.Group) and _has(group, self.marker)
 
     def read_record(self, name: str) -> Record:
-        """The datasets and attributes of the entry `name` as they are.
+        """The datasets and attributes of the entry `name`, unchecked.
 
         Raises:
-            FormatError: the file is damaged there, or holds something other than arrays.
+            FormatError: the entry is damaged, or contains something other than arrays.
         """
         with self._damage(name):
             group = self._file[name]
@@ -173,7 +183,7 @@ class Container:
                 _check_link(group, key, dataset)
                 array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
                 if not isinstance(array, np.ndarray):
-                    raise FormatError(f"{self.path}: {name!r} holds {key!r}, which is no array.")
+                    raise FormatError(f"{self.path}: {key!r} of {name!r} is not an array.")
                 arrays[key] = array
                 attributes[key] = _read_attributes(dataset)
         return Record(arrays, attributes)
@@ -182,21 +192,21 @@ class Container:
         """The attributes of the entry `name` itself.
 
         Raises:
-            FormatError: the file is damaged there.
+            FormatError: the entry is damaged.
         """
         with self._damage(name):
             return _read_attributes(self._file[name])
 
     def link_record(self, name: str, group: h5py.Group, path: str) -> None:
-        """Fill a group of an index: small arrays are copied, others linked to those in this file.
+        """Fill a group of an index with copies of small arrays and links to the others.
 
         Args:
             name: the entry.
-            group: of the index.
-            path: of this file, relative to the index.
+            group: the index's group for it.
+            path: this file, relative to the index.
 
         Raises:
-            FormatError: the file is damaged there.
+            FormatError: the entry is damaged.
         """
         with self._damage(name):
             source = self._file[name]
@@ -233,16 +243,16 @@ class Container:
 
     @contextmanager
     def _damage(self, name: str | None = None) -> Iterator[None]:
-        """Turn the many exceptions by which h5py tells damage into one."""
+        """Turn the many exceptions that h5py raises for damaged files into one."""
         try:
             yield
         except D2NetError:
             raise
         except _H5_ERRORS as error:
             where = "" if name is None else f" at {name!r}"
-            reason = str(error).partition("\n")[0]  # HDF5's can go on for lines
+            reason = str(error).partition("\n")[0]  # HDF5's messages can have many lines
             raise FormatError(
-                f"{self.path} is damaged{where} ({reason}); write it anew."
+                f"{self.path} is damaged{where} ({reason}); make it again."
             ) from error
 
 
@@ -252,14 +262,18 @@ def write_container(
     records: Iterable[tuple[str, Record]],
     attributes: Mapping[str, Array] | None = None,
 ) -> None:
-    """Write an HDF5 file in place; `records` come sorted by name and are held one at a time.
+    """Write an HDF5 file in place.
 
-    `attributes` are arrays that belong to the file as a whole.
+    Args:
+        path: the file.
+        settings: how the entries were made.
+        records: the entries in the order of their names; only one is in memory at a time.
+        attributes: arrays that belong to the file as a whole.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    # Through a Python file: HDF5's own access to files crashes the process when the disk is full.
+    # HDF5's own access to files crashes the process when the disk is full; a Python file does not.
     with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
         _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
         _write_attributes(file, attributes or {})
@@ -268,12 +282,12 @@ def write_container(
 
 
 def write_index(path: Path, settings: Settings, shards: Iterable[tuple[str, Container]]) -> None:
-    """Write an HDF5 file in place that reads as if it held all that some other files hold.
+    """Write an HDF5 file in place that reads as if it contained the entries of several others.
 
     Args:
         path: the index.
-        settings: of all of them.
-        shards: each with its path relative to the index; held one at a time.
+        settings: how the entries were made, the same in all files.
+        shards: the other files with their paths relative to the index; only one is open at a time.
 
     Raises:
         OutputError: one entry's name is the folder of another.
@@ -304,7 +318,7 @@ def _write_record(group: h5py.Group, record: Record) -> None:
 def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float | Array]) -> None:
     for name, value in sorted(attributes.items()):
         if isinstance(value, str):
-            # Of fixed length: HDF5 2.0 can search damaged files for other strings without end.
+            # Fixed length: HDF5 2.0 can loop forever over other strings in damaged files.
             text = value.encode()
             target.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
         else:
@@ -312,16 +326,16 @@ def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | floa
 
 
 def _has(group: h5py.Group, key: str) -> bool:
-    """Whether there is a dataset, or a link to one in another file, without opening that."""
+    """Whether there is a dataset, or a link to one in another file, which is not opened."""
     return group.get(key, getlink=True) is not None
 
 
-def _check_link(group: h5py.Group, key: str, found: object) -> None:
+def _check_link(group: h5py.Group, key: str, dataset: object) -> None:
     link = group.get(key, getlink=True)
-    if found is None and isinstance(link, h5py.ExternalLink):
+    if dataset is None and isinstance(link, h5py.ExternalLink):
         raise FormatError(
-            f"{group.file.filename}: {group.name[1:]!r} lies in {link.filename}, which is missing "
-            "or damaged; keep that folder beside the file."
+            f"{group.file.filename}: {group.name[1:]!r} is stored in {link.filename}, which is "
+            "missing or damaged; keep that folder beside the file."
         )
 
 

@@ -1,7 +1,7 @@
 """One vector per photo, in the HDF5 layout of hloc: a group per photo with `global_descriptor`.
 
-The codebook that the vectors were made with, and a projection if there is one, are attributes of
-the file, where programs that look for photos do not find them.
+The file's attributes are the codebook of the vectors and, if they were reduced, the projection.
+There, programs that list photos do not find them.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py and
 pairs_from_retrieval.py.
@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from d2net.errors import FormatError
-from d2net.io.arrays import Array, floats
+from d2net.io.arrays import Array, read_floats
 from d2net.io.atomic import replacing
-from d2net.io.container import Container, check_name, write_container
-from d2net.io.journal import Record
+from d2net.io.container import Container, Record, check_name, write_container
 
 _CODEBOOK = "codebook"
 _AXES, _OFFSET = "projection", "projection_offset"
@@ -29,13 +28,13 @@ class GlobalDescriptorFile(Container):
     """The global descriptors of many photos."""
 
     marker = "global_descriptor"
-    holds = "global descriptors"
+    contents = "global descriptors"
 
     def read(self) -> tuple[tuple[str, ...], Array]:
         """The photos, sorted by name, and their vectors, N x D float16 or float32.
 
         Raises:
-            FormatError: the file is damaged, holds none, or vectors of different lengths.
+            FormatError: the file is damaged, empty, or its vectors have different lengths.
         """
         names = self.entries()
         vectors = [self._vector(name) for name in names]
@@ -43,7 +42,7 @@ class GlobalDescriptorFile(Container):
         if len(lengths) > 1:
             raise FormatError(
                 f"{self.path}: the global descriptors have different lengths "
-                f"({min(lengths)} and {max(lengths)}); write it anew."
+                f"({min(lengths)} and {max(lengths)}); make it again."
             )
         return names, np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
@@ -51,12 +50,12 @@ class GlobalDescriptorFile(Container):
         """The codebook, K x D float32.
 
         Raises:
-            FormatError: the file is damaged or has none, as those of other programs.
+            FormatError: the file is damaged, or has no codebook because another program wrote it.
         """
-        return floats(self._stored(), _CODEBOOK, ("K", "D"), str(self.path))
+        return read_floats(self._stored(), _CODEBOOK, ("K", "D"), str(self.path))
 
     def read_projection(self) -> tuple[Array, Array] | None:
-        """What the vectors were made short with: axes D x D' and offset D', float32; or None.
+        """The projection that reduced the vectors: axes D x D' and offset D', float32; or None.
 
         Raises:
             FormatError: the file is damaged.
@@ -64,15 +63,15 @@ class GlobalDescriptorFile(Container):
         stored = self._stored()
         if _AXES not in stored:
             return None
-        axes = floats(stored, _AXES, ("D", "D'"), str(self.path)).astype(np.float32)
-        return axes, floats(stored, _OFFSET, (axes.shape[1],), str(self.path))
+        axes = read_floats(stored, _AXES, ("D", "D'"), str(self.path)).astype(np.float32)
+        return axes, read_floats(stored, _OFFSET, (axes.shape[1],), str(self.path))
 
     def _stored(self) -> dict[str, Array]:
         with self._damage():
             return {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
 
     def _vector(self, name: str) -> Array:
-        return floats(
+        return read_floats(
             self.read_record(name).arrays, self.marker, ("D",), f"{self.path}, photo {name!r}"
         )
 
@@ -88,15 +87,14 @@ def write_global_descriptors(
 
     Args:
         path: the file; its folder must exist.
-        vectors: D each, by photo.
-        codebook: K x D', what they were made with.
-        settings: how they were made, JSON types.
-        projection: what they were made short with, axes D x D' (stored in half precision) and
-            offset D'.
+        vectors: by photo, D numbers each.
+        codebook: K x D', from which they were computed.
+        settings: how they were made, of types that JSON can express.
+        projection: if they were reduced, the axes D x D' (stored in half precision) and offset D'.
 
     Raises:
-        InputError: a name cannot name a photo.
-        OutputBusyError: another process writes this file.
+        InputError: a photo's name is not valid.
+        OutputBusyError: another process is writing this file.
         OutputError: it cannot be written.
     """
     path = Path(path)

@@ -1,14 +1,14 @@
-"""Features and matches in the HDF5 layout of hloc, the field's common one.
+"""Features and matches in the HDF5 layout of hloc, the most common one in the field.
 
-Features: one group per photo, named by its path; `keypoints` N x 2, `descriptors` D x N, `scores`
-N, `image_size` (width, height), and the attribute `uncertainty` of `keypoints`. `scales` N,
-`uncertainty` N and the attribute `kind` of `descriptors` are additions of ours. Keypoints are
-float32 (hloc itself writes float16 by default, which is half a pixel wrong beyond 1024; both are
-read). The centre of the top-left pixel is (0, 0).
+Features: one group per photo, named by its path, with `keypoints` N x 2, `descriptors` D x N,
+`scores` N, `image_size` (width, height), and the attribute `uncertainty` of `keypoints`. We add
+`scales` N, `uncertainty` N and the attribute `descriptor_id` of `descriptors`. Keypoints are
+float32 (hloc's default is float16, with errors of half a pixel beyond 1024; both are read). The
+centre of the top-left pixel is (0, 0).
 
-Matches: one group per pair, `matches0` N0 (for each keypoint of the first photo the row in the
-second one, or -1) and `matching_scores0` N0. Rows are int32: hloc's int16 overflows above 32,767
-keypoints; hloc reads any integer type, and both are read here.
+Matches: one group per pair, with `matches0` N0 (for each keypoint of the first photo, the row of
+its match in the second photo or -1) and `matching_scores0` N0. Rows are int32, because hloc's int16
+overflows above 32,767 keypoints; hloc reads any integer type, and both are read here.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py,
 match_features.py and utils/io.py.
@@ -27,9 +27,15 @@ from torch import Tensor
 from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
-from d2net.io.arrays import as_numpy, floats
-from d2net.io.container import INPUTS, Container, NoSuchEntryError, check_name
-from d2net.io.journal import Attributes, Journal, Record
+from d2net.io.arrays import as_numpy, read_floats
+from d2net.io.container import (
+    INPUTS,
+    Attributes,
+    Container,
+    NoSuchEntryError,
+    Record,
+    check_name,
+)
 from d2net.io.resumable import ResumableWriter
 
 Pair = tuple[str, str]
@@ -39,14 +45,14 @@ class FeatureFile(Container, Mapping[str, Features]):
     """The features of many photos, read one photo at a time as tensors on the CPU."""
 
     marker = "keypoints"
-    holds = "features"
+    contents = "features"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The photos, sorted by name.
 
         Raises:
-            FormatError: the file is damaged, or holds no features.
+            FormatError: the file is damaged or contains no features.
         """
         return self.entries()
 
@@ -62,14 +68,14 @@ class FeatureFile(Container, Mapping[str, Features]):
     def __getitem__(self, name: str) -> Features:
         """The features of one photo.
 
-        Scores and scales that the file lacks are 1; so is an uncertainty (in pixels), as in hloc.
+        Scores and scales that the file lacks are 1, and so is the uncertainty in pixels.
 
         Raises:
             NoSuchEntryError: the photo is not in the file (an InputError and a KeyError).
-            FormatError: its arrays are not what the layout promises.
+            FormatError: its arrays do not have the layout above.
         """
         if name not in self:
-            raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
+            raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
         return _features(self.read_record(name), f"{self.path}, photo {name!r}")
 
     def overview(self, name: str) -> tuple[int, Size, float]:
@@ -79,10 +85,10 @@ class FeatureFile(Container, Mapping[str, Features]):
 
         Raises:
             NoSuchEntryError: the photo is not in the file.
-            FormatError: its arrays are not what the layout promises.
+            FormatError: its arrays do not have the layout above.
         """
         if name not in self:
-            raise NoSuchEntryError(f"{self.path} holds no features of {name!r}.")
+            raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
         with self._damage(name):
             group = self._file[name]
             width, height = (int(edge) for edge in group["image_size"][()])
@@ -90,12 +96,12 @@ class FeatureFile(Container, Mapping[str, Features]):
             return len(group["keypoints"]), (width, height), uncertainty
 
     def inputs(self, name: str) -> str:
-        """The fingerprint of what a photo's features were made from; empty if it is not stored."""
+        """The fingerprint of the photo and mask that features were made from; "" if unknown."""
         return str(self.read_attributes(name).get(INPUTS, ""))
 
 
 class FeatureWriter(ResumableWriter):
-    """Writes the features of many photos safely; see `ResumableWriter` for what that means.
+    """Writes the features of many photos so that interrupted runs resume; see `ResumableWriter`.
 
     ```python
     with FeatureWriter("features.h5", settings) as writer:
@@ -108,24 +114,24 @@ class FeatureWriter(ResumableWriter):
     reader = FeatureFile
 
     def done(self) -> Set[str]:
-        """The photos that are finished, by this run or an earlier one."""
+        """The photos that this run or an earlier one has finished."""
         return self._names
 
     def is_done(self, name: str, inputs: str = "") -> bool:
-        """Whether a photo is finished, from inputs with this fingerprint unless it is empty."""
+        """Whether a photo is finished, and from these inputs unless `inputs` is empty."""
         return self._is_done(name, inputs)
 
     def add(self, name: str, features: Features, inputs: str = "") -> None:
-        """Store one photo's features; when this returns, a kill no longer loses them.
+        """Store one photo's features; a kill no longer loses them once this returns.
 
         Args:
             name: the photo's path relative to the photos' folder, with forward slashes.
             features: float16 descriptors stay float16; everything else is stored as float32.
-            inputs: `resume.fingerprint` of the photo and mask that the features were made from.
-                Features of the same photo that were made from others are replaced.
+            inputs: `resume.fingerprint` of the photo and its mask. Features of this photo with
+                another fingerprint are replaced.
 
         Raises:
-            InputError: `name` cannot name a photo or is there already, or the features hold NaN.
+            InputError: `name` is not a valid name or is stored already, or features are NaN.
             OutputError: the disk is full or fails.
         """
         arrays = {
@@ -137,11 +143,11 @@ class FeatureWriter(ResumableWriter):
         }
         for key, array in arrays.items():
             if not np.isfinite(array).all():
-                raise InputError(f"the {key} of {name!r} hold NaN or infinity.")
+                raise InputError(f"the {key} of {name!r} contain NaN or infinity.")
         arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
         attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
         if features.descriptor_id is not None:
-            attributes["descriptors"] = {"kind": features.descriptor_id}
+            attributes["descriptors"] = {"descriptor_id": features.descriptor_id}
         self._append(name, Record(arrays, attributes), inputs)
 
 
@@ -149,20 +155,20 @@ class MatchFile(Container):
     """The matches of many pairs of photos."""
 
     marker = "matches0"
-    holds = "matches"
+    contents = "matches"
 
     @property
     def pairs(self) -> list[Pair]:
         """The pairs (first, second) in the file, sorted.
 
         Raises:
-            FormatError: the file is damaged or does not store the photos' names. hloc's do not;
-                use `pairs_among` or ask for a pair by name.
+            FormatError: the file is damaged, or does not store the photos' names, as hloc's files;
+                use `pairs_among` or `get` then.
         """
         return sorted(self._stored_pair(entry) for entry in self.entries())
 
     def pairs_among(self, names: Iterable[str]) -> list[Pair]:
-        """The pairs in the file whose photos are both among `names`, sorted; any file will do."""
+        """The pairs whose photos are both among `names`, sorted; works with hloc's files, too."""
         names = set(names)
         if self.settings is not None:
             return [pair for pair in self.pairs if names.issuperset(pair)]
@@ -178,19 +184,19 @@ class MatchFile(Container):
         """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
 
         Raises:
-            FormatError: the file is damaged, or names keypoints that a photo does not have.
+            FormatError: the file is damaged, or refers to keypoints that a photo does not have.
         """
         seen = set()
         for first, second in self.pairs_among(num_keypoints):
-            if (second, first) in seen:  # hloc's files may hold both orders
+            if (second, first) in seen:  # hloc's files may contain both orders
                 continue
             seen.add((first, second))
             matches = self.get(first, second)
             bounds = torch.tensor([num_keypoints[first], num_keypoints[second]])
             if (matches.indices >= bounds).any():
                 raise FormatError(
-                    f"{self.path}: the matches of {first!r} and {second!r} name keypoints that the "
-                    "features do not have; the two files are not of one run."
+                    f"{self.path}: the matches of {first!r} and {second!r} refer to keypoints that "
+                    "the features do not have; the two files are not from the same run."
                 )
             yield first, second, matches
 
@@ -201,30 +207,30 @@ class MatchFile(Container):
         return isinstance(pair, tuple) and len(pair) == 2 and self._find(*pair) is not None
 
     def get(self, first: str, second: str) -> Matches:
-        """The matches of a pair of photos, stored in this order or the other.
+        """The matches of a pair of photos, whichever order it is stored in.
 
-        A verified pair holds its inliers only; a similarity that the file lacks is 1.
+        Verified pairs have only their inliers. A similarity that the file lacks is 1.
 
         Raises:
             NoSuchEntryError: the pair is not in the file (an InputError and a KeyError).
-            FormatError: its arrays are not what the layout promises.
+            FormatError: its arrays do not have the layout above.
         """
-        found = self._find(first, second)
-        if found is None:
-            raise NoSuchEntryError(f"{self.path} holds no matches of {first!r} and {second!r}.")
-        entry, swapped = found
+        stored = self._find(first, second)
+        if stored is None:
+            raise NoSuchEntryError(f"{self.path} contains no matches of {first!r} and {second!r}.")
+        entry, swapped = stored
         record = self.read_record(entry)
         where = f"{self.path}, pair {entry!r}"
         rows = record.arrays["matches0"]
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise FormatError(
-                f"{where}: 'matches0' must be a row of integers, not {rows.ndim}-dimensional "
+                f"{where}: 'matches0' must be a vector of integers, not {rows.ndim}-dimensional "
                 f"{rows.dtype}."
             )
         if rows.size and rows.min() < -1:
             raise FormatError(
-                f"{where}: 'matches0' holds the row {rows.min()}; rows above 32,767 overflow in "
-                "hloc's 16 bits; match again with d2net."
+                f"{where}: 'matches0' contains the row {rows.min()}, because rows above 32,767 "
+                "overflow hloc's 16 bits; match again with d2net."
             )
         similarity = _column(record, "matching_scores0", len(rows), where)
         matched = torch.from_numpy(np.flatnonzero(rows != -1))
@@ -232,12 +238,12 @@ class MatchFile(Container):
         return Matches(indices.flip(1) if swapped else indices, similarity[matched])
 
     def _find(self, first: str, second: str) -> tuple[str, bool] | None:
-        """The pair's group, and whether it is stored the other way round."""
-        for separator in "/_":  # hloc's older files have "_"
+        """The pair's group, and whether it is stored in the other order."""
+        for separator in "/_":  # hloc's older files use "_"
             for swapped in (False, True):
                 pair = (second, first) if swapped else (first, second)
                 entry = group_name(*pair, separator)
-                # Two pairs can share a group's name ('a/b' and 'a-b'): ours know which it is.
+                # 'a/b' and 'a-b' give the same group name; our files store the names as well.
                 if self.has_entry(entry) and (
                     self.settings is None or self._stored_pair(entry) == pair
                 ):
@@ -249,14 +255,14 @@ class MatchFile(Container):
         pair = attributes.get("name0"), attributes.get("name1")
         if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise FormatError(
-                f"{self.path} does not store the photos' names at {entry!r} (hloc's files do not); "
+                f"{self.path} does not store the photos' names of {entry!r}, as in hloc's files; "
                 "ask for each pair by name."
             )
         return pair[0], pair[1]
 
 
 class MatchWriter(ResumableWriter):
-    """Writes the matches of many pairs safely; see `ResumableWriter` for what that means."""
+    """Writes the matches of many pairs so that interrupted runs resume; see `ResumableWriter`."""
 
     reader = MatchFile
 
@@ -265,43 +271,43 @@ class MatchWriter(ResumableWriter):
         self._pairs: set[Pair] = set()
 
     def done(self) -> Set[Pair]:
-        """The pairs (first, second) that are finished, by this run or an earlier one."""
+        """The pairs (first, second) that this run or an earlier one has finished."""
         return self._pairs
 
     def is_done(self, first: str, second: str, inputs: str = "") -> bool:
-        """Whether a pair is finished, from inputs with this fingerprint unless it is empty."""
+        """Whether a pair is finished, and from these inputs unless `inputs` is empty."""
         return (first, second) in self._pairs and self._is_done(group_name(first, second), inputs)
 
     def add(
         self, first: str, second: str, matches: Matches, num_keypoints: int, inputs: str = ""
     ) -> None:
-        """Store one pair's matches; when this returns, a kill no longer loses them.
+        """Store one pair's matches; a kill no longer loses them once this returns.
 
         Args:
             first: the first photo's name, as in the features file.
             second: the second photo's name.
-            matches: of verified matches only the inliers are stored; each row of the first photo
-                occurs at most once.
-            num_keypoints: how many keypoints the first photo has.
-            inputs: `resume.fingerprint` of the features that were matched. Matches of the same
-                pair that were made from others are replaced.
+            matches: each row of the first photo occurs at most once. Of verified matches, only the
+                inliers are stored.
+            num_keypoints: the number of keypoints in the first photo.
+            inputs: `resume.fingerprint` of both photos' features. Matches of this pair with another
+                fingerprint are replaced.
 
         Raises:
-            InputError: the pair is there already, in this order or the other, or the matches do
-                not fit `num_keypoints`.
+            InputError: the pair is stored already, in either order, or the matches do not fit
+                `num_keypoints`.
             OutputError: the disk is full or fails.
         """
         pair = (check_name(first), check_name(second))
         if first == second or (second, first) in self._pairs:
-            raise InputError(f"{first!r} and {second!r} are one photo, or matched already.")
+            raise InputError(f"{first!r} and {second!r} are the same photo, or matched already.")
         kept = matches.verified()
         if len(kept) and int(kept.indices.min()) < 0:
-            raise InputError(f"the matches of {first!r} and {second!r} hold negative rows.")
+            raise InputError(f"the matches of {first!r} and {second!r} contain negative rows.")
         rows, columns = as_numpy(kept.indices).T
         occurrences = np.bincount(rows, minlength=num_keypoints)
         if len(occurrences) > num_keypoints or (occurrences > 1).any():
             raise InputError(
-                f"the matches of {first!r} and {second!r} must name each of the first photo's "
+                f"the matches of {first!r} and {second!r} must contain each of the first photo's "
                 f"{num_keypoints} keypoints at most once."
             )
         matches0 = np.full(num_keypoints, -1, dtype=np.int32)
@@ -313,21 +319,21 @@ class MatchWriter(ResumableWriter):
         self._append(group_name(*pair), Record(arrays, {"": names}), inputs)
         self._pairs.add(pair)
 
-    def _recall(self, existing: Container | None, journal: Journal) -> None:
-        super()._recall(existing, journal)
+    def _read_done(self, existing: Container | None, unfinished: Mapping[str, Attributes]) -> None:
+        super()._read_done(existing, unfinished)
         if isinstance(existing, MatchFile):
             self._pairs.update(existing.pairs)
-        for attributes in journal.attributes.values():
+        for attributes in unfinished.values():
             self._pairs.add((str(attributes[""]["name0"]), str(attributes[""]["name1"])))
 
 
 def typical_uncertainty(features: Features) -> float:
-    """The one uncertainty per photo that hloc keeps, in pixels; its default, 1, of no features."""
+    """The uncertainty in pixels that hloc stores per photo: the median, or 1 without keypoints."""
     return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
 
 
 def group_name(first: str, second: str, separator: str = "/") -> str:
-    """The group of a pair in hloc's layout."""
+    """The name of a pair's group in hloc's layout."""
     return _group_part(first) + separator + _group_part(second)
 
 
@@ -336,7 +342,7 @@ def _group_part(name: str) -> str:
 
 
 def _split(entry: str) -> Iterator[Pair]:
-    """All (first, second) that `group_name` could have joined to `entry`."""
+    """All (first, second) for which `group_name` could have given `entry`."""
     separator = "/" if "/" in entry else "_"
     for position, character in enumerate(entry):
         if character == separator:
@@ -344,15 +350,15 @@ def _split(entry: str) -> Iterator[Pair]:
 
 
 def _features(record: Record, where: str) -> Features:
-    keypoints = floats(record.arrays, "keypoints", ("N", 2), where)
+    keypoints = read_floats(record.arrays, "keypoints", ("N", 2), where)
     n = len(keypoints)
-    descriptors = floats(record.arrays, "descriptors", ("D", n), where)
+    descriptors = read_floats(record.arrays, "descriptors", ("D", n), where)
     uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
     if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
         raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
-    kind = record.attributes["descriptors"].get("kind")
-    if kind is not None and not isinstance(kind, str):
-        raise FormatError(f"{where}: the attribute 'kind' must be text.")
+    descriptor_id = record.attributes["descriptors"].get("descriptor_id")
+    if descriptor_id is not None and not isinstance(descriptor_id, str):
+        raise FormatError(f"{where}: the attribute 'descriptor_id' must be text.")
     return Features(
         keypoints=torch.from_numpy(keypoints).float(),
         scores=_column(record, "scores", n, where),
@@ -360,19 +366,19 @@ def _features(record: Record, where: str) -> Features:
         descriptors=torch.from_numpy(descriptors.T).contiguous(),
         image_size=_image_size(record, where),
         uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
-        descriptor_id=kind,
+        descriptor_id=descriptor_id,
     )
 
 
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
-    """The N numbers of an array as float32, `missing` everywhere if it is not there."""
+    """The N numbers of an array as float32; all are `missing` if the file lacks the array."""
     if key not in record.arrays:
         return torch.full((n,), missing)
-    return torch.from_numpy(floats(record.arrays, key, (n,), where)).float()
+    return torch.from_numpy(read_floats(record.arrays, key, (n,), where)).float()
 
 
 def _image_size(record: Record, where: str) -> tuple[int, int]:
     size = record.arrays.get("image_size")
     if size is None or size.shape != (2,) or size.dtype.kind not in "iuf" or not (size >= 1).all():
-        raise FormatError(f"{where}: 'image_size' must hold the photo's width and height.")
+        raise FormatError(f"{where}: 'image_size' must be the photo's width and height.")
     return int(size[0]), int(size[1])

@@ -1,4 +1,4 @@
-"""The files of the 2019 release: NAME.d2-net, one per photo, NumPy's npz or MATLAB's mat.
+"""The files of the 2019 release: NAME.d2-net, one per photo, as NumPy's npz or MATLAB's mat.
 
 `keypoints` N x 3 float32 (x, y in pixels, centre of the top-left pixel at (0, 0), and the scale
 1 / pyramid factor), `scores` N, `descriptors` N x D.
@@ -17,26 +17,26 @@ import torch
 
 from d2net.errors import FormatError, InputError
 from d2net.features import Features
-from d2net.io.arrays import Array, floats
+from d2net.io.arrays import Array, read_floats
 from d2net.io.atomic import replacing
 
 Format = Literal["npz", "mat"]
 
 _ARRAYS = ("keypoints", "scores", "descriptors")
 _MAT_TEXT = 116
-"""A mat file opens with so many characters of free text; SciPy puts the time there."""
+"""A mat file begins with 116 characters of free text, where SciPy writes the time."""
 
 
 def write_release(path: str | Path, features: Features, format: Format = "npz") -> None:
     """Write one photo's features; equal features give equal bytes.
 
     Args:
-        path: the file, by custom the photo's path with ".d2-net" appended; used as it is.
-        features: all stored as float32; the uncertainty and the photo's size are not stored.
+        path: the file, usually the photo's path with ".d2-net" appended.
+        features: stored as float32, without the uncertainty and the photo's size.
         format: "npz" or "mat".
 
     Raises:
-        InputError: the format is neither.
+        InputError: the format is another one.
         OutputError: the file cannot be written.
     """
     on_cpu = features.to("cpu")
@@ -44,7 +44,7 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
     scores = on_cpu.scores.numpy()
     descriptors = on_cpu.descriptors.float().numpy()
     buffer = io.BytesIO()
-    if format == "npz":  # into a buffer: given a name, NumPy appends .npz to it
+    if format == "npz":  # NumPy would append .npz to a file name
         np.savez(buffer, keypoints=keypoints, scores=scores, descriptors=descriptors)
     elif format == "mat":
         from scipy.io import savemat
@@ -61,19 +61,19 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
 
 
 def read_release(path: str | Path, image_size: tuple[int, int]) -> Features:
-    """Read one photo's features, npz or mat, whichever the file is.
+    """Read one photo's features from an npz or mat file.
 
     Args:
         path: the file.
-        image_size: (width, height) of the photo, which the file does not hold.
+        image_size: (width, height) of the photo, which the file does not contain.
 
     Returns:
-        The features on the CPU; the uncertainty is 1 px, as nothing is known of it.
+        The features on the CPU. Their uncertainty, which the file does not contain, is 1 px.
 
     Raises:
         InputError: the file cannot be read.
-        FormatError: it is neither an npz nor a mat, holds pickled objects (they are never
-            executed), or its arrays are not what the layout promises.
+        FormatError: it is neither npz nor mat, contains pickled objects (which are never
+            executed), or its arrays do not have the layout above.
     """
     try:
         with Path(path).open("rb") as file:
@@ -81,13 +81,13 @@ def read_release(path: str | Path, image_size: tuple[int, int]) -> Features:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     where = str(path)
-    keypoints = torch.from_numpy(floats(arrays, "keypoints", ("N", 3), where)).float()
+    keypoints = torch.from_numpy(read_floats(arrays, "keypoints", ("N", 3), where)).float()
     n = len(keypoints)
     return Features(
         keypoints=keypoints[:, :2].contiguous(),
-        scores=torch.from_numpy(floats(arrays, "scores", (n,), where)).float(),
+        scores=torch.from_numpy(read_floats(arrays, "scores", (n,), where)).float(),
         scales=keypoints[:, 2].contiguous(),
-        descriptors=torch.from_numpy(floats(arrays, "descriptors", (n, "D"), where)),
+        descriptors=torch.from_numpy(read_floats(arrays, "descriptors", (n, "D"), where)),
         image_size=image_size,
         uncertainty=torch.ones(n),
     )
@@ -103,11 +103,11 @@ def _load(file: BinaryIO, path: str | Path) -> dict[str, Array]:
         if start.startswith(b"MATLAB 5"):
             from scipy.io import loadmat
 
-            found = loadmat(file, variable_names=_ARRAYS)  # type: ignore[arg-type]
+            arrays = loadmat(file, variable_names=_ARRAYS)  # type: ignore[arg-type]
             # MATLAB has no one-dimensional arrays: SciPy writes scores as 1 x N.
-            return {k: a.reshape(-1) if k == "scores" else a for k, a in found.items()}
-    except Exception as error:  # damage shows in many ways, in zip as in mat
+            return {k: a.reshape(-1) if k == "scores" else a for k, a in arrays.items()}
+    except Exception as error:  # both readers raise many kinds of errors for damaged files
         raise FormatError(
-            f"{path} is damaged or holds pickled objects, which are not read ({error})."
+            f"{path} is damaged or contains pickled objects, which are not read ({error})."
         ) from error
     raise FormatError(f"{path} is neither an npz nor a mat file of the 2019 release.")
