@@ -13,9 +13,10 @@ from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
 from d2net.extraction.corners import detect_corners, to_grey
-from d2net.geometry import coordinates
-from d2net.networks.detection import detect
-from d2net.networks.sampling import describe
+from d2net.networks.base import View
+from d2net.networks.vgg import VGG
+from d2net.networks.vgg_backbone import VGGBackbone
+from d2net.settings import DescriptorType, DetectorName
 from tests import oracle
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
@@ -26,7 +27,8 @@ def rows() -> list[Row]:
     """Ratios at 800 x 640 on the CPU, of the kind of features that the release computes."""
     model = D2Net.from_pretrained("ots", detector="deep", descriptor="plain", max_keypoints=None)
     photo = np.asarray(Image.open(PHOTO))
-    layers = [model.trunk.convolution(name) for names in model.trunk.stages for name in names]
+    backbone = _backbone(model)
+    layers = [backbone.convolution(name) for name in backbone.names]
     single = medians_in_turn(
         {
             "release": lambda: oracle.extract(photo, layers),
@@ -72,17 +74,17 @@ def _ratio(
 
 
 def _share(model: D2Net, photo: np.ndarray) -> Row:
-    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()
-    deep, shallow = (maps[0] for maps in model.trunk.extract_both(model.normalisation(pixels)))
+    pixels = torch.from_numpy(photo.copy())[None].float()
+    network = model.network
+    maps = tuple(part[0] for part in network.compute_maps(pixels, torch.float32))
 
-    def after_the_trunk() -> None:
-        found = detect(deep)
-        found = found[found.located]
-        describe(deep, shallow, found.positions, "plain")
-        coordinates.EXTRACTION_CELLS(found.positions)
+    def after_the_backbone() -> None:
+        view = View(pixels[0], maps, 1, 1.0, torch.float32)
+        found = network.detector(original=False).detect(view)
+        network.describe(maps, found.positions[found.located], "plain")
 
     seconds = medians_in_turn(
-        {"after": after_the_trunk, "all": lambda: model.extract(photo)},
+        {"after": after_the_backbone, "all": lambda: model.extract(photo)},
         rounds=5,
     )
     share = seconds["after"] / seconds["all"]
@@ -101,26 +103,30 @@ def kind_rows() -> list[Row]:
     model = D2Net.from_pretrained()
     photo = np.asarray(Image.open(PHOTO))
     pixels = torch.from_numpy(photo.copy())
-    images = model.normalisation(pixels.permute(2, 0, 1)[None].float())
-    kinds = [("deep", "plain"), ("deep", "whitened"), ("corner", "fused"), ("corner", "whitened")]
+    kinds: list[tuple[DetectorName, DescriptorType]] = [
+        ("deep", "plain"),
+        ("deep", "whitened"),
+        ("corner", "fused"),
+        ("corner", "whitened"),
+    ]
     kinds += [("both", "root"), ("both", "fused"), ("both", "whitened")]
     extractions = {
         ", ".join(kind): partial(model.extract, photo, detector=kind[0], descriptor=kind[1])
         for kind in kinds
     }
     parts = {
-        "trunk": lambda: model.trunk.extract(images),
+        "backbone": lambda: model.network.compute_maps(pixels[None].float(), torch.float32),
         "corners": lambda: detect_corners(to_grey(pixels)),
     }
     seconds = medians_in_turn({**parts, **extractions}, rounds=3)
-    share, plain = seconds["corners"] / seconds["trunk"], seconds["deep, plain"]
+    share, plain = seconds["corners"] / seconds["backbone"], seconds["deep, plain"]
     rows = [
         Row(
-            "detection of corners at 800 x 640, share of the trunk's time",
+            "detection of corners at 800 x 640, share of the backbone's time",
             f"{share:.1%}",
             "at most 10%",
             share <= 0.1,
-            f"{seconds['corners'] * 1000:.0f} ms and {seconds['trunk']:.2f} s",
+            f"{seconds['corners'] * 1000:.0f} ms and {seconds['backbone']:.2f} s",
         )
     ]
     for kind, extraction in list(extractions.items())[1:]:
@@ -141,7 +147,8 @@ def gpu_rows() -> list[Row]:
     if not torch.cuda.is_available():
         return []
     model = D2Net.from_pretrained(device="cuda")
-    layers = [model.trunk.convolution(name) for names in model.trunk.stages for name in names]
+    backbone = _backbone(model)
+    layers = [backbone.convolution(name) for name in backbone.names]
     photo = np.asarray(Image.open(PHOTO).resize((1600, 1200)))
     work = _operations(model, 1600, 1200)
     size = 8192
@@ -170,14 +177,20 @@ def gpu_rows() -> list[Row]:
     return found
 
 
+def _backbone(model: D2Net) -> VGGBackbone:
+    assert isinstance(model.network, VGG)
+    return model.network.backbone
+
+
 def _operations(model: D2Net, width: int, height: int) -> int:
-    """Floating-point operations of the trunk at stride 4, by direct convolution."""
+    """Floating-point operations of the backbone at stride 4, by direct convolution."""
+    backbone = _backbone(model)
     total, size = 0, (height, width)
-    for stage, names in enumerate(model.trunk.stages):
-        if stage == len(model.trunk.stages) - 1:
+    for stage, names in enumerate(backbone.stages):
+        if stage == len(backbone.stages) - 1:
             size = (size[0] - 1, size[1] - 1)
         elif stage > 0:
             size = (size[0] // 2, size[1] // 2)
         for name in names:
-            total += 2 * model.trunk.convolution(name).weight.numel() * size[0] * size[1]
+            total += 2 * backbone.convolution(name).weight.numel() * size[0] * size[1]
     return total

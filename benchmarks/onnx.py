@@ -17,8 +17,9 @@ from benchmarks.timing import medians_in_turn
 from d2net import D2Net, export_onnx
 from d2net.onnx import runner
 from d2net.onnx.export import MODEL, RUNNER
+from d2net.settings import DescriptorType, DetectorName
 
-KINDS = (("deep", "plain"), ("both", "whitened"))
+KINDS: tuple[tuple[DetectorName, DescriptorType], ...] = (("deep", "plain"), ("both", "whitened"))
 SIZE = (1600, 1200)
 
 SCRIPT = """
@@ -49,7 +50,7 @@ def rows() -> list[Row]:
     return found
 
 
-def _time(model: D2Net, folder: Path, detector: str, descriptor: str) -> Row:
+def _time(model: D2Net, folder: Path, detector: DetectorName, descriptor: DescriptorType) -> Row:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     extractor = runner.Extractor(folder / MODEL, options)
@@ -70,7 +71,7 @@ def _time(model: D2Net, folder: Path, detector: str, descriptor: str) -> Row:
     )
 
 
-def _memory(folder: Path, detector: str, descriptor: str) -> Row:
+def _memory(folder: Path, detector: DetectorName, descriptor: DescriptorType) -> Row:
     size = [str(side) for side in SIZE]
     command = [sys.executable, "-c", SCRIPT, str((folder / RUNNER).parent), str(memory.PHOTO)]
     run = subprocess.run([*command, *size], capture_output=True, text=True, check=True)

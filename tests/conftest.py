@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from d2net import D2Net
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg_backbone import VGGBackbone
 
 from .tiny import make_tiny_model, make_tiny_network
 
 
 @pytest.fixture
-def tiny_network() -> Trunk:
+def tiny_network() -> VGGBackbone:
     """The real code with few channels and random weights, its activations alive."""
     return make_tiny_network()
 

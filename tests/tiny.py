@@ -9,28 +9,29 @@ import torch
 from PIL import Image
 
 from d2net import D2Net
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg import VGG
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.settings import ExtractionSettings
 
 DATA = Path(__file__).with_name("data")
 SIZE = (96, 80)
 
 
-def make_tiny_network() -> Trunk:
+def make_tiny_network() -> VGGBackbone:
     """Few channels and random weights, with activations that are alive."""
     torch.manual_seed(0)
-    trunk = Trunk(((8, 8), (8, 8), (8, 8, 8), (16, 16, 16)))
+    backbone = VGGBackbone(((8, 8), (8, 8), (8, 8, 8), (16, 16, 16)))
     with torch.no_grad():
-        for parameter in trunk.parameters():
+        for parameter in backbone.parameters():
             if parameter.ndim == 4:
                 torch.nn.init.kaiming_normal_(parameter)
             else:
                 parameter.zero_()
-    return trunk
+    return backbone
 
 
 def make_tiny_model(**settings: Any) -> D2Net:
-    return D2Net(make_tiny_network(), settings=ExtractionSettings.from_dict(settings))
+    return D2Net(VGG(make_tiny_network()), settings=ExtractionSettings.from_dict(settings))
 
 
 def write_photos(folder: Path, *names: str) -> Path:

@@ -131,7 +131,7 @@ def dense_gem(p: float, photos: Path, model: D2Net, scene: Scene) -> Array:
     for photo in find_images([folder / "images" if (folder / "images").is_dir() else folder]):
         pixels = torch.from_numpy(prepare(read_image(photo.path), model.settings).pixels)
         with torch.no_grad():
-            maps = model.trunk.extract(model.normalisation(pixels.permute(2, 0, 1)[None].float()))
+            maps = model.network.compute_maps(pixels[None].float(), torch.float32)[0]
         pooled.append(maps[0].clamp(min=1e-6).pow(p).mean(dim=(0, 1)).pow(1 / p).numpy())
     return unit(np.stack(pooled))
 

@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from d2net import D2Net, Features, mutual_nearest
-from d2net.extraction.corners import FRAME
-from d2net.extraction.detectors import CORNER_DEVIATION
+from d2net.extraction.corners import BORDER
+from d2net.extraction.corners import UNCERTAINTY as CORNER_UNCERTAINTY
 from d2net.extraction.turning import turn_photos
 from d2net.geometry.homography import transfer_error
 from d2net.io.image_lists import find_images
@@ -89,7 +89,7 @@ def second_photo(
 
 def of_kind(features: Features, kind: str) -> Features:
     """Deep keypoints with the plain descriptor from both kinds with the fused one, or those."""
-    is_corner = features.uncertainty == features.uncertainty.new_tensor(CORNER_DEVIATION)
+    is_corner = features.uncertainty == features.uncertainty.new_tensor(CORNER_UNCERTAINTY)
     corners, deep = features[is_corner].best(BUDGET), features[~is_corner].best(BUDGET)
     if kind == "both, fused":
         return joined([corners, deep])
@@ -120,7 +120,7 @@ def in_turn(model: D2Net, photo: Array, degrees: float) -> Features:
     found = model.extract(turned[0].numpy())
     places = photo_from_turned(found.keypoints)
     size = (photo.shape[1], photo.shape[0])
-    inside = ((places >= FRAME) & (places <= torch.tensor(size) - 1 - FRAME)).all(dim=1)
+    inside = ((places >= BORDER) & (places <= torch.tensor(size) - 1 - BORDER)).all(dim=1)
     return replace(found, keypoints=places, image_size=size)[inside]
 
 

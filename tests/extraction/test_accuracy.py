@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2net import D2Net, Features, mutual_nearest
 from d2net.geometry import coordinates
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg_backbone import VGGBackbone
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -19,11 +19,11 @@ PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 @pytest.fixture(scope="module")
 def symmetric_network() -> D2Net:
     """Every weight positive and equal: its map is the photo, blurred without a direction."""
-    trunk = Trunk(((2, 2), (2, 2), (2, 2, 2), (2, 2, 2)))
+    backbone = VGGBackbone(((2, 2), (2, 2), (2, 2, 2), (2, 2, 2)))
     with torch.no_grad():
-        for parameter in trunk.parameters():
+        for parameter in backbone.parameters():
             parameter.fill_(0.05 if parameter.ndim == 4 else 0.0)
-    return D2Net(trunk)
+    return D2Net(backbone)
 
 
 def blob(x: float, y: float, width: int = 241, height: int = 203) -> np.ndarray:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from d2net.extraction.corners import REACH, detect_corners, to_grey
-from d2net.networks import corners
+from d2net.extraction import corners
+from d2net.extraction.corners import RADIUS, detect_corners, to_grey
 
 Array = NDArray[np.float64]
 
@@ -114,8 +114,8 @@ def test_a_warped_tip_is_found_where_finer_pixels_find_it(monkeypatch: pytest.Mo
         found = strongest(rendered("tip", place, A))
         with monkeypatch.context() as patch:
             patch.setattr(corners, "SCALES", tuple((4 * a, 4 * b) for a, b in corners.SCALES))
-            patch.setattr(corners, "REACH", 4 * REACH)
-            patch.setattr(corners, "LEAST_SCORE", corners.LEAST_SCORE / 4)
+            patch.setattr(corners, "RADIUS", 4 * RADIUS)
+            patch.setattr(corners, "MIN_SCORE", corners.MIN_SCORE / 4)
             fine = strongest(rendered("tip", place, A, finer=4))
         errors.append(np.linalg.norm(found - ((fine + 0.5) / 4 - 0.5)))
     assert np.median(errors) < 0.15
@@ -140,7 +140,7 @@ def test_of_equal_neighbours_the_first_in_reading_order_stays() -> None:
     photo[:25, :25] = photo[25:, 25:] = 100  # the crossing lies between four pixels
     found = detect_corners(photo)
     assert len(found) == 1
-    assert (found.rows.tolist(), found.cols.tolist()) == ([24], [24])
+    assert found.anchors.tolist() == [[24, 24]]
     torch.testing.assert_close(found.positions, torch.tensor([[24.5, 24.5]]), rtol=0, atol=0.3)
 
 
@@ -150,11 +150,11 @@ def test_corners_are_maxima_of_their_neighbourhood(height: int, width: int, seed
     rng = np.random.default_rng(seed)
     photo = torch.from_numpy(rng.uniform(0, 255, (height, width))).float()
     found = detect_corners(photo)
-    pixel = torch.stack([found.rows, found.cols], dim=1)
+    pixel = found.anchors.flip(1)
     apart = torch.cdist(pixel.double(), pixel.double(), p=torch.inf).fill_diagonal_(torch.inf)
     assert float(apart.min() if len(found) > 1 else 3) > 2
     assert ((found.positions - pixel.flip(1)).abs() <= 1).all()
-    order = found.rows * width + found.cols
+    order = pixel[:, 0] * width + pixel[:, 1]
     assert (order.diff() > 0).all()
 
 
@@ -164,8 +164,7 @@ def test_the_cut_into_tiles_does_not_show(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(corners, "_TILE", 37)
     tiled = detect_corners(photo)
     assert len(whole) > 50
-    assert torch.equal(whole.rows, tiled.rows)
-    assert torch.equal(whole.cols, tiled.cols)
+    assert torch.equal(whole.anchors, tiled.anchors)
     torch.testing.assert_close(whole.positions, tiled.positions, rtol=0, atol=1e-3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,11 @@ def test_a_batch_equals_single_photos(model: D2Net, photo: np.ndarray) -> None:
         torch.testing.assert_close(features.keypoints, alone.keypoints, rtol=0, atol=1e-3)
 
 
-def test_a_batch_needs_one_size(model: D2Net, photo: np.ndarray) -> None:
-    with pytest.raises(InputError, match="one size, not 320 x 239, 320 x 240"):
-        model.extract_batch([photo, photo[1:]])
+def test_a_batch_may_mix_sizes(model: D2Net, photo: np.ndarray) -> None:
+    together = model.extract_batch([photo, photo[1:], photo])
+    for features, image in zip(together, (photo, photo[1:], photo), strict=True):
+        alone = model.extract(image)
+        torch.testing.assert_close(features.keypoints, alone.keypoints, rtol=0, atol=1e-3)
     assert model.extract_batch([]) == []
 
 
@@ -262,13 +265,31 @@ def test_gpu_finds_the_same(model: D2Net, photo: np.ndarray, precision: str) -> 
     assert float((distance < 2).float().mean()) > 0.85
 
 
-def test_a_budget_chooses_among_all_candidates(
-    model: D2Net, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though of a photo with very many only those that can matter are held."""
-    held = model.extract(photo, detector="both", max_keypoints=12)
-    monkeypatch.setattr("d2net.extraction.d2net._looked_at", lambda batch: None)
-    expected = model.extract(photo, detector="both", max_keypoints=12)
+def test_a_budget_chooses_among_all_candidates(model: D2Net, photo: np.ndarray) -> None:
+    """Only the candidates that can matter are held in memory; a mask makes it hold all."""
+    everywhere = np.ones(photo.shape[:2], np.uint8)
+    few = model.extract(photo, detector="both", max_keypoints=12)
+    expected = model.extract(photo, detector="both", max_keypoints=12, mask=everywhere)
     assert len(model.extract(photo, detector="both", max_keypoints=None)) > 2 * 4 * 12
-    torch.testing.assert_close(held.keypoints, expected.keypoints)
-    torch.testing.assert_close(held.descriptors, expected.descriptors)
+    torch.testing.assert_close(few.keypoints, expected.keypoints)
+    torch.testing.assert_close(few.descriptors, expected.descriptors)
+
+
+def test_a_wrong_call_says_what_to_give(tiny_model: D2Net) -> None:
+    image = torch.rand(1, 3, 64, 64)
+    for wrong in (image, {"img": image}, {"image": [image[0], image[0, :, 8:]]}):
+        with pytest.raises(InputError, match="one tensor B x 3 x H x W"):
+            tiny_model(wrong)
+    with pytest.raises(InputError, match="precision='bfloat16'"):
+        copy.deepcopy(tiny_model).bfloat16().extract(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_the_default_type_of_torch_does_not_matter(tiny_model: D2Net, photo: np.ndarray) -> None:
+    expected = tiny_model.extract(photo, multiscale=True, turns=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = tiny_model.extract(photo, multiscale=True, turns=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found.keypoints, expected.keypoints)
+    torch.testing.assert_close(found.descriptors, expected.descriptors)

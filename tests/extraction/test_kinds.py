@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2net import D2Net, ExtractionSettings, InputError, match
-from d2net.extraction.corners import FRAME, detect_corners, to_grey
+from d2net.extraction.corners import BORDER, detect_corners, to_grey
 from d2net.extraction.keypoints import Keypoints
-from d2net.extraction.selection import NEAR_DUPLICATE, best_first
-from d2net.extraction.suppression import near
+from d2net.extraction.selection import NEAR_DUPLICATE, select_best
+from d2net.extraction.suppression import has_neighbour
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -33,8 +33,8 @@ def photo() -> np.ndarray:
 def test_corners_are_those_of_the_grey_photo(model: D2Net, photo: np.ndarray) -> None:
     features = model.extract(photo, detector="corner")
     found = detect_corners(to_grey(torch.from_numpy(photo.copy())))
-    pixels = torch.stack([found.cols, found.rows], dim=1)
-    inside = (pixels >= FRAME).all(dim=1) & (pixels < torch.tensor([320, 240]) - FRAME).all(dim=1)
+    pixels = found.anchors
+    inside = (pixels >= BORDER).all(dim=1) & (pixels < torch.tensor([320, 240]) - BORDER).all(dim=1)
     assert len(features) == int(inside.sum()) > 300
     apart = torch.cdist(features.keypoints.double(), found.positions[inside].double())
     assert float(apart.min(dim=1).values.max()) < 1e-3
@@ -81,7 +81,7 @@ def test_both_shares_the_budget_and_keeps_no_near_duplicates(
     assert (is_corner ^ is_deep).all()
     assert int(is_corner.sum()) == 100
     deep, corner = both.keypoints[is_deep], both.keypoints[is_corner]
-    assert not near(deep, corner, NEAR_DUPLICATE).any()
+    assert not has_neighbour(deep, corner, NEAR_DUPLICATE).any()
     assert float(both.uncertainty[is_corner].max()) < float(both.uncertainty[is_deep].min())
 
 
@@ -108,7 +108,7 @@ def some_keypoints() -> st.SearchStrategy[Keypoints]:
 @settings(max_examples=200, deadline=None)
 @given(first=some_keypoints(), second=some_keypoints(), most=st.none() | st.integers(1, 40))
 def test_what_is_kept_of_two_kinds(first: Keypoints, second: Keypoints, most: int | None) -> None:
-    kept = best_first([first, second], most)
+    kept = select_best([first, second], most)
     assert (kept.scores.diff() <= 0).all()
     if most is None:
         taken = first
@@ -116,7 +116,7 @@ def test_what_is_kept_of_two_kinds(first: Keypoints, second: Keypoints, most: in
         assert len(kept) <= most
         share = max(most - len(second), most - most // 2)
         taken = first[first.scores.argsort(descending=True, stable=True)[:share]]
-    free = second[~near(second.positions, taken.positions, NEAR_DUPLICATE)]
+    free = second[~has_neighbour(second.positions, taken.positions, NEAR_DUPLICATE)]
     others = len(free) if most is None else min(len(free), most - len(taken))
     assert len(kept) == len(taken) + others
     best = free.scores.sort(descending=True).values[:others]
@@ -128,7 +128,9 @@ def test_what_is_kept_of_two_kinds(first: Keypoints, second: Keypoints, most: in
 @given(a=some_keypoints(), b=some_keypoints(), radius=st.floats(0, 9, width=32))
 def test_near_is_the_larger_of_both_distances(a: Keypoints, b: Keypoints, radius: float) -> None:
     apart = (a.positions[:, None] - b.positions[None]).abs().amax(dim=2)
-    assert torch.equal(near(a.positions, b.positions, radius), (apart <= radius).any(dim=1))
+    assert torch.equal(
+        has_neighbour(a.positions, b.positions, radius), (apart <= radius).any(dim=1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ def test_descriptors_are_whitened_where_the_weights_can(model: D2Net) -> None:
     assert D2Net.from_pretrained().settings.descriptor == "whitened"
     assert D2Net.from_pretrained(descriptor="root").settings.descriptor == "root"
     assert D2Net.from_pretrained(original=True).settings.descriptor == "plain"
-    with pytest.raises(InputError, match="'ots' have no whitening of descriptors: choose"):
+    with pytest.raises(InputError, match="no descriptors of type 'whitened', only"):
         model.extract(PHOTO, descriptor="whitened")
-    with pytest.raises(InputError, match="'ots' have no whitening"):
+    with pytest.raises(InputError, match="no descriptors of type 'whitened'"):
         D2Net.from_pretrained("ots", descriptor="whitened")
 
 

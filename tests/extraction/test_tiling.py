@@ -16,9 +16,10 @@ from d2net.extraction import pyramid
 from d2net.extraction.keypoints import Keypoints, find_keypoints
 from d2net.extraction.tiling import MARGIN, tiles
 from d2net.networks.catalogue import CAFFE
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import load_weights
-from d2net.networks.whitening import INPUTS, Whitening
+from d2net.settings import ExtractionSettings
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -35,7 +36,7 @@ def test_every_cell_has_one_owner(
     width: int, height: int, limit: int, multiscale: bool, original: bool
 ) -> None:
     factors = pyramid.PYRAMID if multiscale else (1.0,)
-    levels = pyramid.levels((width, height), factors, original=original)
+    levels = pyramid.levels((width, height), factors, VGG.grid, original=original)
     owners = [np.zeros(level.cells, dtype=int) for level in levels]
     for tile in tiles((width, height), levels, limit):
         for level, window, count in zip(levels, tile, owners, strict=True):
@@ -47,18 +48,18 @@ def test_every_cell_has_one_owner(
 
 
 @pytest.fixture(scope="module")
-def vgg() -> Trunk:
-    trunk = Trunk()
-    trunk.load_state_dict(load_weights("ots").state)
-    return trunk
+def vgg() -> VGG:
+    backbone = VGGBackbone()
+    backbone.load_state_dict(load_weights("ots").state)
+    whitening = Whitening(torch.eye(WHITENING_INPUTS)[-384:], torch.zeros(384))
+    return VGG(backbone, CAFFE, whitening)
 
 
-def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: Any) -> Keypoints:
+def find(network: VGG, photo: np.ndarray, limit: int, **options: Any) -> Keypoints:
+    chosen = network.resolve(ExtractionSettings(**options))
     tensor = torch.from_numpy(photo.copy())[None]
     with torch.no_grad():
-        return find_keypoints(
-            trunk, CAFFE, tensor, dtype=torch.float32, cells_per_tile=limit, **kwargs
-        )[0][0]
+        return find_keypoints(network, tensor, chosen, cells_per_tile=limit)[0][0]
 
 
 @pytest.mark.parametrize("multiscale", [False, True])
@@ -66,23 +67,19 @@ def find(trunk: Trunk, photo: np.ndarray, limit: int, **kwargs: Any) -> Keypoint
     "kind",
     [
         {"original": True},
-        {"original": False},
-        {"original": False, "proposers": ("corner",), "form": "fused"},
-        {
-            "original": False,
-            "form": "whitened",
-            "whitening": Whitening(torch.eye(INPUTS)[-384:], torch.zeros(384)),
-        },
+        {"detector": "deep", "descriptor": "plain"},
+        {"detector": "corner", "descriptor": "fused"},
+        {"detector": "deep", "descriptor": "whitened"},
     ],
     ids=["original", "deep", "corner-fused", "whitened"],
 )
-def test_tiles_equal_the_whole(vgg: Trunk, multiscale: bool, kind: dict[str, Any]) -> None:
+def test_tiles_equal_the_whole(vgg: VGG, multiscale: bool, kind: dict[str, Any]) -> None:
     photo = np.asarray(Image.open(PHOTO))[150:387, 200:513]
     whole = find(vgg, photo, 10**9, multiscale=multiscale, **kind)
     limit = 7_000 if multiscale else 2_000
     tiled = find(vgg, photo, limit, multiscale=multiscale, **kind)
     assert len(whole.positions) > 300
-    assert torch.equal(whole.order, tiled.order)
+    assert torch.equal(whole.ranks, tiled.ranks)
     assert float((whole.positions - tiled.positions).abs().max()) < 1e-3
     torch.testing.assert_close(whole.scores, tiled.scores, rtol=1e-4, atol=0)
     cosine = (whole.descriptors * tiled.descriptors).sum(dim=1)

@@ -19,8 +19,8 @@ def dense_cells(maps: Tensor) -> list[tuple[int, int, int]]:
 
 
 def sparse_cells(maps: Tensor, *, original: bool) -> list[tuple[int, int, int]]:
-    found = detect(maps, original=original, least_rise=0)
-    columns = (found.channels.tolist(), found.rows.tolist(), found.cols.tolist())
+    found = detect(maps, original=original, min_rise=0)
+    columns = (found.channels.tolist(), *found.anchors.flip(1).T.tolist())
     return sorted(zip(*columns, strict=True))
 
 
@@ -43,12 +43,13 @@ def test_original_equals_the_dense_computation(
 def test_steps_equal_the_dense_computation() -> None:
     torch.manual_seed(3)
     maps = torch.rand(20, 25, 4)
-    found = detect(maps, original=True, least_rise=0)
+    found = detect(maps, original=True, min_rise=0)
     step_i, step_j = oracle.displacements(maps.permute(2, 0, 1)[None])
-    cells = (0, found.channels, found.rows, found.cols)
+    cols, rows = found.anchors.unbind(1)
+    cells = (0, found.channels, rows, cols)
     dense = torch.stack([step_j[cells], step_i[cells]], dim=1)
     assert len(found) > 10
-    torch.testing.assert_close(found.steps, dense, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.positions - found.anchors, dense, rtol=1e-4, atol=1e-5)
 
 
 def bump(row: float, col: float, size: tuple[int, int] = (11, 13), channels: int = 3) -> Tensor:
@@ -85,7 +86,7 @@ def test_of_equal_neighbours_the_default_takes_one() -> None:
     maps[5, 6, 1] = maps[5, 7, 1] = 30
     assert len(detect(maps, original=True)) == 2
     found = detect(maps)
-    assert (found.rows.tolist(), found.cols.tolist()) == ([5], [6])
+    assert found.anchors.tolist() == [[6, 5]]
 
 
 def test_of_equal_channels_the_default_takes_one() -> None:
@@ -111,7 +112,7 @@ def test_nothing_active_gives_nothing(shape: tuple[int, int, int], original: boo
 
 def test_low_precision_is_compared_in_float32() -> None:
     found = detect(bump(5.2, 6.1).bfloat16())
-    assert found.values.dtype == found.steps.dtype == torch.float32
+    assert found.scores.dtype == found.positions.dtype == torch.float32
     assert len(found) == 1
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from d2net.geometry import coordinates
-from d2net.networks.sampling import describe, resample
-from d2net.networks.whitening import Whitening
+from d2net.networks.sampling import resample, sample
 
 
 def linear_map(height: int, width: int) -> torch.Tensor:
@@ -17,58 +15,12 @@ def linear_map(height: int, width: int) -> torch.Tensor:
     return torch.stack([torch.ones_like(i), j, i], dim=2).float()
 
 
-def test_descriptors_are_bilinear_and_unit_length() -> None:
+def test_samples_are_bilinear() -> None:
     positions = torch.tensor([[2.25, 3.5], [0.0, 0.0], [6.0, 4.0], [5.999, 0.001]])
-    found = describe(linear_map(5, 7), linear_map(6, 8), positions, "plain")
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
-    torch.testing.assert_close(found[:, 1:] / found[:, :1], positions, rtol=1e-4, atol=1e-4)
-
-
-def test_the_root_is_of_the_normalised_sample_and_normalised_again() -> None:
-    maps = torch.rand(5, 7, 4)
-    positions = torch.tensor([[2.25, 3.5], [4.0, 1.0]])
-    plain = describe(maps, maps, positions, "plain")
-    root = describe(maps, maps, positions, "root")
-    torch.testing.assert_close(root, F.normalize(plain.sqrt(), dim=1))
-    similarity = plain[0].sqrt() @ plain[1].sqrt() / (plain.sum(dim=1).prod().sqrt())
-    assert float(root[0] @ root[1]) == pytest.approx(float(similarity), abs=1e-6)
-
-
-def test_fused_is_the_deep_root_beside_a_shorter_shallow_one() -> None:
-    """The shallow map's cells lie half a cell before the deep one's."""
-    deep, shallow = torch.rand(5, 7, 4), torch.rand(6, 8, 3)
-    positions = torch.tensor([[2.25, 3.5]])
-    found = describe(deep, shallow, positions, "fused")[0]
-    parts = [
-        describe(deep, shallow, positions, "root")[0],
-        0.8 * describe(shallow, shallow, positions + 0.5, "root")[0],
-    ]
-    torch.testing.assert_close(found, torch.cat(parts) / (1 + 0.8**2) ** 0.5)
-
-
-def test_what_is_whitened_is_deep_shallow_and_the_mean_around() -> None:
-    """A linear map's mean around a place is the map there."""
-    deep, shallow = linear_map(12, 12), torch.rand(13, 13, 2)
-    positions = torch.tensor([[5.25, 6.5]])
-    identity = Whitening(torch.eye(8), torch.zeros(8))
-    found = describe(deep, shallow, positions, "whitened", identity)[0]
-    parts = [
-        describe(deep, shallow, positions, "root")[0],
-        describe(shallow, shallow, positions + 0.5, "root")[0],
-        describe(deep, shallow, positions, "root")[0],
-    ]
-    torch.testing.assert_close(found, torch.cat(parts) / 3**0.5)
-    turned = Whitening(torch.eye(8).flip(0), torch.ones(8))
-    found = describe(deep, shallow, positions, "whitened", turned)[0]
-    torch.testing.assert_close(found, F.normalize(torch.cat(parts).flip(0) / 3**0.5 + 1, dim=0))
-
-
-def test_no_positions_give_no_descriptors() -> None:
-    maps = linear_map(5, 7).bfloat16()
-    for form, length in (("plain", 3), ("root", 3), ("fused", 6)):
-        assert describe(maps, maps, torch.empty(0, 2), form).shape == (0, length)
-    whitening = Whitening(torch.ones(4, 9), torch.zeros(4))
-    assert describe(maps, maps, torch.empty(0, 2), "whitened", whitening).shape == (0, 4)
+    for maps in (linear_map(5, 7), linear_map(5, 7).bfloat16()):
+        found = sample(maps, positions)
+        torch.testing.assert_close(found[:, 1:], positions, rtol=1e-4, atol=1e-4)
+        assert sample(maps, positions[:0]).shape == (0, 3)
 
 
 def test_resample_equals_interpolate_with_aligned_corners() -> None:

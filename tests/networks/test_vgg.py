@@ -1,138 +1,50 @@
-"""The trunk: golden maps, both strides, and the fast path against plain torch."""
+"""Descriptors of the paper's network."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.errors import InputError
-from d2net.networks.catalogue import CAFFE
-from d2net.networks.detection import detect, soft_scores
-from d2net.networks.vgg import RECEPTIVE_FIELD, Trunk
-from d2net.networks.weights import load_weights
+from d2net.networks.vgg import VGG, Whitening
 
-from ..release_outputs import released
+from ..tiny import make_tiny_network
+
+POSITIONS = torch.tensor([[12.5, 17.25], [20.0, 9.0]])
 
 
-@pytest.fixture(scope="module")
-def vgg() -> Trunk:
-    trunk = Trunk()
-    trunk.load_state_dict(load_weights("ots").state)
-    return trunk
+def describe(deep: Tensor, shallow: Tensor, descriptor: str, whitening: Whitening | None = None):
+    return VGG(make_tiny_network(), whitening=whitening).describe(
+        (deep, shallow), POSITIONS, descriptor
+    )
 
 
-def normalised(pixels: np.ndarray) -> Tensor:
-    return CAFFE(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float())
+def test_plain_descriptors_are_samples_of_the_deep_map_of_unit_length() -> None:
+    """Cell c of the deep map is centred at pixel 4c + 3.5."""
+    i, j = torch.meshgrid(torch.arange(8), torch.arange(9), indexing="ij")
+    deep = torch.stack([torch.ones_like(i), j, i], dim=2).float()
+    found = describe(deep, torch.rand(9, 10, 2), "plain")
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(found[:, 1:] / found[:, :1], (POSITIONS - 3.5) / 4)
 
 
-@pytest.fixture(scope="module")
-def golden_image() -> Tensor:
-    return normalised(np.asarray(Image.open(released("tall_96x301.png")).convert("RGB")))
+def test_fused_is_the_root_of_the_deep_map_beside_a_shorter_one_of_the_shallow_map() -> None:
+    """Cell c of the shallow map is centred at pixel 4c + 1.5."""
+    deep, shallow = torch.rand(8, 9, 4), torch.rand(9, 10, 3)
+    root = describe(deep, shallow, "root")
+    torch.testing.assert_close(root, F.normalize(describe(deep, shallow, "plain").sqrt(), dim=1))
+    shallow_grid = torch.nn.functional.pad(shallow, (0, 0, 0, 1, 0, 1), mode="constant")
+    beside = VGG(make_tiny_network()).describe((shallow_grid, shallow), POSITIONS + 2, "root")
+    expected = F.normalize(torch.cat([root, 0.8 * beside], dim=1), dim=1)
+    torch.testing.assert_close(describe(deep, shallow, "fused"), expected)
 
 
-def test_map_is_the_releases(vgg: Trunk, golden_image: Tensor) -> None:
-    golden = np.load(released("tall_96x301.dense.npz"))
-    maps = vgg.extract(golden_image)[0]
-    largest = golden["max_over_channels"].max()
-    assert maps.shape == (74, 23, 512)
-    difference = maps.amax(dim=2).numpy() - golden["max_over_channels"]
-    assert np.abs(difference).max() < 1e-5 * largest
-    assert (maps.argmax(dim=2).numpy() == golden["argmax"]).mean() > 0.999
-    channels = maps[:, :, golden["channels"]].permute(2, 0, 1).numpy()
-    assert np.abs(channels - golden["features"]).max() < 1e-3 * largest  # stored in half precision
-
-
-def test_hard_detections_are_the_releases(vgg: Trunk, golden_image: Tensor) -> None:
-    golden = np.load(released("tall_96x301.dense.npz"))["hard_detections"]
-    found = detect(vgg.extract(golden_image)[0], original=True)
-    cells = torch.stack([found.channels, found.rows, found.cols], dim=1).tolist()
-    assert sorted(map(tuple, cells)) == sorted(map(tuple, golden.tolist()))
-
-
-@pytest.mark.parametrize("pair", [0, 1])
-@pytest.mark.parametrize("which", [1, 2])
-def test_training_stride_and_soft_scores_are_the_releases(
-    vgg: Trunk, pair: int, which: int
-) -> None:
-    golden = np.load(released(f"loss_{pair}.npz"))
-    with torch.no_grad():
-        maps = vgg(normalised(golden[f"image{which}"]), stride=8)
-    assert maps.shape == (1, 512, 32, 32)
-    scores = soft_scores(maps)[0].numpy()
-    np.testing.assert_allclose(scores, golden[f"scores{which}"], rtol=1e-4)
-
-
-@pytest.mark.parametrize("size", [(313, 237), (96, 96), (40, 33), (17, 64), (8, 8)])
-def test_fast_path_equals_plain_torch(vgg: Trunk, size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(size[0])
-    images = torch.randn(1, 3, *size, generator=generator) * 60
-    with torch.no_grad():
-        plain = vgg(images, stride=4).relu().permute(0, 2, 3, 1)
-    fast = vgg.extract(images)
-    assert fast.shape == (1, size[0] // 4 - 1, size[1] // 4 - 1, 512)
-    assert float((fast - plain).abs().max()) < 1e-5 * float(plain.max())
-
-
-def test_the_shallow_map_is_conv3_3_before_its_pool(vgg: Trunk) -> None:
-    images = torch.randn(1, 3, 61, 90) * 60
-    deep, shallow = vgg.extract_both(images)
-    assert torch.equal(deep, vgg.extract(images))
-    x = images
-    with torch.no_grad():
-        for stage in vgg.stages[:3]:
-            x = x if stage is vgg.stages[0] else torch.nn.functional.max_pool2d(x, 2, 2)
-            for name in stage:
-                x = vgg.convolution(name)(x).relu()
-    assert shallow.shape == (1, 15, 22, 256)
-    assert float((shallow - x.permute(0, 2, 3, 1)).abs().max()) < 1e-5 * float(x.max())
-
-
-def test_batch_equals_single_images(vgg: Trunk) -> None:
-    images = torch.randn(2, 3, 61, 90) * 60
-    together = vgg.extract(images)
-    for i in range(2):
-        alone = vgg.extract(images[i : i + 1])[0]
-        assert float((together[i] - alone).abs().max()) < 1e-5 * float(alone.max())
-
-
-def test_bfloat16_is_close(vgg: Trunk, golden_image: Tensor) -> None:
-    exact = vgg.extract(golden_image)
-    rough = vgg.extract(golden_image.bfloat16()).float()
-    assert float((rough - exact).norm() / exact.norm()) < 0.03
-
-
-def test_images_without_a_cell(vgg: Trunk) -> None:
-    assert vgg.extract(torch.zeros(2, 3, 1, 50)).shape == (2, 0, 11, 512)
-    assert vgg.extract(torch.zeros(1, 3, 7, 7)).shape == (1, 0, 0, 512)
-    assert vgg.extract_both(torch.zeros(1, 3, 7, 7))[1].shape == (1, 1, 1, 256)
-
-
-def test_receptive_field(tiny_network: Trunk) -> None:
-    """A change of a pixel shows in exactly the cells whose field holds it."""
-    images = torch.rand(1, 3, 160, 160)
-    before = tiny_network(images, stride=4)
-    pixel = 81
-    images[:, :, pixel, :] += 5
-    changed = (tiny_network(images, stride=4) != before).any(dim=3)[0].any(dim=0).nonzero()[:, 0]
-    low, high = RECEPTIVE_FIELD
-    expected = [c for c in range(before.shape[2]) if 4 * c + low <= pixel <= 4 * c + high]
-    assert changed.tolist() == expected
-
-
-def test_new_weights_take_effect_at_once(tiny_network: Trunk) -> None:
-    """Winograd's transformed weights are kept, but never beyond a change of the weights."""
-    trunk = Trunk(((4, 4), (4, 4), (4, 4, 256), (256, 256)))
-    images = torch.randn(1, 3, 40, 40)
-    trunk.extract(images)
-    with torch.no_grad():
-        trunk.convolution("conv4_2").weight.mul_(0.5)
-        plain = trunk(images, stride=4).relu().permute(0, 2, 3, 1)
-    torch.testing.assert_close(trunk.extract(images), plain, rtol=1e-4, atol=1e-5)
-
-
-def test_other_strides_are_refused(tiny_network: Trunk) -> None:
-    with pytest.raises(InputError, match="strides 4 and 8, not 16"):
-        tiny_network(torch.zeros(1, 3, 32, 32), stride=16)
+def test_whitened_descriptors_are_a_linear_map_of_deep_shallow_and_context() -> None:
+    deep, shallow = torch.rand(12, 12, 3), torch.rand(13, 13, 2)
+    turned = Whitening(torch.eye(8).flip(0), torch.ones(8))
+    found = describe(deep, shallow, "whitened", turned)
+    unwhitened = VGG(make_tiny_network()).describe_unwhitened((deep, shallow), POSITIONS)
+    torch.testing.assert_close(found, F.normalize(unwhitened.flip(1) + 1, dim=1))
+    torch.testing.assert_close(
+        unwhitened[:, :3] * 3**0.5, describe(deep, shallow, "root"), rtol=1e-5, atol=1e-5
+    )

@@ -18,7 +18,8 @@ from d2net.networks import catalogue, weights
 from d2net.networks.catalogue import CAFFE, CATALOGUE, TORCH
 from d2net.networks.checkpoint import LAYOUTS, SHAPES
 from d2net.networks.packing import pack
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg import WHITENING_INPUTS, Whitening
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import (
     describe,
     list_weights,
@@ -26,7 +27,6 @@ from d2net.networks.weights import (
     ordinary_file,
     save_weights,
 )
-from d2net.networks.whitening import INPUTS, Whitening
 from d2net.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -83,13 +83,13 @@ PACKAGED = ("seasons", "ots")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_weights_fit_the_trunk(no_network, name):
+def test_packaged_weights_fit_the_backbone(no_network, name):
     loaded = load_weights(name)
     assert loaded.name == name
     assert loaded.normalisation == CAFFE
     assert loaded.record is CATALOGUE[name]
     assert loaded.sha256 == CATALOGUE[name].sha256
-    Trunk().load_state_dict(loaded.state)  # strict: the names and shapes are the network's
+    VGGBackbone().load_state_dict(loaded.state)  # strict: the names and shapes are the network's
 
 
 def test_the_default_was_trained_and_ots_was_not(ots):
@@ -318,7 +318,7 @@ def test_our_own_names_load_from_safetensors(ots, tmp_path):
 
 def test_a_state_dict_of_our_model_loads(ots, tmp_path):
     path = tmp_path / "model.pt"
-    torch.save({f"trunk.{name}": tensor for name, tensor in ots.state.items()}, path)
+    torch.save({f"backbone.{name}": tensor for name, tensor in ots.state.items()}, path)
     assert_same(load_weights(path), ots.state)
 
 
@@ -552,7 +552,7 @@ def test_saved_weights_come_back_with_their_normalisation(ots, tmp_path):
 
 def test_a_whitening_is_saved_with_its_weights(ots, tmp_path):
     path = tmp_path / "new.safetensors"
-    weight, bias = torch.rand(7, INPUTS).half().float(), torch.rand(7).half().float()
+    weight, bias = torch.rand(7, WHITENING_INPUTS).half().float(), torch.rand(7).half().float()
     save(path, ots.state, whitening=Whitening(weight, bias))
     loaded = load_weights(path)
     assert_same(loaded, ots.state)
@@ -565,16 +565,19 @@ def test_a_whitening_is_saved_with_its_weights(ots, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"whitening.weight": torch.ones(7, INPUTS)}, "half of a whitening"),
+        ({"whitening.weight": torch.ones(7, WHITENING_INPUTS)}, "half of a whitening"),
         ({"whitening.bias": torch.ones(7)}, "half of a whitening"),
         (
             {"whitening.weight": torch.ones(7, 9), "whitening.bias": torch.ones(7)},
             "another version",
         ),
-        ({"whitening.weight": torch.ones(7, INPUTS), "whitening.bias": torch.ones(8)}, "another"),
+        (
+            {"whitening.weight": torch.ones(7, WHITENING_INPUTS), "whitening.bias": torch.ones(8)},
+            "another",
+        ),
         (
             {
-                "whitening.weight": torch.ones(7, INPUTS),
+                "whitening.weight": torch.ones(7, WHITENING_INPUTS),
                 "whitening.bias": torch.full((7,), torch.nan),
             },
             "NaN",
@@ -615,10 +618,10 @@ def test_saving_what_cannot_be_saved_leaves_the_old_file(ots, tmp_path):
         save(tmp_path / "missing" / "new.safetensors", ots.state)
 
 
-def test_weights_of_a_trunk_on_its_way_through_training_can_be_saved(ots, tmp_path):
-    trunk = Trunk()
-    trunk.load_state_dict(ots.state)
-    save(tmp_path / "a.safetensors", dict(trunk.named_parameters()))
+def test_weights_of_a_backbone_on_its_way_through_training_can_be_saved(ots, tmp_path):
+    backbone = VGGBackbone()
+    backbone.load_state_dict(ots.state)
+    save(tmp_path / "a.safetensors", dict(backbone.named_parameters()))
     assert_same(load_weights(tmp_path / "a.safetensors"), ots.state)
 
 

@@ -88,7 +88,7 @@ def test_half_precision_moves_few_keypoints(model: D2Net, exported: Any) -> None
     photo = released("graf_320x256.png")
     found = extractor.extract(shipped.read_photo(photo))
     expected = model.extract(photo, detector="both", descriptor="whitened")
-    near = shipped.near(expected.keypoints.numpy(), found.keypoints, 0.1)
+    near = shipped.has_neighbour(expected.keypoints.numpy(), found.keypoints, 0.1)
     assert near.mean() > 0.95
     whole = (exported("both", "whitened") / MODEL).stat().st_size
     assert (folder / MODEL).stat().st_size < 0.55 * whole

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from d2net import Features, images, mutual_nearest
+from d2net import Features, mutual_nearest
 from d2net.extraction.keypoints import Keypoints
-from d2net.extraction.selection import best_first
+from d2net.extraction.selection import select_best
+from d2net.io import images
 from d2net.onnx import runner
 
 
@@ -33,10 +34,10 @@ def made(n: int, seed: int) -> Keypoints:
 @pytest.mark.parametrize("sizes", [(120,), (120, 90), (0, 90), (120, 0), (10, 200), (200, 10)])
 def test_the_kept_ones_are_those_of_the_package(most: int | None, sizes: tuple[int, ...]) -> None:
     found = [made(n, seed) for seed, n in enumerate(sizes)]
-    expected = best_first(found, most)
-    everything = Keypoints.joined(found)
+    expected = select_best(found, most)
+    everything = Keypoints.concatenated(found)
     kinds = np.repeat(np.arange(len(sizes)), sizes)
-    rows = runner.best_first(everything.positions.numpy(), everything.scores.numpy(), kinds, most)
+    rows = runner.select_best(everything.positions.numpy(), everything.scores.numpy(), kinds, most)
     assert torch.equal(everything.positions[rows], expected.positions)
 
 

@@ -239,7 +239,7 @@ def test_validation_keeps_the_best(tmp_path: Path) -> None:
     scores = iter([0.2, 0.5, 0.4])
 
     def validate(model: D2Net) -> dict[str, float]:
-        assert model.normalisation.name == "caffe"
+        assert model.network.normalisation.name == "caffe"
         return {"score": next(scores)}
 
     settings = small(steps=4, validate_every=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.networks.detection import soft_scores
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import load_weights
 from d2net.training import loss as loss_module
 from d2net.training.loss import Correspondences, Loss, matching_loss
@@ -67,23 +67,23 @@ def written_out(map_a: Tensor, map_b: Tensor, a: Tensor, b: Tensor, radius: int 
 def test_equals_the_release(name: str) -> None:
     golden = np.load(released(f"{name}.npz"))
     weights = load_weights("ots")
-    trunk = Trunk()
-    trunk.load_state_dict(weights.state)
+    backbone = VGGBackbone()
+    backbone.load_state_dict(weights.state)
     photos = torch.from_numpy(np.stack([golden["image1"], golden["image2"]]))
-    maps = trunk(weights.normalisation(photos.permute(0, 3, 1, 2).float()))
+    maps = backbone(weights.normalisation(photos.permute(0, 3, 1, 2).float()))
     points = [torch.from_numpy(golden[f"positions{k}_ij"].T.copy()).flip(1) for k in (1, 2)]
     loss = matching_loss(maps, of((points[0], points[1])))
     loss.mean().backward()
 
     assert loss.mean().item() == pytest.approx(golden["loss"], rel=1e-5)
     for kind in ("weight", "bias"):
-        gradient = getattr(trunk.conv4_3, kind).grad
+        gradient = getattr(backbone.conv4_3, kind).grad
         assert gradient.norm().item() == pytest.approx(
             golden[f"conv4_3_{kind}_grad_norm"], rel=1e-4
         )
     expected = torch.from_numpy(golden["conv4_3_bias_grad"])
     torch.testing.assert_close(
-        trunk.conv4_3.bias.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+        backbone.conv4_3.bias.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
     )
     for k in (0, 1):
         scores = torch.from_numpy(golden[f"scores{k + 1}"])

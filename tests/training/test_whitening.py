@@ -14,8 +14,8 @@ from d2net import D2Net
 from d2net.errors import TrainingError
 from d2net.features import Features
 from d2net.matching.nearest import mutual_nearest
+from d2net.networks.vgg import VGG, WHITENING_INPUTS
 from d2net.networks.weights import describe, load_weights
-from d2net.networks.whitening import INPUTS
 from d2net.training import whitening
 from d2net.training.loop import train
 from d2net.training.settings import TrainingSettings
@@ -75,9 +75,11 @@ def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> f
 def test_fewer_numbers_tell_more_apart_in_the_dark() -> None:
     """Learned on half of the crops, judged on others of another darkness."""
     plain = D2Net.from_pretrained("ots", descriptor="fused")
-    learned = whitening.learn_whitening(plain, pairs(16, 0, 0.15))
-    assert learned.weight.shape == (256, INPUTS)
-    model = D2Net(plain.trunk, plain.normalisation, whitening=learned)
+    network = plain.network
+    assert isinstance(network, VGG)
+    learned = whitening.learn_whitening(network, pairs(16, 0, 0.15))
+    assert learned.weight.shape == (256, WHITENING_INPUTS)
+    model = D2Net(VGG(network.backbone, network.normalisation, learned))
     assert model.settings.descriptor == "whitened"
     unseen = pairs(4, 1, 0.2)
     found = model.extract(unseen[0].image_a)
@@ -117,6 +119,7 @@ def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> 
 
 
 def test_too_little_is_an_error_for_who_asks_for_it() -> None:
-    model = D2Net.from_pretrained("ots")
+    network = D2Net.from_pretrained("ots").network
+    assert isinstance(network, VGG)
     with pytest.raises(TrainingError, match="600 keypoints that correspond, but"):
-        whitening.learn_whitening(model, pairs(1, 0, 0.5))
+        whitening.learn_whitening(network, pairs(1, 0, 0.5))

@@ -113,7 +113,7 @@ def extract_folder(
         InputError: the format or a setting is unknown, there are no photos or no masks of them,
             or no photo could be extracted.
     """
-    chosen = model.chosen(**settings)
+    chosen = model.resolve(**settings)
     found = _find_photos(photos)
     masks_of_photos = {} if masks is None else _find_masks(found, Path(masks))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}

@@ -1,4 +1,4 @@
-"""From photos of one size to positions, scores and descriptors: the path every extraction takes."""
+"""From photos of one size to keypoints with descriptors: the path of every extraction."""
 
 from __future__ import annotations
 
@@ -8,187 +8,189 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from d2net.extraction.detectors import Proposer, View, deviation, propose
-from d2net.extraction.pyramid import (
-    PYRAMID,
-    Level,
-    Window,
-    add_previous,
-    level_crop,
-    level_maps,
-    levels,
-)
-from d2net.extraction.suppression import BarredCells, BarredNeighbourhoods
+from d2net.extraction.corners import CornerDetector
+from d2net.extraction.pyramid import PYRAMID, Crop, Level, Window, crop_level, levels
+from d2net.extraction.suppression import CellSuppression, RadiusSuppression
 from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
-from d2net.networks.catalogue import Normalisation
-from d2net.networks.sampling import Form, describe
-from d2net.networks.vgg import Trunk
-from d2net.networks.whitening import Whitening
+from d2net.geometry import coordinates
+from d2net.networks.base import Detections, Detector, Maps, Network, View
+from d2net.settings import ExtractionSettings
+
+_MAX_CHANNELS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Keypoints:
-    """What a proposer finds in one photo, N rows.
+    """Described keypoints of one photo, N rows.
 
     Attributes:
         positions: N x 2 float32 (x, y) in pixels of the photo that entered the pyramid.
         scores: N float32.
         scales: N float32, 1 / factor of the level.
-        deviations: N float32, standard deviation of the position per axis, in the same pixels.
+        uncertainty: N float32, standard deviation of the position per axis, in the same pixels.
         descriptors: N x D float32, unit length.
-        order: N int64, rank in the proposer's order; the deep one's is the release's: level,
-            channel, row, column.
+        ranks: N int64, order by level, channel, row, column: that of the 2019 release.
     """
 
     positions: Tensor
     scores: Tensor
     scales: Tensor
-    deviations: Tensor
+    uncertainty: Tensor
     descriptors: Tensor
-    order: Tensor
+    ranks: Tensor
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, rows: Tensor) -> Keypoints:
-        return Keypoints(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Keypoints(*(getattr(self, item.name)[rows] for item in fields(self)))
 
     @staticmethod
-    def joined(parts: Sequence[Keypoints]) -> Keypoints:
-        """All rows of at least one part, one part after the other."""
+    def concatenated(parts: Sequence[Keypoints]) -> Keypoints:
+        """The rows of all parts, of which there must be one at least."""
         return Keypoints(
             *(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Keypoints))
         )
 
+    def best(self, n: int) -> Keypoints:
+        """The n keypoints with the highest scores, best first."""
+        return self[self.scores.argsort(descending=True, stable=True)[:n]]
+
+
+def detectors(network: Network, settings: ExtractionSettings) -> list[Detector]:
+    """The detectors that resolved settings ask for; of near duplicates the first one's are kept."""
+    chosen: list[Detector] = []
+    if settings.detector in ("corner", "both"):
+        chosen.append(CornerDetector())
+    if settings.detector in ("deep", "both"):
+        chosen.append(network.detector(original=settings.original))
+    return chosen
+
 
 def find_keypoints(
-    trunk: Trunk,
-    normalisation: Normalisation,
+    network: Network,
     photos: Tensor,
+    settings: ExtractionSettings,
     *,
-    multiscale: bool,
-    original: bool,
-    dtype: torch.dtype,
-    proposers: Sequence[Proposer] = ("deep",),
-    form: Form = "plain",
-    whitening: Whitening | None = None,
-    most: int | None = None,
+    limit: int | None = None,
     cells_per_tile: int = CELLS_PER_TILE,
 ) -> list[list[Keypoints]]:
     """Detect and describe in a batch of photos.
 
     Args:
-        trunk: the network, on the device of `photos`.
-        normalisation: what its weights want.
+        network: on the device of `photos`.
         photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
-        multiscale: on the pyramid of 0.5, 1, 2, or at the photo's own size alone.
-        original: as the 2019 release.
-        dtype: precision of the network.
-        proposers: of keypoints.
-        form: of descriptors.
-        whitening: for the form whitened.
-        most: how many of each proposer will be looked at, those with the highest scores, so that
-            memory does not grow with a large photo's candidates. None: all.
-        cells_per_tile: larger maps are computed in tiles, with equal results.
+        settings: resolved by the network; size limits and budget are left to the caller.
+        limit: the number of keypoints per detector that the caller will consider at most, so that
+            memory does not grow with the candidates of a large photo. None: all.
+        cells_per_tile: larger maps are computed in tiles, with the same result.
 
     Returns:
-        For each photo what each proposer has found, in its order.
+        The keypoints of each detector for each photo, by rank.
     """
     _, height, width, _ = photos.shape
-    pyramid = levels((width, height), PYRAMID if multiscale else (1.0,), original=original)
-    search = _Search(
-        trunk, normalisation, photos, pyramid, original, dtype, tuple(proposers), form, whitening
+    pyramid = levels(
+        (width, height),
+        PYRAMID if settings.multiscale else (1.0,),
+        network.grid,
+        original=settings.original,
     )
-    found = [[[search.nothing()] for _ in proposers] for _ in photos]
+    chosen = detectors(network, settings)
+    assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
+    nothing = _no_keypoints(photos.device, network.descriptor_lengths[settings.descriptor])
+    found = [[[nothing] for _ in chosen] for _ in photos]
     for owned in tiles((width, height), pyramid, cells_per_tile):
-        for i, j, part in search.in_tile(owned):
-            found[i][j] = _wanted([*found[i][j], part], most)
-    # Each proposer's parts go as they are joined: descriptors of all candidates are the most memory
-    # that a large photo takes.
-    joined = [[_joined(of_photo.pop(0)) for _ in proposers] for of_photo in found]
-    if not original:  # of a photo without contrast the network sees only the zeros around it
-        for i, photo in enumerate(photos):
-            if bool((photo == photo[0, 0]).all()):
-                joined[i] = [search.nothing() for _ in proposers]
-    return joined
+        for i, j, part in _search_tile(network, photos, settings, chosen, pyramid, owned):
+            parts = [*found[i][j], part]
+            if limit is not None and sum(map(len, parts)) > 2 * limit:
+                parts = [Keypoints.concatenated(parts).best(limit)]
+            found[i][j] = parts
+    result = []
+    for i, photo in enumerate(photos):
+        # On a constant image the network responds only to its own zero padding.
+        blank = not settings.original and bool((photo == photo[0, 0]).all())
+        of_photo = []
+        for _ in chosen:
+            # Parts are freed one by one: descriptors of all candidates take the most memory.
+            joined = nothing if blank else Keypoints.concatenated(found[i].pop(0))
+            of_photo.append(nothing if blank else joined[joined.ranks.argsort()])
+        result.append(of_photo)
+    return result
 
 
-Barring = BarredCells | BarredNeighbourhoods
+def _search_tile(
+    network: Network,
+    photos: Tensor,
+    settings: ExtractionSettings,
+    chosen: Sequence[Detector],
+    pyramid: Sequence[Level],
+    owned: Sequence[Window],
+) -> Iterator[tuple[int, int, Keypoints]]:
+    """Index of photo, index of detector, and the keypoints in the cells that a tile owns."""
+    rule = CellSuppression if settings.original else RadiusSuppression
+    suppression = [[rule(network.grid) for _ in chosen] for _ in photos]
+    dtype = getattr(torch, settings.precision)
+    coarser: tuple[Maps, Window] | None = None
+    for level, own in zip(pyramid, owned, strict=True):
+        crop = crop_level(photos, level, own.grown(MARGIN, level.cells), network.grid)
+        maps = network.compute_maps(crop.pixels, dtype)
+        if coarser is not None and level.coarser_from_cells is not None:
+            coarser_maps, window = coarser
+            from_level = coordinates.crop(window.cols.start, window.rows.start)
+            to_level = coordinates.crop(-crop.window.cols.start, -crop.window.rows.start)
+            coarser_from_maps = from_level.after(level.coarser_from_cells.after(to_level))
+            network.add_coarser_level(
+                maps, coarser_maps, coarser_from_maps, level.number, original=settings.original
+            )
+        for i in range(len(photos)):
+            of_photo = tuple(part[i] for part in maps)
+            view = View(crop.pixels[i], of_photo, level.number, level.factor, dtype)
+            for j, detector in enumerate(chosen):
+                found = suppression[i][j].apply(detector.detect(view), level, crop)
+                found = found[_is_owned(found, detector.border, level, crop, own, network)]
+                yield i, j, _describe(network, settings, detector, found, level, crop, view)
+        coarser = maps, crop.window
+        del maps, of_photo, view
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What `find_keypoints` was asked for; its methods hold no map longer than it is needed."""
-
-    trunk: Trunk
-    normalisation: Normalisation
-    photos: Tensor
-    pyramid: Sequence[Level]
-    original: bool
-    dtype: torch.dtype
-    proposers: tuple[Proposer, ...]
-    form: Form
-    whitening: Whitening | None
-
-    def in_tile(self, owned: Sequence[Window]) -> Iterator[tuple[int, int, Keypoints]]:
-        """Numbers of photo and proposer, and keypoints of the cells that a tile owns."""
-        rule = BarredCells if self.original else BarredNeighbourhoods
-        barring: list[list[Barring]] = [[rule() for _ in self.proposers] for _ in self.photos]
-        previous, previous_window = None, None
-        for level, own in zip(self.pyramid, owned, strict=True):
-            window = own.grown(MARGIN, level.cells)
-            crop = level_crop(self.photos, level, window)
-            deep, shallow = level_maps(self.trunk, self.normalisation, crop, window, self.dtype)
-            if previous is not None and previous_window is not None:
-                add_previous(deep, window, previous, previous_window, level, original=self.original)
-            for i in range(len(self.photos)):
-                view = View(level, window, crop, crop.pixels[i], deep[i], shallow[i], self.dtype)
-                for j, proposer in enumerate(self.proposers):
-                    yield i, j, self._in_view(view, own, proposer, barring[i][j])
-            previous, previous_window = deep, window
-            del deep, shallow, view
-
-    def _in_view(self, view: View, own: Window, proposer: Proposer, barring: Barring) -> Keypoints:
-        """Keypoints of the owned cells of one level, from a window around them."""
-        found = propose(proposer, view, barring)
-        positions = view.level.photo_from_cells(found.positions)
-        if isinstance(barring, BarredNeighbourhoods):
-            free = barring.filter(positions, view.level)
-            found, positions = found[free], positions[free]
-        mine = found.inside(own)
-        found, positions = found[mine], positions[mine]
-        scales = torch.full_like(found.scores, 1 / view.level.factor)
-        cells = found.positions - view.origin
-        return Keypoints(
-            positions,
-            found.scores,
-            scales,
-            deviation(proposer, scales),
-            describe(view.deep, view.shallow, cells, self.form, self.whitening),
-            found.order,
-        )
-
-    def nothing(self) -> Keypoints:
-        """No keypoints, with descriptors of the right length."""
-        none = torch.empty(0, device=self.photos.device)
-        deep, shallow = (
-            none.new_empty(1, 1, size)
-            for size in (self.trunk.channels, self.trunk.shallow_channels)
-        )
-        descriptors = describe(deep, shallow, none.view(0, 2), self.form, self.whitening)
-        return Keypoints(none.view(0, 2), none, none, none, descriptors, none.long())
+def _is_owned(
+    found: Detections, border: int, level: Level, crop: Crop, own: Window, network: Network
+) -> Tensor:
+    """N bool: the anchor's cell is one of a window, and the anchor is not in the level's border."""
+    anchors = found.anchors + found.anchors.new_tensor([crop.cols.start, crop.rows.start])
+    inside = (anchors >= border) & (anchors < anchors.new_tensor(level.size) - border)
+    grid = network.grid
+    cells = ((anchors.double() - grid.first_centre) / grid.stride).round()
+    first = cells.new_tensor([own.cols.start, own.rows.start])
+    stop = cells.new_tensor([own.cols.stop, own.rows.stop])
+    return (inside & (cells >= first) & (cells < stop)).all(dim=1)
 
 
-def _wanted(parts: list[Keypoints], most: int | None) -> list[Keypoints]:
-    """The parts, as one with the best where they hold twice as many as will be looked at."""
-    if most is None or sum(map(len, parts)) < 2 * most:
-        return parts
-    joined = Keypoints.joined(parts)
-    return [joined[joined.scores.argsort(descending=True, stable=True)[:most]]]
+def _describe(
+    network: Network,
+    settings: ExtractionSettings,
+    detector: Detector,
+    found: Detections,
+    level: Level,
+    crop: Crop,
+    view: View,
+) -> Keypoints:
+    """Keypoints of detections in a view of one level."""
+    assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
+    first = found.anchors.new_tensor([crop.cols.start, crop.rows.start])
+    scales = torch.full_like(found.scores, 1 / level.factor)
+    cols, rows = (found.anchors + first).unbind(1)
+    rank = (level.number * _MAX_CHANNELS + found.channels) * level.size[1] + rows
+    return Keypoints(
+        positions=level.photo_from_level(found.positions + first),
+        scores=found.scores,
+        scales=scales,
+        uncertainty=detector.uncertainty(scales),
+        descriptors=network.describe(view.maps, found.positions, settings.descriptor),
+        ranks=rank * level.size[0] + cols,
+    )
 
 
-def _joined(parts: Sequence[Keypoints]) -> Keypoints:
-    """All parts in the proposer's order, whatever the tiles."""
-    joined = Keypoints.joined(parts)
-    # Levels only grow, so that every rank of a level is above all those of the level before.
-    return joined[joined.order.argsort()]
+def _no_keypoints(device: torch.device, length: int) -> Keypoints:
+    none = torch.empty(0, dtype=torch.float32, device=device)
+    return Keypoints(none.view(0, 2), none, none, none, none.new_empty(0, length), none.long())

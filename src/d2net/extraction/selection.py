@@ -1,50 +1,40 @@
-"""Which of the found keypoints are kept."""
+"""Which keypoints are kept: the budget, and near duplicates of two detectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from d2net.extraction.keypoints import Keypoints
-from d2net.extraction.suppression import near
+from d2net.extraction.suppression import has_neighbour
 
 NEAR_DUPLICATE = 1.0
-"""Keypoints of two proposers this near, in pixels of the later one's level, are one. Up to 2 px the
-right matches of webcams over day and season were as many as without the rule, at 3 px fewer."""
+"""Keypoints of two detectors this close, in pixels of the second one's level, count as one. Up to
+2 px, as many right matches of webcams over day and season remained as without the rule; at 3 px
+fewer."""
 
 
-def best_first(found: Sequence[Keypoints], most: int | None) -> Keypoints:
-    """The best of all proposers' keypoints, by score.
+def select_best(found: Sequence[Keypoints], budget: int | None) -> Keypoints:
+    """The best keypoints of all detectors, best score first.
 
-    Every proposer has an equal share of the budget, and what one does not use goes to the ones
-    before it. A keypoint that nearly coincides with an earlier proposer's gives way and leaves its
-    place to the next best.
+    Every detector has an equal share of the budget. A detector that finds less leaves the rest to
+    those before it. A keypoint close to one of an earlier detector is dropped, and the next best
+    one takes its place.
 
     Args:
-        found: of one photo, by each proposer.
-        most: how many to keep, None for all.
+        found: keypoints of one photo, one entry per detector.
+        budget: how many to keep; None for all.
     """
     kept: list[Keypoints] = []
     for number, keypoints in enumerate(found):
-        rows = _by_score(keypoints)
+        rows = keypoints.scores.argsort(descending=True, stable=True)
         for earlier in kept:
             radius = NEAR_DUPLICATE * keypoints.scales[rows]
-            rows = rows[~near(keypoints.positions[rows], earlier.positions, radius)]
-        budget = len(rows)
-        if most is not None:
-            left, later = most - sum(map(len, kept)), found[number + 1 :]
-            share = left // (len(later) + 1)
-            budget = left - sum(min(len(other), share) for other in later)
-        kept.append(keypoints[rows[:budget]])
-    return in_order(kept)
-
-
-def in_order(parts: Sequence[Keypoints]) -> Keypoints:
-    """All keypoints of at least one part, best score first."""
-    joined = Keypoints.joined(parts)
-    return joined[_by_score(joined)]
-
-
-def _by_score(keypoints: Keypoints) -> torch.Tensor:
-    return keypoints.scores.argsort(descending=True, stable=True)
+            rows = rows[~has_neighbour(keypoints.positions[rows], earlier.positions, radius)]
+        share = len(rows)
+        if budget is not None:
+            left, later = budget - sum(map(len, kept)), found[number + 1 :]
+            equal = left // (len(later) + 1)
+            share = left - sum(min(len(other), equal) for other in later)
+        kept.append(keypoints[rows[:share]])
+    together = Keypoints.concatenated(kept)
+    return together.best(len(together))

@@ -1,79 +1,96 @@
-"""What a level of the pyramid must not find again, because a coarser one already has.
+"""Suppression across scales: a keypoint of a coarse level suppresses finer ones close to it.
 
 D2-Net, section 4.2, last paragraph.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from d2net.extraction.pyramid import Level, Window
-from d2net.networks.detection import Detections
-from d2net.networks.vgg import EXTRACTION_STRIDE
+from d2net.extraction.pyramid import Crop, Level, Window
+from d2net.networks.base import Detections, Grid
 
 _COMPARED_AT_ONCE = 1024
 
 
-class BarredCells:
+class Suppression(Protocol):
+    """Keeps what the levels of one photo have found; called for one level after the other."""
+
+    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
+        """The well-located detections of a level that no coarser level suppresses."""
+        ...
+
+
+class CellSuppression:
     """The release's rule, for `original`.
 
-    Any cell with a detection, also one that the sub-pixel test drops later, bars its whole area
-    from then on; masks of coarser levels are enlarged by nearest neighbour.
+    A detection suppresses its whole cell at all finer levels, even if its own sub-pixel position is
+    rejected later. The masks of coarser levels are enlarged by nearest neighbour.
+
+    Args:
+        grid: of the network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
         self._mask: Tensor | None = None
-        self._window: Window | None = None
+        self._window = Window(range(0), range(0))
         self._cells = (0, 0)
 
-    def filter(self, found: Detections, level: Level, window: Window) -> Detections:
-        """The detections of a level's window that no coarser level bars; they bar in turn."""
-        mask = torch.zeros(
-            len(window.rows), len(window.cols), dtype=torch.bool, device=found.rows.device
-        )
-        if self._mask is not None and self._window is not None:
-            rows = self._nearest(window.rows, level.cells[0], 0, self._window.rows)
-            cols = self._nearest(window.cols, level.cells[1], 1, self._window.cols)
-            mask = self._mask[rows.to(mask.device)][:, cols.to(mask.device)]
-        allowed = found[~mask[found.rows, found.cols]]
-        mask = mask.clone()
-        mask[allowed.rows, allowed.cols] = True
+    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
+        """The well-located detections of a level that no coarser level suppresses."""
+        window = crop.window
+        cols, rows = (found.anchors // self._grid.stride).unbind(1)
+        mask = torch.zeros(len(window.rows), len(window.cols), dtype=torch.bool, device=rows.device)
+        if self._mask is not None:
+            coarse_rows = self._nearest(window.rows, level.cells[0], 0, self._window.rows)
+            coarse_cols = self._nearest(window.cols, level.cells[1], 1, self._window.cols)
+            mask = self._mask[coarse_rows.to(mask.device)][:, coarse_cols.to(mask.device)].clone()
+        free = ~mask[rows, cols]
+        mask[rows[free], cols[free]] = True
         self._mask, self._window, self._cells = mask, window, level.cells
-        return allowed
+        return found[free & found.located]
 
-    def _nearest(self, cells: range, size: int, axis: int, previous: range) -> Tensor:
-        """Row or column of the previous mask for each cell: floor(c * ratio), in float32."""
+    def _nearest(self, cells: range, size: int, axis: int, coarser: range) -> Tensor:
+        """Row or column of the coarser mask for each cell: floor(c * ratio), in float32."""
         ratio = torch.tensor(self._cells[axis] / size, dtype=torch.float32)
         index = (torch.arange(cells.start, cells.stop).float() * ratio).floor().long()
-        return (index - previous.start).clamp(0, len(previous) - 1)
+        return (index - coarser.start).clamp(0, len(coarser) - 1)
 
 
-class BarredNeighbourhoods:
-    """The default's rule: a keypoint of a coarser level bars what lies within half its cell.
+class RadiusSuppression:
+    """The default rule: a keypoint suppresses finer ones within half its cell of its position.
 
-    Only keypoints that are kept bar, at their true positions.
+    Args:
+        grid: of the network.
     """
 
-    def __init__(self) -> None:
-        self._boxes: list[tuple[Tensor, float]] = []
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._kept: list[tuple[Tensor, float]] = []
 
-    def filter(self, positions: Tensor, level: Level) -> Tensor:
-        """N bool: which positions (N x 2, in the photo) are free; those bar in turn."""
+    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
+        """The well-located detections of a level that no coarser level suppresses."""
+        found = found[found.located]
+        first = found.positions.new_tensor([crop.cols.start, crop.rows.start])
+        positions = level.photo_from_level(found.positions + first)
         free = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
-        for kept, radius in self._boxes:
-            free &= ~near(positions, kept, radius)
-        self._boxes.append((positions[free], EXTRACTION_STRIDE / 2 / level.factor))
-        return free
+        for kept, radius in self._kept:
+            free &= ~has_neighbour(positions, kept, radius)
+        self._kept.append((positions[free], self._grid.stride / 2 / level.factor))
+        return found[free]
 
 
-def near(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
-    """Whether another position lies within a radius: the larger of both coordinates' distances.
+def has_neighbour(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
+    """Whether one of the other positions lies within a radius, by Chebyshev distance.
 
     Args:
         positions: N x 2.
         others: M x 2.
-        radius: one, or N.
+        radius: one for all, or N.
 
     Returns:
         N bool.
@@ -82,7 +99,7 @@ def near(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
     if len(positions) == 0 or len(others) == 0:
         return found
     radii = torch.as_tensor(radius, device=positions.device).expand(len(positions))
-    # Both sorted by y, so that a block of positions has to look at a strip of the others only.
+    # Both are sorted by y, so that a block of positions is compared to a strip of the others only.
     order, others = positions[:, 1].argsort(), others[others[:, 1].argsort()]
     ys, widest = others[:, 1].contiguous(), float(radii.max())
     for start in range(0, len(order), _COMPARED_AT_ONCE):

@@ -1,8 +1,8 @@
-"""A photo turned, so that its descriptors fit those of a photo that was held another way.
+"""Extraction from turned copies of a photo, for photos that were taken at different angles.
 
-Descriptors of a network turn with the photo as little as those of SIFT without its orientations. So
-the photo is turned instead, and each turn is a photo like any other until its keypoints lie in the
-pixels of the first one again: as if it had been extracted that many times.
+Like SIFT without orientations, descriptors of a network do not turn with the photo. So the photo is
+turned, each copy is extracted like any other photo, and its keypoints are mapped back to the pixels
+of the photo.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.extraction.corners import FRAME
+from d2net.extraction.corners import BORDER
 from d2net.extraction.keypoints import Keypoints
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Rotation, Size
@@ -22,19 +22,19 @@ from d2net.geometry.coordinates import Rotation, Size
 _ROWS_AT_ONCE = 128
 
 Found = list[list[Keypoints]]
-"""For each photo what each proposer has found."""
+"""For each photo the keypoints of each detector."""
 
 
 def find_in_turns(find: Callable[[Tensor], Found], photos: Tensor, turns: int) -> Iterator[Found]:
-    """What is found in photos turned by equal parts of a circle, one turn after the other.
+    """Keypoints in copies of the photos that are turned by equal parts of a circle.
 
     Args:
         find: finds keypoints in B x H x W x 3 photos.
         photos: B x H x W x 3, 0..255, uint8 or float32.
-        turns: how many; the first one is none.
+        turns: number of copies; the first one is not turned.
 
     Yields:
-        Of each turn the keypoints at their places in `photos`.
+        The keypoints of each copy, at their positions in `photos`.
     """
     size = photos.shape[2], photos.shape[1]
     yield find(photos)
@@ -47,12 +47,12 @@ def find_in_turns(find: Callable[[Tensor], Found], photos: Tensor, turns: int) -
 
 
 def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> Keypoints:
-    """Keypoints at their places in the photo, without those at its frame or beyond it."""
+    """Keypoints at their positions in the photo, except those in its border or outside."""
     positions = photo_from_turned(found.positions.double()).float()
     found = replace(found, positions=positions)
     if photo_from_turned.quarter:
-        return found  # its frame is the photo's, and has none already
-    margin = FRAME * found.scales[:, None]
+        return found  # the turned copy has the same border, and detection excluded it
+    margin = BORDER * found.scales[:, None]
     last = positions.new_tensor(size) - 1
     return found[((positions >= margin) & (positions <= last - margin)).all(dim=1)]
 
@@ -60,15 +60,15 @@ def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> K
 def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:
     """Photos turned counterclockwise about their centres.
 
-    Quarter turns only move pixels. Between them they are interpolated (bicubic), and what lies
-    beyond the frame goes on with the photo's last pixel.
+    Quarter turns only move pixels. Other turns are interpolated (bicubic), and the photo is
+    continued beyond its border with its last pixel.
 
     Args:
         photos: B x H x W x 3, 0..255, uint8 or float32.
-        degrees: how far.
+        degrees: the angle.
 
     Returns:
-        The turned photos, of their bounding box's size and of the same type, and
+        The turned photos, of the size of their bounding box and of the same type, and the map
         photo_from_turned.
     """
     _, height, width, _ = photos.shape

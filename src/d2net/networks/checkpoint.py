@@ -24,8 +24,8 @@ from torch import Tensor
 
 from d2net.errors import WeightsError
 from d2net.io.pickles import NumpyType, numpy_scalar
-from d2net.networks.vgg import VGG16_STAGES
-from d2net.networks.whitening import INPUTS
+from d2net.networks.vgg import WHITENING_INPUTS
+from d2net.networks.vgg_backbone import VGG16_STAGES
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
@@ -43,7 +43,7 @@ SHAPES = _shapes()
 """The network's arrays, conv1_1.weight to conv4_3.bias."""
 
 WHITENING = ("whitening.weight", "whitening.bias")
-"""Arrays that some weights have besides: D x `INPUTS` and D."""
+"""Arrays that some weights have besides: D x `WHITENING_INPUTS` and D."""
 
 _SEQUENTIAL = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
 """Places of the ten convolutions among VGG-16's layers, ReLU and pools counted."""
@@ -61,7 +61,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
 }
 """What files call the network's arrays."""
 
-_PREFIX = re.compile(r"^((module|trunk)\.)+")
+_PREFIX = re.compile(r"^((module|network|backbone)\.)+")
 """What torch's DataParallel and our own model put before the names."""
 
 _LARGEST = 4 << 30
@@ -279,10 +279,10 @@ def _whitening(entries: Mapping[Any, Any], path: Path) -> tuple[Tensor, Tensor] 
     size = shapes[1][0] if shapes[1] else 0
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or size == 0:
         raise WeightsError(f"{path} holds half of a whitening: get the file again from its source")
-    if shapes != [(size, INPUTS), (size,)]:
+    if shapes != [(size, WHITENING_INPUTS), (size,)]:
         raise WeightsError(
-            f"{path} holds a whitening of shape {shapes[0]} and {shapes[1]}, not (D, {INPUTS}) and "
-            "(D,): it belongs to another version of d2net"
+            f"{path} holds a whitening of shape {shapes[0]} and {shapes[1]}, not (D, "
+            f"{WHITENING_INPUTS}) and (D,): it belongs to another version of d2net"
         )
     return to_float32(WHITENING[0], weight, path), to_float32(WHITENING[1], bias, path)
 

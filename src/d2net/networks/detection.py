@@ -4,53 +4,53 @@ Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of 
 CVPR 2019, section 3. A dense map of C channels is read as C detection maps: a cell is a keypoint
 where its strongest channel has a local maximum.
 
-The hard detection is sparse. A cell is a candidate only in its strongest channel, so one maximum
-over the channels leaves h * w values to look at in place of h * w * C; neighbours and derivatives
-are gathered for those alone. The result is that of the dense computation.
+Hard detection is sparse. A cell is a candidate only in its strongest channel, so one maximum over
+the channels leaves h * w candidates instead of h * w * C. Neighbours and derivatives are gathered
+for the candidates alone. The result equals that of the dense computation.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2net.networks.base import Detections
+
 EDGE_THRESHOLD = 5.0
 """Largest ratio of principal curvatures of a keypoint (section 4.1; Lowe 2004 uses 10)."""
 
-LEAST_RISE = 0.01
-"""Least height of a keypoint over the mean of its four neighbours, relative to its own value.
+MIN_RISE = 0.01
+"""Smallest height of a keypoint over the mean of its four neighbours, relative to its own value.
 
-Real keypoints rise by 13 % (median; 2 % at the 0.1 % quantile); what rises less is rounding, as the
-ripple of a saturated sky computed in bfloat16."""
+Real keypoints rise by 13 % (median; 2 % at the 0.1 % quantile). Smaller rises come from rounding,
+such as the ripple of a saturated sky computed in bfloat16."""
 
-LEAST_RISE_ORIGINAL = 1e-4
+MIN_RISE_ORIGINAL = 1e-4
 """The same for `original` in float32. The release has no such limit, but it computes flat areas
-exactly flat, and Winograd within rounding."""
+exactly flat, while Winograd convolution leaves rounding errors."""
 
 _LARGEST_STEP = 0.5
-"""A refined position further from its cell than this belongs to another cell."""
+"""A sub-pixel step that is larger, in cells, leads into another cell."""
 
 
 def soft_scores(maps: Tensor) -> Tensor:
     """Soft detection scores of equations 4 to 7, differentiable, one distribution per image.
 
-    As in the release, and other than in equation 4, the exponent is divided by the largest value
-    of the image: without that it overflows. Cells where every channel is zero score zero.
+    The exponent of equation 4 is divided by the largest value of the image, as in the release;
+    otherwise it overflows. Cells where every channel is zero score zero.
 
     Args:
         maps: B x C x h x w, before the ReLU.
 
     Returns:
-        B x h x w, not negative; each image sums to one (to zero where nothing is active).
+        B x h x w, not negative; each image sums to one (to zero if nothing is active).
     """
     batch, channels, height, width = maps.shape
     if maps.numel() == 0:
         return maps.new_zeros(batch, height, width)
-    # A score comes from one channel of its cell. Which one is found without a graph; then only
-    # that channel's neighbourhood is computed again with one: a hundredth of the gradients.
+    # The score of a cell comes from one of its channels. Find that channel without a graph, then
+    # compute its neighbourhood again with a graph: a hundredth of the gradients.
     cells = maps.permute(0, 2, 3, 1).contiguous()
     values = F.relu(cells).flatten(1)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def soft_scores(maps: Tensor) -> Tensor:
     value = values.gather(1, around).view(batch, 9, height, width) * inside
     strongest = values.gather(1, (places + strongest_channel).flatten(1)).view(batch, height, width)
     largest = values.gather(1, largest_place)[:, :, None, None]
-    # Beyond the border the exponential counts as 1, as in the release: the value is zero there.
+    # Beyond the border the value is zero and the exponential 1, as in the release.
     e = torch.exp(value / torch.where(largest > 0, largest, torch.ones_like(largest)))
     alpha = e[:, 4] / e.sum(dim=1)
     gamma = alpha * value[:, 4] / torch.where(strongest > 0, strongest, torch.ones_like(strongest))
@@ -74,14 +74,14 @@ def soft_scores(maps: Tensor) -> Tensor:
 
 
 def _places(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the soft scores come from.
+    """The entries of the maps that determine the soft scores.
 
     Args:
         cells: B x h x w x C, before the ReLU.
 
     Returns:
-        B x h x w, the channel that gives a cell its score; the same, its strongest channel; and
-        B x 1, the place of the largest value in the flattened image.
+        The channel of each cell that gives its score, B x h x w; its strongest channel, B x h x w;
+        and the index of the largest value in the flattened image, B x 1.
     """
     cells = F.relu(cells)
     largest = cells.flatten(1).amax(1)[:, None, None, None]
@@ -98,94 +98,60 @@ def _places(cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@dataclass(frozen=True)
-class Detections:
-    """Hard detections in one map, ordered by row, column, channel.
-
-    Attributes:
-        channels, rows, cols: N int64, the cell and its strongest channel.
-        values: N float32, the map's value there.
-        steps: N x 2 float32, sub-pixel step (columns, rows) from the cell, in cells. The step is
-            trusted where both parts are under half a cell (`located`).
-    """
-
-    channels: Tensor
-    rows: Tensor
-    cols: Tensor
-    values: Tensor
-    steps: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, keep: Tensor) -> Detections:
-        return Detections(
-            self.channels[keep],
-            self.rows[keep],
-            self.cols[keep],
-            self.values[keep],
-            self.steps[keep],
-        )
-
-    @property
-    def located(self) -> Tensor:
-        """N bool: the sub-pixel position lies in the cell itself."""
-        return (self.steps.abs() < _LARGEST_STEP).all(dim=1)
-
-    @property
-    def positions(self) -> Tensor:
-        """N x 2 float32 (x, y) in cells."""
-        return torch.stack([self.cols, self.rows], dim=1) + self.steps
-
-
-def detect(maps: Tensor, *, original: bool = False, least_rise: float = LEAST_RISE) -> Detections:
+def detect(maps: Tensor, *, original: bool = False, min_rise: float = MIN_RISE) -> Detections:
     """Hard detections: equation 3, the edge test and the sub-pixel step.
 
     Args:
         maps: h x w x C after the ReLU, any float type; compared in float32.
-        original: as the 2019 release: cells on the frame count (derivatives padded with zeros)
-            and equal neighbours are all detections. Otherwise a detection needs its eight
-            neighbours, and of equal ones the first in reading order wins.
-        least_rise: over the neighbours, relative to the value.
+        original: as the 2019 release: cells on the border count (derivatives are padded with zeros)
+            and of equal neighbours all are detections. Otherwise a detection needs its eight
+            neighbours, and of equal neighbours the first in reading order wins.
+        min_rise: smallest height over the neighbours, relative to the value.
 
     Returns:
-        The detections, before `located` is asked for.
+        Detections in cells of the map, ordered by row, column, channel. `scores` are values of the
+        map. `located` is False where the sub-pixel step is half a cell or more, or where one of the
+        four cells that a descriptor is sampled from does not exist.
     """
-    channels, rows, cols = _strongest_channels(maps, frame=original, ties=original)
+    if torch.compiler.is_exporting():
+        channels, rows, cols = _inner_cells(maps)
+    else:
+        channels, rows, cols = _strongest_channels(maps, border=original, ties=original)
     patch, inside = _neighbourhoods(maps, channels, rows, cols)
-    keep = _is_local_maximum(patch, inside, ties=original)
-    channels, rows, cols, patch = channels[keep], rows[keep], cols[keep], patch[keep]
-    passed, steps = _edge_test_and_step(patch)
-    passed &= _rise(patch) >= least_rise
-    return Detections(channels, rows, cols, patch[:, 1, 1], steps)[passed]
+    peak = _is_local_maximum(patch, inside, ties=original)
+    if not torch.compiler.is_exporting():  # few are left: what follows is cheap
+        channels, rows, cols, patch = channels[peak], rows[peak], cols[peak], patch[peak]
+        peak = peak[peak]
+    det, trace, steps = quadratic_step(patch)
+    convex = det > 0
+    ratio = trace * trace / torch.where(convex, det, torch.ones_like(det))
+    passed = peak & convex & (ratio <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD)
+    values = patch[:, 1, 1]
+    around = (patch[:, 0, 1] + patch[:, 2, 1] + patch[:, 1, 0] + patch[:, 1, 2]) / 4
+    passed &= (values > 0) & (1 - around / values >= min_rise)
+    cells = torch.stack([cols, rows], dim=1)
+    positions = cells + steps
+    limit = torch.tensor([maps.shape[1] - 1, maps.shape[0] - 1], device=maps.device)
+    located = (steps.abs() < _LARGEST_STEP) & (positions >= 0) & (positions <= limit)
+    return Detections(positions, values, cells, channels, located.all(dim=1))[passed]
 
 
-def detect_everywhere(maps: Tensor) -> tuple[Tensor, Detections]:
-    """`detect` in a fixed order of whole-map operations, for a graph that other programs run.
+def _inner_cells(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Strongest channel, row and column of every cell that has eight neighbours.
 
-    Args:
-        maps: h x w x C after the ReLU, any float type, with at least one cell.
-
-    Returns:
-        Which inner cells are detections (N bool), and what all of them would be.
+    A graph that other programs run needs these whole-map operations in a fixed order.
     """
     rows, cols = (torch.arange(size, device=maps.device) for size in maps.shape[:2])
-    channels = maps.argmax(dim=2)[1:-1, 1:-1].flatten()
-    rows, cols = (x.flatten() for x in torch.meshgrid(rows[1:-1], cols[1:-1], indexing="ij"))
-    patch, inside = _neighbourhoods(maps, channels, rows, cols)
-    passed, steps = _edge_test_and_step(patch)
-    values = patch[:, 1, 1]
-    passed &= (values > 0) & _is_local_maximum(patch, inside, ties=False)
-    passed &= _rise(patch) >= LEAST_RISE
-    return passed, Detections(channels, rows, cols, values, steps)
+    rows, cols = torch.meshgrid(rows[1:-1], cols[1:-1], indexing="ij")
+    return maps.argmax(dim=2)[1:-1, 1:-1].flatten(), rows.flatten(), cols.flatten()
 
 
-def _strongest_channels(maps: Tensor, *, frame: bool, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _strongest_channels(maps: Tensor, *, border: bool, ties: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Channels, rows, columns where a positive value is the largest of its cell's channels.
 
     Args:
         maps: h x w x C.
-        frame: whether the cells on the map's frame take part.
+        border: whether cells on the border of the map take part.
         ties: whether all channels that share the maximum count, or only the first.
     """
     if maps.numel() == 0:
@@ -193,10 +159,10 @@ def _strongest_channels(maps: Tensor, *, frame: bool, ties: bool) -> tuple[Tenso
         return none, none, none
     strongest = maps.amax(dim=2)
     excluded = strongest <= 0
-    if not frame:
+    if not border:
         excluded[[0, -1], :] = True
         excluded[:, [0, -1]] = True
-    # Nothing equals infinity: an excluded cell yields no candidate, an all-zero one least of all.
+    # No value equals infinity, so an excluded cell yields no candidate.
     strongest = strongest.masked_fill(excluded, torch.inf)
     rows, cols, channels = (maps == strongest[:, :, None]).nonzero(as_tuple=True)
     if not ties:
@@ -234,21 +200,6 @@ def _is_local_maximum(patch: Tensor, inside: Tensor, *, ties: bool) -> Tensor:
         return ((centre >= patch) | ~inside).all(dim=1)
     earlier, later = patch[:, :4], patch[:, 5:]
     return (centre > earlier).all(dim=1) & (centre >= later).all(dim=1)
-
-
-def _rise(patch: Tensor) -> Tensor:
-    """Height over the mean of the four neighbours, relative to the value, which is positive."""
-    centre = patch[:, 1, 1]
-    around = (patch[:, 0, 1] + patch[:, 2, 1] + patch[:, 1, 0] + patch[:, 1, 2]) / 4
-    return 1 - around / centre
-
-
-def _edge_test_and_step(patch: Tensor) -> tuple[Tensor, Tensor]:
-    """Edge test (N bool) and sub-pixel step (N x 2: columns, rows) from 3 x 3 values."""
-    det, trace, steps = quadratic_step(patch)
-    peak = det > 0
-    safe = torch.where(peak, det, torch.ones_like(det))
-    return peak & (trace * trace / safe <= (EDGE_THRESHOLD + 1) ** 2 / EDGE_THRESHOLD), steps
 
 
 def quadratic_step(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:

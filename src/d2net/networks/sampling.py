@@ -1,74 +1,16 @@
-"""Descriptors at any position of a dense map, and dense maps on another grid."""
+"""Bilinear samples of dense maps, and dense maps on another grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.geometry.coordinates import EXTRACTION_CELLS, SHALLOW_CELLS, AxisMap, GridMap
+from d2net.geometry.coordinates import AxisMap, GridMap
 
-if TYPE_CHECKING:
-    from d2net.networks.whitening import Whitening
-
-Form = Literal["plain", "root", "fused", "whitened"]
-
-SHALLOW_WEIGHT = 0.8
-"""Length of the shallow map's part of a fused descriptor, to the deep map's 1."""
-
-_CONTEXT = (-7 / 3, 0.0, 7 / 3)
-"""Cells: samples of the deep map, three by three, that stand for the 7 x 7 cells (28 px) around."""
-
-_SHALLOW_FROM_DEEP = SHALLOW_CELLS.inverse().after(EXTRACTION_CELLS)
 _ROWS_AT_ONCE = 32
-
-
-def describe(
-    deep: Tensor,
-    shallow: Tensor,
-    positions: Tensor,
-    form: Form,
-    whitening: Whitening | None = None,
-) -> Tensor:
-    """Descriptors at any positions of the dense maps.
-
-    plain: the deep map, L2-normalised (D2-Net, section 3). root: the square root of that,
-    normalised again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and
-    Zisserman, CVPR 2012). fused: beside it the root of the shallow map, which sees less of the
-    photo, and that more sharply. whitened: both and the root of the deep map's mean around the
-    position, which sees more of the photo, in the few directions that tell places apart.
-
-    Args:
-        deep: h x w x C after the ReLU, any float type.
-        shallow: (h + 1) x (w + 1) x C', likewise; plain and root do not look at it.
-        positions: N x 2 (x, y) in cells of the deep map; beyond the frame a map goes on with its
-            last cell.
-        form: what to make of the samples.
-        whitening: for whitened, and then it must be given.
-
-    Returns:
-        N x C float32 (fused: C + C', whitened: as many as the whitening leaves) of unit length;
-        zero where the maps are zero, but for whitened.
-    """
-    plain = F.normalize(sample(deep, positions), dim=1)
-    if form == "plain":
-        return plain
-    if form == "root":
-        return _root(plain)
-    beside = _root(F.normalize(sample(shallow, _SHALLOW_FROM_DEEP(positions)), dim=1))
-    if form == "fused":
-        return F.normalize(torch.cat([_root(plain), SHALLOW_WEIGHT * beside], dim=1), dim=1)
-    assert whitening is not None  # noqa: S101 (the caller's promise)
-    around = _root(F.normalize(sample(deep, positions, _CONTEXT), dim=1))
-    both = F.normalize(torch.cat([_root(plain), beside, around], dim=1), dim=1)
-    return F.normalize(whitening(both), dim=1)
-
-
-def _root(plain: Tensor) -> Tensor:
-    return F.normalize(plain.sqrt(), dim=1)
 
 
 def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) -> Tensor:
@@ -76,8 +18,8 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
 
     Args:
         maps: h x w x C, any float type.
-        positions: N x 2 (x, y) in cells; beyond the frame the map goes on with its last cell.
-        around: cells along either axis from a position; the samples at all pairs of them are added.
+        positions: N x 2 (x, y) in cells; beyond its border the map is continued with the last cell.
+        around: offsets in cells along either axis; samples at all pairs of offsets are added.
 
     Returns:
         N x C float32.
@@ -99,12 +41,12 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
 def sample_batch(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) -> Tensor:
     """`sample` of a batch of dense maps, differentiable with respect to the maps.
 
-    Each sample is one weighted sum of rows of a table, which is many times faster than to gather
-    the rows first, and gradients of it, too.
+    Each sample is one weighted sum of rows of a table. That is many times faster than gathering the
+    rows first, forward and backward.
 
     Args:
         maps: B x h x w x C float32, contiguous.
-        positions: B x N x 2 (x, y) in cells; beyond the frame a map goes on with its last cell.
+        positions: B x N x 2 (x, y) in cells; beyond its border a map is continued.
         around: as in `sample`.
 
     Returns:
@@ -137,9 +79,9 @@ def resample(
         maps: B x H x W x C, the source.
         rows: of the window of the target grid.
         cols: of the window of the target grid.
-        source_from_target: where a target position (x, y) lies in the source; outside, the source
-            goes on with its last row and column.
-        out: B x rows x cols x C to add the result to, in place of a new tensor.
+        source_from_target: maps target positions to source positions; beyond its border the
+            source is continued with its last row and column.
+        out: B x rows x cols x C to add the result to, instead of a new tensor.
 
     Returns:
         B x rows x cols x C, `out` if it was given.

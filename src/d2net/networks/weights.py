@@ -16,6 +16,7 @@ from torch import Tensor
 
 from d2net.errors import WeightsError
 from d2net.io.atomic import replacing
+from d2net.networks.base import Network
 from d2net.networks.catalogue import (
     ALIASES,
     CAFFE,
@@ -38,7 +39,8 @@ from d2net.networks.checkpoint import (
 )
 from d2net.networks.download import Progress, download, record_sha256, recorded_sha256
 from d2net.networks.packing import unpack
-from d2net.networks.whitening import Whitening
+from d2net.networks.vgg import VGG, Whitening
+from d2net.networks.vgg_backbone import VGGBackbone
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +162,21 @@ def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeig
     return LoadedWeights(
         checkpoint.state, whitening, info.normalisation, info.name, info.sha256, record
     )
+
+
+def load_network(
+    name_or_path: str | os.PathLike[str] = "default",
+) -> tuple[Network, dict[str, str]]:
+    """The network with trained weights, and their name and sha256 for saving with results.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    loaded = load_weights(name_or_path)
+    backbone = VGGBackbone()
+    backbone.load_state_dict(loaded.state)
+    network = VGG(backbone, loaded.normalisation, loaded.whitening)
+    return network, {"name": loaded.name, "sha256": loaded.sha256}
 
 
 def download_weights(name: str, progress: Progress | None = None) -> Path:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,10 @@ from d2net.extraction.d2net import D2Net
 from d2net.io.atomic import new_folder
 from d2net.networks.catalogue import CATALOGUE
 from d2net.onnx.graph import INPUT, OUTPUTS, Graph
+from d2net.settings import ExtractionOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MODEL = "d2net.onnx"
 RUNNER = "d2net_onnx.py"
@@ -30,7 +34,7 @@ _TRACED_SIZE = (96, 128)
 def export_onnx(
     model: D2Net,
     output: str | os.PathLike[str],
-    **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    **settings: Unpack[ExtractionOptions],
 ) -> None:
     """Write a model as a folder that needs neither torch nor d2net.
 
@@ -49,7 +53,7 @@ def export_onnx(
         MissingPackageError: the packages that write graphs are not installed.
         OutputError: the folder holds something already, or cannot be written.
     """
-    chosen = model.chosen(**settings)
+    chosen = model.resolve(**settings)
     if chosen.original or chosen.multiscale or chosen.turns > 1 or chosen.precision == "bfloat16":
         raise InputError(
             "an ONNX graph works at one scale, in one turn, with the corrected grid, in float32 or "

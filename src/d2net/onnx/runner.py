@@ -73,12 +73,13 @@ class Extractor:
             photo = np.array(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
         if min(size) < SMALLEST_SIDE:
             photo = np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8)
-        keypoints, scores, uncertainty, kinds, descriptors = self.session.run(
-            ["keypoints", "scores", "uncertainty", "kinds", "descriptors"], {"image": photo}
+        keypoints, scores, uncertainty, detectors, descriptors = self.session.run(
+            ["keypoints", "scores", "uncertainty", "detectors", "descriptors"], {"image": photo}
         )
         allowed = np.flatnonzero(scores >= self.settings["score_threshold"])
-        most = self.settings["max_keypoints"]
-        best = allowed[best_first(keypoints[allowed], scores[allowed], kinds[allowed], most)]
+        budget = self.settings["max_keypoints"]
+        parts = (keypoints[allowed], scores[allowed], detectors[allowed])
+        best = allowed[select_best(*parts, budget)]
         factor = np.divide(full, size)
         return Features(
             ((keypoints[best] + 0.5) * factor - 0.5).astype(np.float32),
@@ -96,23 +97,22 @@ def limited_size(
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def best_first(keypoints: Array, scores: Array, kinds: Array, most: int | None) -> Array:
-    """Which keypoints are kept, best first.
+def select_best(keypoints: Array, scores: Array, detectors: Array, budget: int | None) -> Array:
+    """The rows of the keypoints to keep, best first.
 
-    Every kind has an equal share of the budget, and what one does not use goes to those before it.
-    A keypoint within `NEAR_DUPLICATE` of an earlier kind's gives way.
+    Every detector has an equal share of the budget. A detector that finds less leaves the rest to
+    those before it. A keypoint within `NEAR_DUPLICATE` of one of an earlier detector is dropped.
     """
     kept = np.empty(0, np.int64)
-    counts = np.bincount(kinds, minlength=1)
-    for kind in range(len(counts)):
-        rows = np.flatnonzero(kinds == kind)
-        rows = rows[~near(keypoints[rows], keypoints[kept], NEAR_DUPLICATE)]
-        budget = len(rows)
-        if most is not None:
-            left, later = most - len(kept), counts[kind + 1 :]
-            share = left // (len(later) + 1)
-            budget = left - int(np.minimum(later, share).sum())
-        kept = np.concatenate([kept, rows[_by_score(scores[rows])[:budget]]])
+    counts = np.bincount(detectors, minlength=1)
+    for number in range(len(counts)):
+        rows = np.flatnonzero(detectors == number)
+        rows = rows[~has_neighbour(keypoints[rows], keypoints[kept], NEAR_DUPLICATE)]
+        share = len(rows)
+        if budget is not None:
+            left, later = budget - len(kept), counts[number + 1 :]
+            share = left - int(np.minimum(later, left // (len(later) + 1)).sum())
+        kept = np.concatenate([kept, rows[_by_score(scores[rows])[:share]]])
     return kept[_by_score(scores[kept])]
 
 
@@ -120,7 +120,7 @@ def _by_score(scores: Array) -> Array:
     return np.argsort(-scores, kind="stable")
 
 
-def near(points: Array, others: Array, radius: float) -> Array:
+def has_neighbour(points: Array, others: Array, radius: float) -> Array:
     """N bool: another point is this near, by the larger of both coordinates' distances."""
     others = others[others[:, 1].argsort()]
     first = np.searchsorted(others[:, 1], points[:, 1] - radius)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from d2net.errors import InputError, OutputError, TrainingError
 from d2net.extraction.d2net import D2Net
 from d2net.io.atomic import locked, output_errors, replacing
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg import VGG
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import load_weights, save_weights
 from d2net.settings import ExtractionSettings
 from d2net.training import checkpoint, processes
@@ -190,13 +191,13 @@ class _Run:
             )
         self.standing, self.normalisation = found, loaded.normalisation
         self.whitening = loaded.whitening
-        trunk = Trunk()
-        trunk.load_state_dict(loaded.state)
-        self.learner = Learner(trunk, self.normalisation, settings)
+        backbone = VGGBackbone()
+        backbone.load_state_dict(loaded.state)
+        self.learner = Learner(backbone, self.normalisation, settings)
         self._learning = [p for p in self.learner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self._learning, lr=settings.learning_rate)
         if found.step:
-            checkpoint.restore(output / "last", trunk, self.optimizer)
+            checkpoint.restore(output / "last", backbone, self.optimizer)
         self.network, self._step_optimizer = fabric.setup(self.learner, self.optimizer)
         self.watch = Watch()
         self.progress: Progress | None = None
@@ -298,7 +299,7 @@ class _Run:
         """Judge the weights as they are; keep them if none were better."""
         if validate is not None and self.fabric.is_global_zero:
             precise = ExtractionSettings(precision=self.settings.precision)
-            model = D2Net(self.learner.trunk, self.normalisation, precise)
+            model = D2Net(VGG(self.learner.backbone, self.normalisation), precise)
             figures = dict(validate(model))
             entry = {"step": self.standing.step, **figures}
             self.standing.validations.append(entry)
@@ -314,7 +315,9 @@ class _Run:
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
-            checkpoint.save(self.output / "last", self.standing, self.learner.trunk, self.optimizer)
+            checkpoint.save(
+                self.output / "last", self.standing, self.learner.backbone, self.optimizer
+            )
         self.fabric.barrier()
 
     def _record(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -362,7 +365,7 @@ class _Run:
         sources = ", ".join(source.path for source in s.trained_on)
         save_weights(
             path,
-            self.learner.trunk.state_dict(),
+            self.learner.backbone.state_dict(),
             name=s.name or self.output.resolve().name,
             normalisation=self.normalisation,
             licence=s.licence or f"as of {standing.start['name']} and of the training data",

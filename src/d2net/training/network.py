@@ -1,4 +1,4 @@
-"""The trunk as training sees it: layers that stay as they are, then layers that learn."""
+"""The backbone as training sees it: layers that stay as they are, then layers that learn."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2net.networks.catalogue import Normalisation
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.training.settings import TrainingSettings
 
 
 class Learner(nn.Module):
-    """A trunk of which the last layers learn.
+    """A backbone of which the last layers learn.
 
     What comes before them is computed without a graph. Weights stay float32 and are rounded to the
     precision of the convolutions as they are used.
 
     Args:
-        trunk: the network; its parameters are the learner's own.
+        backbone: the network; its parameters are the learner's own.
         normalisation: what its weights want.
         settings: which layers learn, in which precision, and whether the start is remembered.
     """
 
     def __init__(
-        self, trunk: Trunk, normalisation: Normalisation, settings: TrainingSettings
+        self, backbone: VGGBackbone, normalisation: Normalisation, settings: TrainingSettings
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.normalisation = normalisation
-        first = trunk.names.index(settings.layers[0])
-        self.frozen, self.learning = trunk.names[:first], trunk.names[first:]
+        first = backbone.names.index(settings.layers[0])
+        self.frozen, self.learning = backbone.names[:first], backbone.names[first:]
         self.stride = settings.stride
         self.dtype: torch.dtype = getattr(torch, settings.precision)
-        trunk.requires_grad_(False)
+        backbone.requires_grad_(False)
         for name in self.learning:
-            trunk.convolution(name).requires_grad_(True)
-        self.start = copy.deepcopy(trunk).requires_grad_(False) if settings.retention else None
-        for convolution in trunk.children():
+            backbone.convolution(name).requires_grad_(True)
+        self.start = copy.deepcopy(backbone).requires_grad_(False) if settings.retention else None
+        for convolution in backbone.children():
             convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class Learner(nn.Module):
             step = 1 if images.device.type == "cpu" else len(images)
             parts = [images[i : i + step] for i in range(0, len(images), step)]
             entered = torch.cat([self._frozen(part) for part in parts])
-        maps = self.trunk.layers(entered, self.learning, self.stride)
+        maps = self.backbone.layers(entered, self.learning, self.stride)
         if self.start is None:
             return maps, maps.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
@@ -70,4 +70,4 @@ class Learner(nn.Module):
         # channels last, as they come: the layout in which convolutions are fast
         x = self.normalisation(images.permute(0, 3, 1, 2).float())
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.trunk.layers(x, self.frozen, self.stride)
+        return self.backbone.layers(x, self.frozen, self.stride)

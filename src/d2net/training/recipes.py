@@ -9,7 +9,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.io.image_lists import photos_folder
-from d2net.networks.vgg import Trunk
+from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import load_weights
 from d2net.training.batches import Draws, load
 from d2net.training.network import Learner
@@ -90,9 +90,9 @@ def settings_within(
 
 def _seconds_per_step(settings: TrainingSettings, data: Path, device: str, workers: int) -> float:
     loaded = load_weights(settings.start)
-    trunk = Trunk()
-    trunk.load_state_dict(loaded.state)
-    learner = Learner(trunk, loaded.normalisation, settings).to(device)
+    backbone = VGGBackbone()
+    backbone.load_state_dict(loaded.state)
+    learner = Learner(backbone, loaded.normalisation, settings).to(device)
     ends = []
     for batch in load(Draws(settings, data), range(_TRIALS), workers):
         there = batch.to(torch.device(device))

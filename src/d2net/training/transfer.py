@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from d2net.extraction.corners import FRAME, detect_corners, to_grey
+from d2net.extraction.corners import BORDER, detect_corners, to_grey
 from d2net.training.correspondences import Pairs
 from d2net.training.views import Array, Crop
 
@@ -90,6 +90,6 @@ def _corners(crop: Crop) -> Array:
 
 def _inside(points: Array, crop: Crop) -> NDArray[np.bool_]:
     """Which points lie in a crop, away from its frame."""
-    limit = (crop.shape[1] - 1 - FRAME, crop.shape[0] - 1 - FRAME)
+    limit = (crop.shape[1] - 1 - BORDER, crop.shape[0] - 1 - BORDER)
     with np.errstate(invalid="ignore"):
-        return np.asarray(((points >= FRAME) & (points <= limit)).all(axis=1), np.bool_)
+        return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=1), np.bool_)

@@ -26,6 +26,7 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching.nearest import mutual_nearest
 from d2net.networks.detection import soft_scores
+from d2net.networks.vgg import VGG
 from d2net.training.batches import collate, draw, open_part
 from d2net.training.loss import matching_loss
 from d2net.training.pictures import draw_pairs
@@ -126,7 +127,9 @@ class Validation:
         batch = collate([pair]).to(model.device)
         images = batch.images.permute(0, 3, 1, 2).float()
         dtype = getattr(torch, self.settings.precision)
-        maps = model.trunk(model.normalisation(images).to(dtype))
+        network = model.network
+        assert isinstance(network, VGG)  # noqa: S101 (training makes no other)
+        maps = network.backbone(network.normalisation(images).to(dtype))
         loss = matching_loss(maps, batch.correspondences, sampling=self.settings.sampling)
         return float(loss.mean())
 
@@ -135,9 +138,10 @@ class Validation:
 def _soft_scores(model: D2Net, crop: Crop) -> NDArray[np.float32]:
     """The h x w soft scores of a crop at stride 8."""
     image = torch.from_numpy(crop).to(model.device).permute(2, 0, 1)[None].float()
-    scores: NDArray[np.float32] = (
-        soft_scores(model.trunk(model.normalisation(image)))[0].cpu().numpy()
-    )
+    network = model.network
+    assert isinstance(network, VGG)  # noqa: S101 (training makes no other)
+    maps = network.backbone(network.normalisation(image))
+    scores: NDArray[np.float32] = soft_scores(maps)[0].cpu().numpy()
     return scores
 
 

@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2net.errors import TrainingError
-from d2net.extraction.d2net import D2Net
-from d2net.geometry.coordinates import EXTRACTION_CELLS
 from d2net.networks import weights
-from d2net.networks.sampling import describe
-from d2net.networks.whitening import INPUTS, Whitening
+from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.training.batches import draw, open_mixture
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair, generator
@@ -33,7 +30,7 @@ SHRINKAGE = 0.2
 """Share of the mean variance within places that is added in every direction: those in which next to
 nothing was seen to vary would count for all."""
 
-FEWEST = 10 * INPUTS
+FEWEST = 10 * WHITENING_INPUTS
 """Pairs of keypoints, fewer of which do not tell how descriptors vary."""
 
 
@@ -50,19 +47,21 @@ def add_whitening(path: Path, settings: TrainingSettings, data: Path, device: st
         TrainingError: too few keypoints correspond.
         D2NetError: the file or the data cannot be read, or the file not be written.
     """
-    model = D2Net.from_pretrained(path, device=device)
+    network, _ = weights.load_network(path)
+    assert isinstance(network, VGG)  # noqa: S101 (`save_weights` writes no other)
+    network.to(device)
     mixture = open_mixture(settings, data)
     # not the pairs of the first steps again
     numbers = range(settings.steps, settings.steps + settings.whitening)
     whitening = learn_whitening(
-        model, (draw(mixture, generator(settings.seed, n, 0))[0] for n in numbers)
+        network, (draw(mixture, generator(settings.seed, n, 0))[0] for n in numbers)
     )
     about = dict(weights.describe(path).metadata)
     weights.save_weights(
         path,
-        model.trunk.state_dict(),
+        network.backbone.state_dict(),
         name=about.pop("name"),
-        normalisation=model.normalisation,
+        normalisation=network.normalisation,
         licence=about.pop("licence"),
         training_data=about.pop("training_data"),
         whitening=whitening,
@@ -70,25 +69,25 @@ def add_whitening(path: Path, settings: TrainingSettings, data: Path, device: st
     )
 
 
-def learn_whitening(model: D2Net, pairs: Iterable[TrainingPair]) -> Whitening:
+def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
     """The map to the `DIMENSIONS` directions in which places differ most, for how photos do.
 
     With W the covariance of descriptors of one place and T that of all: the leading generalised
     eigenvectors of T v = l W v, scaled so that W becomes the unit matrix.
 
     Args:
-        model: the network; how it describes does not matter.
+        network: on the device that is to be used.
         pairs: of crops.
 
     Raises:
         TrainingError: too few keypoints correspond.
     """
-    count, total = 0, torch.zeros(INPUTS, dtype=torch.float64)
-    within, everywhere = torch.zeros(2, INPUTS, INPUTS, dtype=torch.float64)
+    count, total = 0, torch.zeros(WHITENING_INPUTS, dtype=torch.float64)
+    within, everywhere = torch.zeros(2, WHITENING_INPUTS, WHITENING_INPUTS, dtype=torch.float64)
     for pair in pairs:
         crops = (pair.image_a, pair.image_b)
         at = at_corners(crops, (pair.points_a, pair.points_b))
-        a, b = (_described(model, crop, points) for crop, points in zip(crops, at, strict=True))
+        a, b = (_described(network, crop, points) for crop, points in zip(crops, at, strict=True))
         count += len(a)
         total += (a + b).sum(0)
         within += (a - b).T @ (a - b) / 2
@@ -110,10 +109,9 @@ def learn_whitening(model: D2Net, pairs: Iterable[TrainingPair]) -> Whitening:
 
 
 @torch.no_grad()
-def _described(model: D2Net, crop: Crop, points: NDArray[np.float32]) -> Tensor:
-    """N x `INPUTS` float64: what is to be whitened, at points (x, y) of a crop."""
-    pixels = torch.from_numpy(crop).to(model.device).permute(2, 0, 1)[None].float()
-    deep, shallow = model.trunk.extract_both(model.normalisation(pixels))
-    cells = EXTRACTION_CELLS.inverse()(torch.from_numpy(points).to(model.device))
-    identity = Whitening(torch.eye(INPUTS, device=model.device), deep.new_zeros(INPUTS))
-    return describe(deep[0], shallow[0], cells, "whitened", identity).double().cpu()
+def _described(network: VGG, crop: Crop, points: NDArray[np.float32]) -> Tensor:
+    """N x `WHITENING_INPUTS` float64: what is to be whitened, at points (x, y) of a crop."""
+    device = next(network.parameters()).device
+    pixels = torch.from_numpy(crop).to(device)[None].float()
+    maps = tuple(part[0] for part in network.compute_maps(pixels, torch.float32))
+    return network.describe_unwhitened(maps, torch.from_numpy(points).to(device)).double().cpu()

@@ -1,0 +1,203 @@
+"""The interface of all networks: maps on a grid, keypoints in them, descriptors at any position.
+
+Extraction (pyramid, tiles, masks, suppression, budget, turns) and the ONNX export use this
+interface and do not ask which network is behind it. Positions are (x, y) in pixels of the image
+that the network was given; the centre of its top-left pixel is (0, 0).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.geometry.coordinates import GridMap
+from d2net.settings import DescriptorType, DetectorName, ExtractionSettings
+
+Maps = tuple[Tensor, ...]
+"""The dense maps of a network. The first dimension is the batch; for one photo it is left out."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a network's map along either axis of its input image.
+
+    Attributes:
+        stride: pixels from one cell to the next.
+        first_centre: pixel at which cell 0 is centred; cell c is centred at
+            stride * c + first_centre.
+        receptive_field: cell c depends on pixels stride * c + receptive_field[0] to
+            stride * c + receptive_field[1] and on no others.
+        alignment: a part of an image gives the same cells as the whole image if it starts at a
+            multiple of this many pixels.
+        min_side: shortest side of an image that has a cell.
+    """
+
+    stride: int
+    first_centre: float
+    receptive_field: tuple[int, int]
+    alignment: int
+    min_side: int
+
+    def cells(self, side: int) -> int:
+        """The number of cells along a side of so many pixels."""
+        return max((side - self.min_side) // self.stride + 1, 0)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Keypoints that a detector found in one view, N rows.
+
+    Attributes:
+        positions: N x 2 float32 (x, y) in pixels of the view, to a fraction of a pixel.
+        scores: N float32, larger is better.
+        anchors: N x 2 int64 (x, y), the pixel that the detection belongs to. It decides which tile
+            owns the detection.
+        channels: N int64, the channel of the map that was detected; zero if there are no channels.
+        located: N bool, False where the sub-pixel position lies outside of the detection's own cell
+            or cannot be described.
+    """
+
+    positions: Tensor
+    scores: Tensor
+    anchors: Tensor
+    channels: Tensor
+    located: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, rows: Tensor) -> Detections:
+        return Detections(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of one pyramid level of one photo.
+
+    Attributes:
+        pixels: H x W x 3, RGB, 0..255, float32.
+        maps: the network's maps of these pixels.
+        level: number of the level from 1, the coarsest.
+        factor: size of the level relative to the photo.
+        dtype: precision in which the network computed the maps.
+    """
+
+    pixels: Tensor
+    maps: Maps
+    level: int
+    factor: float
+    dtype: torch.dtype
+
+
+class Detector(Protocol):
+    """Finds keypoints in a view.
+
+    Attributes:
+        border: width in pixels of the border of a level in which detections are dropped.
+    """
+
+    border: int
+
+    def detect(self, view: View) -> Detections:
+        """All keypoints of a view, in any order."""
+        ...
+
+    def uncertainty(self, scales: Tensor) -> Tensor:
+        """Standard deviation per axis of positions found at `scales`, in pixels of the photo.
+
+        Args:
+            scales: N float32, 1 / factor of the level.
+        """
+        ...
+
+
+class Network(nn.Module, ABC):
+    """A network that detects and describes.
+
+    Attributes:
+        grid: where the cells of its maps lie.
+        default_detector: the detector that `ExtractionSettings.detector` None stands for.
+    """
+
+    grid: ClassVar[Grid]
+    default_detector: ClassVar[DetectorName]
+
+    @property
+    @abstractmethod
+    def descriptor_lengths(self) -> dict[DescriptorType, int]:
+        """Length of each type of descriptor that these weights can make, the default first."""
+
+    @abstractmethod
+    def compute_maps(self, images: Tensor, dtype: torch.dtype) -> Maps:
+        """The dense maps of a batch of images, without a graph.
+
+        Args:
+            images: B x H x W x 3, RGB, 0..255, float32.
+            dtype: precision of the computation.
+        """
+
+    @abstractmethod
+    def detector(self, *, original: bool) -> Detector:
+        """The network's own detector.
+
+        Args:
+            original: detect as the 2019 release.
+
+        Raises:
+            InputError: the network cannot reproduce the release.
+        """
+
+    @abstractmethod
+    def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
+        """Descriptors at any positions of an image.
+
+        Args:
+            maps: of one image.
+            positions: N x 2 float32 (x, y) in pixels of that image.
+            descriptor: one of `descriptor_lengths`.
+
+        Returns:
+            N x D float32 of unit length.
+        """
+
+    @abstractmethod
+    def score_map(self, maps: Maps) -> Tensor:
+        """Detection scores of the cells of one image, h x w float32, to look at."""
+
+    def add_coarser_level(
+        self, maps: Maps, coarser: Maps, coarser_from_maps: GridMap, level: int, *, original: bool
+    ) -> None:
+        """Add the maps of the coarser pyramid level to those of the next one, in place.
+
+        Args:
+            maps: of a batch.
+            coarser: those of the level before.
+            coarser_from_maps: maps cells of `maps` to cells of `coarser`.
+            level: number of the level of `maps` from 1, the coarsest.
+            original: as the 2019 release.
+        """
+
+    def resolve(self, settings: ExtractionSettings) -> ExtractionSettings:
+        """Settings with the choices filled in that were left to the network.
+
+        Raises:
+            InputError: these weights cannot make the descriptors.
+        """
+        if settings.original:
+            self.detector(original=True)
+        detector = settings.detector or ("deep" if settings.original else self.default_detector)
+        available = self.descriptor_lengths
+        descriptor = settings.descriptor or (
+            "plain" if settings.original else next(iter(available))
+        )
+        if descriptor not in available:
+            raise InputError(
+                f"these weights have no descriptors of type {descriptor!r}, only "
+                f"{', '.join(available)}: choose one of these, or other weights"
+            )
+        return settings.updated(detector=detector, descriptor=descriptor)

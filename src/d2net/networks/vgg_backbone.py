@@ -1,0 +1,235 @@
+"""VGG-16 to conv4_3: one set of weights in two strides.
+
+Simonyan and Zisserman, ICLR 2015, cut as in D2-Net (Dusmanu et al., CVPR 2019, section 3 and
+section 4.1 "Feature extraction"):
+
+- stride 8, for training: three 2x2 max pools;
+- stride 4, for extraction: the third pool is a 2x2 average of stride 1 (the map loses one row and
+  one column) and conv4_1 to conv4_3 have dilation 2. This equals four interleaved maps of stride 8,
+  each with its own pool.
+
+`forward` is plain torch and differentiable. `extract` computes the stride-4 maps for inference. On
+a CPU it works in bands of rows and uses Winograd convolution where that is faster: the same maps up
+to rounding, in a fraction of the time and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.networks import winograd
+
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
+"""Output channels of the convolutions of each stage; a pool stands between two stages."""
+
+EXTRACTION_STRIDE = 4
+TRAINING_STRIDE = 8
+
+RECEPTIVE_FIELD = (-42, 49)
+"""Cell c of the stride-4 map depends on pixels 4c - 42 to 4c + 49 and on no others."""
+
+MIN_SIDE = 8
+"""Shortest side of an image, in pixels, that leaves one cell at both strides."""
+
+_BAND_BYTES = 8 << 20
+_WINOGRAD_FROM = {torch.float32: 128 * 256, torch.bfloat16: 256 * 512}
+"""Fewest channels (input times output) at which Winograd beats a direct convolution on a CPU: from
+conv3_1 on in float32, from conv4_1 on in bfloat16 (measured on two cores)."""
+
+
+class VGGBackbone(nn.Module):
+    """The convolutions conv1_1 to conv4_3.
+
+    Args:
+        stages: output channels of the convolutions of each stage.
+    """
+
+    def __init__(self, stages: Sequence[Sequence[int]] = VGG16_STAGES) -> None:
+        super().__init__()
+        channels = 3
+        self.stages: list[list[str]] = []
+        for i, widths in enumerate(stages, 1):
+            names = []
+            for j, width in enumerate(widths, 1):
+                names.append(f"conv{i}_{j}")
+                self.add_module(names[-1], nn.Conv2d(channels, width, 3, padding=1))
+                channels = width
+            self.stages.append(names)
+        self.channels = channels
+        self.shallow_channels = stages[-2][-1]
+        self._transformed: dict[str, tuple[int, Tensor]] = {}
+
+    def convolution(self, name: str) -> nn.Conv2d:
+        """The layer called `name`, as conv4_3."""
+        layer = getattr(self, name)
+        if not isinstance(layer, nn.Conv2d):
+            raise InputError(f"{name} is not a convolution of this network")
+        return layer
+
+    def forward(self, images: Tensor, stride: int = TRAINING_STRIDE) -> Tensor:
+        """Dense map before the last ReLU, differentiable.
+
+        Args:
+            images: B x 3 x H x W, normalised as the weights want it.
+            stride: 8 (training) or 4 (extraction).
+
+        Returns:
+            B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
+        """
+        return self.layers(images, self.names, stride)
+
+    @property
+    def names(self) -> list[str]:
+        """The convolutions in order, conv1_1 to conv4_3."""
+        return [name for names in self.stages for name in names]
+
+    def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
+        """Some consecutive convolutions, with the ReLUs and pools between them.
+
+        Training computes the frozen layers without a graph and continues with the others.
+
+        Args:
+            x: images for conv1_1, else the output of the layer before the first one, in the
+                precision of the computation.
+            names: consecutive convolutions.
+            stride: as in `forward`.
+
+        Returns:
+            The map of the last convolution, before its ReLU.
+        """
+        if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
+            raise InputError(f"the backbone has strides 4 and 8, not {stride}")
+        for name in names:
+            i, stage = next((i, stage) for i, stage in enumerate(self.stages) if name in stage)
+            dilation = 2 if i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE else 1
+            if name == stage[0] and i > 0:
+                # Max pool and ReLU commute, and after the pool there is less to do.
+                average = dilation == 2
+                x = F.avg_pool2d(F.relu(x), 2, 1) if average else F.relu(F.max_pool2d(x, 2, 2))
+            elif name != self.names[0]:
+                x = F.relu(x)
+            layer = self.convolution(name)
+            assert layer.bias is not None  # noqa: S101 (for the type checker)
+            weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+            x = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+        return x
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The deep and the shallow map at stride 4, after their ReLUs, for inference.
+
+        Args:
+            images: B x 3 x H x W, normalised as the weights want it, in the precision of the
+                computation (float32, or bfloat16 and float16 where the device has them).
+
+        Returns:
+            The deep map (conv4_3), B x h x w x C, h = H // 4 - 1, contiguous, cell c at pixel
+            4c + 3.5; and the shallow map (conv3_3, not pooled), B x (h + 1) x (w + 1) x C', cell c
+            at pixel 4c + 1.5. Both in the precision of `images` or float32. If a side of the image
+            is under 8 pixels, h or w is 0.
+        """
+        batch, _, height, width = images.shape
+        if min(height, width) < MIN_SIDE:
+            rows, cols = (max(side // 4 - 1, 0) for side in (height, width))
+            return (
+                images.new_empty(batch, rows, cols, self.channels),
+                images.new_empty(batch, rows + 1, cols + 1, self.shallow_channels),
+            )
+        x = images.contiguous(memory_format=torch.channels_last)
+        last = len(self.stages) - 1
+        for i in range(last):
+            x = self._stage(x, i, pool=i < last - 1)
+        return self._last_stage(x, images.dtype), x.permute(0, 2, 3, 1)
+
+    def _last_stage(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The average pool of stride 1 and the dilated convolutions, to B x h x w x C.
+
+        Computes one of the four interleaved maps at a time to save memory.
+        """
+        rows, cols = x.shape[2] - 1, x.shape[3] - 1
+        out = None
+        for i in range(min(2, rows)):
+            for j in range(min(2, cols)):
+                y = _average_pool(x[:, :, i:, j:])
+                for name in self.stages[-1]:
+                    y = self._convolve(y, name, dtype)
+                if out is None:
+                    out = y.new_empty(len(x), rows, cols, self.channels)
+                out[:, i::2, j::2] = y.permute(0, 2, 3, 1)
+        assert out is not None  # noqa: S101 (for the type checker: there is a cell)
+        return out
+
+    def _stage(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
+        """One stage and its max pool, on a CPU a band of rows at a time.
+
+        A band stays in cache, and the widest maps are never whole in memory. Rows that a band's
+        convolutions need from its neighbours are computed twice. (Winograd has its own blocks.)
+        """
+        names = self.stages[stage]
+        batch, _, height, width = x.shape
+        channels = self.convolution(names[-1]).out_channels
+        step = 2 if pool else 1
+        out_height, out_width = height // step, width // step
+        band = max(16, _BAND_BYTES // (step * batch * width * channels * x.element_size()))
+        by_winograd = any(self._by_winograd(name, x.device, x.dtype) for name in names)
+        if x.device.type != "cpu" or by_winograd or band >= out_height:
+            return self._convolve_and_pool(x, names, pool=pool)
+        out = x.new_empty(batch, out_height, out_width, channels).permute(0, 3, 1, 2)
+        halo = step * -(-len(names) // step)
+        for first in range(0, out_height, band):
+            end = min(first + band, out_height)
+            low = max(first * step - halo, 0)
+            high = min(end * step + halo, height)
+            y = self._convolve_and_pool(x[:, :, low:high], names, pool=pool)
+            skip = first - low // step
+            out[:, :, first:end] = y[:, :, skip : skip + end - first]
+        return out
+
+    def _convolve_and_pool(self, x: Tensor, names: Sequence[str], *, pool: bool) -> Tensor:
+        for name in names:
+            x = self._convolve(x, name, x.dtype)
+        return F.max_pool2d(x, 2, 2) if pool else x
+
+    def _by_winograd(self, name: str, device: torch.device, dtype: torch.dtype) -> bool:
+        layer = self.convolution(name)
+        fewest = _WINOGRAD_FROM.get(dtype, torch.inf) if device.type == "cpu" else torch.inf
+        return layer.in_channels * layer.out_channels >= fewest
+
+    def _convolve(self, x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+        """Convolution and ReLU of B x C x H x W in channels-last memory.
+
+        Winograd's inputs and outputs are float32; its products are in `dtype`.
+        """
+        layer = self.convolution(name)
+        assert layer.bias is not None  # noqa: S101 (for the type checker)
+        if self._by_winograd(name, x.device, dtype):
+            weight = self._transformed_weight(name, dtype)
+            maps = [winograd.convolve(y.permute(1, 2, 0), weight, layer.bias) for y in x]
+            joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+            return joined.relu_().permute(0, 3, 1, 2)
+        weight = layer.weight.to(dtype, memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, layer.bias.to(dtype), padding=1)
+        return y.relu_()
+
+    def _transformed_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Winograd transform of a layer's weight, cached until weight or precision change."""
+        weight = self.convolution(name).weight
+        kept = self._transformed.get(name)
+        if kept is None or kept[0] != weight._version or kept[1].dtype != dtype:
+            kept = (weight._version, winograd.transform_weight(weight.detach(), dtype))
+            self._transformed[name] = kept
+        return kept[1]
+
+
+def _average_pool(x: Tensor) -> Tensor:
+    """2x2 averages of stride 2, without the copy that torch makes of an x that is a slice."""
+    rows, cols = (side // 2 * 2 for side in x.shape[2:])
+    total = x[:, :, 0:rows:2, 0:cols:2].float() + x[:, :, 0:rows:2, 1:cols:2]
+    total += x[:, :, 1:rows:2, 0:cols:2]
+    total += x[:, :, 1:rows:2, 1:cols:2]
+    return total.mul_(0.25).to(x.dtype)
