@@ -156,7 +156,7 @@ def test_every_map_gets_a_report_twice_the_same(name: str, tmp_path: Path) -> No
     text = (tmp_path / "a" / "map.html").read_text()
     assert "nan" not in json.dumps(drawn(text)).lower()
     assert np.isfinite([*drawn(text)["oblique"]["target"], *drawn(text)["above"]["extent"]]).all()
-    assert f"{summary.num_registered} of {summary.num_registered + 1} photos registered" in text
+    assert f"{summary.num_registered} of {summary.num_registered + 1} photo" in text
 
 
 def test_photos_without_a_pose_are_no_cameras() -> None:

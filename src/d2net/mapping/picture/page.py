@@ -23,7 +23,7 @@ from d2net.mapping.picture.drawing import (
     point_radii,
 )
 from d2net.mapping.picture.viewpoint import Look, from_above, oblique
-from d2net.mapping.summary import MapSummary, duration, sentence
+from d2net.mapping.summary import MapSummary, duration, figure_lines, sentence
 
 _MAX_POSITION = 65535  # along each axis, as 16-bit integer
 _STILL_WIDTH = 900  # pixels of the picture for browsers without WebGL
@@ -52,8 +52,6 @@ def make_page(
     image = image.resize((_STILL_WIDTH, round(_STILL_WIDTH * image.height / image.width)))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_STILL_QUALITY, optimize=True)
-    error = summary.mean_error
-    length = summary.mean_track_length
     total = sum(summary.seconds.values()) or 1.0
     environment = Environment(
         loader=PackageLoader("d2net.mapping.picture"),
@@ -65,14 +63,7 @@ def make_page(
     return environment.get_template("map.html.j2").render(
         title=title,
         summary=summary,
-        figures=[
-            ("photos registered", f"{summary.num_registered:,} of {len(summary.photos):,}"),
-            ("points", f"{summary.num_points:,}"),
-            ("observations", f"{summary.num_observations:,}"),
-            ("mean track length", "–" if length is None else f"{length:.1f} photos"),
-            ("mean reprojection error", "–" if error is None else f"{error:.2f} px"),
-            ("photos in each model found", ", ".join(f"{size:,}" for size in summary.models)),
-        ],
+        figures=[sentence(line) for line in figure_lines(summary)],
         notes=[sentence(note) for note in notes],
         thumbnails={name: _data_url(jpeg) for name, jpeg in album.thumbnails.items()},
         stages=[

@@ -15,9 +15,8 @@ from d2net.mapping.cloud import Array, Cloud
 
 _UP_WEIGHT = 0.01  # of the photos' mean up direction, beside the constraint from their rows
 _COS_SAME_UP = np.cos(np.radians(40))  # photos held alike
-_CELLS = 30  # of a coarse grid, over half the picture
 _ITERATIONS = 5
-_YAW, _PITCH = 25, 20  # degrees beside and above the photos' mean direction
+_YAW, _PITCH = -0.44, 0.35  # radians beside and above the photos' mean direction
 _OUTSIDE = 0.012  # share of the points that may lie beyond each end of the frame
 _CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are framed
 
@@ -104,27 +103,15 @@ class Look:
 
 
 def oblique(cloud: Cloud, tan_half_fov: Array) -> Look:
-    """Look from the photos' side, a little from above.
+    """Look from the photos' side, a little from above and beside their mean direction.
 
-    The mean direction of the photos would put their cameras in front of the scene. So the viewer
-    stands to the left or right of it, where the points cover more of the picture.
+    Exactly the mean direction would put the cameras in front of the scene.
 
     Args:
         cloud: points and cameras.
         tan_half_fov: 2, of the viewer's picture, horizontal and vertical.
     """
-
-    def coverage(look: Look) -> int:
-        """Number of cells of a coarse grid over the picture that hold points."""
-        distance = look.frame.distance(tan_half_fov)
-        seen = (cloud.points - look.frame.target) @ look.view_from_world.T
-        positions = _projected(seen, distance) / distance / tan_half_fov
-        cells = np.floor(positions[(np.abs(positions) < 1).all(axis=1)] * _CELLS)
-        return len(np.unique(cells, axis=0))
-
-    scene, pitch = scene_from_world(cloud), np.radians(_PITCH)
-    looks = [_look(cloud, scene, np.radians(yaw), pitch, tan_half_fov) for yaw in (-_YAW, _YAW)]
-    return max(looks, key=coverage)
+    return _look(cloud, scene_from_world(cloud), _YAW, _PITCH, tan_half_fov)
 
 
 def from_above(cloud: Cloud, tan_half_fov: Array) -> Look:
