@@ -1,35 +1,35 @@
-"""Every error that d2net raises on purpose.
+"""The errors that d2net raises on purpose.
 
-The message says what was given, what was expected and what to do; a command prints it as it is.
+The message says what was given, what was expected and what to do. Commands print it unchanged.
 """
 
 
 class D2NetError(Exception):
-    """Base of all errors of this package: `except D2NetError` catches every one of them."""
+    """Base class: `except D2NetError` catches every error of this package."""
 
 
 class InputError(D2NetError, ValueError):
-    """An argument has a value, type or shape that the function cannot take."""
+    """An argument has an invalid value, type or shape."""
 
 
 class ImageError(D2NetError):
-    """A photo is missing, unreadable, damaged or of a kind that cannot be decoded."""
+    """A photo is missing, unreadable, damaged or in an unsupported format."""
 
 
 class WeightsError(D2NetError):
-    """A weights file is missing, damaged, of another network, or could not be downloaded."""
+    """A weights file is missing, damaged, for another network, or could not be downloaded."""
 
 
 class FormatError(D2NetError):
-    """A features, matches or pairs file does not hold what its format promises."""
+    """A file of features, matches, pairs or poses is damaged or has another format."""
 
 
 class MappingError(D2NetError):
-    """No map can be made of the photos, or a photo cannot be placed in one; it says why."""
+    """The photos do not give a map, or a photo cannot be localized; the message says why."""
 
 
 class OutputError(D2NetError):
-    """An output cannot be written: disk full, no permission, or made with other settings."""
+    """An output cannot be written: disk full, no permission, or begun with other settings."""
 
 
 class OutputBusyError(OutputError):
@@ -37,7 +37,7 @@ class OutputBusyError(OutputError):
 
 
 class TrainingError(D2NetError):
-    """A training run cannot go on: it diverged, or nothing can be learnt from its data."""
+    """A training run cannot continue: it diverged, or its data teach nothing."""
 
 
 class MissingPackageError(D2NetError, ImportError):

@@ -95,7 +95,7 @@ def test_names_that_the_format_cannot_hold(tmp_path, name):
 
 def test_nothing_half_written_is_left(tmp_path):
     photos = {"a": make_features(dimension=8), "b": make_features(dimension=9)}
-    with pytest.raises(FormatError, match="'b' have 9 entries, those of 'a' 8"):
+    with pytest.raises(FormatError, match="'b' have length 9, but those of 'a' have length 8"):
         write_kapture(tmp_path / "kapture", photos)
     with pytest.raises(InputError, match="no features"):
         write_kapture(tmp_path / "kapture", {})

@@ -23,7 +23,7 @@ def test_pickles_are_not_executed(tmp_path, monkeypatch, kind):
     array = np.empty(1, object)
     array[0] = rows[kind]
     np.savez("0001.npz", image_paths=array)
-    with pytest.raises(FormatError, match=r"asks for (posix|nt)\.mkdir to be run"):
+    with pytest.raises(FormatError, match=r"asks to run (posix|nt)\.mkdir"):
         read_npz(tmp_path / "0001.npz")
     assert not (tmp_path / "executed").exists()
 
@@ -48,7 +48,7 @@ def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, dtype):
     if dtype == "O":
         assert read_npz(tmp_path / "a.npz")["rows"] == [[0, 0]]
         return
-    with pytest.raises(FormatError, match="other things than numbers"):
+    with pytest.raises(FormatError, match="other than numbers"):
         read_npz(tmp_path / "a.npz")
 
 
@@ -56,5 +56,5 @@ def test_missing_and_other_files(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         read_npz(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"no zip")
-    with pytest.raises(FormatError, match="cannot be read without risk"):
+    with pytest.raises(FormatError, match="cannot be read safely"):
         read_npz(tmp_path / "a.npz")

@@ -1,11 +1,10 @@
-"""Where a photo was taken and with what, from its EXIF data."""
+"""The EXIF data of photos: GPS positions and the camera."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,56 +13,41 @@ from PIL import Image
 from d2net.io.image_decoding import quiet_pillow
 from d2net.io.image_lists import FoundImage
 
-_GPS = 0x8825
-_EXIF = 0x8769
-_MAKE, _MODEL, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM, _LENS = (
-    0x010F,
-    0x0110,
-    0x920A,
-    0xA405,
-    0xA404,
-    0xA434,
-)
+_EXIF, _GPS = 0x8769, 0x8825
+_MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
+_FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 
-_SEMI_MAJOR = 6_378_137.0  # metres; WGS84
-_FLATTENING = 1 / 298.257223563
 
-
-@dataclass(frozen=True)
-class Position:
-    """A place on the earth in WGS84, degrees: north and east are positive."""
+class Position(NamedTuple):
+    """A position on the earth (WGS84) in degrees; north and east are positive."""
 
     latitude: float
     longitude: float
 
     def on_ellipsoid(self) -> NDArray[np.float64]:
-        """3, metres: its earth-centred, earth-fixed coordinates at height 0."""
-        latitude, longitude = math.radians(self.latitude), math.radians(self.longitude)
-        e2 = _FLATTENING * (2 - _FLATTENING)
-        normal = _SEMI_MAJOR / math.sqrt(1 - e2 * math.sin(latitude) ** 2)
-        return normal * np.array(
-            [
-                math.cos(latitude) * math.cos(longitude),
-                math.cos(latitude) * math.sin(longitude),
-                (1 - e2) * math.sin(latitude),
-            ]
-        )
+        """The earth-centred, earth-fixed coordinates at height 0: 3 numbers in metres."""
+        import pycolmap
+
+        coordinates: NDArray[np.float64] = pycolmap.GPSTransform().ellipsoid_to_ecef(
+            [[self.latitude, self.longitude, 0.0]]
+        )[0]
+        return coordinates
 
 
 def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:
-    """The positions of the photos that have one, by name, in the photos' order.
+    """The positions of those photos that have one, by name, in the photos' order.
 
-    A photo that cannot be read has none: what is wrong with it is told by who reads its pixels.
+    A photo that cannot be read has none; the error is reported when its pixels are read.
     """
-    found = {photo.name: gps_position(photo.path) for photo in photos}
-    return {name: position for name, position in found.items() if position is not None}
+    positions = {photo.name: gps_position(photo.path) for photo in photos}
+    return {name: position for name, position in positions.items() if position is not None}
 
 
 def gps_position(path: Path) -> Position | None:
-    """Where the photo was taken; None if its EXIF data do not say so or make no sense.
+    """Where a photo was taken; None if the EXIF data lack it or are invalid.
 
-    0, 0 counts as none: cameras write it before they know.
+    Cameras write 0, 0 before they know their position, so that counts as missing.
     """
     try:
         with quiet_pillow, Image.open(path) as image:
@@ -77,21 +61,20 @@ def gps_position(path: Path) -> Position | None:
     return Position(latitude, longitude)
 
 
+def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str, int]) -> float:
+    degrees, minutes, seconds = map(float, parts)
+    return signs[direction.strip("\0 ").upper()] * (degrees + minutes / 60 + seconds / 3600)
+
+
 def camera_name(path: Path) -> str | None:
-    """What a calibration holds for: make, model, lens, focal length, zoom; None if not told."""
+    """Make, model, lens, focal length and zoom, which determine a calibration; None if unknown."""
     try:
         with quiet_pillow, Image.open(path) as image:
             tags = image.getexif()
             details = tags.get_ifd(_EXIF)
             body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]
-            focal = str(float(details[_FOCAL_LENGTH]))
+            focal_length = str(float(details[_FOCAL_LENGTH]))
             rest = [str(details.get(key, "")) for key in (_FOCAL_LENGTH_35MM, _ZOOM, _LENS)]
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
-    return "|".join([*body, focal, *rest])
-
-
-def _degrees(parts: tuple[float, float, float], reference: str, signs: dict[str, int]) -> float:
-    """From degrees, minutes, seconds and the letter of a direction."""
-    degrees, minutes, seconds = map(float, parts)
-    return signs[reference.strip("\0 ").upper()] * (degrees + minutes / 60 + seconds / 3600)
+    return "|".join([*body, focal_length, *rest])

@@ -1,4 +1,4 @@
-"""Which photos are meant: files and folders, or a list of names in a text file."""
+"""Find photos: in files and folders, or from a list of names in a text file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-"""Files with these extensions, in either case, are photos when a folder is walked."""
+"""In folders, files with these extensions (upper or lower case) are photos."""
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """A photo to be read.
+    """The file of a photo.
 
     Attributes:
         path: the file.
-        name: its POSIX path relative to the root: the key of its features in every output.
+        name: its POSIX path relative to the root, which identifies the photo in every output.
     """
 
     path: Path
@@ -34,23 +34,23 @@ class FoundImage:
 def find_images(
     paths: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None
 ) -> list[FoundImage]:
-    """The photos among files and folders.
+    """Find the photos in files and folders.
 
-    Folders are walked to the bottom; hidden files and folders are skipped, links to folders are
-    followed, and each folder is walked once. Files given by themselves are taken whatever their
-    extension. A file that is reached twice is listed once.
+    Folders are searched with all their subfolders, and links to folders are followed. Hidden files
+    and folders are skipped. A given file counts as a photo whatever its extension. Each file is
+    listed once.
 
     Args:
         paths: files and folders.
-        root: names are relative to it. Without it, they are relative to the folder given, and
-            that of a file given by itself is its file name.
+        root: names are relative to it; by default to the given folder, and to the folder of a
+            given file.
 
     Returns:
-        The photos in the order of `paths`, each folder sorted by name.
+        The photos in the order of `paths`, those of a folder sorted by name.
 
     Raises:
         InputError: a path does not exist, cannot be listed or is not below `root`, or two
-            different files would get the same name.
+            different files would have the same name.
     """
     found: dict[str, Path] = {}
     seen_folders: set[Path] = set()
@@ -71,8 +71,8 @@ def find_images(
             name = _name_below(here, file)
             if name in found:
                 raise InputError(
-                    f"{str(found[name])!r} and {str(file)!r} would both be called {name!r}: "
-                    "give a root folder above both, so that their names differ"
+                    f"{str(found[name])!r} and {str(file)!r} would both have the name {name!r}; "
+                    "give a root folder that contains both, so that their names differ"
                 )
             found[name] = file
     return [FoundImage(path, name) for name, path in found.items()]
@@ -85,7 +85,7 @@ def photos_folder(folder: Path) -> Path:
 
 
 def find_photo(folders: Iterable[Path], name: str) -> Path | None:
-    """The file of a photo in the first folder that has it; None if none has."""
+    """The file of a photo in the first folder that has it, or None."""
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
@@ -120,9 +120,9 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """Photos below `folder`, each with its place in the real folder.
+    """The photos below `folder`, each as found and with its real folder.
 
-    Links to folders come last, so that real paths give the names.
+    Links to folders are followed last, so that a photo's name comes from its real path.
     """
     waiting = [folder]
     while waiting:
@@ -145,7 +145,7 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _name_below(root: Path, file: Path) -> str:
-    """POSIX path of `file` relative to `root`: as written if that works, else by real folders."""
+    """The POSIX path of `file` relative to `root`: as given if possible, else without links."""
     for base, path in (
         (root.absolute(), file.absolute()),
         (root.resolve(), file.parent.resolve() / file.name),

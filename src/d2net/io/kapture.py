@@ -1,9 +1,9 @@
 """Folders in the format kapture 1.1: sensors, keypoints, descriptors and matches.
 
-kapture's [0, 0] is the upper left corner of the photo and its converters exchange keypoints with
-COLMAP unchanged, so the centre of the top-left pixel is (0.5, 0.5) as in COLMAP: keypoints get the
-half pixel here. A keypoint is (x, y, scale) as float32, a descriptor D float32, a match two rows
-and a score as float64, a pair in lexicographic order.
+In kapture, [0, 0] is the upper left corner of the photo, so the centre of the top-left pixel is
+(0.5, 0.5) as in COLMAP; its converters exchange keypoints with COLMAP unchanged. The half pixel is
+added here. A keypoint is (x, y, scale) and a descriptor D numbers in float32; a match is two rows
+and a score in float64. The photos of a pair are in lexicographic order.
 
 Source: https://github.com/naver/kapture, kapture_format.adoc ("keypoints.txt"),
 kapture/converter/colmap/database_extra.py (add_keypoints_to_database).
@@ -26,7 +26,7 @@ from d2net.io.container import check_name
 from d2net.io.h5 import MatchFile
 
 TYPE = "d2net"
-"""The name of our keypoints, descriptors and matches in the folder."""
+"""The type of our keypoints, descriptors and matches, part of the folders' names."""
 
 _KEYPOINTS = Path("reconstruction/keypoints", TYPE)
 _DESCRIPTORS = Path("reconstruction/descriptors", TYPE)
@@ -37,18 +37,17 @@ _PAIR_SEPARATOR = ".overlapping/"
 def write_kapture(
     folder: str | Path, features: Mapping[str, Features], matches: MatchFile | None = None
 ) -> None:
-    """Write a kapture folder; put or link the photos to `sensors/records_data` for kapture's tools.
+    """Write a kapture folder, in which each photo has its own camera with unknown intrinsics.
 
-    Each photo gets a camera of its own with unknown intrinsics.
+    For kapture's tools, copy or link the photos to `sensors/records_data`.
 
     Args:
         folder: must not exist, or be empty.
-        features: the photos' features by name, for example a `FeatureFile`.
-        matches: the pairs in it whose photos are both in `features` are written.
+        features: the features by photo, for example a `FeatureFile`.
+        matches: the pairs whose photos are both in `features` are written.
 
     Raises:
-        InputError: there are no features, or a name cannot be expressed: kapture's are separated
-            by commas.
+        InputError: there are no features, or kapture cannot express a name.
         FormatError: the descriptors of the photos differ in length.
         OutputError: `folder` exists and is not empty, or cannot be written.
     """
@@ -65,8 +64,8 @@ def write_kapture(
             photo = features[name]
             if photo.descriptors.shape[1] != dimension:
                 raise FormatError(
-                    f"the descriptors of {name!r} have {photo.descriptors.shape[1]} entries, those "
-                    f"of {names[0]!r} {dimension}; kapture wants one length."
+                    f"the descriptors of {name!r} have length {photo.descriptors.shape[1]}, but "
+                    f"those of {names[0]!r} have length {dimension}; kapture needs one length."
                 )
             _write_photo(root, name, photo)
             sizes[name] = photo.image_size
@@ -93,7 +92,7 @@ def _write_pair(root: Path, first: str, second: str, matches: Matches) -> None:
 
 
 def _write_tables(root: Path, sizes: dict[str, tuple[int, int]], dimension: int) -> None:
-    """The text files: what the cameras, photos, keypoints and descriptors are."""
+    """Write the text files that describe cameras, photos, keypoints and descriptors."""
     _write_table(
         root / "sensors/sensors.txt",
         "sensor_id, name, sensor_type, [sensor_params]+",
@@ -122,13 +121,13 @@ def _check_name(name: str) -> None:
         or _PAIR_SEPARATOR in check_name(name)
     ):
         raise InputError(
-            f"{name!r} cannot be in a kapture folder, whose names hold no commas, line breaks, "
-            "backslashes, or spaces at the ends; rename the file."
+            f"{name!r} cannot be in a kapture folder: names must not contain commas, line breaks "
+            "or backslashes, nor begin or end with a space; rename the file."
         )
 
 
 def _write_array(path: Path, values: Tensor) -> None:
-    """Little-endian, row after row, without a header."""
+    """Write little-endian numbers row by row, without a header."""
     array = as_numpy(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())

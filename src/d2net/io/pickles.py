@@ -1,8 +1,8 @@
-"""Pickles of arrays and plain containers, read without executing anything they hold.
+"""Read pickles of arrays and plain containers without executing anything.
 
-A pickle can name any function to be called. Here every name but those of numpy's arrays, number
-types and scalars is refused, and these get stand-ins, so that numpy takes no type from a stranger's
-file either.
+A pickle can name any function to be called. Here every name is refused except those of numpy's
+arrays, number types and scalars. Stand-ins replace these, so that an untrusted file cannot choose
+numpy's types either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from d2net.errors import FormatError, InputError
 
 
 class NumpyType:
-    """Stands for `numpy.dtype` in a pickle: remembers the name of a number type, builds nothing."""
+    """Stand-in for `numpy.dtype`: remembers the name of a number type."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
@@ -32,13 +32,13 @@ class NumpyType:
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The type if it is one of plain numbers."""
+        """The type if it is a type of plain numbers."""
         name = f"{self.order}{self.code}"
         return np.dtype(name) if re.fullmatch(r"[<>=|][biuf][1248]", name) else None
 
 
 def numpy_scalar(kind: object, data: object = None) -> bool | int | float | None:
-    """Stands for numpy's rebuilding of a scalar: a plain number, or None for anything else."""
+    """Stand-in for numpy's function that rebuilds a scalar: a number, or None for anything else."""
     if not isinstance(kind, NumpyType) or not isinstance(data, bytes) or kind.dtype is None:
         return None
     number: bool | int | float = np.frombuffer(data, kind.dtype)[0].item()
@@ -46,7 +46,7 @@ def numpy_scalar(kind: object, data: object = None) -> bool | int | float | None
 
 
 class _NumpyArray:
-    """Stands for `numpy.ndarray` in a pickle; `value` is an array of numbers or a list."""
+    """Stand-in for `numpy.ndarray`; `value` is an array of numbers or a list."""
 
     value: Any = None
 
@@ -59,7 +59,7 @@ class _NumpyArray:
             flat = np.frombuffer(data, kind.dtype)
             self.value = np.array(flat.reshape(tuple(shape), order=order))
         else:
-            raise pickle.UnpicklingError("an array of other things than numbers")
+            raise pickle.UnpicklingError("an array contains something other than numbers")
 
 
 def _new_array(*_: object) -> _NumpyArray:
@@ -80,18 +80,18 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 (as the base class)
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name} to be run")
+            raise pickle.UnpicklingError(f"it asks to run {module}.{name}")
         return _STAND_INS[module, name]
 
 
 def read_npz(path: Path) -> dict[str, Any]:
-    """The entries of an .npz file: arrays of numbers or text, and lists where numpy had objects.
+    """Read an .npz file: arrays of numbers or text by name, and lists for arrays of objects.
 
-    Lists hold None, numbers, text, arrays, and dicts and lists of these.
+    Lists contain None, numbers, text, arrays, and dicts and lists of these.
 
     Raises:
         InputError: there is no such file.
-        FormatError: it is damaged or no .npz, or wants something executed.
+        FormatError: it is damaged, not an .npz file, or asks to run a function.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -101,9 +101,9 @@ def read_npz(path: Path) -> dict[str, Any]:
                 name.removesuffix(".npy"): _read_npy(io.BytesIO(archive.read(name)))
                 for name in archive.namelist()
             }
-    except Exception as error:  # whatever the bytes of a stranger provoke
+    except Exception as error:  # damaged bytes can raise any kind of error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FormatError(f"{path} cannot be read without risk: {reason[:160]}") from error
+        raise FormatError(f"{path} cannot be read safely: {reason[:160]}") from error
 
 
 def _read_npy(stream: BinaryIO) -> Any:  # noqa: ANN401 (an array or a list)
@@ -116,8 +116,8 @@ def _read_npy(stream: BinaryIO) -> Any:  # noqa: ANN401 (an array or a list)
     return _plain(_Unpickler(stream).load())
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any of what pickles hold)
-    """The value with stand-ins of arrays replaced by what they stand for."""
+def _plain(value: Any) -> Any:  # noqa: ANN401 (anything a pickle can contain)
+    """The value with the arrays in place of their stand-ins."""
     if isinstance(value, _NumpyArray):
         return _plain(value.value)
     if isinstance(value, list | tuple):

@@ -239,4 +239,4 @@ def test_other_npz_files_are_told(tmp_path):
     assert "is not a scene_info file" in scene.error
     (info / "0001.npz").write_bytes(b"PK\x03\x04")
     (scene,) = prepare_megadepth(tmp_path / "flat", tmp_path / "out", scene_info=info)
-    assert "cannot be read without risk" in scene.error
+    assert "cannot be read safely" in scene.error
