@@ -36,7 +36,7 @@ from d2net.extraction.turning import turn_photos
 from d2net.geometry.homography import transfer_error
 from d2net.io.image_lists import find_images
 from d2net.io.images import limited_size, read_image, resize
-from d2net.training.augment import change
+from d2net.training.augment import augment
 
 EDGE = 480
 BUDGET = 500
@@ -84,7 +84,7 @@ def second_photo(
     inside = cv2.warpPerspective(np.ones((height, width), np.uint8), b_from_a, tuple(size))
     mask = cv2.erode(inside, np.ones((17, 17)), borderType=cv2.BORDER_CONSTANT, borderValue=1)
     small = cv2.resize(warped, tuple(size), interpolation=cv2.INTER_AREA)
-    return change(small.astype(np.uint8), 0.4, rng), mask, b_from_a
+    return augment(small.astype(np.uint8), 0.4, rng), mask, b_from_a
 
 
 def of_kind(features: Features, kind: str) -> Features:

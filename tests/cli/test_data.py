@@ -54,10 +54,10 @@ def test_check_warns_of_wrong_depth(d2net: Run, scene: Path) -> None:
 def test_check_tells_what_is_wrong(d2net: Run, here: Path, scene: Path) -> None:
     for arguments, message in (
         (["nowhere"], "there is no folder nowhere"),
-        ([scene, "--kind", "video"], "a source of pairs has a kind, colmap,"),
-        ([scene, "--set", "overlap=1"], "'overlap' is no option of a source of kind colmap"),
-        ([scene, "--crop", 100], "crops must be a multiple of 8"),
-        ([scene, "--pairs", 0], "at least 1 pair must be drawn"),
+        ([scene, "--kind", "video"], "the kind of a source must be one of colmap,"),
+        ([scene, "--set", "overlap=1"], "a source of kind colmap has no option 'overlap'"),
+        ([scene, "--crop", 100], "crop must be a multiple of 8"),
+        ([scene, "--pairs", 0], "the number of pairs to draw must be at least 1"),
         ([scene, "-o", "seen.gif"], "a picture can be written as"),
     ):
         run = d2net("data", "check", *arguments)

@@ -9,20 +9,18 @@ import cv2
 import numpy as np
 
 from d2net.errors import ImageError
-from d2net.training.sources import KINDS, TrainingPair
+from d2net.training.sources import KINDS, SourceOptions, TrainingPair
 
 DATA = Path(__file__).parents[1] / "data"
 
 
 @dataclass(frozen=True)
-class MadeOptions:
-    """Attributes:
-    empty: every so many-th pair has no correspondences; 0: none.
-    broken: every so many-th pair cannot be read; 0: none.
-    """
-
+class MadeOptions(SourceOptions):
     empty: int = 0
+    """Every n-th pair has no correspondences; 0: none."""
+
     broken: int = 0
+    """Every n-th pair cannot be read; 0: none."""
 
 
 class Made:

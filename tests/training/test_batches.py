@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from d2net.errors import InputError
-from d2net.training.batches import Batch, Draws, collate, load, open_part
+from d2net.training.batches import (
+    DrawnBatch,
+    Mixture,
+    PairBatch,
+    PairBatches,
+    collate,
+    load,
+    open_part,
+)
 from d2net.training.settings import SourceSettings, TrainingSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources import TrainingPair, pair_generator
 
 from . import made as made
 
@@ -24,24 +32,27 @@ def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings.from_dict({"sources": [MADE], "crop": 64, "batch": 4, **changes})
 
 
-def batch(draws: Draws, step: int) -> Batch:
-    drawn = draws[step]
-    assert isinstance(drawn, Batch), drawn
-    return drawn
+def batch(dataset: PairBatches, step: int) -> PairBatch:
+    drawn = dataset[step]
+    assert isinstance(drawn, DrawnBatch), drawn
+    assert isinstance(drawn.batch, PairBatch)
+    return drawn.batch
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
-    one, other = Draws(settings(), HERE), Draws(settings(), HERE)
+    one, other = PairBatches(settings(), HERE), PairBatches(settings(), HERE)
     for step in range(5):
         batch(one, step)
     assert torch.equal(batch(one, 5).images, batch(other, 5).images)
     assert not torch.equal(batch(one, 6).images, batch(other, 5).images)
-    assert not torch.equal(batch(Draws(settings(seed=2), HERE), 5).images, batch(one, 5).images)
+    assert not torch.equal(
+        batch(PairBatches(settings(seed=2), HERE), 5).images, batch(one, 5).images
+    )
 
 
 def test_processes_share_a_batch() -> None:
-    whole = batch(Draws(settings(), HERE), 3)
-    parts = [batch(Draws(settings(), HERE, rank, 2), 3) for rank in (0, 1)]
+    whole = batch(PairBatches(settings(), HERE), 3)
+    parts = [batch(PairBatches(settings(), HERE, rank=rank, processes=2), 3) for rank in (0, 1)]
     for rank, part in enumerate(parts):
         assert torch.equal(part.images[:2], whole.images[:4][rank::2])
         assert torch.equal(part.images[2:], whole.images[4:][rank::2])
@@ -51,11 +62,11 @@ def test_processes_share_a_batch() -> None:
 def test_loading_keeps_the_order(workers: int, tmp_path: Path) -> None:
     (tmp_path / "photos").symlink_to(made.DATA)
     table = {"kind": "photos", "path": "photos", "min_correspondences": 16}
-    draws = Draws(settings(sources=[table], batch=1), tmp_path)
-    found = list(load(draws, range(2, 7), workers))
+    dataset = PairBatches(settings(sources=[table], batch=1), tmp_path)
+    found = list(load(dataset, range(2, 7), workers))
     assert len(found) == 5
     for step, loaded in zip(range(2, 7), found, strict=True):
-        assert torch.equal(loaded.images, batch(draws, step).images)
+        assert torch.equal(loaded.batch.images, batch(dataset, step).images)
 
 
 def test_lists_of_correspondences_are_padded() -> None:
@@ -65,15 +76,13 @@ def test_lists_of_correspondences_are_padded() -> None:
         TrainingPair(crop + i, crop + 10 + i, p, p + 1, str(i), ("a", "b"))
         for i, p in enumerate(points)
     ]
-    joined = collate(pairs, empty=2)
+    joined = collate(pairs)
     assert joined.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
     c = joined.correspondences
     assert c.valid.sum(1).tolist() == [3, 0, 5]
     for i, p in enumerate(points):
         assert torch.equal(c.points_a[i][c.valid[i]], torch.from_numpy(p))
         assert torch.equal(c.points_b[i][c.valid[i]], torch.from_numpy(p + 1))
-    assert joined.sources == ("0", "1", "2")
-    assert joined.empty == 2
 
 
 def test_held_out_pairs_and_the_rest_are_the_whole() -> None:
@@ -93,9 +102,9 @@ def test_a_single_pair_cannot_be_held_out(tmp_path: Path) -> None:
 
 def test_groups_choose_sources() -> None:
     sources = [{**MADE, "group": group} for group in ("free", "academic")]
-    drawn = Draws(settings(sources=sources, groups=["free"]), HERE)
-    assert len(batch(drawn, 0).sources) == 4
-    nothing = Draws(settings(sources=sources, groups=["other"]), HERE)[0]
+    drawn = PairBatches(settings(sources=sources, groups=["free"]), HERE)
+    assert len(batch(drawn, 0).images) == 8
+    nothing = PairBatches(settings(sources=sources, groups=["other"]), HERE)[0]
     assert isinstance(nothing, InputError)
     assert "no source of training pairs of the groups other" in str(nothing)
 
@@ -108,6 +117,60 @@ def test_shares_are_kept_whatever_takes_part() -> None:
     ]
     shares = {"near": 0.25, "far": 0.75}
     everything = settings(sources=sources, shares=shares)
-    assert everything.weights(everything.trained_on) == pytest.approx([0.0625, 0.1875, 0.75])
+    assert everything.source_weights() == pytest.approx([0.0625, 0.1875, 0.75])
     free = settings(sources=sources, shares=shares, groups=["free"])
-    assert free.weights(free.trained_on) == pytest.approx([0.25, 0.75])
+    assert free.source_weights() == pytest.approx([0.25, 0.75])
+
+
+EMPTY = np.empty((0, 2), np.float32)
+
+
+class Known:
+    """Pairs that carry their index; every n-th has no correspondences (n = 0: none)."""
+
+    def __init__(self, name: str, count: int, empty: int = 3) -> None:
+        self.name, self._count, self._empty = name, count, empty
+
+    def __len__(self) -> int:
+        return self._count
+
+    def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
+        if self._empty and index % self._empty == 0:
+            return None
+        crop = np.full((8, 8, 3), rng.integers(256), np.uint8)
+        return TrainingPair(crop, crop, EMPTY, EMPTY, self.name, (str(index), ""))
+
+
+def test_shares_follow_weights() -> None:
+    mixture = Mixture([Known("a", 5, empty=0), Known("b", 50, empty=0)], [3, 1])
+    drawn = [mixture.draw(pair_generator(1, step)).pair for step in range(2000)]
+    share = np.mean([pair.source == "a" for pair in drawn])
+    assert 0.71 < share < 0.79
+    assert {pair.photos[0] for pair in drawn if pair.source == "a"} == set("01234")
+
+
+def test_a_step_is_a_function_of_seed_and_number() -> None:
+    mixture = Mixture([Known("a", 50), Known("b", 50)])
+
+    def step(number: int, seed: int = 4, row: int = 0) -> tuple[str, tuple[str, str], int]:
+        pair = mixture.draw(pair_generator(seed, number, row)).pair
+        return pair.source, pair.photos, int(pair.image_a[0, 0, 0])
+
+    forward = [step(number) for number in range(20)]
+    assert [step(number) for number in reversed(range(20))] == forward[::-1]
+    assert [step(number, row=1) for number in range(20)] != forward
+    assert [step(number, seed=5) for number in range(20)] != forward
+
+
+def test_pairs_without_correspondences_are_counted() -> None:
+    mixture = Mixture([Known("a", 3)])
+    empty = [mixture.draw(pair_generator(0, step)).empty for step in range(300)]
+    assert 0.3 < np.mean(empty) < 0.7  # every third: half a failure for each pair
+    with pytest.raises(InputError, match="none of 100 pairs drawn from a, b has enough"):
+        Mixture([Known("a", 5, empty=1), Known("b", 5, empty=1)]).draw(pair_generator(0, 0))
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -1], [1, float("nan")]])
+def test_impossible_weights(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="a mixture of 2 sources needs as many positive weights"):
+        Mixture([Known("a", 1), Known("b", 1)], weights)

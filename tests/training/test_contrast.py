@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.training.contrast import FEWEST, SAFE_DISTANCE, TEMPERATURE, contrastive_loss
+from d2net.training.contrast import MIN_KEYPOINTS, SAFE_DISTANCE, TEMPERATURE, contrastive_loss
 from d2net.training.loss import Correspondences
 
 
@@ -71,7 +71,7 @@ def test_learns_to_tell_apart() -> None:
 
 def test_pairs_with_few_keypoints_do_not_count() -> None:
     maps = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    few = one_pair(at_cells(FEWEST - 1), at_cells(FEWEST - 1), padding=9)
+    few = one_pair(at_cells(MIN_KEYPOINTS - 1), at_cells(MIN_KEYPOINTS - 1), padding=9)
     none = one_pair(torch.empty(0, 2), torch.empty(0, 2), padding=9)
     for keypoints in (few, none):
         loss, usable = contrastive_loss(maps, keypoints, stride=8)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from d2net import D2Net
 from d2net.errors import InputError, OutputError, TrainingError
 from d2net.networks.weights import describe, load_weights
-from d2net.training.loop import Progress, learning_rate, train
+from d2net.training.loop import learning_rate
 from d2net.training.settings import TrainingSettings
+from d2net.training.supervised import train
 
 from . import made
 from .workers import SMALL
@@ -75,19 +76,18 @@ def log(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_learns_and_the_result_loads(tmp_path: Path) -> None:
-    losses: list[float] = []
     settings = small(steps=24, learning_rate=3e-4, batch=1, seed=3)
-    summary = train(
-        settings, tmp_path, workers=0, report=lambda progress: losses.append(progress.loss)
-    )
-    start, learnt = load_weights("ots"), load_weights(summary.weights)
+    stages: list[str] = []
+    result = train(settings, tmp_path, workers=0, progress=lambda stage, *_: stages.append(stage))
+    start, learnt = load_weights("ots"), load_weights(result.weights)
+    losses = [float(stage.split()[2].rstrip(",")) for stage in stages]
     assert sum(losses[-4:]) < sum(losses[:4])
-    model = D2Net.from_pretrained(summary.weights)
+    model = D2Net.from_pretrained(result.weights)
     assert len(model.extract(made.DATA / "graf1.jpg", max_edge=200)) > 50
     for name, before in start.state.items():
         assert torch.equal(learnt.state[name], before) == (not name.startswith("conv4_3"))
     assert learnt.normalisation == start.normalisation
-    info = describe(summary.weights)
+    info = describe(result.weights)
     assert info.bytes < 16e6
     assert info.metadata["training_data"] == "conv4_3 of ots on here"
     assert TrainingSettings.from_dict(json.loads(info.metadata["settings"])) == settings
@@ -123,7 +123,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     steps: list[int] = []
     settings = small(steps=2)
     first = load_file(train(settings, tmp_path, workers=0).weights)
-    again = train(settings, tmp_path, workers=0, report=lambda p: steps.append(p.step))
+    again = train(settings, tmp_path, workers=0, progress=lambda _, done, __: steps.append(done))
     assert not steps
     assert all(torch.equal(v, first[name]) for name, v in load_file(again.weights).items())
 
@@ -192,14 +192,16 @@ def test_a_damaged_state_says_so(tmp_path: Path) -> None:
     train(small(steps=1), tmp_path, workers=0)
     (state,) = (tmp_path / "last").glob("*.safetensors")
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(Exception, match="delete the folder to start anew"):
+    with pytest.raises(Exception, match="delete its folder to start over"):
         train(small(steps=1), tmp_path, workers=0)
 
 
-def test_missing_photos_are_told_once_and_left_out(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_missing_photos_are_reported_once_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sources = [{"kind": "made", "path": "here", "broken": 6}]
-    train(small(sources=sources, steps=8), tmp_path, workers=0, warn=said.append)
+    train(small(sources=sources, steps=8), tmp_path, workers=0)
+    said = caplog.messages
     assert sorted(said) == [
         "a training pair was left out: the photo 0.jpg is missing",
         "a training pair was left out: the photo 6.jpg is missing",
@@ -213,7 +215,7 @@ def test_nothing_readable_is_one_sentence(tmp_path: Path, workers: int) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("a", "b"):
         (tmp_path / "photos" / f"{name}.png").write_bytes(b"no photo")
-    with pytest.raises(InputError, match=r"20 pairs in a row could not be read; .*photo"):
+    with pytest.raises(InputError, match=r"20 pairs could not be read; the last: .*photo"):
         train(small(sources=[source]), tmp_path / "run", data=tmp_path, workers=workers)
 
 
@@ -225,7 +227,7 @@ def test_pairs_without_correspondences_end_the_run_early(tmp_path: Path) -> None
             small(sources=sources, batch=1, steps=1000),
             tmp_path,
             workers=0,
-            report=lambda p: steps.append(p.step),
+            progress=lambda _, done, __: steps.append(done),
         )
     assert len(steps) < 60
 
@@ -243,25 +245,24 @@ def test_validation_keeps_the_best(tmp_path: Path) -> None:
         return {"score": next(scores)}
 
     settings = small(steps=4, validate_every=2)
-    summary = train(settings, tmp_path, workers=0, validate=validate)
-    assert summary.standing.best == {"step": 2, "score": 0.5}
-    assert [entry["step"] for entry in summary.standing.validations] == [0, 2, 4]
-    assert summary.best is not None
-    assert describe(summary.best).metadata["steps"] == "2"
-    assert describe(summary.weights).metadata["steps"] == "4"
+    result = train(settings, tmp_path, workers=0, validate=validate)
+    assert result.state.best == {"step": 2, "score": 0.5}
+    assert [entry["step"] for entry in result.state.validations] == [0, 2, 4]
+    assert result.best is not None
+    assert describe(result.best).metadata["steps"] == "2"
+    assert describe(result.weights).metadata["steps"] == "4"
     assert [entry["score"] for entry in log(tmp_path, "validation")] == [0.2, 0.5, 0.4]
 
 
 def test_the_log_and_tensorboard_hold_the_figures(tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    train(small(steps=20, batch=1), tmp_path, workers=0, report=seen.append)
+    train(small(steps=20, batch=1), tmp_path, workers=0)
     (entry,) = log(tmp_path, "train")
     assert entry["step"] == 20
     assert entry["usable"] == 1
     assert entry["correspondences"] == 64
     assert entry["learning_rate"] == pytest.approx(1e-3)
-    assert seen[-1].seconds_left == 0
-    assert 0 <= seen[-1].waiting < 1
+    assert 0 <= entry["waiting"] < 1
+    assert entry["pairs_per_second"] > 0
     assert list((tmp_path / "tensorboard").iterdir())
 
 

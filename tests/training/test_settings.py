@@ -28,18 +28,18 @@ def test_the_recipes_are_read_and_saved_unchanged(path: Path) -> None:
     assert TrainingSettings.from_dict(settings.to_dict()) == settings
     for source in settings.sources + settings.validation:
         assert source.kind in KINDS
-    assert settings.trained_on
-    assert sum(settings.weights(settings.trained_on)) > 0
+    assert settings.training_sources
+    assert sum(settings.source_weights()) > 0
 
 
 def test_a_recipe_keeps_its_proportions_without_a_group() -> None:
     (path,) = (path for path in CONFIGS if path.stem == "default")
     settings = TrainingSettings.from_file(path).updated(groups=["permissive", "unstated"])
-    chosen = settings.trained_on
+    chosen = settings.training_sources
     assert chosen
     assert {source.group for source in chosen} == {"permissive", "unstated"}
     total = dict.fromkeys(settings.shares, 0.0)
-    for source, weight in zip(chosen, settings.weights(chosen), strict=True):
+    for source, weight in zip(chosen, settings.source_weights(), strict=True):
         total[source.part] += weight
     assert total == pytest.approx(dict(settings.shares))
 
@@ -59,8 +59,8 @@ def test_options_of_a_source_are_kept_apart(tmp_path: Path) -> None:
     [
         ({"learning_rat": 1}, "unknown setting 'learning_rat'"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": "many"}, "steps must be int, not 'many'"),
-        ({"steps": True}, "steps must be int"),
+        ({"steps": "many"}, "steps must be a whole number, not 'many'"),
+        ({"steps": True}, "steps must be a whole number"),
         ({"learning_rate": -1.0}, "learning_rate must be above 0"),
         ({"crop": 100}, "multiple of 8"),
         ({"schedule": "linear"}, "schedule must be constant or cosine"),

@@ -17,9 +17,9 @@ from d2net.matching.nearest import mutual_nearest
 from d2net.networks.vgg import VGG, WHITENING_INPUTS
 from d2net.networks.weights import describe, load_weights
 from d2net.training import whitening
-from d2net.training.loop import train
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair
+from d2net.training.supervised import train
 
 from . import made
 from .workers import SMALL
@@ -30,7 +30,7 @@ SETTINGS = TrainingSettings.from_dict({**SMALL, "crop": 192, "steps": 1, "whiten
 @pytest.fixture(autouse=True)
 def fewer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Enough keypoints for a test, as many directions as they can tell, and one thread."""
-    monkeypatch.setattr(whitening, "FEWEST", 600)
+    monkeypatch.setattr(whitening, "MIN_KEYPOINTS", 600)
     monkeypatch.setattr(whitening, "DIMENSIONS", 256)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -102,11 +102,13 @@ def test_a_run_gives_its_weights_a_whitening_always_the_same(tmp_path: Path) -> 
     assert D2Net.from_pretrained(ends[0], descriptor="plain").settings.descriptor == "plain"
 
 
-def test_too_little_to_learn_from_leaves_the_weights_without(tmp_path: Path) -> None:
-    said: list[str] = []
-    summary = train(SETTINGS.updated(whitening=1), tmp_path, workers=0, warn=said.append)
-    assert load_weights(summary.weights).whitening is None
-    assert any("has no whitening: the whitening" in line for line in said)
+def test_too_little_to_learn_from_leaves_the_weights_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(SETTINGS.updated(whitening=1), tmp_path, workers=0)
+    assert load_weights(result.weights).whitening is None
+    (warning,) = caplog.messages
+    assert "no new whitening was learned (no whitening is kept): the whitening" in warning
 
 
 def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import warnings
 import torch
 
 from d2net.errors import D2NetError
-from d2net.training.loop import Progress, train
 from d2net.training.settings import TrainingSettings
+from d2net.training.supervised import train
 
 from . import made as made
 
@@ -36,8 +36,8 @@ def main(output: str, settings: str, more: str) -> None:
     if "bytes" in options:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options["bytes"], options["bytes"]))
 
-    def report(progress: Progress) -> None:
-        if progress.step == options.get("kill"):
+    def progress(stage: str, done: int, _: int | None) -> None:
+        if stage.startswith("training") and done == options.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
@@ -45,7 +45,7 @@ def main(output: str, settings: str, more: str) -> None:
             TrainingSettings.from_dict({**SMALL, **json.loads(settings)}),
             output,
             workers=options.get("workers", 0),
-            report=report,
+            progress=progress,
         )
     except D2NetError as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -55,6 +55,7 @@ def main() -> None:
     """Entry point of the `d2net` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
+    console.show_logged_warnings()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
     except _UsageError as error:

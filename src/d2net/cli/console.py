@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -24,6 +25,18 @@ def error(message: str) -> None:
 def warning(message: str) -> None:
     """Print what looks wrong, whatever the verbosity."""
     err.print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
+
+
+class _WarningHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warning(record.getMessage())
+
+
+def show_logged_warnings() -> None:
+    """Print the warnings that the package logs like those of the command itself."""
+    logger = logging.getLogger("d2net")
+    if not any(isinstance(handler, _WarningHandler) for handler in logger.handlers):
+        logger.addHandler(_WarningHandler(logging.WARNING))
 
 
 def say(line: str) -> None:

@@ -62,17 +62,17 @@ def check(
     looks wrong.
     """
     from d2net.cli import progress
-    from d2net.training.check import check as check_source
+    from d2net.training.check import check_source
     from d2net.training.pictures import draw_pairs
-    from d2net.training.sources import kind_of, open_source, parse_options
+    from d2net.training.sources import detect_kind, open_source, parse_options
     from d2net.visualization import picture_path
 
     picture_path(output)
-    kind = kind or kind_of(source)
+    kind = kind or detect_kind(source)
     values = parse_options(kind, setting or ())
     opened = open_source({"kind": kind, "path": source, **values}, crop)
-    with progress.things("pairs", printing) as advance:
-        checked = check_source(opened, pairs, seed, examples, report=advance)
+    with progress.shown(printing) as report:
+        checked = check_source(opened, pairs, seed, examples, report)
     draw_pairs(checked.examples, _score_map(weights), output)
     figures: dict[str, Any] = {"kind": kind, **checked.to_dict(), "picture": str(output)}
     warnings = figures["warnings"]
@@ -144,10 +144,10 @@ def megadepth(
     writes no photo. Started again, it goes on where it was stopped.
     """
     from d2net.cli import progress
-    from d2net.training.sources.megadepth import prepare_megadepth
+    from d2net.training.sources.megadepth_preparation import prepare_megadepth
 
-    with progress.things("scenes", printing) as advance:
-        done = prepare_megadepth(root, output, scenes, scene_info, jobs, report=advance)
+    with progress.shown(printing) as report:
+        done = prepare_megadepth(root, output, scenes, scene_info, jobs, report)
     rows = [
         (scene.name, f"{scene.photos} photos", f"{scene.pairs} pairs", _left_out(scene.left_out))
         for scene in done
@@ -163,8 +163,8 @@ def megadepth(
         raise typer.Exit(console.PARTLY_FAILED)
 
 
-def _left_out(reasons: tuple[tuple[str, int], ...]) -> str:
-    counts = [f"{count} with {reason}" for reason, count in reasons]
+def _left_out(reasons: dict[str, int]) -> str:
+    counts = [f"{count} with {reason}" for reason, count in reasons.items()]
     return f"left out: {', '.join(counts)}" if counts else ""
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from rich import progress as rich_progress
 from rich.progress import Task, TextColumn
@@ -15,9 +14,6 @@ from rich.text import Text
 from d2net.cli import console
 from d2net.cli.options import Printing
 from d2net.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from d2net.training.loop import Progress as TrainingProgress
 
 _SECONDS_BETWEEN_LINES = 10
 """Shorter runs print no line, so that their output in scripts stays as it is."""
@@ -152,18 +148,6 @@ def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None
             report(f"{stage}: {name}", done[stage], None if left is None else done[stage] + left)
 
         yield advance
-
-
-@contextmanager
-def training(printing: Printing) -> Iterator[Callable[[TrainingProgress], None]]:
-    """Adapt the report of a training run."""
-    with shown(printing) as report:
-        yield lambda at: report(
-            f"{at.stage}: loss {at.loss:.3f}, {at.pairs_per_second:.2f} pairs/s, "
-            f"{at.waiting:.0%} waiting",
-            at.step,
-            at.steps,
-        )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from d2net.cli import console, options
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
-    from d2net.training.loop import Summary
+    from d2net.training.loop import TrainingResult
     from d2net.training.settings import TrainingSettings
 
 _recipe = partial(typer.Option, rich_help_panel="Recipe", show_default="the recipe's")
@@ -77,7 +77,7 @@ def train(
         raise InputError(f"--workers must be 0 or more, not {workers}")
 
     from d2net.cli import progress
-    from d2net.training.loop import train as run
+    from d2net.training.supervised import train as run
 
     if os.environ.get("RANK", "0") != "0":  # of torchrun's processes, one speaks
         printing = options.Printing(quiet=True)
@@ -93,30 +93,29 @@ def train(
     settings = _recipe_of(config, data).updated(**given)
     folder = data if data is not None else Path(config or "").parent
     if minutes is not None:
-        settings = _settings_within(minutes, settings, folder, output, device, workers)
-    with progress.training(printing) as bar:
-        summary = run(
+        settings = _settings_for_minutes(minutes, settings, folder, output, device, workers)
+    with progress.shown(printing) as report:
+        result = run(
             settings,
             output,
             data=folder,
             device=device,
             workers=workers,
-            report=bar,
-            warn=console.warning,
+            progress=report,
         )
-    printing.result(_values(summary), *_lines(summary))
+    printing.result(_values(result), *_lines(result))
 
 
 def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
-    from d2net.training.recipes import own_photos
+    from d2net.training.recipes import settings_for_photos
     from d2net.training.settings import TrainingSettings
 
     if config is not None:
         return TrainingSettings.from_file(config)
-    return own_photos(data or Path())
+    return settings_for_photos(data or Path())
 
 
-def _settings_within(
+def _settings_for_minutes(
     minutes: float,
     settings: TrainingSettings,
     data: Path,
@@ -124,41 +123,41 @@ def _settings_within(
     device: str,
     workers: int,
 ) -> TrainingSettings:
-    """The settings for the minutes; a run that goes on keeps those that it began with."""
-    from d2net.training.checkpoint import find
-    from d2net.training.recipes import settings_within
+    """The settings for the minutes; a run that is resumed keeps those that it began with."""
+    from d2net.training.recipes import settings_for_minutes
+    from d2net.training.state import load_state
 
-    found = find(output / "last")
-    if found is not None:
-        kept = {name: found.settings[name] for name in ("steps", "whitening")}
+    state = load_state(output / "last")
+    if state is not None:
+        kept = {name: state.settings[name] for name in ("steps", "whitening")}
         return settings.updated(**kept)
-    return settings_within(minutes, settings, data=data, device=device, workers=workers)
+    return settings_for_minutes(minutes, settings, data=data, device=device, workers=workers)
 
 
-def _values(summary: Summary) -> dict[str, Any]:
-    standing = summary.standing
+def _values(result: TrainingResult) -> dict[str, Any]:
+    state = result.state
     return {
-        "weights": str(summary.weights),
-        "best": None if summary.best is None else str(summary.best),
-        "steps": standing.step,
-        "pairs": standing.pairs,
-        "seconds": standing.seconds,
-        "validations": standing.validations,
+        "weights": str(result.weights),
+        "best": None if result.best is None else str(result.best),
+        "steps": state.step,
+        "pairs": state.pairs,
+        "seconds": state.seconds,
+        "validations": state.validations,
     }
 
 
-def _lines(summary: Summary) -> list[str]:
-    standing = summary.standing
+def _lines(result: TrainingResult) -> list[str]:
+    state = result.state
     lines = [
-        f"{standing.pairs:,} pairs in {standing.step:,} steps and {standing.seconds / 60:.1f} "
-        f"minutes: {summary.weights}"
+        f"{state.pairs:,} pairs in {state.step:,} steps and {state.seconds / 60:.1f} "
+        f"minutes: {result.weights}"
     ]
-    if standing.validations:
-        names = [n for n in standing.validations[0] if n not in ("step", "score") and "/" not in n]
+    if state.validations:
+        names = [n for n in state.validations[0] if n not in ("step", "score") and "/" not in n]
         rows = [("", *names)]
-        marked = [("before", standing.validations[0]), ("after", standing.validations[-1])]
-        best = standing.best
-        if best is not None and best["step"] not in (0, standing.step):
+        marked = [("before", state.validations[0]), ("after", state.validations[-1])]
+        best = state.best
+        if best is not None and best["step"] not in (0, state.step):
             marked.insert(1, (f"best, step {best['step']}", best))
         rows += [(label, *(f"{row[name]:.3f}" for name in names)) for label, row in marked]
         lines += ["", "On pairs that were not trained on:", *console.columns(rows)]

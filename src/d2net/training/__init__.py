@@ -1,1 +1,1 @@
-"""Training: from any reconstruction to weights."""
+"""Training of weights from photos, aligned photos and reconstructions."""

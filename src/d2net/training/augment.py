@@ -1,8 +1,8 @@
-"""Photometric change: the same place at another hour, in other weather, by another camera.
+"""Photometric augmentation: another hour, other weather, another camera.
 
-Each change is a function of a crop (float32, 0..1), a strength and a generator. They follow the
-light's way: tone and colour of the scene, shadows and night, then the lens, the sensor's noise and
-JPEG. What is drawn depends on the generator alone, so that equal seeds give equal crops.
+Each step is a function of an image (float32, 0..1), a strength and a random generator. The steps
+follow the path of the light: tone and colour of the scene, shadows and night, then the lens, the
+noise of the sensor and JPEG. Equal generators give equal images.
 """
 
 from __future__ import annotations
@@ -14,58 +14,58 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.training.views import Crop
+from d2net.training.crops import RGB
 
 _Light: TypeAlias = NDArray[Any]  # H x W x 3 float32, 0..1
-_Change: TypeAlias = Callable[[_Light, float, np.random.Generator], _Light]
+_Step: TypeAlias = Callable[[_Light, float, np.random.Generator], _Light]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
+_MIN_HIGHLIGHT, _MAX_MEDIAN = 0.3, 0.8
+"""Limits of a crop's brightness after augmentation: of its 98th percentile and of its median."""
 
-def change(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
-    """A crop under other light and by another camera.
+_JPEG_PROBABILITY = 0.3
+
+
+def augment(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
+    """Change the light and the camera of a crop.
 
     Args:
-        crop: H x W x 3 RGB.
-        strength: 0 for no change, 1 for strong ones; about how far each change goes, and how often
-            the rarer ones happen.
-        rng: draws which changes happen, and how far they go.
+        image: H x W x 3.
+        strength: 0 for no change, 1 for strong ones. It scales the size of each change and how
+            often the rarer ones happen.
+        rng: draws which changes happen, and their size.
 
     Returns:
-        H x W x 3 RGB, of the same scene geometry.
+        H x W x 3; no pixel has moved.
     """
     if strength <= 0:
-        return crop
-    light = _applied(_SCENE, crop.astype(np.float32) / 255, strength, rng)
+        return image
+    light = _apply(_SCENE_STEPS, image.astype(np.float32) / 255, strength, rng)
     light = np.clip(_auto_exposure(light), 0, 1)
-    light = np.clip(_applied(_CAMERA, light, strength, rng), 0, 1)
-    changed = np.rint(light * 255).astype(np.uint8)
-    return _jpeg(changed, strength, rng) if rng.random() < _JPEG_SHARE else changed
+    light = np.clip(_apply(_CAMERA_STEPS, light, strength, rng), 0, 1)
+    augmented = np.rint(light * 255).astype(np.uint8)
+    return _jpeg(augmented, strength, rng) if rng.random() < _JPEG_PROBABILITY else augmented
 
 
-def _applied(
-    steps: tuple[tuple[float, _Change], ...],
+def _apply(
+    steps: tuple[tuple[float, _Step], ...],
     light: _Light,
     strength: float,
     rng: np.random.Generator,
 ) -> _Light:
-    for share, step in steps:
-        if rng.random() < share * min(1.0, strength + 0.2):
+    for probability, step in steps:
+        if rng.random() < probability * min(1.0, strength + 0.2):
             light = np.maximum(step(light, strength, rng), 0)
     return light
 
 
 def _auto_exposure(light: _Light) -> _Light:
-    """Brightness as a camera would choose at worst: something is to be seen in every crop."""
-    some = light[::4, ::4]
-    bright, middle = np.percentile(some, (98, 50))
-    gain = max(1.0, _DARKEST / max(float(bright), 1e-3))
-    exposed: _Light = light * np.float32(min(gain, max(1e-3, _BRIGHTEST / max(middle, 1e-3))))
-    return exposed
-
-
-_DARKEST, _BRIGHTEST = 0.3, 0.8
-"""Least bright end (98th percentile), largest middle (median) of a crop."""
+    """Keep the brightness within the limits of a camera, so that every crop shows something."""
+    bright, median = np.percentile(light[::4, ::4], (98, 50))
+    gain = max(1.0, _MIN_HIGHLIGHT / max(float(bright), 1e-3))
+    gain = min(gain, max(1e-3, _MAX_MEDIAN / max(median, 1e-3)))
+    return np.asarray(light * np.float32(gain), np.float32)
 
 
 def _around_one(spread: float, rng: np.random.Generator) -> float:
@@ -87,7 +87,7 @@ def _contrast(light: _Light, strength: float, rng: np.random.Generator) -> _Ligh
 
 
 def _white_balance(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Colour of the light, from candles to blue hour: red against blue, and a little green."""
+    """Change the colour of the light, from candle to blue hour."""
     warm, green = rng.uniform(-0.6, 0.6) * strength, rng.uniform(-0.15, 0.15) * strength
     return np.asarray(light * np.exp2(np.array([warm, green, -warm], np.float32)), np.float32)
 
@@ -99,7 +99,7 @@ def _saturation(light: _Light, strength: float, rng: np.random.Generator) -> _Li
 
 
 def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """A soft-edged shadow with straight sides, as of a building, bluer than the sun."""
+    """A soft-edged polygonal shadow, like that of a building, bluer than the sunlight."""
     height, width = light.shape[:2]
     corners = rng.uniform(-0.4, 1.4, (int(rng.integers(3, 7)), 2)) * (width, height)
     mask = np.zeros((height, width), np.float32)
@@ -112,7 +112,7 @@ def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 
 def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Light that falls off over the crop: a low sun, a street lamp, a vignette."""
+    """Light that falls off across the crop: a low sun, a street lamp, a vignette."""
     height, width = light.shape[:2]
     x0, y0 = rng.uniform(-0.2, 1.2, 2) * (width, height)
     reach = rng.uniform(0.4, 1.5) * max(height, width)
@@ -123,7 +123,7 @@ def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 
 def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Night: dark and steep, one colour of light, a lit part, and the noise of a high gain."""
+    """Night: dark and high in contrast, coloured and partly lit, with the noise of a high gain."""
     dark = light ** np.float32(1 + rng.uniform(0.3, 1.2) * strength)
     lamps = np.array([1.0, 0.8, 0.45], np.float32)  # sodium
     sky = np.array([0.6, 0.75, 1.0], np.float32)
@@ -136,7 +136,7 @@ def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 
 def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """A sensor that sees one band, as near infrared or heat: bright things may turn dark."""
+    """A sensor of another band, such as infrared: bright objects may turn dark."""
     weights = rng.uniform(-0.6, 1.0, 3).astype(np.float32)
     band = light @ (weights / max(float(np.abs(weights).sum()), 1e-3))
     low, high = np.percentile(band, (1, 99))
@@ -153,7 +153,7 @@ def _haze(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 
 def _blur(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Out of focus, or moved along a line."""
+    """Defocus, or motion along a line."""
     if rng.random() < 0.6:
         return np.asarray(cv2.GaussianBlur(light, (0, 0), 0.3 + rng.uniform(0, 1.5) * strength))
     length = max(2, round(rng.uniform(2, 2 + 6 * strength)))
@@ -166,24 +166,24 @@ def _blur(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
 
 
 def _noise(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Noise of photons, which grows with the light, and of reading out, which does not."""
+    """Photon noise, which grows with the light, and read noise, which does not."""
     photons, reading = rng.uniform(0, 0.05) * strength, rng.uniform(0, 0.04) * strength
     deviation = np.sqrt(np.float32(photons**2) * light + np.float32(reading**2))
     grain = rng.standard_normal(light.shape, np.float32)
-    if rng.random() < 0.5:  # cameras smooth colour noise away
+    if rng.random() < 0.5:  # cameras remove colour noise
         grain = np.repeat(grain[..., :1], 3, axis=2)
     return np.asarray(light + deviation * grain, np.float32)
 
 
-def _jpeg(crop: Crop, strength: float, rng: np.random.Generator) -> Crop:
+def _jpeg(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     quality = round(95 - rng.uniform(0, 65) * min(1.0, strength))
-    bgr = np.ascontiguousarray(crop[..., ::-1])
+    bgr = np.ascontiguousarray(image[..., ::-1])
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
 
 
-_SCENE: tuple[tuple[float, _Change], ...] = (
+_SCENE_STEPS: tuple[tuple[float, _Step], ...] = (
     (0.6, _exposure),
     (0.6, _gamma),
     (0.4, _contrast),
@@ -195,7 +195,6 @@ _SCENE: tuple[tuple[float, _Change], ...] = (
     (0.15, _haze),
     (0.2, _night),
 )
-"""How often each change of the light happens at full strength, in this order."""
+"""The changes of the light in order, with their probabilities at full strength."""
 
-_CAMERA: tuple[tuple[float, _Change], ...] = ((0.25, _blur), (0.4, _noise))
-_JPEG_SHARE = 0.3
+_CAMERA_STEPS: tuple[tuple[float, _Step], ...] = ((0.25, _blur), (0.4, _noise))

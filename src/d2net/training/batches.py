@@ -1,8 +1,8 @@
-"""Batches of training pairs, in an order that nothing but the settings decide."""
+"""Batches of training pairs, in an order that depends on the settings alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2net.errors import D2NetError, InputError
-from d2net.training.correspondences import Pairs
+from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import Correspondences
-from d2net.training.settings import SourceSettings, TrainingSettings
-from d2net.training.sources import Mixture, Source, TrainingPair, generator, open_source
-from d2net.training.transfer import at_corners
+from d2net.training.settings import RunSettings, SourceSettings
+from d2net.training.sources import Source, TrainingPair, open_source, pair_generator
 
-_ROUNDED = 64  # lists have few lengths, for which a CPU's kernels are made once and kept
-_ATTEMPTS = 20  # pairs that cannot be read, in a row, before it is hopeless
+_PADDING_STEP = 64  # few different lengths, because CPU kernels are set up once for each
+_MAX_UNREADABLE = 20  # pairs in a row that cannot be read
+_MAX_EMPTY = 100  # pairs in a row without correspondences
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class PairBatch:
     """The pairs of a step, or one process's part of them.
 
     Attributes:
-        images: 2B x H x W x 3 uint8, first all first crops, then all second crops.
-        correspondences: of the B pairs.
-        corners: what corresponds at corners of either crop; None if not asked for.
-        sources: B, where each pair comes from.
-        empty: how many more pairs were drawn that had no correspondences.
-        problems: why further pairs that were drawn could not be made: missing or broken photos.
+        images: 2B x H x W x 3 uint8: all first crops, then all second crops.
+        correspondences: correspondences of the B pairs.
+        corners: correspondences at corners of either crop; None if not asked for.
     """
 
     images: Tensor
     correspondences: Correspondences
     corners: Correspondences | None
-    sources: tuple[str, ...]
-    empty: int = 0
-    problems: tuple[str, ...] = ()
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch elsewhere."""
+    def to(self, device: torch.device) -> PairBatch:
+        """Move the batch to a device."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -53,46 +47,33 @@ class Batch:
         )
 
 
-def collate(
-    pairs: Sequence[TrainingPair],
-    *,
-    corners: bool = False,
-    empty: int = 0,
-    problems: Sequence[str] = (),
-) -> Batch:
-    """A batch of pairs, their correspondences padded to the longest list.
+def collate(pairs: Sequence[TrainingPair], *, corners: bool = False) -> PairBatch:
+    """Make a batch of pairs, with lists of correspondences padded to the longest.
 
     Args:
         pairs: at least one, of equal size.
-        corners: whether to look for correspondences at corners.
-        empty: see `Batch`.
-        problems: see `Batch`.
+        corners: whether to find correspondences at corners.
     """
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
-    known = [(pair.points_a, pair.points_b) for pair in pairs]
-    at = [
-        at_corners((pair.image_a, pair.image_b), points)
-        for pair, points in zip(pairs, known, strict=True)
+    points = [(pair.points_a, pair.points_b) for pair in pairs]
+    at_corners = [
+        corner_correspondences(pair.image_a, pair.image_b, known)
+        for pair, known in zip(pairs, points, strict=True)
         if corners
     ]
-    return Batch(
-        torch.from_numpy(images),
-        _padded(known),
-        _padded(at) if corners else None,
-        tuple(pair.source for pair in pairs),
-        empty,
-        tuple(problems),
+    return PairBatch(
+        torch.from_numpy(images), _padded(points), _padded(at_corners) if corners else None
     )
 
 
-def _padded(lists: Sequence[Pairs]) -> Correspondences:
+def _padded(lists: Sequence[PointPairs]) -> Correspondences:
     longest = max(1, *(len(a) for a, _ in lists))
-    longest = -(-longest // _ROUNDED) * _ROUNDED
+    longest = -(-longest // _PADDING_STEP) * _PADDING_STEP
     points = np.zeros((2, len(lists), longest, 2), np.float32)
     valid = np.zeros((len(lists), longest), np.bool_)
-    for i, both in enumerate(lists):
-        count = len(both[0])
-        points[:, i, :count], valid[i, :count] = both, True
+    for i, pair in enumerate(lists):
+        count = len(pair[0])
+        points[:, i, :count], valid[i, :count] = pair, True
     a, b = torch.from_numpy(points)
     return Correspondences(a, b, torch.from_numpy(valid))
 
@@ -101,30 +82,29 @@ class Subset:
     """Some pairs of a source.
 
     Args:
-        source: the whole.
-        numbers: which.
+        source: the source.
+        indices: which of its pairs.
     """
 
-    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
-        self.name, self._source, self._numbers = source.name, source, numbers
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.name, self._source, self._indices = source.name, source, indices
 
     def __len__(self) -> int:
-        """How many."""
-        return len(self._numbers)
+        return len(self._indices)
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
         """See `Source.pair`."""
-        return self._source.pair(self._numbers[index], rng)
+        return self._source.pair(self._indices[index], rng)
 
 
 def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) -> Source:
-    """Open a source without the pairs that it holds out, or with these alone.
+    """Open a source: the pairs that it holds out, or the others.
 
     Args:
-        source: what to open.
+        source: the source; one that holds nothing out is opened whole.
         crop: edge of the crops in pixels.
         data: the folder that its path is relative to.
-        held_out: which of both.
+        held_out: whether to take the held-out pairs.
 
     Raises:
         InputError: it cannot be opened, or no pair is left.
@@ -132,116 +112,174 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     opened = open_source({**source.specification, "path": str(data / source.path)}, crop)
     if not source.hold_out:
         return opened
-    last = min(source.hold_out, len(opened)) - 1  # of a few at least one
-    numbers = [n for n in range(len(opened)) if (n % source.hold_out == last) == held_out]
-    if not numbers:
+    last = min(source.hold_out, len(opened)) - 1  # at least one, however few there are
+    indices = [i for i in range(len(opened)) if (i % source.hold_out == last) == held_out]
+    if not indices:
         raise InputError(
-            f"{source.path} has a single pair, too few to train on some and validate on others: "
-            "leave hold_out away"
+            f"{source.path} has a single pair, too few for training and validation: remove hold_out"
         )
-    return Subset(opened, numbers)
+    return Subset(opened, indices)
 
 
-def open_mixture(settings: TrainingSettings, data: Path) -> Mixture:
-    """Open the sources that are trained on and mix them.
+@dataclass(frozen=True, eq=False)
+class DrawnPair:
+    """A usable pair, and those that were drawn in vain before it.
+
+    Attributes:
+        pair: the pair.
+        empty: number of pairs with too few correspondences.
+        problems: why others could not be read.
+    """
+
+    pair: TrainingPair
+    empty: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class Mixture:
+    """Several sources that are drawn from by weight; the pairs of a source are equally likely.
 
     Args:
-        settings: sources, groups, shares, edge of the crops.
-        data: the folder that the sources' paths are relative to.
+        sources: at least one.
+        weights: how often each is drawn from, of any sum; by default equally often.
 
     Raises:
-        InputError: a source cannot be opened, or none takes part.
+        InputError: no sources, or weights that are not one positive number per source.
     """
-    sources = settings.trained_on
-    if not sources:
-        groups = f" of the groups {', '.join(settings.groups)}" if settings.groups else ""
-        raise InputError(f"there is no source of training pairs{groups}: name one in sources")
-    opened = [open_part(source, settings.crop, data, held_out=False) for source in sources]
-    return Mixture(opened, settings.weights(sources))
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+        if not sources:
+            raise InputError("a mixture needs at least one source of training pairs")
+        shares = np.ones(len(sources)) if weights is None else np.array(weights, np.float64)
+        if shares.shape != (len(sources),) or not (np.isfinite(shares) & (shares > 0)).all():
+            raise InputError(
+                f"a mixture of {len(sources)} sources needs as many positive weights, not {weights}"
+            )
+        self._sources, self._shares = tuple(sources), shares / shares.sum()
+
+    @classmethod
+    def open(cls, settings: RunSettings, data: Path) -> Mixture:
+        """Open the training sources of a run, without the pairs that they hold out.
+
+        Raises:
+            InputError: a source cannot be opened, or there is none.
+        """
+        if not settings.training_sources:
+            groups = f" of the groups {', '.join(settings.groups)}" if settings.groups else ""
+            raise InputError(f"there is no source of training pairs{groups}: name one in sources")
+        opened = [
+            open_part(source, settings.crop, data, held_out=False)
+            for source in settings.training_sources
+        ]
+        return cls(opened, settings.source_weights())
+
+    def draw(self, rng: np.random.Generator) -> DrawnPair:
+        """Draw until a pair is usable. One broken photo must not end a night of training.
+
+        Raises:
+            InputError: too many pairs in a row cannot be used.
+        """
+        empty = 0
+        problems: list[str] = []
+        while empty < _MAX_EMPTY and len(problems) < _MAX_UNREADABLE:
+            source = self._sources[int(rng.choice(len(self._sources), p=self._shares))]
+            try:
+                pair = source.pair(int(rng.integers(len(source))), rng)
+            except D2NetError as error:
+                problems.append(str(error))
+                continue
+            if pair is not None:
+                return DrawnPair(pair, empty, tuple(problems))
+            empty += 1
+        if problems and empty < _MAX_EMPTY:
+            raise InputError(f"{len(problems)} pairs could not be read; the last: {problems[-1]}")
+        names = ", ".join(source.name for source in self._sources)
+        raise InputError(
+            f"none of {_MAX_EMPTY} pairs drawn from {names} has enough correspondences: look at "
+            "them with `d2net data check`"
+        )
 
 
-class Draws(Dataset[Batch | D2NetError]):
-    """What is drawn for each step; a process opens the sources when it first draws.
+@dataclass(frozen=True, eq=False)
+class DrawnBatch:
+    """A batch, and the pairs that were drawn in vain for it; see `DrawnPair`.
+
+    Attributes:
+        batch: anything with a method `to(device)` that the objective's `forward` accepts.
+        empty: number of pairs with too few correspondences.
+        problems: why others could not be read.
+    """
+
+    batch: Any
+    empty: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class PairBatches(Dataset[DrawnBatch | D2NetError]):
+    """The batches of a run by step. A process opens the sources when it draws its first batch.
 
     Args:
-        settings: of the run.
-        data: the folder of the data.
-        rank: of this process.
-        processes: that share every batch; each has every `processes`-th of its pairs.
+        settings: settings of the run.
+        data: the folder that the sources' paths are relative to.
+        collate: makes a batch of pairs.
+        rank: number of this process.
+        processes: number of processes that share every batch.
     """
 
     def __init__(
-        self, settings: TrainingSettings, data: Path, rank: int = 0, processes: int = 1
+        self,
+        settings: RunSettings,
+        data: Path,
+        collate: Callable[[Sequence[TrainingPair]], Any] = collate,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
-        self.settings, self.data = settings, data
-        self.places = range(rank, settings.batch, processes)
+        self._settings, self._data, self._collate = settings, data, collate
+        self._rows = range(rank, settings.batch, processes)
         self._mixture: Mixture | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mixture": None}
 
-    def __getitem__(self, step: int) -> Batch | D2NetError:
-        """The batch of a step; an error is given, not raised, to keep its message in one piece."""
+    def __getitem__(self, step: int) -> DrawnBatch | D2NetError:
+        """The batch of a step. Errors are returned: a raised one would arrive as a traceback."""
         try:
             if self._mixture is None:
-                self._mixture = open_mixture(self.settings, self.data)
-            drawn = [
-                draw(self._mixture, generator(self.settings.seed, step, i)) for i in self.places
-            ]
+                self._mixture = Mixture.open(self._settings, self._data)
+            seed = self._settings.seed
+            drawn = [self._mixture.draw(pair_generator(seed, step, row)) for row in self._rows]
         except D2NetError as error:
             return error
-        return collate(
-            [pair for pair, _, _ in drawn],
-            corners=self.settings.contrast > 0,
-            empty=sum(empty for _, empty, _ in drawn),
-            problems=[problem for _, _, problems in drawn for problem in problems],
+        return DrawnBatch(
+            self._collate([row.pair for row in drawn]),
+            sum(row.empty for row in drawn),
+            tuple(f"a training pair was left out: {p}" for row in drawn for p in row.problems),
         )
 
 
-def draw(mixture: Mixture, rng: np.random.Generator) -> tuple[TrainingPair, int, list[str]]:
-    """A usable pair, how many drawn before it had no correspondences, and what was unreadable.
-
-    One broken photo must not end a night of training.
-
-    Raises:
-        InputError: nothing that is drawn can be used.
-    """
-    problems: list[str] = []
-    while len(problems) < _ATTEMPTS:
-        try:
-            pair, empty = mixture.sample(rng)
-        except InputError:
-            raise
-        except D2NetError as error:
-            problems.append(str(error))
-            continue
-        return pair, empty, problems
-    raise InputError(
-        f"{_ATTEMPTS} pairs in a row could not be read; the last because {problems[-1]}"
-    )
-
-
-def load(draws: Draws, steps: range, workers: int) -> Iterator[Batch]:
-    """The batches of some steps in order, made ahead of time by other processes.
+def load(
+    dataset: Dataset[DrawnBatch | D2NetError], steps: range, workers: int
+) -> Iterator[DrawnBatch]:
+    """The batches of some steps in order.
 
     Args:
-        draws: what to draw.
-        steps: which.
-        workers: processes that make batches; 0: this one, when they are asked for.
+        dataset: batches by step.
+        steps: which steps.
+        workers: number of processes that make batches ahead of time; 0: this process makes them.
 
     Raises:
-        D2NetError: whatever goes wrong with the data.
+        D2NetError: the data cannot be used.
     """
-    loader: DataLoader[Batch | D2NetError] = DataLoader(
-        draws,
+    loader: DataLoader[DrawnBatch | D2NetError] = DataLoader(
+        dataset,
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         # A forked process must not use threads, and a fork server's child outlives a killed parent.
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_use_one_thread,
     )
     for batch in loader:
         if isinstance(batch, D2NetError):
@@ -249,11 +287,11 @@ def load(draws: Draws, steps: range, workers: int) -> Iterator[Batch]:
         yield batch
 
 
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 (without a batch size, the item itself)
+def _identity(batch: Any) -> Any:  # noqa: ANN401 (what the dataset gave)
     return batch
 
 
-def _one_thread(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)

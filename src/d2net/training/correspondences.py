@@ -1,36 +1,50 @@
-"""Which points of two crops show the same thing: by a homography, by depth and pose, by tracks."""
+"""Which points of two crops show the same thing: by homography, by depth and pose, by tracks.
+
+`interpolate` says where points between known correspondences lie. It works the same for dense
+warps and for sparse tracks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
+from d2net.extraction.corners import BORDER, detect_corners, to_grey
 from d2net.geometry import coordinates
 from d2net.geometry.cameras import project, rays
 from d2net.geometry.coordinates import TRAINING_CELLS
-from d2net.training.views import Array, View
+from d2net.training.crops import RGB, Array, Crop
 
 if TYPE_CHECKING:
     import pycolmap
 
-Points = NDArray[np.float32]
-Pairs: TypeAlias = tuple[Points, Points]
-"""K x 2 and K x 2 float32 points of crops a and b."""
+Points: TypeAlias = NDArray[np.float32]
+PointPairs: TypeAlias = tuple[Points, Points]
+"""K x 2 points (x, y) of crop a and their K x 2 partners in crop b."""
 
-Warp: TypeAlias = Callable[[Array], Array]
-"""Takes N x 2 points of photo a to photo b; not a number where b does not show them."""
+PhotoWarp: TypeAlias = Callable[[Array], Array]
+"""Maps N x 2 points of photo a to photo b; NaN where photo b does not show them."""
+
+MAX_CORNERS = 200
+"""Number of strongest corners of each crop for which a correspondence is interpolated."""
+
+_NEIGHBOURS = 12  # correspondences in a local affine fit: more than two rows of cells
+_MIN_NEIGHBOURS = 4
+_MAX_DISTANCE = 24.0  # px, from a point to the correspondences of its fit
+_MAX_RESIDUAL = 2.0  # px
 
 
 def cell_centres(edge: int) -> Array:
-    """Centres of the cells of the training network in a crop, row by row: N x 2 (x, y).
+    """N x 2 centres (x, y) of the stride-8 cells of a crop, row by row.
 
     Args:
-        edge: of the crop in pixels, a multiple of 8.
+        edge: edge of the crop in pixels, a multiple of 8.
     """
     cells = np.arange(edge // 8, dtype=np.float64)
     columns, rows = np.meshgrid(cells, cells)
@@ -38,34 +52,36 @@ def cell_centres(edge: int) -> Array:
     return np.asarray(TRAINING_CELLS(grid).numpy(), dtype=np.float64)
 
 
-def dense(view_a: View, view_b: View, warp: Warp) -> Pairs:
-    """Cell centres of crop a that are seen in crop b, and where."""
-    centres = cell_centres(view_a.edge)
-    return _seen(view_b, centres, warp(view_a.in_photo(centres)))
+def dense_correspondences(crop_a: Crop, crop_b: Crop, warp: PhotoWarp) -> PointPairs:
+    """The cell centres of crop a that crop b shows, and their partners there."""
+    centres = cell_centres(crop_a.edge)
+    return _visible(crop_b, centres, warp(crop_a.to_photo(centres)))
 
 
-def sparse(view_a: View, view_b: View, points_a: Array, points_b: Array) -> Pairs:
-    """Pairs of points of photos a and b, N x 2 each, that lie in both crops, in their pixels."""
-    in_a = view_a.locate(points_a)
-    inside = view_a.contains(in_a)
-    return _seen(view_b, in_a[inside], points_b[inside])
+def sparse_correspondences(
+    crop_a: Crop, crop_b: Crop, points_a: Array, points_b: Array
+) -> PointPairs:
+    """Correspondences of the photos, N x 2 and N x 2, that lie in both crops, in crop pixels."""
+    in_a = crop_a.from_photo(points_a)
+    inside = crop_a.contains(in_a)
+    return _visible(crop_b, in_a[inside], points_b[inside])
 
 
-def _seen(view_b: View, in_a: Array, points_b: Array) -> Pairs:
-    in_b = view_b.locate(points_b)
+def _visible(crop_b: Crop, in_a: Array, points_b: Array) -> PointPairs:
+    in_b = crop_b.from_photo(points_b)
     with np.errstate(invalid="ignore"):
-        seen = view_b.contains(in_b)
-    return in_a[seen].astype(np.float32), in_b[seen].astype(np.float32)
+        visible = crop_b.contains(in_b)
+    return in_a[visible].astype(np.float32), in_b[visible].astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class DepthView:
-    """A photo whose camera, pose and depth are known.
+class PosedDepth:
+    """The depth map of a photo with its camera and pose.
 
     Attributes:
-        camera: COLMAP's camera of the photo, lens distortion and all.
+        camera: COLMAP's camera of the photo, with its lens distortion.
         cam_from_world: 3 x 4.
-        depth: h x w float32, along the optical axis in the unit of the poses; 0 where unknown. It
+        depth: h x w float32 along the optical axis in the unit of the poses, 0 where unknown. It
             may be smaller than the photo, with the same borders.
         size: (width, height) of the photo.
     """
@@ -76,17 +92,16 @@ class DepthView:
     size: coordinates.Size
 
     def depth_at(self, points: Array) -> Array:
-        """Depth at N x 2 points of the photo, not a number where it is unknown.
+        """Depth at N x 2 points of the photo, NaN where it is unknown.
 
-        Bilinear; all four pixels around a point must be known, as in the 2019 release.
+        Bilinear. All four pixels around a point must be known, as in the 2019 release.
         """
         height, width = self.depth.shape
         grid = coordinates.resize(self.size, (width, height))
-        places = grid(torch.from_numpy(points)).numpy()
+        in_map = grid(torch.from_numpy(points)).numpy()
         with np.errstate(invalid="ignore"):
-            inside = ((places >= 0) & (places <= (width - 1, height - 1))).all(axis=1)
-        depths = np.full(len(points), np.nan)
-        x, y = places[inside].T
+            inside = ((in_map >= 0) & (in_map <= (width - 1, height - 1))).all(axis=1)
+        x, y = in_map[inside].T
         left, top = np.floor(x).astype(int), np.floor(y).astype(int)
         right, bottom = np.ceil(x).astype(int), np.ceil(y).astype(int)
         corners = [self.depth[row, column] for row in (top, bottom) for column in (left, right)]
@@ -95,68 +110,128 @@ class DepthView:
             (1 - u) * corners[2] + u * corners[3]
         )
         known = np.all([np.isfinite(corner) & (corner > 0) for corner in corners], axis=0)
+        depths = np.full(len(points), np.nan)
         depths[inside] = np.where(known, sampled, np.nan)
         return depths
 
 
 @dataclass(frozen=True, eq=False)
-class Tolerance:
-    """How far two depths of the same point may differ.
+class DepthWarp:
+    """Maps points of photo a to photo b by depth and pose.
+
+    The rule is the release's (`lib/loss.py`, `warp`): depth of a is known at the point, the point
+    lies in front of camera b and inside photo b, and depth of b is known there and agrees, so that
+    nothing occludes the point.
 
     Attributes:
-        value: a share of the depth, or a length in the unit of the poses.
-        relative: whether it is a share. The release's 0.05 is a length, which in a reconstruction
-            of arbitrary unit means nothing.
+        a: the first photo.
+        b: the second photo.
+        tolerance: by how much two depths of one point may differ, as a share of the depth.
+        relative: whether `tolerance` is a share. False: a length in the unit of the poses, as the
+            release has it, which means nothing in a reconstruction of arbitrary scale.
     """
 
-    value: float = 0.05
+    a: PosedDepth
+    b: PosedDepth
+    tolerance: float = 0.05
     relative: bool = True
 
-    def allows(self, depths: Array, others: Array) -> NDArray[np.bool_]:
-        """Which depths agree; not those that are not a number."""
-        limits = self.value * others if self.relative else self.value
-        with np.errstate(invalid="ignore"):
-            agree: NDArray[np.bool_] = np.abs(depths - others) < limits
-        return agree
-
-
-@dataclass(frozen=True, eq=False)
-class DepthWarp:
-    """Takes points of photo a to photo b by depth and pose.
-
-    The release's rule (`lib/loss.py`, `warp`): depth of a is known at the point, the point lies in
-    front of camera b and in photo b, depth of b is known there, and agrees with the point's, so
-    that nothing is in between.
-    """
-
-    a: DepthView
-    b: DepthView
-    tolerance: Tolerance = Tolerance()
-
     def __call__(self, points: Array) -> Array:
-        """N x 2 points of photo a in photo b, not a number where b does not see them."""
-        places, expected, measured = self.compare(points)
-        places[~self.tolerance.allows(expected, measured)] = np.nan
-        return places
+        """Map N x 2 points of photo a to photo b; NaN where b does not show them."""
+        projected, expected, measured = self.project(points)
+        projected[~self.agrees(expected, measured)] = np.nan
+        return projected
 
-    def compare(self, points: Array) -> tuple[Array, Array, Array]:
-        """Where N x 2 points of photo a project to in b, how deep, and how deep b is there.
+    def project(self, points: Array) -> tuple[Array, Array, Array]:
+        """Project N x 2 points of photo a into photo b.
 
         Returns:
-            N x 2 places in pixels of photo b, N depths of the points along the axis of b, N depths
-            of photo b there; not a number where unknown.
+            N x 2 pixels of photo b, N depths of the points along the axis of b, and N depths that
+            the depth map of b has there; NaN where unknown.
         """
         depths = self.a.depth_at(points)
         directions = np.hstack([rays(self.a.camera, points), np.ones((len(points), 1))])
-        world = _to_world(self.a.cam_from_world, directions * depths[:, None])
-        in_b = _from_world(self.b.cam_from_world, world)
-        places = project(self.b.camera, in_b)
-        return places, in_b[:, 2], self.b.depth_at(places)
+        pose_a, pose_b = self.a.cam_from_world, self.b.cam_from_world
+        world = (directions * depths[:, None] - pose_a[:, 3]) @ pose_a[:, :3]
+        in_b = world @ pose_b[:, :3].T + pose_b[:, 3]
+        projected = project(self.b.camera, in_b)
+        return projected, in_b[:, 2], self.b.depth_at(projected)
+
+    def agrees(self, expected: Array, measured: Array) -> NDArray[np.bool_]:
+        """Whether each two of N depths agree; False where one is NaN."""
+        limits = self.tolerance * measured if self.relative else self.tolerance
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.abs(expected - measured) < limits, np.bool_)
 
 
-def _from_world(pose: Array, points: Array) -> Array:
-    return np.asarray(points @ pose[:, :3].T + pose[:, 3], dtype=np.float64)
+def interpolate(points: NDArray[Any], known_a: NDArray[Any], known_b: NDArray[Any]) -> Array:
+    """Map points of the first crop to the second, by known correspondences around them.
+
+    Each point is mapped by the affine map that fits its nearest correspondences, provided that it
+    fits all of them.
+
+    Args:
+        points: N x 2 (x, y) in the first crop.
+        known_a: K x 2, correspondences in the first crop.
+        known_b: K x 2, their partners in the second.
+
+    Returns:
+        N x 2 float64; NaN where too few correspondences are near or where they disagree.
+    """
+    result = np.full((len(points), 2), np.nan)
+    if len(points) == 0 or len(known_a) < _MIN_NEIGHBOURS:
+        return result
+    count = min(_NEIGHBOURS, len(known_a))
+    distance, index = cKDTree(known_a).query(points, k=count, distance_upper_bound=_MAX_DISTANCE)
+    near = np.isfinite(distance)
+    index = np.where(near, index, 0)
+    # Weighted least squares around each point. Absent neighbours have weight 0.
+    offsets = (known_a[index] - points[:, None]).astype(np.float64)
+    design = np.concatenate([np.ones((*offsets.shape[:2], 1)), offsets / _MAX_DISTANCE], axis=2)
+    design = design * near[..., None]
+    targets = known_b[index].astype(np.float64) * near[..., None]
+    normal = design.transpose(0, 2, 1) @ design
+    # Collinear correspondences do not determine the map.
+    solvable = (near.sum(1) >= _MIN_NEIGHBOURS) & (np.linalg.eigvalsh(normal)[:, 0] > 1e-2)
+    normal[~solvable] = np.eye(3)
+    affine = np.linalg.solve(normal, design.transpose(0, 2, 1) @ targets)
+    residual = np.linalg.norm(design @ affine - targets, axis=2).max(1)
+    fits = solvable & (residual <= _MAX_RESIDUAL)
+    result[fits] = affine[fits, 0]
+    return result
 
 
-def _to_world(pose: Array, points: Array) -> Array:
-    return np.asarray((points - pose[:, 3]) @ pose[:, :3], dtype=np.float64)
+def corner_correspondences(image_a: RGB, image_b: RGB, known: PointPairs) -> PointPairs:
+    """Corners of either crop and their partners in the other.
+
+    A corner is never matched with a detected corner of the other crop. Its partner is
+    interpolated, so it is exact to a fraction of a pixel.
+
+    Args:
+        image_a: H x W x 3, the first crop.
+        image_b: H x W x 3, the second crop.
+        known: correspondences between the crops.
+
+    Returns:
+        K x 2 and K x 2, first the corners of a, then those of b, at most `MAX_CORNERS` of each.
+    """
+    known_a, known_b = known
+    corners_a, corners_b = _strongest_corners(image_a), _strongest_corners(image_b)
+    in_a = np.concatenate([corners_a, interpolate(corners_b, known_b, known_a)])
+    in_b = np.concatenate([interpolate(corners_a, known_a, known_b), corners_b])
+    visible = _within_border(in_a, image_a) & _within_border(in_b, image_b)
+    return in_a[visible].astype(np.float32), in_b[visible].astype(np.float32)
+
+
+def _strongest_corners(image: RGB) -> Array:
+    corners = detect_corners(to_grey(torch.from_numpy(image)))
+    points = corners.positions.numpy()
+    scores = np.where(_within_border(points, image), corners.scores.numpy(), -1)
+    order = np.argsort(-scores, kind="stable")[:MAX_CORNERS]
+    return np.asarray(points[order[scores[order] >= 0]], np.float64)
+
+
+def _within_border(points: NDArray[Any], image: RGB) -> NDArray[np.bool_]:
+    limit = (image.shape[1] - 1 - BORDER, image.shape[0] - 1 - BORDER)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=1), np.bool_)

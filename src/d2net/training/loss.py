@@ -1,12 +1,12 @@
-"""The triplet margin ranking loss that detection and description share.
+"""The paper's triplet margin ranking loss, which trains detection and description together.
 
 Dusmanu et al., CVPR 2019, section 4.1 (equations 8 to 12), as the 2019 release computes it: every
-correspondence is a triplet of a positive and its hardest negative, and counts in proportion to the
-soft detection scores of both ends, so that what is hard to tell apart is not detected.
+correspondence forms a triplet with its hardest negative, weighted by the soft detection scores of
+both ends, so that the network learns not to detect points that are hard to match.
 
 All pairs of a batch are computed together, padded to the longest list of correspondences. The
-hardest negative is searched without a graph, in blocks of bounded size; only the distance to the
-one that was found is differentiated, which is the gradient of the minimum.
+hardest negatives are searched without a graph, in blocks of bounded size. Only the distances to
+those that were found are differentiated, which gives the gradient of the minimum.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from d2net.networks.detection import soft_scores
 from d2net.networks.sampling import sample_batch
 
 MARGIN = 1.0
-"""Squared distance by which a negative shall be further than the positive (section 4.1)."""
+"""Squared distance by which a negative must be further away than the positive (section 4.1)."""
 
 SAFE_RADIUS = 32
-"""In pixels: what is not further from the true place (Chebyshev) is no negative; 4 cells at the
-stride of 8 (section 4.1)."""
+"""Cells within this distance of the true position are no negatives: 4 cells at stride 8 (section
+4.1). Chebyshev distance in pixels."""
 
 CELLS = {4: EXTRACTION_CELLS, 8: TRAINING_CELLS}
-"""Where the cells of a map lie in its crop, by stride."""
+"""Pixels of the crop from cells of the map, by stride."""
 
 Sampling = Literal["cells", "bilinear"]
 
-_BLOCK = 1 << 23  # similarities searched at a time: 32 MB
+_BLOCK = 1 << 23  # similarities that are searched at a time: 32 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Correspondences:
-    """What the pairs of a batch have in common, padded to one length.
+    """Correspondences of the pairs of a batch, padded to one length.
 
     Attributes:
         points_a: B x K x 2 (x, y) in pixels of the first crops, pixel centres at integers.
@@ -53,25 +53,25 @@ class Correspondences:
     valid: Tensor
 
     def to(self, device: torch.device) -> Correspondences:
-        """The same elsewhere."""
+        """Move the correspondences to a device."""
         parts = (self.points_a, self.points_b, self.valid)
         return Correspondences(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """The loss of a batch and what it is made of; all but `per_pair` without a graph.
+    """The loss of a batch and its statistics; only `per_pair` has a graph.
 
     Attributes:
-        per_pair: B, the loss of each pair; 0 where nothing corresponds.
-        usable: B bool, the pair has correspondences that any score lies on.
-        correspondences: B int64.
-        positive: B, mean squared distance of the partners' descriptors; NaN without any.
+        per_pair: B, the loss of each pair; 0 if it is not usable.
+        usable: B bool, whether any correspondence of the pair has a detection score above 0.
+        correspondences: B int64, numbers of correspondences.
+        positive: B, mean squared distance between partners' descriptors; NaN if there are none.
         negative: B, mean squared distance to the nearer of both hardest negatives; likewise.
         inactive: 2B, share of the cells of each crop whose channels are all zero.
-        peak: 2B, largest share of an image's score that lies on one cell.
-        similarity: 2B, mean cosine of the descriptors of different cells: near 1 when collapsed.
-        scores: 2B x h x w, the soft detection scores, first crops first.
+        peak: 2B, largest share of a crop's score in one cell.
+        similarity: 2B, mean cosine between descriptors of different cells; near 1 if collapsed.
+        scores: 2B x h x w soft detection scores, first crops first.
     """
 
     per_pair: Tensor
@@ -101,13 +101,13 @@ def matching_loss(
     """The loss of a batch of pairs.
 
     Args:
-        maps: 2B x C x h x w, before the ReLU: first the maps of all first crops, then
-            those of all second crops. Hardest negatives are searched in their precision, everything
-            else is computed in float32.
-        correspondences: of the B pairs.
-        sampling: "cells" takes descriptors and scores of the cell nearest to a point, as the
-            release does; "bilinear" samples both at the point itself.
-        stride: of the maps, 8 or 4.
+        maps: 2B x C x h x w before the ReLU, those of all first crops, then those of all second
+            crops. Hardest negatives are searched in their precision; everything else is computed
+            in float32.
+        correspondences: correspondences of the B pairs.
+        sampling: "cells" takes descriptors and scores of the nearest cell, as the release does;
+            "bilinear" interpolates both at the point itself.
+        stride: stride of the maps, 8 or 4.
         margin: see `MARGIN`.
         safe_radius: see `SAFE_RADIUS`.
 
@@ -118,7 +118,7 @@ def matching_loss(
     if len(maps) != 2 * pairs:
         raise InputError(f"{pairs} pairs need {2 * pairs} maps, not {len(maps)}")
     valid = correspondences.valid
-    # channels last, as convolutions give them: a cell is a row of a table
+    # channels last, as convolutions return them, so that each cell is a row
     cells = maps.permute(0, 2, 3, 1).float().contiguous()
     scores = soft_scores(cells.permute(0, 3, 1, 2))
 
@@ -131,17 +131,21 @@ def matching_loss(
     weight = weights[:pairs] * weights[pairs:] * valid
 
     positive = 2 - 2 * (descriptors[:pairs] * descriptors[pairs:]).sum(2)
-    # A descriptor's negatives lie in the other image, around the place of its partner.
-    other, there = _swapped(cells), _swapped(positions)
+    # The negatives of a descriptor are in the other image, away from its partner.
+    other, partners = _swapped(cells), _swapped(positions)
     with torch.no_grad():
         dense = unit(cells.flatten(1, 2)).to(maps.dtype)
         index, found = _hardest_negatives(
-            descriptors.to(maps.dtype), _swapped(dense), there, maps.shape[3], safe_radius / stride
+            descriptors.to(maps.dtype),
+            _swapped(dense),
+            partners,
+            maps.shape[3],
+            safe_radius / stride,
         )
     first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
     nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
     distance = 2 - 2 * (descriptors * nearest).sum(2)
-    # Where a crop is so small that everything is near, there is no negative to be told from.
+    # In a crop so small that all cells are near there is no negative.
     distance = distance.masked_fill(~found, torch.inf)
     negative = torch.minimum(distance[:pairs], distance[pairs:])
     rank = (margin + positive - negative).clamp_min(0)
@@ -171,30 +175,30 @@ def mean_of_usable(per_pair: Tensor, usable: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors of unit length along the last dimension; a zero vector stays, its gradient finite."""
+    """Normalise along the last dimension; a zero vector stays zero, with a finite gradient."""
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(length > 0, length, 1)
 
 
 def _swapped(images: Tensor) -> Tensor:
-    """First and second crops change places."""
+    """Swap first and second crops."""
     return torch.cat(images.chunk(2)[::-1])
 
 
 def _hardest_negatives(
-    descriptors: Tensor, dense: Tensor, there: Tensor, width: int, safe_radius: float
+    descriptors: Tensor, dense: Tensor, partners: Tensor, width: int, safe_radius: float
 ) -> tuple[Tensor, Tensor]:
-    """For each descriptor the most similar one of another image beyond the safe radius.
+    """Find for each descriptor the most similar one of the other image beyond the safe radius.
 
     Args:
         descriptors: B x K x C of unit length, in the precision of the search.
-        dense: B x hw x C of unit length, the other images' cells row by row.
-        there: B x K x 2 (x, y) in cells, where the partner lies.
-        width: cells in a row.
+        dense: B x hw x C of unit length, the cells of the other images row by row.
+        partners: B x K x 2 (x, y) positions of the partners in cells.
+        width: number of cells in a row.
         safe_radius: in cells.
 
     Returns:
-        B x K int64, the cell; and B x K bool: there is one.
+        B x K int64, the cell; and B x K bool, whether there is one.
     """
     batch, count, _ = descriptors.shape
     cells = dense.shape[1]
@@ -206,8 +210,8 @@ def _hardest_negatives(
     for first in range(0, count, step):
         part = slice(first, first + step)
         similarity = descriptors[:, part] @ dense.mT
-        near_x = (there[:, part, 0, None] - columns).abs() <= safe_radius
-        near_y = (there[:, part, 1, None] - rows).abs() <= safe_radius
+        near_x = (partners[:, part, 0, None] - columns).abs() <= safe_radius
+        near_y = (partners[:, part, 1, None] - rows).abs() <= safe_radius
         near = near_y[..., :, None] & near_x[..., None, :]
         best = similarity.masked_fill_(near.flatten(2), -torch.inf).max(2)
         index[:, part], found[:, part] = best.indices, best.values > -torch.inf
@@ -215,12 +219,12 @@ def _hardest_negatives(
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of each row over the places that count; NaN where none does."""
+    """Mean of each row over the entries in `where`; NaN if there are none."""
     return torch.where(where, values, 0).sum(1) / where.sum(1)
 
 
 def _mean_similarity(dense: Tensor) -> Tensor:
-    """Mean cosine of two different cells of each image, from the length of the sum of all."""
+    """Mean cosine between different cells of each image, from the length of the sum of all."""
     cells = dense.shape[1]
     square = dense.sum(1, dtype=torch.float32).square().sum(1)
     lengths = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float32).square().sum(1)

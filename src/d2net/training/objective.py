@@ -1,52 +1,77 @@
-"""What a step descends: the paper's loss, and the contrastive one if the settings want it."""
+"""The objective of a run: everything that the training loop does not know about.
+
+`supervised.py` is one: pairs with correspondences, and the paper's loss. Distilling a network from
+teachers, or training a matcher, means writing another; `loop.run` stays the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from d2net.training.batches import Batch
-from d2net.training.contrast import contrastive_loss
-from d2net.training.loss import Loss, matching_loss, mean_of_usable
-from d2net.training.settings import TrainingSettings
+from d2net.errors import D2NetError
+from d2net.progress import Progress
+from d2net.training.alarms import Alarm
+from d2net.training.batches import DrawnBatch
+from d2net.training.state import TrainingState
 
 
-@dataclass(frozen=True, eq=False)
-class Objective:
-    """The sum, and what it is made of.
+class Objective(nn.Module, ABC):
+    """A network to train, its batches and its loss.
 
     Attributes:
-        total: differentiable, without the term of `retention`.
-        matching: the paper's loss.
-        contrast: the contrastive loss, None where it is off.
+        network: what is saved in checkpoints, including anything else that learns with it. Its
+            parameters that require a gradient are trained. Other modules of the objective, such
+            as teachers, are neither trained nor saved.
+        start: name and sha256 of the starting weights; a run resumes from the same ones only.
+        alarms: conditions on the figures of `forward`.
     """
 
-    total: Tensor
-    matching: Loss
-    contrast: Tensor | None
+    network: nn.Module
+    start: dict[str, str]
+    alarms: Sequence[Alarm] = ()
 
+    @abstractmethod
+    def dataset(self, rank: int, processes: int) -> Dataset[DrawnBatch | D2NetError]:
+        """The batches by step. They depend on nothing but the settings, the step and the rank.
 
-def objective(
-    maps: Tensor,
-    batch: Batch,
-    settings: TrainingSettings,
-    mean: Callable[[Tensor, Tensor], Tensor] = mean_of_usable,
-) -> Objective:
-    """The objective of a batch.
+        Args:
+            rank: number of this process.
+            processes: number of processes that share each batch.
+        """
 
-    Args:
-        maps: 2B x C x h x w, before the ReLU.
-        batch: the pairs.
-        settings: of the run.
-        mean: of B losses over the usable of B pairs; other where processes share a batch.
-    """
-    loss = matching_loss(
-        maps, batch.correspondences, sampling=settings.sampling, stride=settings.stride
-    )
-    total = mean(loss.per_pair, loss.usable)
-    if batch.corners is None:
-        return Objective(total, loss, None)
-    contrast = mean(*contrastive_loss(maps, batch.corners, stride=settings.stride))
-    return Objective(total + settings.contrast * contrast, loss, contrast)
+    @abstractmethod
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:  # noqa: ANN401 (its own type)
+        """The loss of a batch, and figures to record.
+
+        The loss is averaged over all processes (`mean_over_processes`).
+        """
+
+    def validate(self) -> Mapping[str, float] | None:
+        """Judge the network: `score` is higher for better weights. None: no validation."""
+        return None
+
+    def pictures(self) -> Mapping[str, Image.Image]:
+        """Pictures of the last validation for TensorBoard, by name."""
+        return {}
+
+    @abstractmethod
+    def save(self, path: Path, state: TrainingState) -> None:
+        """Write the network as a weights file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+
+    def finish(self, path: Path, progress: Progress) -> None:
+        """Add to a weights file what is learned only after the last step.
+
+        Raises:
+            TrainingError: that is not possible; the file stays as it was.
+        """

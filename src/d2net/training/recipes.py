@@ -1,4 +1,4 @@
-"""Settings for a folder of one's own, and for a given time."""
+"""Settings for one's own photos, and for a given time."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ import torch
 
 from d2net.errors import InputError
 from d2net.io.image_lists import photos_folder
-from d2net.networks.vgg_backbone import VGGBackbone
-from d2net.networks.weights import load_weights
-from d2net.training.batches import Draws, load
-from d2net.training.network import Learner
-from d2net.training.objective import objective
+from d2net.training.batches import load
 from d2net.training.settings import SourceSettings, TrainingSettings
-from d2net.training.sources import kind_of
+from d2net.training.sources import detect_kind
+from d2net.training.supervised import SupervisedObjective
 
-_HELD_OUT = 10
-_OVERHEAD = 1.15  # validation and checkpoints, as a factor on the time of the steps
-_TRIALS = 6
-_WHITENING_COSTS = 1.5  # pairs of a step: float32 and stride 4, but no gradient
-_FEWEST_WHITENED = 100  # pairs, about as many as give enough keypoints
+_HOLD_OUT = 10
+_OVERHEAD = 1.15  # of validation and checkpoints, as a factor on the time of the steps
+_TRIAL_STEPS = 6
+_WHITENING_COST = 1.5  # relative to a pair of a step: float32 and stride 4, but no gradient
+_MIN_WHITENING_PAIRS = 100  # these give about enough keypoints
 
 
-def own_photos(folder: Path) -> TrainingSettings:
+def settings_for_photos(folder: Path) -> TrainingSettings:
     """Settings that adapt the default weights to the photos of a folder.
 
-    The recipe of the default weights, shorter: half random homographies of single photos, half
-    pairs of the reconstruction or of aligned photos where the folder has them. A tenth of these
-    pairs is validated on.
+    The recipe of the default weights, shortened: half random homographies of single photos, half
+    pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
+    is validated on.
 
     Args:
         folder: a COLMAP reconstruction with its photos, aligned photos, or any photos.
@@ -37,19 +34,13 @@ def own_photos(folder: Path) -> TrainingSettings:
     Raises:
         InputError: there is no such folder.
     """
-    kind = kind_of(folder)
-    if kind == "megadepth":  # its photos lie elsewhere
-        return _adapting(SourceSettings(kind, ".", hold_out=_HELD_OUT))
-    images = photos_folder(folder).relative_to(folder).as_posix() if kind == "colmap" else "."
-    sources = [SourceSettings("photos", images, hold_out=_HELD_OUT if kind == "photos" else 0)]
-    if kind != "photos":
-        sources.append(SourceSettings(kind, ".", hold_out=_HELD_OUT))
-    return _adapting(*sources)
-
-
-def _adapting(*sources: SourceSettings) -> TrainingSettings:
+    kind = detect_kind(folder)
+    sources = [SourceSettings(kind, ".", hold_out=_HOLD_OUT)]
+    if kind in ("colmap", "aligned"):
+        images = photos_folder(folder) if kind == "colmap" else folder
+        sources.insert(0, SourceSettings("photos", images.relative_to(folder).as_posix()))
     return TrainingSettings(
-        sources=sources,
+        sources=tuple(sources),
         start="default",
         layers=("conv4_1", "conv4_2", "conv4_3"),
         batch=4,
@@ -67,38 +58,37 @@ def _adapting(*sources: SourceSettings) -> TrainingSettings:
     )
 
 
-def settings_within(
+def settings_for_minutes(
     minutes: float, settings: TrainingSettings, *, data: Path, device: str, workers: int
 ) -> TrainingSettings:
-    """The settings with about as many steps as this machine does in a given time, from trying some.
+    """Settings with as many steps as this machine can do in a given time, judged by a few trials.
 
-    The whitening of descriptors gets a third of the time at most; where that is too little to
-    learn it from, it stays the starting weights'.
+    Learning the whitening gets at most a third of the time. If that is too short, the whitening of
+    the starting weights is kept.
 
     Raises:
         D2NetError: as `train`.
     """
     if not minutes > 0:
         raise InputError(f"minutes must be above 0, not {minutes}")
+    seconds = 60 * minutes
     per_step = _seconds_per_step(settings, data, device, workers)
-    per_pair = _WHITENING_COSTS * per_step / settings.batch
-    pairs = min(settings.whitening, round(60 * minutes / 3 / per_pair))
-    whitening = pairs if pairs >= _FEWEST_WHITENED else 0
-    left = 60 * minutes - whitening * per_pair
-    return settings.updated(steps=max(1, round(left / (per_step * _OVERHEAD))), whitening=whitening)
+    per_whitening_pair = _WHITENING_COST * per_step / settings.batch
+    whitening = min(settings.whitening, round(seconds / 3 / per_whitening_pair))
+    if whitening < _MIN_WHITENING_PAIRS:
+        whitening = 0
+    seconds -= whitening * per_whitening_pair
+    return settings.updated(
+        steps=max(1, round(seconds / (per_step * _OVERHEAD))), whitening=whitening
+    )
 
 
 def _seconds_per_step(settings: TrainingSettings, data: Path, device: str, workers: int) -> float:
-    loaded = load_weights(settings.start)
-    backbone = VGGBackbone()
-    backbone.load_state_dict(loaded.state)
-    learner = Learner(backbone, loaded.normalisation, settings).to(device)
+    objective = SupervisedObjective(settings, data).to(device)
     ends = []
-    for batch in load(Draws(settings, data), range(_TRIALS), workers):
-        there = batch.to(torch.device(device))
-        maps, _ = learner(there.images)
-        loss = objective(maps, there, settings).total
-        loss.backward()  # type: ignore[no-untyped-call]
+    for drawn in load(objective.dataset(0, 1), range(_TRIAL_STEPS), workers):
+        loss, _ = objective(drawn.batch.to(torch.device(device)))
+        loss.backward()
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())
-    return (ends[-1] - ends[0]) / (len(ends) - 1)  # the first one pays for the start
+    return (ends[-1] - ends[0]) / (len(ends) - 1)  # the first step includes the start

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: log.jsonl, and TensorBoard's files where that is installed."""
+"""Records of a run: log.jsonl, and TensorBoard's files if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from d2net.io.atomic import output_errors, write_text
 
 
 class Records:
-    """The records of a run in its output folder.
+    """The records in a run's output folder.
 
     Args:
         folder: the output folder.
-        step: steps done so far; what was recorded later belongs to a sitting that was killed.
+        step: number of finished steps. Entries of later steps, written before the run was killed,
+            are removed.
+
+    Raises:
+        OutputError: the records cannot be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._path = folder / "log.jsonl"
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        write_text(self._path, "".join(f"{line}\n" for line in kept))
-        self._board = _Board(folder / "tensorboard", step) if _installed() else None
+        self._log = folder / "log.jsonl"
+        kept = [line for line in _complete_lines(self._log) if json.loads(line)["step"] <= step]
+        write_text(self._log, "".join(f"{line}\n" for line in kept))
+        self.takes_pictures = importlib.util.find_spec("tensorboard") is not None
+        self._board = _Board(folder / "tensorboard", step) if self.takes_pictures else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Record figures (or, as an alarm, a sentence) of a step.
+        """Write figures (or the sentence of an alarm) of a step.
 
         Raises:
             OutputError: the disk is full.
         """
         line = json.dumps({"step": step, "kind": kind, **values})
-        with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+        with output_errors(self._log), self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self._board is not None:
-            self._board.scalars(kind, step, values)
+            self._board.write_scalars(kind, step, values)
 
-    @property
-    def pictures(self) -> bool:
-        """Whether pictures can be recorded."""
-        return self._board is not None
+    def write_picture(self, name: str, step: int, picture: Image.Image) -> None:
+        """Write a picture if TensorBoard is installed.
 
-    def picture(self, name: str, step: int, picture: Image.Image) -> None:
-        """Record a picture, if TensorBoard is installed."""
+        Raises:
+            OutputError: the disk is full.
+        """
         if self._board is not None:
-            self._board.picture(name, step, picture)
-
-
-def _installed() -> bool:
-    return importlib.util.find_spec("tensorboard") is not None
+            self._board.write_picture(name, step, picture)
 
 
 class _Board:
-    """TensorBoard's event file of a sitting.
+    """TensorBoard's event file.
 
-    torch's SummaryWriter writes in a thread, which a full disk kills with a trace that nobody can
-    catch; the same records are written here as they come.
+    torch's SummaryWriter writes in a thread, where an error of a full disk cannot be caught. The
+    same records are written here without a thread.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -72,10 +72,10 @@ class _Board:
         with output_errors(folder):
             folder.mkdir(exist_ok=True)
         self._write(file_version="brain.Event:2")
-        started = SessionLog(status=SessionLog.START)  # what a killed sitting wrote is left out
-        self._write(step=step + 1, session_log=started)
+        # TensorBoard then ignores later steps of earlier files.
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write_scalars(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.summary import scalar
 
         for name, value in values.items():
@@ -83,7 +83,7 @@ class _Board:
                 summary = scalar(f"{kind}/{name}", value)  # type: ignore[no-untyped-call]
                 self._write(step=step, summary=summary)
 
-    def picture(self, name: str, step: int, picture: Image.Image) -> None:
+    def write_picture(self, name: str, step: int, picture: Image.Image) -> None:
         from torch.utils.tensorboard.summary import image
 
         pixels = np.asarray(picture)
@@ -98,17 +98,17 @@ class _Board:
             RecordWriter(file).write(event.SerializeToString())
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a log; the last may have been torn by a kill."""
+def _complete_lines(path: Path) -> list[str]:
+    """The entries of a log. A kill may have cut the last one."""
+
+    def is_entry(line: str) -> bool:
+        try:
+            return isinstance(json.loads(line)["step"], int)
+        except (ValueError, KeyError, TypeError):
+            return False
+
     if not path.exists():
         return []
     with output_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if _is_entry(line)]
-
-
-def _is_entry(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line)["step"], int)
-    except (ValueError, KeyError, TypeError):
-        return False
+    return [line for line in lines if is_entry(line)]

@@ -1,4 +1,4 @@
-"""What a training run does, complete enough to do it again; saved with every checkpoint."""
+"""Settings of training runs. They are saved with every checkpoint and suffice to repeat the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from d2net.errors import InputError
 from d2net.networks.checkpoint import SHAPES
@@ -19,94 +19,90 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+R = TypeVar("R", bound="RunSettings")
+
 LAYERS = tuple(name.removesuffix(".weight") for name in SHAPES if name.endswith(".weight"))
 """conv1_1 to conv4_3."""
 
-Schedule = Literal["constant", "cosine"]
-Precision = Literal["float32", "bfloat16"]
-
 
 @dataclass(frozen=True)
-class SourceSettings:
-    """Where some of the pairs come from: a [[sources]] table of a configuration."""
+class SourceSettings(Settings):
+    """A source of training pairs: a [[sources]] or [[validation]] table of a configuration."""
 
-    kind: str
-    """What it is, as `d2net data` lists: colmap, photos, aligned, ..."""
+    kind: str = ""
+    """Kind of the source: colmap, photos, aligned, ..."""
 
-    path: str
+    path: str = ""
     """Folder or file, relative to the folder of the data."""
 
     part: str = ""
-    """To which entry of `shares` it belongs."""
+    """Entry of `shares` that the source belongs to."""
 
     weight: float = 1.0
-    """How often it is drawn from, relative to the others of its part."""
+    """How often the source is drawn from, relative to the others of its part."""
 
     group: str = ""
-    """Under which licence its data are, to be chosen by `groups`."""
+    """Group of the source's licence, for selection by `groups`."""
 
     hold_out: int = 0
-    """Every so many-th pair is not trained but validated on, as 5 for a fifth; 0: none."""
+    """Every n-th pair is not trained but validated on. 0: none."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What else the table says: options of its kind."""
+    """Further entries of the table: options of the kind."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weight, int | float) and 0 < self.weight < math.inf):
-            raise InputError(f"{self.path}: weight must be a number above 0, not {self.weight!r}")
-        if not isinstance(self.hold_out, int) or self.hold_out < 0 or self.hold_out == 1:
-            raise InputError(
-                f"{self.path}: hold_out must be 0, or 2 or more for every second pair or fewer, "
-                f"not {self.hold_out!r}"
-            )
+        super().__post_init__()
+        for name in ("kind", "path"):
+            if not getattr(self, name):
+                raise InputError(f'a source needs {name} = "...", and {self.to_table()} has none')
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"{self.path}: weight must be above 0, not {self.weight}")
+        if self.hold_out < 0 or self.hold_out == 1:
+            raise InputError(f"{self.path}: hold_out must be 0 or at least 2, not {self.hold_out}")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> SourceSettings:
         """The source that a table describes.
 
         Raises:
-            InputError: it has no kind or no path.
+            InputError: it has no kind or no path, or an impossible value.
         """
-        for name in ("kind", "path"):
-            if not isinstance(table.get(name), str):
-                raise InputError(f'a source needs {name} = "...", and {dict(table)} has none')
-        own = {f.name for f in fields(cls)} - {"options"}
+        own = {item.name for item in fields(cls)} - {"options"}
         options = {name: value for name, value in table.items() if name not in own}
         return cls(**{name: table[name] for name in own if name in table}, options=options)
 
     def to_table(self) -> dict[str, Any]:
-        """The table that describes it."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
-        return {**own, **self.options}
+        """The table that describes the source."""
+        table = {item.name: getattr(self, item.name) for item in fields(self)}
+        options = table.pop("options")
+        return {**table, **options}
 
     @property
     def specification(self) -> dict[str, Any]:
-        """What `open_source` takes, the path still relative."""
+        """The argument of `open_source`, with the path still relative."""
         return {"kind": self.kind, "path": self.path, **self.options}
 
 
 @dataclass(frozen=True)
-class TrainingSettings(Settings):
-    """How weights are trained. The defaults are the paper's (section 4.1) and its release's."""
+class RunSettings(Settings):
+    """Settings of any run: its data, its optimizer and its files."""
 
     sources: tuple[SourceSettings, ...] = ()
-    """Where training pairs come from."""
+    """Sources of the training pairs."""
 
     validation: tuple[SourceSettings, ...] = ()
-    """Where fixed pairs come from on which weights are judged, besides what `sources` hold out;
-    no place of `sources`."""
+    """Sources of the validation pairs, besides those that `sources` hold out. No scene of `sources`
+    may be among them."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Part -> share of the pairs that its sources give together. Empty: weights alone count."""
+    """Share of the pairs that the sources of each part give together. Empty: only the sources'
+    weights count."""
 
     groups: tuple[str, ...] = ()
-    """Groups of sources that take part, of those in training and validation; empty: all."""
+    """Only sources of these groups are used, for training and validation. Empty: all."""
 
     start: str = "ots"
-    """Weights to start from: a name that `d2net weights` lists, or a file."""
-
-    layers: tuple[str, ...] = ("conv4_3",)
-    """Layers that are trained, the last ones without a gap. (release: conv4_3)"""
+    """Starting weights: a name that `d2net weights` lists, or a file."""
 
     crop: int = 256
     """Edge of the square crops in pixels, a multiple of 8. (release: 256)"""
@@ -118,65 +114,47 @@ class TrainingSettings(Settings):
     """Steps of the optimizer. (release: 10 epochs of 100 pairs in each of 117 scenes)"""
 
     learning_rate: float = 1e-3
-    """Of Adam, with its usual moments (0.9, 0.999). (release: 1e-3)"""
+    """Learning rate of Adam, with its usual moments (0.9, 0.999). (release: 1e-3)"""
 
-    schedule: Schedule = "constant"
-    """Of the learning rate: constant, or falling to 0 like half a cosine. (release: constant)"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Schedule of the learning rate: constant, or cosine decay to 0. (release: constant)"""
 
     warmup: int = 0
     """Steps in which the learning rate rises linearly from 0. (release: none)"""
 
     clip: float | None = None
-    """Largest norm of the gradient; None for no limit. (release: none)"""
+    """Maximum norm of the gradient; None for no limit. (release: none)"""
 
-    stride: int = 8
-    """Of the maps that the loss sees: 8, or 4 as at extraction. (release: 8)"""
-
-    sampling: Sampling = "cells"
-    """Scores and descriptors at the nearest cell, or bilinear at the point. (release: cells)"""
-
-    contrast: float = 0.0
-    """Weight of `contrast.contrastive_loss`, which compares descriptors at corners, beside the
-    paper's loss. 0: off. (release: none)"""
-
-    retention: float = 0.0
-    """Weight of the mean of 1 - cosine between a cell's descriptor and the one that the starting
-    weights give it, so that nothing is forgotten. 0: off. (release: none)"""
-
-    whitening: int = 0
-    """Pairs from which, after the last step, the whitening of descriptors is learned; see
-    `whitening.learn_whitening`. 0: it stays the starting weights', if they have one. (release:
-    none)"""
-
-    precision: Precision = "float32"
-    """Of the convolutions; weights, loss and optimizer are always float32. (release: float32)"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the convolutions. Weights, loss and optimizer are always float32. (release:
+    float32)"""
 
     seed: int = 1
-    """Decides every pair that is drawn. (release: 1)"""
+    """Decides which pairs are drawn. (release: 1)"""
 
     validate_every: int = 1000
-    """Steps between two validations; there is one before the first and after the last step."""
+    """Steps between two validations. There is one before the first and one after the last step."""
 
     validation_pairs: int = 16
-    """Fixed pairs drawn once from each source that is validated on."""
+    """Number of fixed pairs that are drawn once from each validation source."""
 
     save_every: int = 200
     """Steps between two checkpoints."""
 
     name: str = ""
-    """What the weights are called; empty: as the output folder."""
+    """Name of the weights. Empty: the name of the output folder."""
 
     licence: str = ""
-    """Under which the weights may be used; empty: said to be as the starting weights' and the
-    training data's."""
+    """Licence of the weights. Empty: stated to be that of the starting weights and of the training
+    data."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        super().__post_init__()
         for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "contrast", "retention", "whitening", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
+        for name in ("warmup", "seed"):
+            if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
@@ -184,36 +162,31 @@ class TrainingSettings(Settings):
                 raise InputError(f"{name} must be above 0, not {value}")
         if self.crop % 8:
             raise InputError(f"crop must be a multiple of 8 pixels, not {self.crop}")
-        if self.stride not in (4, 8):
-            raise InputError(f"stride must be 4 or 8, not {self.stride}")
-        if not self.layers or self.layers != LAYERS[-len(self.layers) :]:
-            raise InputError(
-                f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, as "
-                f'["conv4_2", "conv4_3"], not {list(self.layers)}'
-            )
-        _check_parts(self)
+        for part, share in self.shares.items():
+            if not (isinstance(share, int | float) and 0 < share < math.inf):
+                raise InputError(f"the share of {part!r} must be a number above 0, not {share!r}")
+        for source in self.sources if self.shares else ():
+            if source.part not in self.shares:
+                raise InputError(
+                    f"the source {source.path} belongs to the part {source.part!r}, which has no "
+                    f"share; there are {', '.join(self.shares)}"
+                )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingSettings:
-        """Settings from names and plain values, as in a file; an unknown name is an InputError."""
-        return cls().updated(**values)
-
-    def updated(self, **changes: Any) -> TrainingSettings:  # noqa: ANN401 (any field's type)
-        """The same settings with some changed; tables of sources and lists are understood too."""
-        for name in ("sources", "validation"):
-            if name in changes:
+    def updated(self: R, **changes: Any) -> R:  # noqa: ANN401 (any field's type)
+        """A copy with some settings changed. Lists and tables of sources are accepted."""
+        for name, value in changes.items():
+            if name in ("sources", "validation"):
                 changes[name] = tuple(
                     entry if isinstance(entry, SourceSettings) else SourceSettings.from_table(entry)
-                    for entry in changes[name]
+                    for entry in value
                 )
-        for name in ("layers", "groups"):
-            if isinstance(changes.get(name), list):
-                changes[name] = tuple(changes[name])
+            elif isinstance(value, list):
+                changes[name] = tuple(value)
         return super().updated(**changes)
 
     @classmethod
-    def from_file(cls, path: Path) -> TrainingSettings:
-        """Settings from a TOML file; what it does not name keeps its default.
+    def from_file(cls: type[R], path: Path) -> R:
+        """Settings from a TOML file; settings that it does not name keep their defaults.
 
         Raises:
             InputError: no such file, no TOML, or an unknown or impossible setting.
@@ -231,31 +204,34 @@ class TrainingSettings(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Names and plain values; `from_dict` gives the same settings again."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("sources", "validation"):
             values[name] = [source.to_table() for source in values[name]]
-        values.update(layers=list(self.layers), groups=list(self.groups), shares=dict(self.shares))
-        return values
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in {**values, "shares": dict(self.shares)}.items()
+        }
 
     @property
-    def trained_on(self) -> tuple[SourceSettings, ...]:
-        """The sources whose group takes part."""
-        return self._chosen(self.sources)
+    def training_sources(self) -> tuple[SourceSettings, ...]:
+        """The sources of `sources` whose group is selected."""
+        return self._of_groups(self.sources)
 
     @property
-    def validated_on(self) -> tuple[SourceSettings, ...]:
-        """Those of `validation` likewise, and the sources that hold pairs out."""
-        held_out = tuple(source for source in self.trained_on if source.hold_out)
-        return self._chosen(self.validation) + held_out
+    def validation_sources(self) -> tuple[SourceSettings, ...]:
+        """The sources of `validation` whose group is selected, and those that hold pairs out."""
+        held_out = tuple(source for source in self.training_sources if source.hold_out)
+        return self._of_groups(self.validation) + held_out
 
-    def _chosen(self, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
+    def _of_groups(self, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
         return tuple(s for s in sources if not self.groups or s.group in self.groups)
 
-    def weights(self, sources: tuple[SourceSettings, ...]) -> list[float]:
-        """How often each of `sources` is drawn from: its part's share, by its weight in the part.
+    def source_weights(self) -> list[float]:
+        """How often each training source is drawn from: its share within the share of its part.
 
-        A part of which no source takes part leaves its share to the others.
+        If no source of a part is selected, its share goes to the other parts.
         """
+        sources = self.training_sources
         if not self.shares:
             return [source.weight for source in sources]
         total = {
@@ -265,34 +241,42 @@ class TrainingSettings(Settings):
         return [self.shares[s.part] * s.weight / total[s.part] for s in sources]
 
 
-def _check_types(settings: TrainingSettings) -> None:
-    """Refuse values that a file may hold but a field cannot, as text for a number."""
-    hints = get_type_hints(TrainingSettings)
-    for item in fields(settings):
-        value, hint = getattr(settings, item.name), hints[item.name]
-        choices = get_args(hint) if item.name in ("schedule", "sampling", "precision") else ()
-        if choices and value not in choices:
-            raise InputError(f"{item.name} must be {' or '.join(choices)}, not {value!r}")
-        expected: Any = {
-            int: int,
-            float: int | float,
-            str: str,
-            float | None: int | float | None,
-        }.get(hint, object)
-        if not isinstance(value, expected) or isinstance(value, bool):
-            kind = getattr(hint, "__name__", str(hint))
-            raise InputError(f"{item.name} must be {kind}, not {value!r}")
+@dataclass(frozen=True)
+class TrainingSettings(RunSettings):
+    """Settings of a supervised run. Defaults are the paper's (section 4.1) and its release's."""
 
+    layers: tuple[str, ...] = ("conv4_3",)
+    """Layers that are trained: the last ones, without a gap. (release: conv4_3)"""
 
-def _check_parts(settings: TrainingSettings) -> None:
-    if not settings.shares:
-        return
-    for part, share in settings.shares.items():
-        if not (isinstance(share, int | float) and 0 < share < math.inf):
-            raise InputError(f"the share of {part!r} must be a number above 0, not {share!r}")
-    for source in settings.sources:
-        if source.part not in settings.shares:
+    stride: int = 8
+    """Stride of the maps that the loss is computed on: 8, or 4 as in extraction. (release: 8)"""
+
+    sampling: Sampling = "cells"
+    """Where scores and descriptors are sampled: at the nearest cell, or bilinear at the point.
+    (release: cells)"""
+
+    contrast: float = 0.0
+    """Weight of `contrastive_loss`, which compares descriptors at corners. 0: off. (release:
+    none)"""
+
+    retention: float = 0.0
+    """Weight of a term that keeps descriptors near those of the starting weights: the mean of
+    1 - cosine over all cells. 0: off. (release: none)"""
+
+    whitening: int = 0
+    """Number of pairs from which the whitening of descriptors is learned after the last step; see
+    `learn_whitening`. 0: the whitening of the starting weights is kept, if they have one.
+    (release: none)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("contrast", "retention", "whitening"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.stride not in (4, 8):
+            raise InputError(f"stride must be 4 or 8, not {self.stride}")
+        if not self.layers or self.layers != LAYERS[-len(self.layers) :]:
             raise InputError(
-                f"the source {source.path} belongs to the part {source.part!r}, which has no "
-                f"share; there are {', '.join(settings.shares)}"
+                f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, such as "
+                f'["conv4_2", "conv4_3"], not {list(self.layers)}'
             )

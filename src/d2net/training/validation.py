@@ -1,165 +1,124 @@
-"""Fixed pairs, and how well weights match them on the path that extraction really takes.
+"""Validation: how well weights match fixed pairs, with extraction as users run it.
 
-The loss alone does not tell what a user sees: it is computed at stride 8, at places that are
+The training loss does not show what a user gets: it is computed at stride 8, at points that are
 known to correspond. Here keypoints are detected at stride 4 and matched with each other. A match is
-right at t px if the second keypoint lies within t of where the first one's point really is.
-
-Where that is follows from the pair's correspondences around it, see `transfer`; where it does not,
-a keypoint is not judged.
+right at t px if its second keypoint lies within t px of the true partner of the first, which is
+interpolated from the pair's correspondences. Where that is impossible, a match is not judged.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.matching.nearest import mutual_nearest
-from d2net.networks.detection import soft_scores
-from d2net.networks.vgg import VGG
-from d2net.training.batches import collate, draw, open_part
-from d2net.training.loss import matching_loss
-from d2net.training.pictures import draw_pairs
-from d2net.training.settings import TrainingSettings
-from d2net.training.sources import Mixture, TrainingPair, generator
-from d2net.training.transfer import transferred
-from d2net.training.views import Crop
+from d2net.training.batches import Mixture, open_part
+from d2net.training.correspondences import interpolate
+from d2net.training.crops import Array
+from d2net.training.pictures import ScoreMap, draw_pairs
+from d2net.training.settings import RunSettings
+from d2net.training.sources import TrainingPair, pair_generator
 from d2net.visualization import plot_matches
 
-Points = NDArray[Any]  # N x 2
 Validate = Callable[[D2Net], Mapping[str, float]]
-"""Judges weights; `score` is what the best ones have most of."""
+"""Judges a model. The figure `score` is higher for better weights."""
 
 THRESHOLDS = (3, 10)
-"""Errors of a right match, in pixels."""
+"""Maximum errors of a right match in pixels."""
 
-_SEED = 0  # of the fixed pairs: the same for all runs, whatever their seed
+_SEED = 0  # the fixed pairs are the same for all runs, whatever their seed
 
 
-def fixed_pairs(settings: TrainingSettings, data: Path) -> list[TrainingPair]:
-    """The fixed pairs that weights are judged on: as many from each source, always the same.
+def fixed_pairs(settings: RunSettings, data: Path) -> list[TrainingPair]:
+    """Draw the validation pairs of a run: equally many from each source, always the same.
 
     Raises:
         D2NetError: a source cannot be opened or gives no usable pair.
     """
     pairs = []
-    for place, source in enumerate(settings.validated_on):
-        only = Mixture([open_part(source, settings.crop, data, held_out=True)])
+    for row, source in enumerate(settings.validation_sources):
+        mixture = Mixture([open_part(source, settings.crop, data, held_out=True)])
         for number in range(settings.validation_pairs):
-            pairs.append(draw(only, generator(_SEED, number, place))[0])
+            pairs.append(mixture.draw(pair_generator(_SEED, number, row)).pair)
     return pairs
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """One pair's features and matches.
-
-    Attributes:
-        features: of both crops.
-        matches: all of them; `inliers` marks those right at the largest threshold.
-        errors: distance from the truth in pixels, of the matches that can be judged.
-    """
-
-    features: tuple[Features, Features]
-    matches: Matches
-    errors: Points
-
-
 class Validation:
-    """Judges weights on fixed pairs: the loss, and the share of right matches.
+    """Judges weights on fixed pairs.
 
     Args:
         pairs: at least one.
-        settings: of the run, for the loss.
+        loss: computes the training loss of a pair.
     """
 
-    def __init__(self, pairs: Sequence[TrainingPair], settings: TrainingSettings) -> None:
-        self.pairs, self.settings = tuple(pairs), settings
+    def __init__(
+        self, pairs: Sequence[TrainingPair], loss: Callable[[TrainingPair], float]
+    ) -> None:
+        self.pairs, self._loss = tuple(pairs), loss
 
     def __call__(self, model: D2Net) -> dict[str, float]:
-        """Figures of weights.
+        """Compute the figures of a model.
 
         Returns:
-            `loss`, `accuracy@3`, `accuracy@10` (share of right matches among the judged ones, 0
-            for a pair without any) and `right@10` (right matches per pair), each the mean over the
-            sources of its mean over their pairs, and per source as `loss/NAME`; `score`, the mean
-            of both accuracies.
+            `loss`; `accuracy@3` and `accuracy@10`, the shares of right matches among those judged
+            (0 if there are none); and `right@10`, the number of right matches. Each is the mean
+            over the sources of the mean over their pairs, and is also given per source as
+            `loss/NAME`. `score` is the mean of both accuracies.
         """
         rows = defaultdict(list)
         for pair in self.pairs:
-            rows[pair.source].append(
-                {"loss": self._loss(model, pair), **_figures(judge(model, pair))}
-            )
+            errors = match_pair(model, pair)[1]
+            errors = errors[np.isfinite(errors)]
+            row = {"loss": self._loss(pair)}
+            for t in THRESHOLDS:
+                row[f"accuracy@{t}"] = float((errors <= t).mean()) if len(errors) else 0.0
+            row[f"right@{max(THRESHOLDS)}"] = float((errors <= max(THRESHOLDS)).sum())
+            rows[pair.source].append(row)
         figures: dict[str, float] = {}
-        names = list(next(iter(rows.values()))[0])
-        for name in names:
+        for name in list(next(iter(rows.values()))[0]):
             means = {source: float(np.mean([row[name] for row in rows[source]])) for source in rows}
             figures[name] = float(np.mean(list(means.values())))
             figures.update({f"{name}/{source}": mean for source, mean in means.items()})
         figures["score"] = float(np.mean([figures[f"accuracy@{t}"] for t in THRESHOLDS]))
         return figures
 
-    def pictures(self, model: D2Net) -> dict[str, Image.Image]:
-        """Matches of the first pair of each source, right ones in colour, and its soft scores."""
+    def pictures(self, model: D2Net, score_map: ScoreMap) -> dict[str, Image.Image]:
+        """Draw the matches and the soft scores of the first pair of each source.
+
+        Right matches are in colour.
+        """
         first: dict[str, TrainingPair] = {}
         for pair in self.pairs:
             first.setdefault(pair.source, pair)
-        drawn = {}
+        pictures = {}
         for source, pair in first.items():
-            judged = judge(model, pair)
-            images = pair.image_a, pair.image_b
-            drawn[f"matches/{source}"] = plot_matches(*images, *judged.features, judged.matches)
-            drawn[f"scores/{source}"] = draw_pairs([pair], partial(_soft_scores, model))
-        return drawn
-
-    @torch.no_grad()
-    def _loss(self, model: D2Net, pair: TrainingPair) -> float:
-        batch = collate([pair]).to(model.device)
-        images = batch.images.permute(0, 3, 1, 2).float()
-        dtype = getattr(torch, self.settings.precision)
-        network = model.network
-        assert isinstance(network, VGG)  # noqa: S101 (training makes no other)
-        maps = network.backbone(network.normalisation(images).to(dtype))
-        loss = matching_loss(maps, batch.correspondences, sampling=self.settings.sampling)
-        return float(loss.mean())
+            (a, b, matches), errors = match_pair(model, pair)
+            right = torch.from_numpy(errors <= max(THRESHOLDS)).to(matches.indices.device)
+            marked = Matches(matches.indices, matches.similarity, inliers=right)
+            pictures[f"matches/{source}"] = plot_matches(pair.image_a, pair.image_b, a, b, marked)
+            pictures[f"scores/{source}"] = draw_pairs([pair], score_map)
+        return pictures
 
 
-@torch.no_grad()
-def _soft_scores(model: D2Net, crop: Crop) -> NDArray[np.float32]:
-    """The h x w soft scores of a crop at stride 8."""
-    image = torch.from_numpy(crop).to(model.device).permute(2, 0, 1)[None].float()
-    network = model.network
-    assert isinstance(network, VGG)  # noqa: S101 (training makes no other)
-    maps = network.backbone(network.normalisation(image))
-    scores: NDArray[np.float32] = soft_scores(maps)[0].cpu().numpy()
-    return scores
+def match_pair(
+    model: D2Net, pair: TrainingPair
+) -> tuple[tuple[Features, Features, Matches], Array]:
+    """Extract and match the crops of a pair.
 
-
-def judge(model: D2Net, pair: TrainingPair) -> Judged:
-    """Extract, match and compare with what is known of a pair."""
+    Returns:
+        The features of both crops with their matches, and the error of each match in pixels, NaN
+        where the true partner is not known.
+    """
     a, b = model.extract_batch([pair.image_a, pair.image_b])
     matches = mutual_nearest(a.descriptors, b.descriptors)
     rows_a, rows_b = matches.indices.cpu().unbind(1)
-    truth = transferred(a.keypoints.cpu()[rows_a].numpy(), pair.points_a, pair.points_b)
-    errors = np.linalg.norm(truth - b.keypoints.cpu()[rows_b].numpy(), axis=1)
-    right = torch.from_numpy(errors <= max(THRESHOLDS)).to(matches.indices.device)
-    marked = Matches(matches.indices, matches.similarity, inliers=right)
-    return Judged((a, b), marked, errors[np.isfinite(errors)])
-
-
-def _figures(judged: Judged) -> dict[str, float]:
-    errors = judged.errors
-    figures = {
-        f"accuracy@{t}": float((errors <= t).mean()) if len(errors) else 0.0 for t in THRESHOLDS
-    }
-    return {**figures, f"right@{max(THRESHOLDS)}": float((errors <= max(THRESHOLDS)).sum())}
+    partners = interpolate(a.keypoints.cpu()[rows_a].numpy(), pair.points_a, pair.points_b)
+    errors = np.linalg.norm(partners - b.keypoints.cpu()[rows_b].numpy(), axis=1)
+    return (a, b, matches), np.asarray(errors, np.float64)

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, InputError
-from d2net.training.check import check
-from d2net.training.sources import generator, kind_of, open_source
-from d2net.training.sources.megadepth import prepare_megadepth, scene_list
+from d2net.training.check import check_source
+from d2net.training.sources import detect_kind, open_source, pair_generator
+from d2net.training.sources.megadepth_preparation import prepare_megadepth, scene_list
 
 from ..megadepth import (
     JPEGS,
@@ -52,7 +52,7 @@ def largest_error(source, count=6):
     """How far partners are from where the plane puts them."""
     plane, worst = flat_plane(), 0.0
     for step in range(count):
-        rng = generator(0, step)
+        rng = pair_generator(0, step)
         pair = source.pair(int(rng.integers(len(source))), rng)
         offsets = []
         for path, crop in zip(pair.photos, (pair.image_a, pair.image_b), strict=True):
@@ -66,19 +66,23 @@ def largest_error(source, count=6):
 
 def test_published_form(tmp_path):
     root = write_raw(tmp_path / "megadepth", "0001", "0003", "0015")
-    left = []
-    done = prepare_megadepth(root, tmp_path / "out", report=lambda *a: left.append(a))
+    reported = []
+    done = prepare_megadepth(root, tmp_path / "out", progress=lambda *a: reported.append(a))
     assert [(scene.name, scene.photos, scene.pairs, scene.left_out) for scene in done] == [
-        ("0001/0", 4, 12, ()),
-        ("0003/0", 4, 12, ()),
+        ("0001/0", 4, 12, {}),
+        ("0003/0", 4, 12, {}),
     ]  # 0015 is MegaDepth-1500's
-    assert left == [("0001/0", 1), ("0003/0", 0)]
+    assert reported == [
+        ("preparing", 0, 2),
+        ("preparing: 0001/0", 1, 2),
+        ("preparing: 0003/0", 2, 2),
+    ]
     source = opened(tmp_path / "out")
-    assert kind_of(tmp_path / "out") == "megadepth"
+    assert detect_kind(tmp_path / "out") == "megadepth"
     assert len(source) == 200  # the release's 100 pairs of each scene
     assert largest_error(source) < 0.1
     assert len(opened(tmp_path / "out", pairs_per_scene=0)) == 24
-    checked = check(opened(tmp_path / "out", photometric=0.0), 10).to_dict()
+    checked = check_source(opened(tmp_path / "out", photometric=0.0), 10).to_dict()
     assert checked["warnings"] == []
     assert checked["track_error_pixels"] < 0.01 and checked["depth_error"] < 0.001
 
@@ -111,7 +115,7 @@ def test_what_is_broken_is_left_out_and_counted(tmp_path):
 
     def prepared(name):
         (scene,) = prepare_megadepth(root, tmp_path / name)
-        return scene.photos, dict(scene.left_out)
+        return scene.photos, scene.left_out
 
     write_depth_h5(depths / f"{stems[0]}.h5", -np.sign(plane.depth(0)))
     write_depth_h5(depths / f"{stems[1]}.h5", 2 * plane.depth(1))
@@ -137,7 +141,7 @@ def test_a_broken_model_does_not_stop_the_others(tmp_path):
     model = root / "MegaDepth_v1_SfM" / "0001" / "sparse" / "manhattan" / "0"
     (model / "images.bin").write_bytes(b"\x07")
     broken, sound = prepare_megadepth(root, tmp_path / "out")
-    assert "damaged" in broken.error and not sound.error
+    assert "cut off or damaged" in broken.error and not sound.error
     assert len(opened(tmp_path / "out")) == 100
 
 
@@ -147,7 +151,7 @@ def test_a_stopped_run_goes_on(tmp_path):
     root = write_raw(tmp_path / "megadepth", *scenes)
     code = (
         "import sys; from pathlib import Path; "
-        "from d2net.training.sources.megadepth import prepare_megadepth; "
+        "from d2net.training.sources.megadepth_preparation import prepare_megadepth; "
         "prepare_megadepth(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     out = tmp_path / "out"
@@ -180,17 +184,17 @@ def test_a_moved_download_and_a_damaged_file(tmp_path):
     prepare_megadepth(root, tmp_path / "out")
     root.rename(tmp_path / "moved")
     with pytest.raises(FormatError, match="there is no depth map"):
-        opened(tmp_path / "out").pair(0, generator(0, 0))
+        opened(tmp_path / "out").pair(0, pair_generator(0, 0))
     source = opened(tmp_path / "out", root=str(tmp_path / "moved"))
     sent = pickle.loads(pickle.dumps(source))
-    a, b = (s.pair(0, generator(0, 0)) for s in (source, sent))
+    a, b = (s.pair(0, pair_generator(0, 0)) for s in (source, sent))
     assert np.array_equal(a.image_a, b.image_a)
     path = tmp_path / "out" / "0001-0.h5"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(FormatError, match="delete it and prepare it again"):
         opened(tmp_path / "out")
     prepare_megadepth(tmp_path / "moved", tmp_path / "out")
-    assert opened(tmp_path / "out").pair(0, generator(0, 0)) is not None
+    assert opened(tmp_path / "out").pair(0, pair_generator(0, 0)) is not None
 
 
 def test_scene_lists():

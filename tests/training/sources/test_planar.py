@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, ImageError, InputError
-from d2net.training.check import measure
-from d2net.training.sources import generator, kind_of, open_source
+from d2net.training.check import measure_pair
+from d2net.training.sources import detect_kind, open_source, pair_generator
 
 from ...tiny import DATA
 
@@ -32,10 +32,10 @@ def sift_agreement(source, count=12):
     """Share of SIFT matches that end where correspondences lead."""
     errors = []
     for step in range(count):
-        rng = generator(3, step)
+        rng = pair_generator(3, step)
         pair = source.pair(int(rng.integers(len(source))), rng)
         if pair is not None:
-            errors += measure(pair).sift_errors
+            errors += measure_pair(pair).sift_errors
     assert len(errors) > 40
     return np.mean(np.array(errors) < 2)
 
@@ -45,10 +45,10 @@ def test_two_views_of_one_photo(tmp_path, graf):
     (tmp_path / "more").mkdir()
     graf.rotate(180).save(tmp_path / "more" / "b.jpg")
     source = opened(tmp_path, "photos", photometric=0.0)
-    assert kind_of(tmp_path) == "photos"
+    assert detect_kind(tmp_path) == "photos"
     assert len(source) == 2
     assert sift_agreement(source) > 0.95
-    pair = source.pair(0, generator(0, 1))
+    pair = source.pair(0, pair_generator(0, 1))
     assert pair.image_a.shape == pair.image_b.shape == (CROP, CROP, 3)
     assert pair.photos == (str(tmp_path / "a.png"),) * 2
     cells = (pair.points_a - 3.5) / 8, (pair.points_b - 3.5) / 8
@@ -59,15 +59,15 @@ def test_a_pair_depends_on_the_generator_alone(tmp_path, graf):
     for name in "abc":
         graf.save(tmp_path / f"{name}.png")
     first, second = (opened(tmp_path, "photos") for _ in range(2))
-    first.pair(2, generator(0, 0))  # what was drawn before does not matter
-    a, b = (source.pair(1, generator(5, 9)) for source in (first, second))
+    first.pair(2, pair_generator(0, 0))  # what was drawn before does not matter
+    a, b = (source.pair(1, pair_generator(5, 9)) for source in (first, second))
     for name in ("image_a", "image_b", "points_a", "points_b"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
 
 
 def test_without_warp_and_light_crops_are_the_photo(tmp_path, graf):
     graf.save(tmp_path / "a.png")
-    pair = opened(tmp_path, "photos", **STILL).pair(0, generator(0, 0))
+    pair = opened(tmp_path, "photos", **STILL).pair(0, pair_generator(0, 0))
     assert np.array_equal(pair.image_a, pair.image_b)
     assert np.allclose(pair.points_a, pair.points_b, atol=1e-4)
     assert len(pair.points_a) == (CROP // 8) ** 2
@@ -82,7 +82,7 @@ def test_listed_homographies(tmp_path, graf):
     b_from_a = [[2, 0, 0.5 - 40], [0, 2, 0.5 - 20], [0, 0, 1]]
     entries = [{"a": "a.png", "b": "b.png", "H_a_to_b": b_from_a}]
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    assert kind_of(tmp_path) == "aligned"
+    assert detect_kind(tmp_path) == "aligned"
     assert sift_agreement(opened(tmp_path, "aligned")) > 0.9
     assert sift_agreement(opened(tmp_path, "aligned", max_edge=300, photometric=0.0)) > 0.9
 
@@ -110,7 +110,7 @@ def test_folders_of_the_same_names(tmp_path, graf):
     graf.resize((300, 300)).save(tmp_path / "thermal" / "x.png")
     with pytest.raises(FormatError, match="differ in size"):
         opened(tmp_path, "aligned")
-    assert kind_of(tmp_path) == "photos"
+    assert detect_kind(tmp_path) == "photos"
 
 
 def test_what_is_wrong_is_told(tmp_path, graf):
@@ -123,14 +123,17 @@ def test_what_is_wrong_is_told(tmp_path, graf):
     graf.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"\x89PNG and no more")
     with pytest.raises(ImageError, match=r"cannot read .*b\.png"):
-        opened(tmp_path, "photos").pair(1, generator(0, 0))
+        opened(tmp_path, "photos").pair(1, pair_generator(0, 0))
     file = tmp_path / "pairs.json"
     for text, message in (
         ("{", "cannot be read as JSON"),
         ("{}", "holds a dict, not a list"),
         ('[{"a": "a.png"}]', "pair 1: a, b and H_a_to_b"),
-        ('[{"a": "a.png", "b": "z.png", "H_a_to_b": []}]', "names the photo z.png, which is not"),
-        ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "no homography"),
+        (
+            '[{"a": "a.png", "b": "z.png", "H_a_to_b": []}]',
+            "names the photo z.png, which is neither",
+        ),
+        ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "not an invertible matrix"),
     ):
         file.write_text(text)
         with pytest.raises(FormatError, match=message):
@@ -146,4 +149,4 @@ def test_a_photo_gone_since_is_told(tmp_path, graf):
     source = opened(tmp_path, "photos")
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageError, match=r"a\.png"):
-        source.pair(0, generator(0, 0))
+        source.pair(0, pair_generator(0, 0))

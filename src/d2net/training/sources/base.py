@@ -1,52 +1,55 @@
-"""What every source of training pairs yields, and how sources are mixed."""
+"""Training pairs: what every source yields, and the steps that all sources share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import InputError
-from d2net.training.views import Crop
+from d2net.settings import Settings
+from d2net.training.augment import augment
+from d2net.training.correspondences import PointPairs, Points
+from d2net.training.crops import RGB, Crop, Warp
+from d2net.training.sources.reading import read_photo
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingPair:
-    """Two crops of the same size, and points that show the same thing.
+    """Two crops of the same size with correspondences.
 
     Attributes:
-        image_a: H x W x 3 RGB.
-        image_b: H x W x 3 RGB, of the size of `image_a`.
+        image_a: H x W x 3.
+        image_b: H x W x 3.
         points_a: K x 2 float32 (x, y) in pixels of `image_a`, pixel centres at integers. Sources
-            that know every pixel give centres of cells, 8c + 3.5; those that know tracks of points
-            give these, wherever they lie.
-        points_b: K x 2 float32, the partner of each in pixels of `image_b`.
+            with dense correspondences give cell centres, 8c + 3.5; sources with tracks give their
+            points, wherever they lie.
+        points_b: K x 2 float32, the partners in pixels of `image_b`.
         source: name of the source.
-        photos: paths of the two photos; the same one twice where the source makes views itself.
+        photos: paths of the two photos; twice the same one where both crops are from one photo.
     """
 
-    image_a: Crop
-    image_b: Crop
-    points_a: NDArray[np.float32]
-    points_b: NDArray[np.float32]
+    image_a: RGB
+    image_b: RGB
+    points_a: Points
+    points_b: Points
     source: str
     photos: tuple[str, str]
 
 
 class Source(Protocol):
-    """Where training pairs come from.
+    """A source of training pairs.
 
     A pair is a pure function of its index and the generator's state, so that a resumed run sees
-    what an undisturbed one would have seen.
+    the same pairs as an uninterrupted one.
     """
 
     name: str
 
     def __len__(self) -> int:
-        """How many distinct pairs there are."""
+        """Number of distinct pairs."""
         ...
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
@@ -54,10 +57,10 @@ class Source(Protocol):
 
         Args:
             index: 0 to `len` - 1.
-            rng: decides where crops lie, how photos are changed and all else that varies.
+            rng: decides all that varies: where the crops lie, how they are warped and augmented.
 
         Returns:
-            The pair, or None if this time it has no usable correspondences.
+            The pair, or None if this time it has too few correspondences.
 
         Raises:
             D2NetError: a file of the pair is missing or broken.
@@ -65,70 +68,92 @@ class Source(Protocol):
         ...
 
 
-class Mixture:
-    """Several sources, drawn from by weight.
+@dataclass(frozen=True)
+class SourceOptions(Settings):
+    """Options of all sources. Each kind has its own defaults."""
 
-    Pairs of one source are equally likely.
-    """
+    name: str = ""
+    """Name of the source in logs. Empty: the name of its folder."""
 
-    name = "mixture"
+    photometric: float = 0.0
+    """Strength of the photometric augmentation of both crops: 0 is none, 1 is strong."""
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
-        """Mix sources.
+    rotation: float = 0.0
+    """Maximum rotation of one crop against the other, degrees."""
 
-        Args:
-            sources: at least one.
-            weights: how often each is drawn from, of any sum; by default equally often.
+    scale: float = 1.0
+    """Maximum ratio of scales that cropping adds."""
 
-        Raises:
-            InputError: no sources, or weights that are not one positive number a source.
-        """
-        if not sources:
-            raise InputError("a mixture needs at least one source of training pairs")
-        shares = np.ones(len(sources)) if weights is None else np.array(weights, np.float64)
-        if shares.shape != (len(sources),) or not (np.isfinite(shares) & (shares > 0)).all():
+    perspective: float = 0.0
+    """Maximum shift of a crop's corner as a share of half its edge."""
+
+    max_edge: int = 1600
+    """Photos with a longer edge are reduced first, pixels. (MegaDepth: 1600)"""
+
+    min_correspondences: int = 128
+    """Pairs with fewer correspondences are not used. (release: 128 of 1024 cells)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.photometric <= 2:
+            raise InputError(f"photometric must be a strength of 0 to 2, not {self.photometric}")
+        if self.max_edge < 8:
+            raise InputError(f"max_edge must be at least 8 pixels, not {self.max_edge}")
+        if self.min_correspondences < 0:
             raise InputError(
-                f"a mixture of {len(sources)} sources needs as many positive weights, not {weights}"
+                f"min_correspondences must be at least 0, not {self.min_correspondences}"
             )
-        self.sources = tuple(sources)
-        self.shares: NDArray[np.float64] = shares / shares.sum()
+        _ = self.warp  # checks its limits
 
-    def __len__(self) -> int:
-        """Pairs of all sources together."""
-        return sum(len(source) for source in self.sources)
+    @property
+    def warp(self) -> Warp:
+        """Limits of the random homographies between the crops."""
+        return Warp(self.rotation, self.scale, self.perspective)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Source, int]:
-        """Choose a source and a pair of it."""
-        source = self.sources[int(rng.choice(len(self.sources), p=self.shares))]
-        return source, int(rng.integers(len(source)))
 
-    def sample(self, rng: np.random.Generator, attempts: int = 100) -> tuple[TrainingPair, int]:
-        """Draw until a pair has usable correspondences.
+@dataclass(frozen=True, eq=False)
+class PhotoCrop:
+    """A crop and the photo that it is cut from."""
 
-        Returns:
-            The pair, and how many drawn before it had none.
+    path: Path
+    crop: Crop
+    upright: bool = True
 
-        Raises:
-            InputError: none of `attempts` had any.
-        """
-        for failures in range(attempts):
-            source, index = self.draw(rng)
-            pair = source.pair(index, rng)
-            if pair is not None:
-                return pair, failures
-        names = ", ".join(source.name for source in self.sources)
-        raise InputError(
-            f"none of {attempts} pairs drawn from {names} has usable correspondences: look at them "
-            "with `d2net data check`"
+
+def make_pair(
+    source: str,
+    a: PhotoCrop,
+    b: PhotoCrop,
+    points: PointPairs,
+    options: SourceOptions,
+    rng: np.random.Generator,
+) -> TrainingPair | None:
+    """Cut and augment both crops; None if there are too few correspondences.
+
+    Raises:
+        ImageError: a photo is missing or broken.
+    """
+    if len(points[0]) < options.min_correspondences:
+        return None
+    images = [
+        augment(
+            side.crop.cut(read_photo(side.path, options.max_edge, upright=side.upright)),
+            options.photometric,
+            rng,
         )
+        for side in (a, b)
+    ]
+    return TrainingPair(images[0], images[1], *points, source, (str(a.path), str(b.path)))
 
 
-def generator(seed: int, step: int, place: int = 0) -> np.random.Generator:
-    """The generator of one pair of a run: nothing but the seed and its place decide it.
+def pair_generator(seed: int, step: int, row: int = 0) -> np.random.Generator:
+    """The random generator of one pair of a run.
+
+    It depends on nothing but its arguments, so any step can be drawn without those before it.
 
     Args:
-        seed: of the run, not negative.
+        seed: seed of the run, not negative.
         step: number of the training step, not negative.
-        place: which pair of the step's batch.
+        row: number of the pair in the step's batch.
     """
-    return np.random.default_rng((seed, step, place))
+    return np.random.default_rng((seed, step, row))

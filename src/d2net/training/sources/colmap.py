@@ -1,4 +1,4 @@
-"""COLMAP reconstructions: photos, model, and dense depth where there is any."""
+"""COLMAP reconstructions: photos, model, and depth maps where there are any."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.errors import FormatError, InputError
-from d2net.geometry.cameras import from_colmap
-from d2net.geometry.coordinates import Size
+from d2net.errors import InputError
+from d2net.geometry.cameras import check_photo_size, from_colmap
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
-from d2net.training.sources.depth_maps import find_depth_map
-from d2net.training.sources.reading import stored_size
+from d2net.training.sources.reading import find_depth_map, stored_size
 from d2net.training.sources.scenes import (
-    DENSE_MINIMUM,
-    SPARSE_MINIMUM,
-    PosedPairs,
     PosedPhoto,
     SceneOptions,
-    no_pairs,
-    overlaps,
+    ScenePairs,
+    find_overlaps,
+    no_pairs_error,
 )
 
 if TYPE_CHECKING:
     import pycolmap
 
+_MIN_CORRESPONDENCES_DENSE = 128  # of 1024 cells, as in the release
+_MIN_CORRESPONDENCES_SPARSE = 16
+
 
 @dataclass(frozen=True)
 class ColmapOptions(SceneOptions):
-    """Options of a COLMAP reconstruction.
-
-    Attributes:
-        min_overlap: below the release's 0.5, for tracks end where the keypoints of the
-            reconstruction were not matched, not where the photos stop to overlap.
-        model: folder of the model; by default `model`, `sparse/0`, `sparse` or the folder itself.
-        images: folder of the photos; by default `images`, or the folder itself.
-        depth: whether to use depth maps; False takes the tracks of points in any case.
-        min_correspondences: 0 stands for 128 with depth, and 16 without.
-    """
+    """Options of a COLMAP reconstruction."""
 
     min_overlap: float = 0.3
+    """Below the release's 0.5, because tracks end where keypoints of the reconstruction were not
+    matched, even though the photos still overlap."""
+
     model: str = ""
+    """Folder of the model. Empty: `model`, `sparse/0`, `sparse` or the folder itself."""
+
     images: str = ""
+    """Folder of the photos. Empty: `images`, or the folder itself."""
+
     depth: bool = True
+    """Whether to use depth maps. False: use the tracks in any case."""
+
     min_correspondences: int = 0
+    """0 stands for 128 with depth maps and 16 without."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedScene:
-    """A scene all of which is in memory."""
+    """A scene that is wholly in memory."""
 
     photos: Sequence[PosedPhoto]
     pairs: NDArray[np.int64]
@@ -63,21 +63,22 @@ class LoadedScene:
         return self.photos[number]
 
 
-def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> PosedPairs:
-    """Open a reconstruction: text or binary, any camera model, with or without dense depth.
+def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
+    """Open a reconstruction: text or binary, any camera model, with or without depth maps.
 
-    Depth maps are COLMAP's (`stereo/depth_maps`), or png and h5 files named like the photos in
-    `depth` or `depths`. Photos without depth are left out if others have it.
+    `find_depth_map` says where depth maps are looked for. If some photos have one, the others are
+    left out.
 
     Raises:
-        InputError: no such folder or model, no photos of it, or no pairs within the limits.
-        FormatError: the model is broken, or photos have another size than their cameras.
+        InputError: no such folder or model, none of its photos, no pairs within the limits, or
+            photos of another size than their cameras.
+        FormatError: the model is broken.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     path = Path(options.model) if options.model else find_model(folder) or folder
     model = read_model(path)
-    photos, remarks = _photos(folder, model, options)
+    photos, remarks = _read_photos(folder, model, options)
     if not photos:
         reason = "; ".join(remarks) or "it has no photo with a pose"
         raise InputError(
@@ -86,79 +87,61 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> PosedPairs:
         )
     with_depth = [photo for photo in photos if photo.depth_map is not None]
     if with_depth and len(with_depth) < len(photos):
-        remarks.append(f"{len(photos) - len(with_depth)} photos have no depth map and are left out")
+        missing = len(photos) - len(with_depth)
+        remarks.append(f"{missing} of the {len(photos)} photos have no depth map and are left out")
         photos = with_depth
-    found = overlaps(photos)
-    pairs = found.chosen(options)
+    overlaps = find_overlaps(photos)
+    pairs = overlaps.within(options)
     if not len(pairs):
-        raise no_pairs(folder, found, options)
+        raise no_pairs_error(folder, overlaps, options)
     if not options.min_correspondences:
-        least = DENSE_MINIMUM if with_depth else SPARSE_MINIMUM
-        options = replace(options, min_correspondences=least)
+        minimum = _MIN_CORRESPONDENCES_DENSE if with_depth else _MIN_CORRESPONDENCES_SPARSE
+        options = replace(options, min_correspondences=minimum)
     scene = LoadedScene(photos, pairs)
-    return PosedPairs(options.name or folder.resolve().name, [scene], options, crop, remarks)
+    return ScenePairs(options.name or folder.resolve().name, [scene], options, crop, remarks)
 
 
-def _images_folder(folder: Path, options: ColmapOptions) -> Path:
-    if options.images:
-        return Path(options.images)
-    return photos_folder(folder)
-
-
-def _photos(
+def _read_photos(
     folder: Path, model: pycolmap.Reconstruction, options: ColmapOptions
 ) -> tuple[list[PosedPhoto], list[str]]:
-    images = _images_folder(folder, options)
-    photos, missing, blind = [], [], 0
+    """The usable photos of a model, and remarks on the others."""
+    images = Path(options.images) if options.images else photos_folder(folder)
+    photos, missing, without_points = [], [], 0
     for image in sorted(model.images.values(), key=lambda image: image.name):
+        path = images / image.name
         if not image.has_pose:
             continue
-        if not (images / image.name).is_file():
+        if not path.is_file():
             missing.append(image.name)
         elif not image.num_points3D:
-            blind += 1
+            without_points += 1
         else:
-            depth = find_depth_map(folder, image.name) if options.depth else None
-            photos.append(posed_photo(model, image, images / image.name, depth, options.max_edge))
+            depth_map = find_depth_map(folder, image.name) if options.depth else None
+            photo = posed_photo(model, image, path, depth_map)
+            photo = replace(photo, upright=_is_upright(path, photo.camera))
+            photos.append(photo.reduced(options.max_edge))
     remarks = []
     if missing:
         remarks.append(
-            f"{len(missing)} photos of the model are not in {images}, as {missing[0]}, and are "
-            "left out"
+            f"{len(missing)} of the {model.num_images()} photos are not in {images} (for example "
+            f"{missing[0]}) and are left out"
         )
-    if blind:
-        remarks.append(f"{blind} photos see no point and are left out")
+    if without_points:
+        remarks.append(
+            f"{without_points} of the {model.num_images()} photos see no point and are left out"
+        )
     return photos, remarks
 
 
 def posed_photo(
-    model: pycolmap.Reconstruction,
-    image: pycolmap.Image,
-    path: Path,
-    depth_map: Path | None,
-    max_edge: int | None,
-) -> PosedPhoto:
-    """A photo of a model as it will be read, its longer edge at most `max_edge` pixels.
-
-    Raises:
-        FormatError: the photo has another size than its camera.
-        ImageError: it is no photo.
-    """
-    camera = model.cameras[image.camera_id]
-    size = camera.width, camera.height
-    photo = observed(model, image, path, depth_map)
-    return replace(photo, upright=_is_upright(path, size)).reduced(max_edge)
-
-
-def observed(
     model: pycolmap.Reconstruction, image: pycolmap.Image, path: Path, depth_map: Path | None
 ) -> PosedPhoto:
-    """What a model says about a photo, in the pixels of its camera; the photo is not looked at."""
+    """A photo of a model, in the pixels of its camera. The photo itself is not read."""
     camera = model.cameras[image.camera_id]
-    seen = image.get_observation_points2D()
-    ids, rows = np.unique([point.point3D_id for point in seen], return_index=True)
-    in_model = np.array([seen[row].xy for row in rows], np.float64).reshape(-1, 2)
-    world = np.array([model.points3D[i].xyz for i in ids], np.float64).reshape(-1, 3)
+    observations = image.get_observation_points2D()
+    ids, rows = np.unique([point.point3D_id for point in observations], return_index=True)
+    in_photo = np.array([observations[row].xy for row in rows], np.float64).reshape(-1, 2)
+    in_world = np.array([model.points3D[i].xyz for i in ids], np.float64).reshape(-1, 3)
     pose = np.asarray(image.cam_from_world().matrix(), np.float64)
     return PosedPhoto(
         path=path,
@@ -167,20 +150,20 @@ def observed(
         camera=camera,
         cam_from_world=pose,
         ids=ids.astype(np.int64),
-        points=from_colmap(in_model),
-        depths=world @ pose[2, :3] + pose[2, 3],
+        points=from_colmap(in_photo),
+        depths=in_world @ pose[2, :3] + pose[2, 3],
         depth_map=depth_map,
     )
 
 
-def _is_upright(path: Path, size: Size) -> bool:
-    """Whether the camera is that of the photo turned upright; COLMAP itself does not turn it."""
-    stored = stored_size(path, upright=False)
-    if stored == size:
-        return False
-    if stored_size(path, upright=True) == size:
+def _is_upright(path: Path, camera: pycolmap.Camera) -> bool:
+    """Whether a camera is that of the photo turned upright; COLMAP itself does not turn photos.
+
+    Raises:
+        InputError: the camera has another size than the photo, turned or not.
+    """
+    size, stored = (camera.width, camera.height), stored_size(path, upright=False)
+    if stored != size and stored_size(path, upright=True) == size:
         return True
-    raise FormatError(
-        f"the photo {path} has {stored[0]} x {stored[1]} pixels, but its camera in the model "
-        f"{size[0]} x {size[1]}: use the photos that the model was made of"
-    )
+    check_photo_size(f"the photo {path}", stored, camera)
+    return False

@@ -1,59 +1,50 @@
-"""MegaDepth: prepared once, then a source of training pairs as in the 2019 release.
+"""MegaDepth, prepared: one HDF5 file per reconstruction, read photo by photo.
 
-Preparing replaces the release's three scripts: it checks photos and depth maps, undistorts cameras,
-measures overlaps, and writes a file a reconstruction (`stored.py`).
+`d2net data prepare` writes the files (`megadepth_preparation.py`). MegaDepth has more observations
+than fit into memory, so a training process reads only those of the two photos that it needs.
+Cameras are pinholes, in pixels whose centres are at integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from d2net.errors import FormatError, InputError
-from d2net.io.atomic import output_errors
-from d2net.training.sources.megadepth_layouts import (
-    Part,
-    find_parts,
-    read_part,
-    read_scene_info,
-)
-from d2net.training.sources.scenes import DENSE_MINIMUM, PosedPairs, SceneOptions, overlaps
-from d2net.training.sources.stored import (
-    LEAST_OVERLAP,
-    StoredScene,
-    read_header,
-    write_scene,
-)
+import h5py
+import numpy as np
+from numpy.typing import NDArray
 
-SCENE_LISTS = ("default", "paper", "paper-validation")
-"""Lists that come with the package; `all` stands for whatever is there."""
+from d2net.errors import FormatError, InputError
+from d2net.geometry.cameras import intrinsics_from_colmap, pinhole
+from d2net.io.atomic import replacing
+from d2net.training.sources.scenes import Overlaps, PosedPhoto, SceneOptions, ScenePairs
+
+MIN_STORED_OVERLAP = 0.1
+"""Pairs of photos with a smaller overlap in both orders are not stored."""
+
+_ATTRIBUTE, _FORMAT = "d2net", "d2net-scene-1"
 
 
 @dataclass(frozen=True)
 class MegadepthOptions(SceneOptions):
-    """Options of prepared MegaDepth; the defaults are the release's.
+    """Options of prepared MegaDepth. The defaults are the release's."""
 
-    Attributes:
-        pairs_per_scene: every scene counts as so many random pairs; 0 takes each pair once.
-        root: where MegaDepth lies; by default where it lay when it was prepared.
-    """
-
-    min_correspondences: int = DENSE_MINIMUM
     pairs_per_scene: int = 100
+    """Each scene counts as this many random pairs. 0: each pair counts once."""
+
     root: str = ""
+    """Folder of MegaDepth. Empty: where it was when it was prepared."""
 
 
-def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> PosedPairs:
-    """Open what `prepare_megadepth` wrote.
+def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> ScenePairs:
+    """Open the scenes that `prepare_megadepth` wrote.
 
     Raises:
-        InputError: no such folder, nothing prepared in it, or no pairs within the limits.
+        InputError: no such folder, no prepared scene in it, or no pairs within the limits.
         FormatError: a prepared scene is damaged.
     """
     files = sorted(folder.glob("*.h5"))
@@ -73,146 +64,147 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> PosedP
     remarks = []
     if len(usable) < len(scenes):
         remarks.append(f"{len(scenes) - len(usable)} scenes have no pairs within the limits")
-    if options.min_overlap < LEAST_OVERLAP:
-        remarks.append(f"pairs of an overlap below {LEAST_OVERLAP} are not prepared")
-    return PosedPairs(
+    if options.min_overlap < MIN_STORED_OVERLAP:
+        remarks.append(f"pairs with an overlap below {MIN_STORED_OVERLAP} were not stored")
+    return ScenePairs(
         options.name or "megadepth", usable, options, crop, remarks, options.pairs_per_scene or None
     )
 
 
-@dataclass(frozen=True)
-class PreparedScene:
-    """What became of a reconstruction.
-
-    Attributes:
-        name: SCENE/NUMBER.
-        photos: how many photos it has that can be used.
-        pairs: how many ordered pairs share at least 0.1 of the first one's points.
-        left_out: reason -> how many photos were left out for it.
-        error: why there is nothing of it, or "".
-    """
-
-    name: str
-    photos: int = 0
-    pairs: int = 0
-    left_out: tuple[tuple[str, int], ...] = ()
-    error: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as kept in the prepared file."""
-        return {
-            "name": self.name,
-            "photos": self.photos,
-            "pairs": self.pairs,
-            "left_out": dict(self.left_out),
-        }
-
-
-def prepare_megadepth(
+def write_scene(
+    path: Path,
     root: Path,
-    output: Path,
-    scenes: str = "default",
-    scene_info: Path | None = None,
-    jobs: int = 1,
-    report: Callable[[str, int], None] | None = None,
-) -> list[PreparedScene]:
-    """Check MegaDepth and write what training reads of it; a run that was stopped goes on.
+    photos: Sequence[PosedPhoto],
+    overlaps: Overlaps,
+    notes: Mapping[str, Any],
+) -> None:
+    """Write a scene; the file is whole or absent.
 
     Args:
-        root: the folder of `phoenix` and `MegaDepth_v1_SfM`, or of `phoenix` and
-            `Undistorted_SfM`.
-        output: folder for a file per reconstruction; made if need be. Those that are there stay.
-        scenes: `default`, `paper`, `paper-validation`, `all`, or a file of scenes, one a line.
-        scene_info: folder of the 2019 release's SCENE.npz; read instead of models.
-        jobs: processes.
-        report: called after each reconstruction with its name and how many are left.
-
-    Returns:
-        What became of each, in order.
+        path: the file.
+        root: folder that the paths of photos and depth maps are stored relative to.
+        photos: photos with pinhole cameras and depth maps.
+        overlaps: overlaps of the photos.
+        notes: plain values to store with the scene.
 
     Raises:
-        InputError: no MegaDepth at `root`, none of the scenes there, or no such list.
-        OutputError: the output cannot be written.
+        OutputError: it cannot be written.
+        OutputBusyError: another process writes it.
     """
-    if jobs < 1:
-        raise InputError(f"at least 1 process must work, not {jobs}")
-    if scene_info is None:
-        parts = _chosen(find_parts(root), scenes, root)
-    else:
-        found = [Part(path.stem, "0") for path in sorted(scene_info.glob("*.npz"))]
-        parts = _chosen(found, scenes, scene_info)
-    with output_errors(output / "scene"):
-        output.mkdir(parents=True, exist_ok=True)
-    prepare = partial(_prepare, root, output, scene_info)
-    done = []
-    for result in _mapped(prepare, parts, jobs):
-        done.append(result)
-        if report is not None:
-            report(result.name, len(parts) - len(done))
-    return done
+
+    def relative(file: Path | None) -> str:
+        return "" if file is None else file.relative_to(root).as_posix()
+
+    def intrinsics(photo: PosedPhoto) -> NDArray[np.float64]:
+        return intrinsics_from_colmap(np.asarray(photo.camera.calibration_matrix(), np.float64))
+
+    def joined(name: str, *shape: int) -> NDArray[Any]:
+        return np.concatenate([np.empty((0, *shape)), *(getattr(photo, name) for photo in photos)])
+
+    count, text = len(photos), h5py.string_dtype()
+    poses = [photo.cam_from_world for photo in photos]
+    datasets: dict[str, tuple[Any, Any]] = {
+        "photos": ([relative(photo.path) for photo in photos], text),
+        "depth_maps": ([relative(photo.depth_map) for photo in photos], text),
+        "sizes": (np.reshape([photo.size for photo in photos], (count, 2)), np.int32),
+        "intrinsics": (np.reshape([intrinsics(photo) for photo in photos], (count, 3, 3)), float),
+        "cam_from_world": (np.reshape(poses, (count, 3, 4)), float),
+        "ends": (np.cumsum([len(photo.ids) for photo in photos]), np.int64),
+        "ids": (joined("ids"), np.int64),
+        "points": (joined("points", 2), np.float32),
+        "depths": (joined("depths"), np.float32),
+        "pairs": (overlaps.pairs.reshape(-1, 2), np.int32),
+        "shares": (overlaps.shares, np.float32),
+        "scale_ratios": (overlaps.scale_ratios, np.float32),
+    }
+    header = {"format": _FORMAT, "root": str(root.resolve()), **notes}
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs[_ATTRIBUTE] = json.dumps(header)
+        for name, (values, dtype) in datasets.items():
+            file.create_dataset(name, data=values, dtype=dtype)
 
 
-def _mapped(
-    prepare: Callable[[Part], PreparedScene], parts: Sequence[Part], jobs: int
-) -> Iterator[PreparedScene]:
-    if jobs == 1:
-        yield from map(prepare, parts)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(prepare, parts)
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes that are stored with a scene.
+
+    Raises:
+        FormatError: it is no stored scene, or damaged.
+    """
+    with _open(path) as file:
+        header: dict[str, Any] = json.loads(file.attrs[_ATTRIBUTE])
+    if header.get("format") != _FORMAT:
+        raise FormatError(f"{path} is not a scene that `d2net data prepare` wrote")
+    return header
 
 
-def _prepare(root: Path, output: Path, scene_info: Path | None, part: Part) -> PreparedScene:
-    path = output / f"{part.scene}-{part.number}.h5"
-    if path.exists():
-        try:
-            kept = read_header(path)["prepared"]
-            return PreparedScene(**{**kept, "left_out": tuple(kept["left_out"].items())})
-        except (FormatError, KeyError, TypeError):
-            path.unlink()  # of another version, or damaged
+def is_stored_scene(path: Path) -> bool:
+    """Whether a file is a stored scene."""
     try:
-        if scene_info is None:
-            photos, left_out = read_part(root, part)
-        else:
-            photos, left_out = read_scene_info(scene_info / f"{part.scene}.npz", root)
-    except FormatError as error:
-        return PreparedScene(part.name, error=str(error))
-    found = overlaps(photos, LEAST_OVERLAP)
-    result = PreparedScene(
-        part.name, len(photos), len(found.pairs), tuple(sorted(left_out.items()))
-    )
-    write_scene(path, root, photos, found, {"prepared": result.to_dict()})
-    return result
+        read_notes(path)
+    except FormatError:
+        return False
+    return True
 
 
-def scene_list(name: str) -> list[str] | None:
-    """Scenes of a list, as SCENE or SCENE/NUMBER; None for all.
+class StoredScene:
+    """A stored scene. Its file is opened anew for each photo, so any process may use the object.
 
     Args:
-        name: `default`, `paper`, `paper-validation`, `all`, or a file.
+        path: the file.
+        root: folder of the photos; None: where they were when the scene was prepared.
+        options: limits of overlap and scale ratio, and of the photos' size.
 
     Raises:
-        InputError: neither a list nor a file.
+        FormatError: no such file, or it is damaged.
     """
-    if name == "all":
-        return None
-    if name in SCENE_LISTS:
-        file = resources.files(__package__) / "scene_lists" / f"{name}.txt"
-        lines = file.read_text(encoding="utf-8").splitlines()
-    else:
-        try:
-            lines = Path(name).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"there is no list of scenes {name!r}: give {', '.join(SCENE_LISTS)}, all, or a "
-                "text file with a scene a line"
-            ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+    def __init__(self, path: Path, root: Path | None, options: SceneOptions) -> None:
+        self._path, self._root = path, root or Path(read_notes(path)["root"])
+        self._max_edge = options.max_edge
+        with _open(path) as file:
+            self._photos = [name.decode() for name in file["photos"][:]]
+            self._depth_maps = [name.decode() for name in file["depth_maps"][:]]
+            self._sizes = file["sizes"][:]
+            self._intrinsics = file["intrinsics"][:]
+            self._poses = file["cam_from_world"][:]
+            self._ends = file["ends"][:]
+            overlaps = Overlaps(
+                file["pairs"][:].astype(np.int64), file["shares"][:], file["scale_ratios"][:]
+            )
+        self.pairs: NDArray[np.int64] = overlaps.within(options)
+
+    def photo(self, number: int) -> PosedPhoto:
+        """A photo with its observations.
+
+        Raises:
+            FormatError: the file is damaged or gone.
+        """
+        start, end = (int(self._ends[i]) if i >= 0 else 0 for i in (number - 1, number))
+        with _open(self._path) as file:
+            ids, points, depths = (file[name][start:end] for name in ("ids", "points", "depths"))
+        camera = pinhole(self._intrinsics[number])
+        camera.width, camera.height = map(int, self._sizes[number])
+        depth_map = self._depth_maps[number]
+        return PosedPhoto(
+            path=self._root / self._photos[number],
+            upright=False,
+            size=(camera.width, camera.height),
+            camera=camera,
+            cam_from_world=self._poses[number],
+            ids=ids,
+            points=points.astype(np.float64),
+            depths=depths.astype(np.float64),
+            depth_map=self._root / depth_map if depth_map else None,
+        ).reduced(self._max_edge)
 
 
-def _chosen(parts: Sequence[Part], scenes: str, where: Path) -> list[Part]:
-    wanted = scene_list(scenes)
-    chosen = [p for p in parts if wanted is None or p.scene in wanted or p.name in wanted]
-    if not chosen:
-        raise InputError(f"none of the scenes of the list {scenes!r} is in {where}")
-    return chosen
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FormatError(
+            f"{path} is no stored scene, or damaged ({reason}): delete it and prepare it again"
+        ) from error

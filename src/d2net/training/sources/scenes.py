@@ -1,8 +1,8 @@
-"""Scenes whose cameras are known: pairs of photos that see the same points, and crops of them.
+"""Pairs of photos with known cameras, from any number of scenes.
 
-As the 2019 release does (`lib/dataset.py`): a pair of photos shares enough of the first one's
-points; crops are cut around a random common point. With depth, correspondences come from depth and
-pose at every cell; without, from the tracks of the points themselves.
+As in the 2019 release (`lib/dataset.py`), a pair of photos shares enough of the first one's points,
+and crops are cut around a random common point. With depth maps, correspondences follow from depth
+and pose at every cell; without them, from the tracks of the points.
 """
 
 from __future__ import annotations
@@ -24,64 +24,60 @@ from d2net.geometry.coordinates import Size
 from d2net.geometry.epipolar import essential_from_pose, sampson_distance
 from d2net.io.images import limited_size
 from d2net.training.correspondences import (
-    DepthView,
     DepthWarp,
-    Pairs,
-    Tolerance,
-    dense,
-    sparse,
+    PointPairs,
+    PosedDepth,
+    dense_correspondences,
+    sparse_correspondences,
 )
-from d2net.training.sources.base import TrainingPair
-from d2net.training.sources.making import Options, Side, make_pair
+from d2net.training.crops import Array, Crop, crop_around, random_crop
+from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
 from d2net.training.sources.reading import read_depth_map
-from d2net.training.views import Array, View, random_view, view_around
 
 if TYPE_CHECKING:
     import pycolmap
 
-DENSE_MINIMUM = 128
-"""Of 1024 cells, as in the release."""
-SPARSE_MINIMUM = 16
-_CENTRES = 4
-"""How many common points are tried before a pair is given up for this time."""
+_ATTEMPTS = 4  # common points that crops are tried at before a pair is given up for this time
+_AUDIT_GRID = 40  # points per side of the grid at which depth is audited
 
 
 @dataclass(frozen=True)
-class SceneOptions(Options):
-    """Options of scenes with known cameras.
-
-    Attributes:
-        min_overlap: least share of the first photo's points that the second sees.
-        max_overlap: largest such share; below 1 it leaves out photos taken from nearly one place.
-        min_scale_ratio: least ratio of the two photos' scales (median over common points), 1 or
-            more, whichever is the nearer.
-        max_scale_ratio: largest such ratio.
-        depth_tolerance: how far depths of a point may differ, as a share of the depth.
-        png_unit: what 1 in a depth png means in the unit of the poses.
-    """
+class SceneOptions(SourceOptions):
+    """Options of scenes with known cameras."""
 
     min_overlap: float = 0.5
+    """Minimum share of the first photo's points that the second sees."""
+
     max_overlap: float = 1.0
+    """Maximum share. A value below 1 excludes photos from nearly the same viewpoint."""
+
     min_scale_ratio: float = 1.0
+    """Minimum ratio of the photos' scales: the median over common points, at least 1."""
+
     max_scale_ratio: float = float("inf")
+    """Maximum ratio of the photos' scales."""
+
     depth_tolerance: float = 0.05
+    """By how much two depths of one point may differ, as a share of the depth."""
+
     png_unit: float = 0.001
+    """Length that the value 1 of a depth png stands for, in the unit of the poses."""
 
 
 @dataclass(frozen=True, eq=False)
 class PosedPhoto:
-    """A photo with its camera and what it sees, in pixels of the photo as it is read.
+    """A photo with its camera and its observations, in pixels of the photo as it is read.
 
     Attributes:
         path: the photo.
-        upright: whether its camera is that of the photo turned upright.
+        upright: whether the camera is that of the photo turned upright.
         size: (width, height).
         camera: COLMAP's camera, of that size.
         cam_from_world: 3 x 4.
-        ids: N ids of points, ascending, each once.
-        points: N x 2 (x, y) where they are seen, pixel centres at integers.
-        depths: N, along the optical axis.
-        depth_map: the file, or None.
+        ids: N ids of the observed points, ascending and unique.
+        points: N x 2 (x, y) observations, pixel centres at integers.
+        depths: N depths of the points along the optical axis.
+        depth_map: the file of its depth map, or None.
     """
 
     path: Path
@@ -96,27 +92,26 @@ class PosedPhoto:
 
     @property
     def pixel_sizes(self) -> Array:
-        """N sizes of a pixel at the points, in the unit of the poses."""
+        """N lengths that a pixel covers at the points, in the unit of the poses."""
         return np.asarray(self.depths / self.camera.mean_focal_length(), np.float64)
 
     def reduced(self, max_edge: int | None) -> PosedPhoto:
-        """The same photo with its longer edge at most `max_edge` pixels, as `read_photo` does."""
+        """This photo with its longer edge at most `max_edge` pixels, as `read_photo` reads it."""
         size = limited_size(self.size, max_edge, None)
         if size == self.size:
             return self
         camera = copy.deepcopy(self.camera)
         camera.rescale(*size)
-        grid = coordinates.resize(self.size, size)
-        points = np.asarray(grid(torch.from_numpy(self.points)).numpy(), np.float64)
-        return replace(self, size=size, camera=camera, points=points)
+        points = coordinates.resize(self.size, size)(torch.from_numpy(self.points)).numpy()
+        return replace(self, size=size, camera=camera, points=np.asarray(points, np.float64))
 
 
 class Scene(Protocol):
-    """Photos of one place, and which of them form pairs."""
+    """Photos of one scene, and the pairs that they form."""
 
     @property
     def pairs(self) -> NDArray[np.int64]:
-        """K x 2 numbers of photos; either order is a pair of its own."""
+        """K x 2 numbers of photos; each order is a pair of its own."""
         ...
 
     def photo(self, number: int) -> PosedPhoto:
@@ -125,8 +120,8 @@ class Scene(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Common:
-    """The points that two photos both see."""
+class PhotoPair:
+    """Two photos of a scene, and the rows of their common points in both."""
 
     a: PosedPhoto
     b: PosedPhoto
@@ -134,26 +129,53 @@ class Common:
     rows_b: NDArray[np.int64]
 
     @classmethod
-    def of(cls, a: PosedPhoto, b: PosedPhoto) -> Common:
-        """Find them by their ids."""
+    def of(cls, a: PosedPhoto, b: PosedPhoto) -> PhotoPair:
+        """Find the common points of two photos."""
         _, rows_a, rows_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
         return cls(a, b, rows_a, rows_b)
 
     @property
     def scale_ratios(self) -> Array:
-        """How many pixels of b one pixel of a is, at every common point."""
+        """K scales of photo b relative to photo a, at the common points."""
         return np.asarray(
             self.a.pixel_sizes[self.rows_a] / self.b.pixel_sizes[self.rows_b], np.float64
         )
 
     @property
     def points(self) -> tuple[Array, Array]:
-        """K x 2 points in a and in b."""
+        """K x 2 common points in a and in b."""
         return self.a.points[self.rows_a], self.b.points[self.rows_b]
 
+    def depth_warp(self, options: SceneOptions) -> DepthWarp | None:
+        """The warp between the photos by their depth maps; None if one has none.
 
-class PosedPairs:
-    """Training pairs from scenes with known cameras."""
+        Raises:
+            FormatError: a depth map is missing or broken.
+        """
+
+        def posed_depth(photo: PosedPhoto, depth_map: Path) -> PosedDepth:
+            depth = read_depth_map(depth_map, options.png_unit)
+            return PosedDepth(photo.camera, photo.cam_from_world, depth, photo.size)
+
+        map_a, map_b = self.a.depth_map, self.b.depth_map
+        if map_a is None or map_b is None:
+            return None
+        a, b = posed_depth(self.a, map_a), posed_depth(self.b, map_b)
+        return DepthWarp(a, b, options.depth_tolerance)
+
+
+class ScenePairs:
+    """A source of training pairs from scenes with known cameras.
+
+    Args:
+        name: name of the source.
+        scenes: scenes with at least one pair each.
+        options: options of cropping and of correspondences.
+        crop: edge of the crops in pixels.
+        remarks: sentences on what was left out.
+        pairs_per_scene: let every scene count the same, as the release does: index i stands for a
+            random pair of scene i // pairs_per_scene. None: each pair once.
+    """
 
     def __init__(
         self,
@@ -164,30 +186,17 @@ class PosedPairs:
         remarks: Sequence[str] = (),
         pairs_per_scene: int | None = None,
     ) -> None:
-        """Take all pairs of the scenes, or from each scene as many.
-
-        Args:
-            name: of the source.
-            scenes: each with at least one pair.
-            options: of cropping and of correspondences.
-            crop: edge of the crops.
-            remarks: sentences on what was left out, for people.
-            pairs_per_scene: as the release does, let every scene count the same: index i stands
-                for a random pair of scene i // pairs_per_scene.
-        """
         self.name = name
         self.remarks = tuple(remarks)
         self._scenes, self._options, self._crop = scenes, options, crop
         self._per_scene = pairs_per_scene
-        counts = [pairs_per_scene or len(scene.pairs) for scene in scenes]
-        self._ends = np.cumsum(counts)
+        self._ends = np.cumsum([pairs_per_scene or len(scene.pairs) for scene in scenes])
 
     def __len__(self) -> int:
-        """Pairs of photos over all scenes, each order by itself."""
         return int(self._ends[-1])
 
-    def photos(self, index: int, rng: np.random.Generator) -> Common:
-        """The two photos of a pair and their common points."""
+    def photos(self, index: int, rng: np.random.Generator) -> PhotoPair:
+        """The two photos of a pair."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         scene = self._scenes[number]
         pairs = scene.pairs
@@ -196,102 +205,83 @@ class PosedPairs:
         else:
             row = int(rng.integers(len(pairs)))
         a, b = (scene.photo(int(i)) for i in pairs[row])
-        return Common.of(a, b)
+        return PhotoPair.of(a, b)
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
-        """Crops around a random point that both photos see."""
-        common = self.photos(index, rng)
-        correspond = self._correspondences(common)
-        ratios = common.scale_ratios
-        within = np.maximum(ratios, 1 / ratios) <= self._options.max_scale_ratio
-        centres = np.flatnonzero(within)
-        if not len(centres):
-            return None
-        for row in rng.permutation(centres)[:_CENTRES]:
-            views = self._views(common, int(row), rng)
-            points = correspond(*views)
-            made = make_pair(
+        """Make crops around a random point that both photos see; see `Source.pair`."""
+        photos = self.photos(index, rng)
+        correspondences = self._correspondences(photos)
+        ratios = photos.scale_ratios
+        centres = np.flatnonzero(np.maximum(ratios, 1 / ratios) <= self._options.max_scale_ratio)
+        for row in rng.permutation(centres)[:_ATTEMPTS]:
+            crop_a, crop_b = self._crops(photos, int(row), rng)
+            pair = make_pair(
                 self.name,
-                Side(common.a.path, views[0], common.a.upright),
-                Side(common.b.path, views[1], common.b.upright),
-                points,
+                PhotoCrop(photos.a.path, crop_a, photos.a.upright),
+                PhotoCrop(photos.b.path, crop_b, photos.b.upright),
+                correspondences(crop_a, crop_b),
                 self._options,
                 rng,
             )
-            if made is not None:
-                return made
+            if pair is not None:
+                return pair
         return None
 
-    def _views(self, common: Common, row: int, rng: np.random.Generator) -> tuple[View, View]:
-        (points_a, points_b), geometry = common.points, self._options.geometry
-        first = view_around(points_a[row], common.a.size, self._crop)
-        if geometry.is_plain:
-            return first, view_around(points_b[row], common.b.size, self._crop)
-        scale = geometry.ratio(rng)
-        return first, random_view(points_b[row], common.b.size, self._crop, scale, geometry, rng)
+    def _crops(self, photos: PhotoPair, row: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
+        """Crops around a common point; the second is warped if the options say so."""
+        (points_a, points_b), warp = photos.points, self._options.warp
+        crop_a = crop_around(points_a[row], photos.a.size, self._crop)
+        if warp.is_identity:
+            return crop_a, crop_around(points_b[row], photos.b.size, self._crop)
+        scale = warp.random_ratio(rng)
+        return crop_a, random_crop(points_b[row], photos.b.size, self._crop, scale, warp, rng)
 
-    def _correspondences(self, common: Common) -> Callable[[View, View], Pairs]:
-        warp = self.warp(common)
+    def _correspondences(self, photos: PhotoPair) -> Callable[[Crop, Crop], PointPairs]:
+        warp = photos.depth_warp(self._options)
         if warp is None:
-            points = common.points
-            return lambda view_a, view_b: sparse(view_a, view_b, *points)
-        return lambda view_a, view_b: dense(view_a, view_b, warp)
+            points = photos.points
+            return lambda crop_a, crop_b: sparse_correspondences(crop_a, crop_b, *points)
+        return lambda crop_a, crop_b: dense_correspondences(crop_a, crop_b, warp)
 
     def audit(self, index: int, rng: np.random.Generator) -> dict[str, float]:
-        """Whether poses, tracks and depth of a pair go together.
+        """Measure whether poses, tracks and depth of a pair agree.
 
         Returns:
             `track_error_pixels`: median Sampson distance of common tracks under the poses. With
-            depth also `depth_error`: median difference between the first photo's depth map and its
-            points, as a share; and, of a grid over the first photo, `share_without_depth`, and of
-            its points that fall onto depth in the second photo, `share_occluded`.
+            depth maps also `depth_error`: median difference between the first photo's depth map
+            and its points, as a share; and, for a grid over the first photo,
+            `share_without_depth`, and `share_occluded` of its points that project onto known depth
+            in the second photo.
         """
-        common = self.photos(index, rng)
-        figures = {"track_error_pixels": _track_error(common)}
-        warp = self.warp(common)
+        photos = self.photos(index, rng)
+        figures = {"track_error_pixels": _track_error(photos)}
+        warp = photos.depth_warp(self._options)
         if warp is None:
             return figures
-        a = common.a
-        measured = warp.a.depth_at(a.points)
+        a = photos.a
         with np.errstate(invalid="ignore", divide="ignore"):
-            errors = np.abs(measured - a.depths) / a.depths
+            errors = np.abs(warp.a.depth_at(a.points) - a.depths) / a.depths
         figures["depth_error"] = _nanmedian(errors)
-        columns, rows = np.meshgrid(*(np.linspace(0, edge - 1, _GRID) for edge in a.size))
+        columns, rows = np.meshgrid(*(np.linspace(0, edge - 1, _AUDIT_GRID) for edge in a.size))
         grid = np.stack([columns.ravel(), rows.ravel()], axis=1)
         figures["share_without_depth"] = float(np.isnan(warp.a.depth_at(grid)).mean())
-        _, expected, measured = warp.compare(grid)
+        _, expected, measured = warp.project(grid)
         known = np.isfinite(measured)
-        hidden = known & ~warp.tolerance.allows(expected, measured)
-        figures["share_occluded"] = hidden.sum() / known.sum() if known.any() else float("nan")
+        occluded = known & ~warp.agrees(expected, measured)
+        share = occluded.sum() / known.sum() if known.any() else float("nan")
+        figures["share_occluded"] = float(share)
         return figures
 
-    def warp(self, common: Common) -> DepthWarp | None:
-        """Between two photos by their depth maps, None if they have none."""
-        views = [self._depth_view(photo) for photo in (common.a, common.b)]
-        if views[0] is None or views[1] is None:
-            return None
-        return DepthWarp(views[0], views[1], Tolerance(self._options.depth_tolerance))
 
-    def _depth_view(self, photo: PosedPhoto) -> DepthView | None:
-        if photo.depth_map is None:
-            return None
-        depth = read_depth_map(photo.depth_map, self._options.png_unit)
-        return DepthView(photo.camera, photo.cam_from_world, depth, photo.size)
-
-
-_GRID = 40
-"""Points per side of the grid on which a pair's depth is audited."""
-
-
-def _track_error(common: Common) -> float:
-    a, b = common.a, common.b
-    rotation_a, rotation_b = a.cam_from_world[:, :3], b.cam_from_world[:, :3]
-    rotation = rotation_b @ rotation_a.T
+def _track_error(photos: PhotoPair) -> float:
+    a, b = photos.a, photos.b
+    rotation = b.cam_from_world[:, :3] @ a.cam_from_world[:, :3].T
     translation = b.cam_from_world[:, 3] - rotation @ a.cam_from_world[:, 3]
     essential = essential_from_pose(rotation, translation)
     focal = (a.camera.mean_focal_length() + b.camera.mean_focal_length()) / 2
-    seen = [rays(p.camera, xy) for p, xy in zip((a, b), common.points, strict=True)]
-    return focal * _nanmedian(sampson_distance(essential, *seen))
+    points_a, points_b = photos.points
+    distances = sampson_distance(essential, rays(a.camera, points_a), rays(b.camera, points_b))
+    return focal * _nanmedian(distances)
 
 
 def _nanmedian(values: Array) -> float:
@@ -301,35 +291,34 @@ def _nanmedian(values: Array) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """Every two photos with common points: K x 2 numbers, and what share of the first's they are.
+    """All pairs of photos with common points.
 
     Attributes:
-        pairs: K x 2, both orders.
-        shares: K, common points / points of the first photo.
-        scale_ratios: K, medians over the common points of how many times larger the one photo
-            shows them than the other, at least 1; the same in both orders.
+        pairs: K x 2 numbers of photos, in both orders.
+        shares: K shares of the first photo's points that the second sees.
+        scale_ratios: K ratios of the photos' scales, the median over common points, at least 1.
     """
 
     pairs: NDArray[np.int64]
     shares: Array
     scale_ratios: Array
 
-    def chosen(self, options: SceneOptions) -> NDArray[np.int64]:
-        """Pairs within the options' limits."""
-        within = (self.shares >= options.min_overlap) & (self.shares <= options.max_overlap)
-        within &= self.scale_ratios >= options.min_scale_ratio
-        within &= self.scale_ratios <= options.max_scale_ratio
-        return self.pairs[within]
+    def within(self, options: SceneOptions) -> NDArray[np.int64]:
+        """The pairs within the limits of the options."""
+        keep = (self.shares >= options.min_overlap) & (self.shares <= options.max_overlap)
+        keep &= self.scale_ratios >= options.min_scale_ratio
+        keep &= self.scale_ratios <= options.max_scale_ratio
+        return self.pairs[keep]
 
 
-def overlaps(photos: Sequence[PosedPhoto], at_least: float = 0.0) -> Overlaps:
-    """Which photos see the same points.
+def find_overlaps(photos: Sequence[PosedPhoto], min_share: float = 0.0) -> Overlaps:
+    """Find the photos that see the same points.
 
     Args:
-        photos: of one scene.
-        at_least: pairs with a smaller share in both orders are left out.
+        photos: photos of one scene.
+        min_share: pairs with a smaller share in both orders are left out.
     """
-    from scipy import sparse as matrices
+    from scipy import sparse
 
     if len(photos) < 2:
         return Overlaps(np.empty((0, 2), np.int64), np.empty(0), np.empty(0))
@@ -337,32 +326,32 @@ def overlaps(photos: Sequence[PosedPhoto], at_least: float = 0.0) -> Overlaps:
     counts = np.array([len(photo.ids) for photo in photos])
     rows = np.repeat(np.arange(len(photos)), counts)
     _, columns = np.unique(ids, return_inverse=True)
-    seen = matrices.csr_array((np.ones(len(ids), np.int32), (rows, columns)))
-    common = matrices.triu(seen @ seen.T, k=1).tocoo()
+    seen = sparse.csr_array((np.ones(len(ids), np.int32), (rows, columns)))
+    common = sparse.triu(seen @ seen.T, k=1).tocoo()
     first, second, number = common.row, common.col, common.data
     shares = number / counts[first], number / counts[second]
-    kept = np.maximum(*shares) >= at_least
-    pairs = np.stack([first, second], axis=1)[kept].astype(np.int64)
+    keep = np.maximum(*shares) >= min_share
+    pairs = np.stack([first, second], axis=1)[keep].astype(np.int64)
     ratios = np.array([_scale_ratio(photos[a], photos[b]) for a, b in pairs])
     return Overlaps(
         np.concatenate([pairs, pairs[:, ::-1]]),
-        np.concatenate([share[kept] for share in shares]),
+        np.concatenate([share[keep] for share in shares]),
         np.concatenate([ratios, ratios]),
     )
 
 
 def _scale_ratio(a: PosedPhoto, b: PosedPhoto) -> float:
-    ratio = float(np.median(Common.of(a, b).scale_ratios))
+    ratio = float(np.median(PhotoPair.of(a, b).scale_ratios))
     return max(ratio, 1 / ratio)
 
 
-def no_pairs(folder: Path, found: Overlaps, options: SceneOptions) -> InputError:
-    """Says why a scene gives no pairs."""
-    if not len(found.pairs):
+def no_pairs_error(folder: Path, overlaps: Overlaps, options: SceneOptions) -> InputError:
+    """The error that a scene without pairs raises."""
+    if not len(overlaps.pairs):
         return InputError(f"no two photos of {folder} see the same point, so there are no pairs")
     return InputError(
         f"no two photos of {folder} are within the limits of overlap ({options.min_overlap} to "
         f"{options.max_overlap}) and scale ratio ({options.min_scale_ratio} to "
-        f"{options.max_scale_ratio}): the largest overlap is {found.shares.max():.2f}; lower "
+        f"{options.max_scale_ratio}); the largest overlap is {overlaps.shares.max():.2f}: lower "
         "min_overlap"
     )
