@@ -33,7 +33,7 @@ def weights(
 
     if name_or_path is not None:
         if download:
-            with progress.download(printing) as advance:
+            with progress.shown(printing, download=True) as advance:
                 download_weights(name_or_path, advance)
         info = describe(name_or_path)
         printing.result(_plain(asdict(info)), *_description(info))

@@ -173,7 +173,7 @@ class Extraction:
         from d2net.networks.weights import download_weights
 
         if self.weights in CATALOGUE:
-            with progress.download(printing) as advance:
+            with progress.shown(printing, download=True) as advance:
                 download_weights(self.weights, advance)
         return D2Net.from_pretrained(self.weights, device=self.device, **settings)
 

@@ -148,10 +148,3 @@ def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None
             report(f"{stage}: {name}", done[stage], None if left is None else done[stage] + left)
 
         yield advance
-
-
-@contextmanager
-def download(printing: Printing) -> Iterator[Callable[[int, int | None], None]]:
-    """Adapt `progress(done, total)` of a download."""
-    with shown(printing, download=True) as report:
-        yield lambda done, total: report("downloading", done, total)

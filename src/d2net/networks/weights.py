@@ -37,10 +37,11 @@ from d2net.networks.checkpoint import (
     read_bytes,
     to_float32,
 )
-from d2net.networks.download import Progress, download, record_sha256, recorded_sha256
+from d2net.networks.download import download, record_sha256, recorded_sha256
 from d2net.networks.packing import unpack
 from d2net.networks.vgg import VGG, Whitening
 from d2net.networks.vgg_backbone import VGGBackbone
+from d2net.progress import Progress, no_progress
 
 _log = logging.getLogger(__name__)
 
@@ -179,19 +180,18 @@ def load_network(
     return network, {"name": loaded.name, "sha256": loaded.sha256}
 
 
-def download_weights(name: str, progress: Progress | None = None) -> Path:
-    """Bring a named weights file to this machine unless it is there already.
+def download_weights(name: str, progress: Progress = no_progress) -> Path:
+    """Download a named weights file unless it is on this machine already.
 
     Args:
         name: of the catalogue.
-        progress: called with the bytes so far and in all (None where the server does not say).
+        progress: called with the bytes so far.
 
     Returns:
-        Its path.
+        The path of the file.
 
     Raises:
-        WeightsError: unknown name, offline, cut off (the next call goes on from there), or what
-            came is no weights file.
+        WeightsError: unknown name, offline, cut off, or the server sent no weights file.
         OutputError: the cache cannot be written, or (OutputBusyError) another process is
             downloading the same file.
     """
