@@ -1,7 +1,7 @@
-"""Mutual nearest neighbours between the descriptors of two photos, in blocks.
+"""Mutual nearest neighbours between the descriptors of two photos, computed in blocks.
 
-No ratio test by default: D2-Net is the one local feature that matches best without (a distance
-threshold of 0.7, which hloc applies to it, ruins it).
+There is no ratio test by default, because D2-Net matches best without one. (hloc's distance
+threshold of 0.7 removes most of its right matches.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from d2net.errors import InputError
 from d2net.features import Matches
 
 _BLOCK = 4096  # rows and columns of similarities at a time: 64 MB
-_GROUP = 64  # similarities searched together, see _improve; divides _BLOCK
+_GROUP = 64  # similarities whose maximum is taken together, see _update; divides _BLOCK
 
-_UNIT_LENGTH_TOLERANCE = 0.01  # far above what rounding to float16 or bfloat16 does to a length
+_UNIT_LENGTH_TOLERANCE = 0.01  # far above the rounding errors of float16 and bfloat16
 
 
 @torch.no_grad()
@@ -28,26 +28,25 @@ def mutual_nearest(
     ratio: float | None = None,
     min_similarity: float | None = None,
 ) -> Matches:
-    """The pairs that are each other's nearest neighbour by the cosine of their descriptors.
+    """Match descriptors that are each other's nearest neighbour by cosine.
 
-    Similarities are computed in float32 whatever the descriptors' precision, one block at a time,
-    so memory stays small for any number of keypoints. Of neighbours equally near (as rounded) the
-    one with the lowest index is taken.
+    Similarities are computed in float32 for descriptors of any precision, and one block at a time,
+    so that memory stays small for any number of keypoints. Ties go to the lowest index.
 
     Args:
         descriptors_a: N x D, unit length, of any floating-point type.
-        descriptors_b: M x D likewise, on the same device.
-        ratio: Lowe's ratio in (0, 1]: a pair stays if its Euclidean distance is less than `ratio`
+        descriptors_b: M x D, likewise, on the same device.
+        ratio: Lowe's ratio in (0, 1]: keep a pair if its Euclidean distance is less than `ratio`
             times the distance to the second nearest neighbour, in both directions (as in hloc
-            and glue-factory). Where there is no second neighbour, it stays.
-        min_similarity: only pairs whose cosine is at least this stay, in [-1, 1].
+            and glue-factory), or if there is no second neighbour.
+        min_similarity: keep pairs with at least this cosine, in [-1, 1].
 
     Returns:
         Matches in the order of the rows of `descriptors_a`, on the descriptors' device.
 
     Raises:
-        InputError: for descriptors that do not fit together, are not finite or not of unit
-            length, and for a ratio or similarity out of range.
+        InputError: the descriptors differ in dimension or device, are not finite or not of unit
+            length, or `ratio` or `min_similarity` is out of range.
     """
     _check_descriptors(descriptors_a, descriptors_b)
     if ratio is not None and not 0 < ratio <= 1:
@@ -104,15 +103,15 @@ def _check_descriptors(a: Tensor, b: Tensor) -> None:
 def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Blocks of a @ b.T in float32, each with its first row and column.
 
-    Rows and columns are filled up with -inf to whole groups. The next block overwrites the last.
+    Rows and columns are padded with -inf to whole groups. Each block overwrites the one before.
     """
     edges = [min(_BLOCK, len(d)) + _GROUP for d in (a, b)]
-    # Fresh memory for every block would cost as much time as searching it.
+    # Allocating memory for every block would take as long as searching it.
     memory = torch.empty(edges[0] * edges[1], dtype=torch.float32, device=a.device)
     for i in range(0, len(a), _BLOCK):
-        rows = _whole_groups(a[i : i + _BLOCK])
+        rows = _padded(a[i : i + _BLOCK])
         for j in range(0, len(b), _BLOCK):
-            columns = _whole_groups(b[j : j + _BLOCK])
+            columns = _padded(b[j : j + _BLOCK])
             block = memory[: len(rows) * len(columns)].view(len(rows), len(columns))
             torch.mm(rows, columns.T, out=block)
             block[len(a) - i :] = -torch.inf
@@ -120,36 +119,36 @@ def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
             yield i, j, block
 
 
-def _whole_groups(d: Tensor) -> Tensor:
+def _padded(d: Tensor) -> Tensor:
     return torch.nn.functional.pad(d.float(), (0, 0, 0, -len(d) % _GROUP))
 
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarity and row of b nearest to each row of a, and row of a nearest to each of b.
+    """Similarity and row of b nearest to each row of a, and row of a nearest to each row of b.
 
-    Both directions read the same similarities, so that rounding cannot make them disagree.
+    Both directions use the same similarities, so that rounding cannot make them disagree.
     """
-    best_a, b_of_a = _nothing_yet(a)
-    best_b, a_of_b = _nothing_yet(b)
+    (best_a, b_of_a), (best_b, a_of_b) = (
+        (
+            torch.full((len(d),), -torch.inf, dtype=torch.float32, device=d.device),
+            torch.zeros(len(d), dtype=torch.int64, device=d.device),
+        )
+        for d in (a, b)
+    )
     for i, j, block in _similarities(a, b):
         height, width = block.shape
         groups = block.view(height, -1, _GROUP).amax(2)
-        _improve(block, groups, best_a[i : i + _BLOCK], b_of_a[i : i + _BLOCK], j)
+        _update(block, groups, best_a[i : i + _BLOCK], b_of_a[i : i + _BLOCK], j)
         groups = block.view(-1, _GROUP, width).amax(1)  # much faster than from block.T
-        _improve(block.T, groups.T, best_b[j : j + _BLOCK], a_of_b[j : j + _BLOCK], i)
+        _update(block.T, groups.T, best_b[j : j + _BLOCK], a_of_b[j : j + _BLOCK], i)
     return best_a, b_of_a, a_of_b
 
 
-def _nothing_yet(d: Tensor) -> tuple[Tensor, Tensor]:
-    best = torch.full((len(d),), -torch.inf, dtype=torch.float32, device=d.device)
-    return best, torch.zeros(len(d), dtype=torch.int64, device=d.device)
+def _update(block: Tensor, groups: Tensor, best: Tensor, nearest: Tensor, start: int) -> None:
+    """Update the best values and indices so far, in place, with the maxima of a block's rows.
 
-
-def _improve(block: Tensor, groups: Tensor, best: Tensor, nearest: Tensor, start: int) -> None:
-    """Update the best value and index so far (in place) by the maxima of a block's rows.
-
-    Torch finds maxima many times faster without their indices than with, so `groups` holds the
-    maximum of every _GROUP values, and indices are looked up in one group per row.
+    Torch finds maxima many times faster without their indices than with them. So `groups` holds the
+    maximum of every _GROUP values, and the index is searched in one group per row only.
     """
     value, group = groups.max(1)
     better = (value[: len(best)] > best).nonzero().squeeze(1)
@@ -160,12 +159,12 @@ def _improve(block: Tensor, groups: Tensor, best: Tensor, nearest: Tensor, start
 
 
 def _second_best(a: Tensor, b: Tensor, pairs: Tensor) -> Tensor:
-    """For each pair (i, j) the largest similarity of a's row i to any row of b but j.
+    """For each pair (i, j), the largest similarity of row i of a to any row of b except j.
 
-    -inf where b has one row only.
+    It is -inf if b has only one row.
     """
     best = torch.full((len(pairs),), -torch.inf, dtype=torch.float32, device=a.device)
-    # Only the rows in pairs are asked for: doing this apart keeps the plain search fast.
+    # A separate pass over the paired rows keeps the search without a ratio test fast.
     for i, j, block in _similarities(a[pairs[:, 0]], b):
         so_far = best[i : i + _BLOCK]
         partner = pairs[i : i + _BLOCK, 1] - j
@@ -176,5 +175,5 @@ def _second_best(a: Tensor, b: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _distance(similarity: Tensor) -> Tensor:
-    """Euclidean distance of unit vectors with this cosine; rounding may push that beyond 1."""
+    """Euclidean distance of unit vectors with this cosine, which rounding may push beyond 1."""
     return (2 - 2 * similarity).clamp(min=0).sqrt()
