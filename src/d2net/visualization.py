@@ -20,8 +20,8 @@ from d2net.features import Features, Matches
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
 from d2net.io.arrays import evenly_spaced
-from d2net.io.atomic import replacing
 from d2net.io.images import ImageLike, resize, to_pixels
+from d2net.io.pictures import write_picture
 from d2net.matching.verification import check_rows
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB
@@ -29,7 +29,7 @@ Colours: TypeAlias = NDArray[np.uint8]  # N x 3 RGB
 Values: TypeAlias = NDArray[Any]  # floats of any precision
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 MAX_LINES = 100
 """Default limit of the lines in a picture of matches; the eye cannot follow many more."""
@@ -300,8 +300,7 @@ class _Picture:
         """The caption above the photos, written to `path` if it is given."""
         whole = Image.fromarray(np.concatenate([np.asarray(self._caption), self.canvas]))
         if path is not None:
-            with replacing(path) as temporary:
-                whole.save(temporary, format=_FORMATS[path.suffix.lower()], quality=92)
+            write_picture(path, whole)
         return whole
 
 
@@ -422,9 +421,9 @@ def picture_path(output: PathLike | None) -> Path | None:
     if output is None:
         return None
     path = Path(output)
-    if path.suffix.lower() not in _FORMATS:
+    if path.suffix.lower() not in _EXTENSIONS:
         raise InputError(
-            f"a picture can be written as {', '.join(_FORMATS)}, not as {path.name!r}; choose "
+            f"a picture can be written as {', '.join(_EXTENSIONS)}, not as {path.name!r}; choose "
             "one of these extensions"
         )
     return path

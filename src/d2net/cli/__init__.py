@@ -1,17 +1,18 @@
-"""The command line: a thin skin. A command reads its arguments, calls one function, prints.
+"""The command line. Each command reads its options, calls one function and prints the result.
 
-Exit codes: 0 all well, 1 partly failed, 2 bad input or output, 130 stopped by Ctrl-C. Nothing here
-imports torch before a command that needs it runs, so that `--help` answers at once.
+Exit codes: 0 success, 1 some photos or pairs failed, 2 wrong input or output, 130 stopped by
+Ctrl-C. torch is imported only by the commands that need it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import d2net
 from d2net.cli import (
     console,
     data,
@@ -30,29 +31,41 @@ from d2net.cli import (
 )
 from d2net.errors import D2NetError
 
-app = typer.Typer(
-    help="Match photos across night, season and years.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = options.app(help="Match photos across night, season and years.")
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
     *(show.show, serve.serve),
     *(train.train, info.weights, info.info),
 ):
-    app.command()(options.spread(_command))
+    options.add_command(app, _command)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")
 
-# Click's ClickException: typer has a copy of click, or none, and gives it no public name.
+# Click's ClickException. Typer may contain a copy of click, and gives it no public name.
 _UsageError: Any = typer.BadParameter.__mro__[2]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"d2net {d2net.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_without_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Entry point of the `d2net` command."""
+    """Run the `d2net` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
     console.show_logged_warnings()
@@ -63,12 +76,12 @@ def main() -> None:
         code = _failed(f"{error.format_message().rstrip('.')}; see {command} --help")
     except D2NetError as error:
         code = _failed(str(error))
-    except OSError as error:  # of what no module expects to fail
+    except OSError as error:  # one that no module turns into a D2NetError
         code = _failed(f"{error.filename or ''}: {error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
     if code == console.INTERRUPTED:
-        _failed("stopped by Ctrl-C; start the same command again to go on")
+        _failed("stopped by Ctrl-C; start the same command again to continue")
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What commands print: lines for people, JSON for machines, errors for both."""
+"""What commands print: lines for people, JSON for programs, errors for both."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def error(message: str) -> None:
-    """Print what went wrong, whatever the verbosity."""
+    """Print an error, also with --quiet."""
     err.print(Text.assemble(("error: ", "bold red"), one_line(message)))
 
 
 def warning(message: str) -> None:
-    """Print what looks wrong, whatever the verbosity."""
+    """Print a warning, also with --quiet."""
     err.print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
 
 
@@ -33,7 +33,7 @@ class _WarningHandler(logging.Handler):
 
 
 def show_logged_warnings() -> None:
-    """Print the warnings that the package logs like those of the command itself."""
+    """Print the warnings that the package logs like the warnings of a command."""
     logger = logging.getLogger("d2net")
     if not any(isinstance(handler, _WarningHandler) for handler in logger.handlers):
         logger.addHandler(_WarningHandler(logging.WARNING))
@@ -50,7 +50,7 @@ def print_json(values: object) -> None:
 
 
 def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lines with the cells below each other; nothing is cut, however narrow the terminal."""
+    """Rows as lines with aligned columns. Nothing is cut, however narrow the terminal is."""
     clean = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     return [
@@ -60,5 +60,5 @@ def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks and control characters, as names of files may hold, escaped."""
+    """The text with line breaks and control characters escaped; names of files may hold them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""`d2net data`: a look at training pairs, and the preparation of public collections."""
+"""`d2net data`: check training pairs, and prepare public data sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from d2net.cli import console, options
+from d2net.cli.outputs import check_output
+from d2net.text import count
 
-app = typer.Typer(
-    help="Check training data, and prepare public collections.", rich_markup_mode="markdown"
-)
+app = options.app(help="Check training data, and prepare public data sets.")
 
 _source = partial(typer.Option, rich_help_panel="Source")
 _picture = partial(typer.Option, rich_help_panel="Picture")
@@ -28,38 +28,38 @@ def check(
     ],
     kind: Annotated[
         str | None,
-        _source(metavar="KIND", help="What DIR is.", show_default="by its files"),
+        _source(metavar="KIND", help="Kind of source.", show_default="by the files in DIR"),
     ] = None,
     setting: Annotated[
         list[str] | None,
         _source(
             "--set",
             metavar="NAME=VALUE",
-            help="An option of the kind, as min_overlap=0.2; repeatable.",
-            show_default="none",
+            help="An option of the source, such as min_overlap=0.2; repeatable.",
+            show_default=False,
         ),
     ] = None,
-    crop: Annotated[int, _source(metavar="PIXELS", help="Edge of the crops.")] = 256,
-    pairs: Annotated[int, typer.Option(metavar="N", help="How many pairs to draw.")] = 100,
-    seed: Annotated[int, typer.Option(metavar="N", help="Which pairs.")] = 0,
+    crop: Annotated[int, _source(metavar="PIXELS", help="Edge length of the crops.")] = 256,
+    pairs: Annotated[int, typer.Option(metavar="N", help="Number of pairs to check.")] = 100,
+    seed: options.Seed = 0,
     output: Annotated[
         Path, _picture("--output", "-o", metavar="FILE", help="The picture, png or jpg.")
     ] = Path("pairs.png"),
-    examples: Annotated[int, _picture(metavar="N", help="How many pairs it shows.")] = 8,
+    examples: Annotated[int, _picture(metavar="N", help="Number of pairs in the picture.")] = 8,
     weights: Annotated[
         str | None,
         _picture(
             metavar="NAME|FILE",
-            help="Draw the score maps of these weights as well.",
-            show_default="none",
+            help="Draw the score maps of these weights beside the pairs.",
+            show_default=False,
         ),
     ] = None,
     printing: options.Printing,
 ) -> None:
-    """Draw pairs with their correspondences, and print what they are like.
+    """Draw training pairs with their correspondences, and print statistics.
 
-    Wrong poses, depth or alignment show here, before a night of training. Exit code 1 if something
-    looks wrong.
+    Shows wrong poses, depth maps or alignment before a night of training. The exit code is 1 if
+    something looks wrong.
     """
     from d2net.cli import progress
     from d2net.training.check import check_source
@@ -67,6 +67,7 @@ def check(
     from d2net.training.sources import detect_kind, open_source, parse_options
     from d2net.visualization import picture_path
 
+    check_output(output)
     picture_path(output)
     kind = kind or detect_kind(source)
     values = parse_options(kind, setting or ())
@@ -91,7 +92,7 @@ def _score_map(weights: str | None) -> Any:  # noqa: ANN401 (a function of a cro
 
 
 def _lines(figures: dict[str, Any]) -> list[str]:
-    """The figures as lines for people, what is not known left out."""
+    """The figures as lines for people; lists are left out or printed as notes."""
     rows = [
         (name.replace("_", " "), _text(value))
         for name, value in figures.items()
@@ -111,7 +112,7 @@ def megadepth(
     root: Annotated[
         Path,
         typer.Argument(
-            metavar="ROOT", show_default=False, help="Where phoenix and MegaDepth_v1_SfM lie."
+            metavar="ROOT", show_default=False, help="Folder with phoenix and MegaDepth_v1_SfM."
         ),
     ],
     output: Annotated[
@@ -124,24 +125,25 @@ def megadepth(
         str,
         typer.Option(
             metavar="LIST|FILE",
-            help="default (no scenes of common tests), paper, paper-validation, all, or a file.",
+            help="default (without scenes of common benchmarks), paper, paper-validation, all, "
+            "or a text file.",
         ),
     ] = "default",
     scene_info: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Read the scene_info files of the 2019 release instead of models.",
-            show_default="none",
+            help="Read the scene_info files of the 2019 release instead of COLMAP models.",
+            show_default=False,
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", help="Processes.")] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Number of processes.")] = 1,
     printing: options.Printing,
 ) -> None:
-    """Prepare MegaDepth for training: check it, undistort its cameras, find pairs.
+    """Prepare MegaDepth for training: check the files, undistort the cameras, find pairs.
 
-    Reads the published download, or the undistorted form of the 2019 release. Needs no COLMAP, and
-    writes no photo. Started again, it goes on where it was stopped.
+    Reads the published download, or the undistorted form of the 2019 release. COLMAP is not needed,
+    and no photos are written. A run that was stopped continues when it is started again.
     """
     from d2net.cli import progress
     from d2net.training.sources.megadepth_preparation import prepare_megadepth
@@ -149,7 +151,12 @@ def megadepth(
     with progress.shown(printing) as report:
         done = prepare_megadepth(root, output, scenes, scene_info, jobs, report)
     rows = [
-        (scene.name, f"{scene.photos} photos", f"{scene.pairs} pairs", _left_out(scene.left_out))
+        (
+            scene.name,
+            count(scene.photos, "photo"),
+            count(scene.pairs, "pair"),
+            _left_out(scene.left_out),
+        )
         for scene in done
         if not scene.error
     ]
@@ -164,12 +171,12 @@ def megadepth(
 
 
 def _left_out(reasons: dict[str, int]) -> str:
-    counts = [f"{count} with {reason}" for reason, count in reasons.items()]
+    counts = [f"{number} with {reason}" for reason, number in reasons.items()]
     return f"left out: {', '.join(counts)}" if counts else ""
 
 
-app.command()(options.spread(check))
-_prepare = typer.Typer(help="Prepare a public collection.", rich_markup_mode="markdown")
-_prepare.command()(options.spread(megadepth))
+options.add_command(app, check)
+_prepare = options.app(help="Prepare a public data set.")
+options.add_command(_prepare, megadepth)
 _prepare.callback()(lambda: None)  # else typer would drop the name of the only command
 app.add_typer(_prepare, name="prepare")

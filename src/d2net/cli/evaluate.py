@@ -1,4 +1,4 @@
-"""`d2net evaluate`: the field's protocols on a folder of photos with truth."""
+"""`d2net evaluate`: standard benchmarks on a folder of photos with ground truth."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from d2net.cli import console, options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,68 +20,62 @@ if TYPE_CHECKING:
 
     Protocol = Callable[..., Result]
 
-Number = TypeVar("Number", int, float)
-
 _features = partial(typer.Option, rich_help_panel="Features")
 
 _ransac = partial(typer.Option, rich_help_panel="RANSAC")
 
 Seeds = Annotated[
-    str, _ransac(metavar="N,...", help="Of random samples; figures are means over them.")
+    str, _ransac(metavar="N,...", help="Seeds of RANSAC; results are means over them.")
 ]
 Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", show_default=False, help="Photos with their truth.")
+    Path, typer.Argument(metavar="DIR", show_default=False, help="Photos with ground truth.")
 ]
 
 
-def _numbers(option: str, text: str, kind: type[Number]) -> tuple[Number, ...]:
-    """What `0.5,1,2` says."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} must be numbers separated by commas, not {text!r}") from None
-
-
-def _named(progress: Progress, source: str) -> Progress:
-    """The same, with the name of the source before the stage."""
+def _with_source(progress: Progress, source: str) -> Progress:
+    """A callback that shows the name of the source before the stage."""
     return lambda stage, done, total: progress(f"{source}, {stage}", done, total)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Options that all protocols share."""
+    """Options that all benchmarks share."""
 
     features: Annotated[
         str,
         _features(
             metavar="SOURCE",
-            help="Weights by name or path, rootsift, aliked, disk, xfeat, or a features file (h5); "
-            "settings after a colon, as ots:original,max_edge=1024.",
+            help="Weights by name or file, rootsift, aliked, disk, xfeat, or a features file (h5). "
+            "Settings follow a colon: ots:original,max_edge=1024.",
         ),
     ] = "default"
     compare: Annotated[
         list[str] | None,
-        _features(metavar="SOURCE", help="Another source; repeatable.", show_default="none"),
+        _features(metavar="SOURCE", help="Another source; repeatable.", show_default=False),
     ] = None
     max_keypoints: Annotated[
-        int | None, _features(metavar="N", help="Use the N best by score.", show_default="all")
+        int | None, _features(metavar="N", help="Use the N highest scores.", show_default="all")
     ] = None
-    device: Annotated[str, _features(metavar="NAME", help="Where networks run.")] = "cpu"
+    device: options.Device = "auto"
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="All figures, json.", show_default="none"
+            "--output", "-o", metavar="FILE", help="All results, json.", show_default=False
         ),
     ] = None
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A page with plots and pairs.", show_default="none"),
+        typer.Option(metavar="FILE", help="Report with plots and pairs.", show_default=False),
     ] = None
 
     def run(self, evaluate: Protocol, folder: Path, printing: options.Printing) -> None:
-        """Evaluate every source, print the table, write what was asked for."""
+        """Evaluate every source, print the table, and write the files."""
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError(f"--max-keypoints must be at least 1, not {self.max_keypoints}")
+        for output in (self.output, self.html):
+            if output is not None:
+                check_output(output)
+        device = options.find_device(self.device, printing)
 
         from d2net.cli import progress
         from d2net.evaluation import report
@@ -94,12 +89,11 @@ class Evaluation:
         results = []
         for specification in (self.features, *(self.compare or ())):
             source = CachedFeatures(
-                open_source(specification, self.device),
-                max_keypoints=self.max_keypoints,
-                device=self.device,
+                open_source(specification, device), max_keypoints=self.max_keypoints, device=device
             )
-            with progress.shown(printing) as shown:
-                results.append(evaluate(source, folder, progress=_named(shown, source.name)))
+            with progress.shown(printing) as report_progress:
+                shown = _with_source(report_progress, source.name)
+                results.append(evaluate(source, folder, progress=shown))
         if self.output is not None:
             save_json(self.output, results)
         if self.html is not None:
@@ -111,19 +105,19 @@ class Evaluation:
                 console.out.print(table)
 
 
-app = typer.Typer(help="Measure features on the field's protocols.", rich_markup_mode="markdown")
+app = options.app(help="Run standard benchmarks.")
 
 
 def homography(
     *,
     folder: Folder,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Refine verified matches, as d2net match does it.")
+        bool, typer.Option("--refine", help="Refine verified matches as d2net match --refine does.")
     ] = False,
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Matching accuracy on planar sequences: HPatches, Oxford.
+    """Matching accuracy on planar sequences (HPatches, Oxford).
 
     DIR holds folders with images 1, 2, ... and homographies H_1_2 ... (or H1to2p ...).
     """
@@ -135,18 +129,23 @@ def homography(
 def epipolar(
     *,
     folder: Folder,
-    threshold: Annotated[float, _ransac(metavar="PIXELS", help="Largest error of MAGSAC.")] = 1.0,
+    threshold: Annotated[
+        float, _ransac(metavar="PIXELS", help="Inlier threshold of MAGSAC.")
+    ] = 1.0,
     seeds: Seeds = "0,1,2",
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Fundamental matrices against hand-marked points: WxBS, day against night, seasons.
+    """Fundamental matrices against hand-marked points (WxBS, day and night, seasons).
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
-    arguments: dict[str, Any] = {"threshold": threshold, "seeds": _numbers("--seeds", seeds, int)}
+    arguments: dict[str, Any] = {
+        "threshold": threshold,
+        "seeds": options.numbers("--seeds", seeds, int),
+    }
     evaluation.run(partial(evaluate_epipolar, **arguments), folder, printing)
 
 
@@ -155,38 +154,38 @@ def pose(
     folder: Folder,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="COLMAP model.", show_default="found in DIR"),
+        typer.Option(metavar="MODEL", help="COLMAP model.", show_default="found in DIR"),
     ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Pairs, or SuperGlue's pairs with poses.",
-            show_default="all in the model",
+            help="Pairs to match; SuperGlue's lists with poses are read, too.",
+            show_default="all pairs of the model",
         ),
     ] = None,
     min_overlap: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Only pairs that both see this share of the points, 0 to 1.",
-            show_default="none",
+            help="Only pairs with at least this share of common points, 0 to 1.",
+            show_default=False,
         ),
     ] = None,
     max_angle: Annotated[
         float | None,
         typer.Option(
             metavar="DEGREES",
-            help="Only pairs whose optical axes differ by no more.",
-            show_default="none",
+            help="Only pairs with at most this angle between the optical axes.",
+            show_default=False,
         ),
     ] = None,
     solver: Annotated[
         Literal["poselib", "pycolmap", "magsac"],
-        _ransac(metavar="NAME", help="poselib, pycolmap (slower) or magsac (OpenCV)."),
+        _ransac(help="RANSAC for the essential matrix; magsac is OpenCV's."),
     ] = "poselib",
     thresholds: Annotated[
-        str, _ransac(metavar="PIXELS,...", help="Largest errors, all of them reported.")
+        str, _ransac(metavar="PIXELS,...", help="Inlier thresholds; results for each are reported.")
     ] = "0.5,1,2,4,8",
     seeds: Seeds = "0,1,2",
     evaluation: Evaluation,
@@ -194,7 +193,7 @@ def pose(
 ) -> None:
     """Relative poses against a COLMAP model.
 
-    DIR holds the photos, and the model if --model does not name it.
+    DIR holds the photos, and the model unless --model is given.
     """
     from d2net.evaluation.pose import evaluate_pose
     from d2net.evaluation.pose_pairs import PairFilter
@@ -202,8 +201,8 @@ def pose(
     arguments: dict[str, Any] = {
         "pairs": PairFilter(model, pairs, min_overlap, max_angle),
         "solver": solver,
-        "thresholds": _numbers("--thresholds", thresholds, float),
-        "seeds": _numbers("--seeds", seeds, int),
+        "thresholds": options.numbers("--thresholds", thresholds, float),
+        "seeds": options.numbers("--seeds", seeds, int),
     }
     evaluation.run(partial(evaluate_pose, **arguments), folder, printing)
 
@@ -213,33 +212,35 @@ def reconstruction(
     folder: Folder,
     model: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="True cameras (COLMAP).", show_default="found in DIR"),
+        typer.Option(
+            metavar="MODEL", help="COLMAP model of the true cameras.", show_default="found in DIR"
+        ),
     ] = None,
     camera_mode: Annotated[
         Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
+        typer.Option(help="Which photos share a camera; auto decides by size and EXIF."),
     ] = "auto",
     known_cameras: Annotated[
         bool,
         typer.Option(
-            "--known-cameras", help="Take intrinsics from the true cameras, and keep them."
+            "--known-cameras", help="Use the intrinsics of the true cameras and keep them fixed."
         ),
     ] = False,
     mapper: Annotated[
         Literal["incremental", "global"],
-        typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
+        typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
     ] = "incremental",
     refine: Annotated[
-        bool, typer.Option("--refine", help="Keypoints moved along tracks, as d2net reconstruct.")
+        bool, typer.Option("--refine", help="Adjust keypoints as d2net reconstruct --refine does.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
+    seed: options.Seed = 0,
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Structure from motion: the columns of the Local Feature Evaluation Benchmark.
+    """Structure from motion (Local Feature Evaluation Benchmark, ETH3D).
 
-    DIR holds photos of one place, or folders that do; where a COLMAP model of the true cameras is
-    there, their errors are told too.
+    DIR holds photos of one place, or one folder per place. Pose errors are reported if a COLMAP
+    model of the true cameras is found.
     """
     from d2net.evaluation.reconstruction import evaluate_reconstruction
     from d2net.mapping.settings import MappingSettings
@@ -261,7 +262,7 @@ def localization(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Queries and photos of the map to match them with; repeatable.",
+            help="Pairs of queries and map photos; repeatable.",
             show_default="pairs-query-*.txt in DIR",
         ),
     ] = None,
@@ -269,7 +270,7 @@ def localization(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Queries with intrinsics; repeatable.",
+            help="Lists of queries with intrinsics; repeatable.",
             show_default="queries/*_time_queries_with_intrinsics.txt in DIR",
         ),
     ] = None,
@@ -277,7 +278,7 @@ def localization(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="COLMAP model (a folder) or .nvm file of the map.",
+            help="The map: folder of a COLMAP model, or .nvm file.",
             show_default="found in DIR/3D-models",
         ),
     ] = None,
@@ -286,46 +287,48 @@ def localization(
         typer.Option(
             metavar="FILE",
             help="True poses of the queries: name qw qx qy qz tx ty tz.",
-            show_default="none",
+            show_default=False,
         ),
     ] = None,
     night: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Place a scene's queries as they would look at night, too; written there.",
-            show_default="none",
+            help="Scenes: also localize the queries darkened as if at night, and write them there.",
+            show_default=False,
         ),
     ] = None,
     submission: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write poses as visuallocalization.net takes them.",
-            show_default="none",
+            help="Write the poses in the format of visuallocalization.net.",
+            show_default=False,
         ),
     ] = None,
     num_covisible: Annotated[
-        int, typer.Option(metavar="N", help="Photos that each one of the map is matched with.")
+        int, typer.Option(metavar="N", help="Match each map photo with N covisible ones.")
     ] = 20,
     threshold: Annotated[
         float | None,
         typer.Option(
             metavar="PIXELS",
             help="Largest reprojection error of an inlier.",
-            show_default="12, InLoc 48, a scene's by the keypoints' uncertainty",
+            show_default="Aachen 12, InLoc 48, scenes by the keypoints' uncertainty",
         ),
     ] = None,
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Photos placed in a map: Aachen Day-Night, InLoc, or a scene with a COLMAP model.
+    """Poses of queries in a map: Aachen Day-Night, InLoc, or a scene with a COLMAP model.
 
-    DIR is in the layout of either, see docs/localization-benchmarks.md; or it holds photos and a
-    COLMAP model of their cameras: every third is then left out of the map and placed in it.
+    DIR has the layout of Aachen or InLoc (docs/localization-benchmarks.md), or it is a scene with
+    photos and a COLMAP model. Of a scene every third photo is left out of the map and localized.
     """
     if submission is not None and evaluation.compare:
-        raise InputError("--submission is for the poses of one method; leave --compare out")
+        raise InputError("--submission writes the poses of one source: leave out --compare")
+    if submission is not None:
+        check_output(submission)
     from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 
     settings = LocalizationSettings(
@@ -342,4 +345,4 @@ def localization(
 
 
 for _command in (homography, epipolar, pose, reconstruction, localization):
-    app.command()(options.spread(_command))
+    options.add_command(app, _command)

@@ -1,4 +1,4 @@
-"""`d2net export`: features and matches for other programs, and the model itself."""
+"""`d2net export`: features, matches and the network for other programs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import typer
 
 from d2net.cli import options
 from d2net.errors import InputError
+from d2net.text import count
 
-app = typer.Typer(
-    help="Features and matches for other programs, and the model itself.",
-    rich_markup_mode="markdown",
-)
+app = options.app(help="Export features, matches and the network for other programs.")
 
 _Features = Annotated[
     Path, typer.Option(metavar="FILE", show_default=False, help="Features file (h5).")
 ]
 _Matches = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Matches file (h5).", show_default="none")
+    Path | None, typer.Option(metavar="FILE", help="Matches file (h5).", show_default=False)
 ]
 
 
 def colmap(
     *,
-    output: Annotated[Path, typer.Argument(show_default=False, help="Database to make.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="DATABASE", show_default=False, help="Database to make.")
+    ],
     features: _Features,
     matches: _Matches = None,
     printing: options.Printing,
 ) -> None:
-    """Write a features file, and its matches, as COLMAP's database."""
+    """Write features and matches as a COLMAP database."""
     from d2net.io.colmap_database import write_database
 
     _export(write_database, output, features, matches, printing)
@@ -40,12 +40,14 @@ def colmap(
 
 def kapture(
     *,
-    output: Annotated[Path, typer.Argument(show_default=False, help="Folder to make.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="Folder to make.")
+    ],
     features: _Features,
     matches: _Matches = None,
     printing: options.Printing,
 ) -> None:
-    """Write a features file, and its matches, as a kapture 1.1 folder."""
+    """Write features and matches as a kapture 1.1 folder."""
     from d2net.io.kapture import write_kapture
 
     _export(write_kapture, output, features, matches, printing)
@@ -53,11 +55,13 @@ def kapture(
 
 def onnx(
     *,
-    output: Annotated[Path, typer.Argument(show_default=False, help="Folder to make.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="DIR", show_default=False, help="Folder to make.")
+    ],
     extraction: options.Extraction,
     printing: options.Printing,
 ) -> None:
-    """Write the model as an ONNX graph, and beside it a program that runs it without torch."""
+    """Write the network as an ONNX graph, with a program that runs it without torch."""
     from d2net.onnx.export import MODEL, RUNNER, export_onnx
 
     export_onnx(extraction.model(printing), output)
@@ -70,7 +74,7 @@ def onnx(
 
 
 for _command in (colmap, kapture, onnx):
-    app.command()(options.spread(_command))
+    options.add_command(app, _command)
 
 
 def _export(
@@ -87,10 +91,10 @@ def _export(
         pairs = None if matches is None else stack.enter_context(MatchFile(matches))
         for file in (photos, pairs):
             if file is not None and len(file) == 0:
-                raise InputError(f"{file.path} contains no {file.contents}; give a file that does")
+                raise InputError(f"{file.path} contains no {file.contents}; give a file with some")
         write(output, photos, pairs)
-        count = 0 if pairs is None else len(pairs)
+        num_pairs = 0 if pairs is None else len(pairs)
         printing.result(
-            {"photos": len(photos), "pairs": count, "output": str(output)},
-            f"{len(photos)} photos and {count} pairs written: {output}",
+            {"photos": len(photos), "pairs": num_pairs, "output": str(output)},
+            f"{count(len(photos), 'photo')} and {count(num_pairs, 'pair')} written: {output}",
         )

@@ -8,14 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from d2net.cli import console, options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+from d2net.text import count
 
 
 def extract(
     *,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Photos and folders of photos.", show_default=False),
+        typer.Argument(metavar="PHOTOS", help="Photos and folders.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
@@ -30,25 +32,27 @@ def extract(
     format: Annotated[
         Literal["h5", "npz", "mat"],
         typer.Option(
-            metavar="FORMAT",
-            help="h5: one file in hloc's layout. npz, mat: NAME.d2-net per photo, as in 2019.",
+            help="h5: one file in hloc's layout. npz, mat: one file NAME.d2-net per photo, as the "
+            "2019 release writes."
         ),
     ] = "h5",
     image_list: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file of photos, one a line, instead of PATHS."),
+        typer.Option(metavar="FILE", help="Text file with one photo per line, instead of PHOTOS."),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Photos are named relative to it.",
-            show_default="the folder in PATHS; for a list, the current one",
+            help="Photos are named relative to this folder.",
+            show_default="the folder in PHOTOS; for a list, the current folder",
         ),
     ] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Masks NAME.png: no keypoints where they are 0."),
+        typer.Option(
+            metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."
+        ),
     ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store descriptors in half precision (h5).")
@@ -57,10 +61,10 @@ def extract(
     printing: options.Printing,
     extraction: options.Extraction,
 ) -> None:
-    """Extract the features of photos and folders.
+    """Extract the features of photos.
 
-    A run that was stopped goes on where it was when it is started again. A photo that cannot be
-    read does not stop the others: the exit code is then 1.
+    A run that was stopped continues when the same command is started again. A photo that cannot be
+    read does not stop the others; the exit code is then 1.
     """
     from d2net.io.image_lists import find_images, read_image_list
 
@@ -73,6 +77,8 @@ def extract(
         photos = read_image_list(image_list, root or Path())
     else:
         photos = find_images(paths or [], root)
+    if output is not None:
+        check_output(output, image_list, *(photo.path for photo in photos), appends=True)
     model = extraction.model(printing)
 
     from d2net.cli import progress
@@ -91,10 +97,10 @@ def extract(
         )
     for failed in summary.failed:
         console.error(failed.error or "")
-    line = f"{len(summary.extracted)} photos extracted"
-    line += f", {sum(done.num_keypoints for done in summary.extracted):,} keypoints"
+    line = f"{count(len(summary.extracted), 'photo')} extracted"
+    line += f", {count(sum(done.num_keypoints for done in summary.extracted), 'keypoint')}"
     if summary.skipped:
-        line += f"; {len(summary.skipped)} were done before"
+        line += f"; {len(summary.skipped)} extracted before"
     if summary.failed:
         line += f"; {len(summary.failed)} failed"
     printing.result(

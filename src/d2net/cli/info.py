@@ -1,4 +1,4 @@
-"""`d2net weights` and `d2net info`: what there is, and what a file holds."""
+"""`d2net weights` and `d2net info`: descriptions of weights, files and the installation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def weights(
     *,
     name_or_path: Annotated[
         str | None,
-        typer.Argument(metavar="NAME|FILE", help="Weights to describe.", show_default="list all"),
+        typer.Argument(
+            metavar="NAME|FILE", help="Weights to describe.", show_default="list all weights"
+        ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Download them to the cache first.")
+        bool, typer.Option("--download", help="Download the weights to the cache first.")
     ] = False,
     printing: options.Printing,
 ) -> None:
-    """List weights: where they are and which to use for what. Or describe one file."""
+    """List the weights, where they are and what they are for; or describe one weights file."""
     from d2net.cli import progress
     from d2net.networks.weights import describe, download_weights, list_weights
 
@@ -38,11 +40,11 @@ def weights(
         info = describe(name_or_path)
         printing.result(_plain(asdict(info)), *_description(info))
     elif download:
-        raise InputError("say which weights to download: d2net weights NAME --download")
+        raise InputError("name the weights to download: d2net weights NAME --download")
     else:
-        found = list_weights()
-        lines = [line for status in found for line in _summary(status)]
-        printing.result([_plain(asdict(status)) for status in found], *lines)
+        listed = list_weights()
+        lines = [line for status in listed for line in _summary(status)]
+        printing.result([_plain(asdict(status)) for status in listed], *lines)
 
 
 def _summary(status: WeightsStatus) -> Iterator[str]:
@@ -65,11 +67,11 @@ def _description(info: WeightsInfo) -> list[str]:
     values = {
         "name": info.name,
         "file": info.path,
-        "format": f"{info.format}, names of {info.layout}",
+        "format": f"{info.format}, parameters named as in {info.layout}",
         "size": f"{info.bytes:,} bytes, {info.parameters:,} parameters",
         "sha256": info.sha256,
         "input": f"{normalisation.order}, normalised as {normalisation.name}",
-        "whitening": info.whitening and f"to {info.whitening} numbers a descriptor",
+        "whitening": info.whitening and f"to {info.whitening} numbers per descriptor",
         "other entries": info.unused or None,
         "licence": licence,
         "trained on": training_data,
@@ -95,7 +97,7 @@ def info(
     ] = None,
     printing: options.Printing,
 ) -> None:
-    """Describe this installation, or what a features or matches file holds."""
+    """Describe this installation, or the contents of a features or matches file."""
     values = _installation() if file is None else _contents(file)
     printing.result(values, *console.columns(_flat(values)))
 
@@ -135,7 +137,7 @@ def _contents(path: Path) -> dict[str, Any]:
                     "pairs": len(matches),
                     "settings": matches.settings or "unknown: written by another program",
                 }
-    except FormatError:  # a features file of another program
+    except FormatError:  # not a matches file
         pass
     with FeatureFile(path) as features:
         return {
@@ -147,7 +149,7 @@ def _contents(path: Path) -> dict[str, Any]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values, nested ones under names with dots."""
+    """Names and values; the names of nested values are joined by dots."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -156,7 +158,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON)
-    """Paths and tuples as JSON knows them."""
+    """The value with paths as text and tuples as lists, for JSON."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`d2net localize`: where photos were taken, by a map."""
+"""`d2net localize`: the poses of photos in a map."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d2net.cli import console, options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,46 +21,56 @@ def localize(
     *,
     map_folder: Annotated[
         Path,
-        typer.Argument(metavar="MAP", show_default=False, help="What d2net reconstruct made."),
+        typer.Argument(metavar="MAP", show_default=False, help="A map by d2net reconstruct."),
     ],
     queries: Annotated[
         list[Path],
-        typer.Argument(metavar="QUERIES...", show_default=False, help="Photos, or folders."),
+        typer.Argument(metavar="QUERIES...", show_default=False, help="Photos and folders."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Poses, a line each.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Text file with the poses.")
     ] = Path("poses.txt"),
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Queries are named relative to this folder.",
+            show_default="the folder in QUERIES",
+        ),
+    ] = None,
     intrinsics: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="name CAMERA_MODEL width height parameters, a line each.",
-            show_default="by EXIF, else estimated",
+            help="Cameras of the queries: name CAMERA_MODEL width height parameters, one per line.",
+            show_default="from EXIF, else estimated",
         ),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Draw each query beside a photo of the map.", show_default="none"
+            metavar="DIR",
+            help="Draw each query beside the map's photo with the most inliers.",
+            show_default=False,
         ),
     ] = None,
     num_retrieved: Annotated[
-        int, typer.Option(metavar="N", help="Photos of the map to match each query with.")
+        int, typer.Option(metavar="N", help="Match each query with N photos of the map.")
     ] = 20,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The map's weights.", show_default="by their name"),
+        typer.Option(
+            metavar="FILE", help="The map's weights.", show_default="by the name in the map"
+        ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")
-    ] = "cpu",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
     printing: options.Printing,
 ) -> None:
-    """Place photos in a map.
+    """Estimate the poses of photos in a map.
 
-    Writes `name qw qx qy qz tx ty tz` (world to camera) for each photo that has a pose, as the
-    benchmarks want it, and tells whether each one is localized, doubtful or lost.
+    Writes `name qw qx qy qz tx ty tz` (world to camera) for each photo with a pose, as the
+    benchmarks expect it, and prints whether each photo is localized, doubtful or lost.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
@@ -68,17 +79,23 @@ def localize(
     from d2net.io.poses import write_poses
     from d2net.mapping.localize import Map
 
-    photos = find_images(queries)
+    photos = find_images(queries, root)
     if not photos:
         raise InputError("there are no photos to localize: give files, or folders that hold some")
     cameras = {} if intrinsics is None else read_intrinsics(intrinsics)
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
+    check_output(output, intrinsics, *(photo.path for photo in photos))
+    drawings = {photo.name: _picture(pictures, photo.name) for photo in photos}
+    for drawing in drawings.values():
+        if drawing is not None:
+            check_output(drawing)
+            drawing.parent.mkdir(parents=True, exist_ok=True)
+    device = options.find_device(device, printing)
     opened = Map.open(map_folder, weights=weights, device=device)
     answers: dict[str, Localization] = {}
     failed: dict[str, str] = {}
-    with progress.things("localizing", printing) as advance:
-        for left, photo in zip(reversed(range(len(photos))), photos, strict=True):
+    with progress.shown(printing) as report:
+        report("localizing", 0, len(photos))
+        for done, photo in enumerate(photos, 1):
             try:
                 answer = opened.localize(
                     photo.path,
@@ -87,12 +104,12 @@ def localize(
                     seed=seed,
                 )
                 answers[photo.name] = answer
-                if pictures is not None and answer.best_photo is not None:
-                    file = pictures / f"{photo.name.replace('/', '-')}.jpg"
-                    opened.plot(answer, photo.path, file)
+                drawing = drawings[photo.name]
+                if drawing is not None and answer.best_photo is not None:
+                    opened.plot(answer, photo.path, drawing)
             except D2NetError as error:
                 failed[photo.name] = str(error)
-            advance(photo.name, left)
+            report(f"localizing: {photo.name}", done, len(photos))
     write_poses(
         output,
         {n: a.cam_from_world for n, a in answers.items() if a.cam_from_world is not None},
@@ -107,6 +124,14 @@ def localize(
         raise typer.Exit(console.PARTLY_FAILED)
 
 
+def _picture(folder: Path | None, name: str) -> Path | None:
+    """The file of a query's picture: a.jpg for a.jpg, a.tif.jpg for a.tif."""
+    if folder is None:
+        return None
+    drawable = Path(name).suffix.lower() in (".jpg", ".jpeg", ".png")
+    return folder / (name if drawable else f"{name}.jpg")
+
+
 def _camera(cameras: dict[str, pycolmap.Camera], name: str) -> pycolmap.Camera | None:
     if cameras and name not in cameras:
         raise InputError(f"the list of intrinsics does not name the photo {name}")
@@ -117,6 +142,6 @@ def _detail(value: dict[str, Any]) -> str:
     if value["reason"]:
         return str(value["reason"])
     return (
-        f"{value['inliers']:,} inliers, most with {value['best_photo']}; rotation good to "
-        f"{value['rotation_deviation_deg']:.2f} degrees"
+        f"{value['inliers']:,} inliers, most of them with {value['best_photo']}; rotation "
+        f"uncertain by {value['rotation_deviation_deg']:.2f} degrees"
     )

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from d2net.cli import options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+from d2net.text import count
 
 
 def match(
@@ -32,38 +34,42 @@ def match(
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --features: text file, two names a line."),
+        typer.Option(metavar="FILE", help="With --features: text file with two names per line."),
     ] = None,
     refine: Annotated[
         bool,
         typer.Option(
             "--refine",
-            help="Of two photos: move the matched points in the second one to fit the first.",
+            help="Two photos: align the patches around verified matches and move the keypoints of "
+            "the second photo accordingly.",
         ),
     ] = False,
+    lines: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Two photos: draw at most N lines.")
+    ] = 100,
     cluster: options.Cluster = None,
     printing: options.Printing,
     matching: options.Matching,
     extraction: options.Extraction,
 ) -> None:
-    """Match two photos and draw the result, or many pairs from a features file.
+    """Match two photos and draw the matches, or match many pairs of a features file.
 
-    `d2net match A.jpg B.jpg` prints counts and writes matches.png.
+    `d2net match A.jpg B.jpg` prints the numbers of matches and inliers and writes matches.png.
 
-    `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes hloc's layout: of
-    verified matches (the default) the inliers. A run that was stopped goes on where it was when it
-    is started again.
+    `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes the inliers in hloc's
+    layout (all matches with `--verify none`). A run that was stopped continues when the same
+    command is started again.
     """
     if refine and (features is not None or matching.verify == "none"):
         raise InputError(
-            "--refine moves keypoints for one pair: give two photos, and verify their matches (in "
-            "a features file a keypoint has one place for all pairs)"
+            "--refine needs two photos and verified matches: it moves keypoints for one pair, but "
+            "a features file stores one position for all pairs"
         )
     if features is not None and pairs is not None and output is not None and not photos:
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
     elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
         picture = output or Path("matches.png")
-        _match_photos(photos[0], photos[1], picture, extraction, matching, refine, printing)
+        _match_photos(*photos, picture, lines, extraction, matching, refine, printing)
     else:
         raise InputError(
             "give two photos (d2net match A.jpg B.jpg), or a features file "
@@ -75,11 +81,13 @@ def _match_photos(
     first: Path,
     second: Path,
     picture: Path,
+    lines: int,
     extraction: options.Extraction,
     matching: options.Matching,
     refined: bool,
     printing: options.Printing,
 ) -> None:
+    check_output(picture, first, second)
     model = extraction.model(printing)
 
     from d2net.matching import match
@@ -88,25 +96,26 @@ def _match_photos(
     from d2net.visualization import picture_path, plot_matches
 
     picture_path(picture)
-    a, b = model.extract(first, turns=1), model.extract(second)  # one that turns is enough
-    found = match(a, b, **matching.arguments())
+    a, b = model.extract(first, turns=1), model.extract(second)  # it is enough to turn one photo
+    matches = match(a, b, **matching.arguments())
     if refined and matching.verify != "none":
-        upright = model.settings.upright
-        a, b = refine(a, b, found, first, second, upright=upright)
-        found = verify(a, b, found, matching.verify, threshold=matching.threshold)
-    plot_matches(first, second, a, b, found, upright=model.settings.upright, output=picture)
-    line = f"{len(a):,} and {len(b):,} keypoints, {len(found):,} matches"
-    if found.inliers is not None:
-        share = found.num_inliers / max(len(found), 1)
-        line += f", {found.num_inliers:,} inliers ({share:.0%}) of a {found.model} model"
+        a, b = refine(a, b, matches, first, second, upright=model.settings.upright)
+        matches = verify(a, b, matches, matching.verify, threshold=matching.threshold)
+    upright = model.settings.upright
+    plot_matches(first, second, a, b, matches, upright=upright, lines=lines, output=picture)
+    line = f"{len(a):,} and {count(len(b), 'keypoint')}, {count(len(matches), 'match')}"
+    if matches.inliers is not None:
+        share = matches.num_inliers / max(len(matches), 1)
+        inliers = count(matches.num_inliers, "inlier")
+        line += f", {inliers} ({share:.0%}) of a {matches.model} model"
     printing.result(
         {
             "photos": [str(first), str(second)],
             "keypoints": [len(a), len(b)],
-            "matches": len(found),
-            "model": found.model,
-            "inliers": None if found.inliers is None else found.num_inliers,
-            "matrix": None if found.matrix is None else found.matrix.tolist(),
+            "matches": len(matches),
+            "model": matches.model,
+            "inliers": None if matches.inliers is None else matches.num_inliers,
+            "matrix": None if matches.matrix is None else matches.matrix.tolist(),
             "picture": str(picture),
         },
         f"{line}: {picture}",
@@ -126,26 +135,28 @@ def _match_file(
     from d2net.io.pairs import read_pairs
     from d2net.matching.match_pairs import match_pairs
 
-    wanted = read_pairs(pairs)
+    check_output(output, features, pairs, appends=True)
+    listed = read_pairs(pairs)
+    device = options.find_device(device, printing)
     with progress.shown(printing) as report:
         summary = match_pairs(
             features,
-            wanted,
+            listed,
             output,
             device=device,
             cluster=cluster,
             progress=report,
             **matching.arguments(),
         )
-    line = f"{len(summary.matched)} pairs matched"
-    line += f", {sum(summary.matched.values()):,} matches"
+    line = f"{count(len(summary.matched), 'pair')} matched"
+    line += f", {count(sum(summary.matched.values()), 'match')}"
     if summary.skipped:
-        line += f"; {len(summary.skipped)} were done before"
+        line += f"; {len(summary.skipped)} matched before"
     printing.result(
         {
             "matched": [
-                {"first": first, "second": second, "matches": count}
-                for (first, second), count in summary.matched.items()
+                {"first": first, "second": second, "matches": matches}
+                for (first, second), matches in summary.matched.items()
             ],
             "skipped": summary.skipped,
             "output": str(output),

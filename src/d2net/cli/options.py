@@ -1,4 +1,4 @@
-"""Options that several commands share, defined once."""
+"""Options that several commands share, and the way in which functions become commands."""
 
 from __future__ import annotations
 
@@ -7,63 +7,62 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 import typer
+import typer.core
 
 from d2net.cli import console
 from d2net.errors import InputError
-from d2net.settings import (
-    DescriptorType,
-    DetectorName,
-    ExtractionOptions,
-    ExtractionSettings,
-    Precision,
-)
+from d2net.settings import DescriptorType, DetectorName, ExtractionSettings, Precision
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
-    from d2net.matching.pair_selection import PairChoice
+    from d2net.matching.pair_selection import PairChoice, PairMethod
 
 _DEFAULT = ExtractionSettings()
 
-
-def _option(panel: str, *flags: str, **keywords: Any) -> Any:  # noqa: ANN401 (as typer.Option)
-    return typer.Option(*flags, rich_help_panel=panel, **keywords)
-
-
-_photos = functools.partial(_option, "Photos")
-_network = functools.partial(_option, "Network")
-_keypoints = functools.partial(_option, "Keypoints")
-_matching = functools.partial(_option, "Matching")
-_pairing = functools.partial(_option, "Pairs")
-
+_photos = functools.partial(typer.Option, rich_help_panel="Photos")
+_network = functools.partial(typer.Option, rich_help_panel="Network")
+_keypoints = functools.partial(typer.Option, rich_help_panel="Keypoints")
+_matching = functools.partial(typer.Option, rich_help_panel="Matching")
+_pairing = functools.partial(typer.Option, rich_help_panel="Pairs")
 
 Cluster: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="auto|ADDRESS",
         help="Share the work among the machines of this Ray cluster.",
-        show_default="this process alone",
+        show_default="no cluster",
     ),
 ]
-"""The option of the commands that can work on many machines."""
+Device: TypeAlias = Annotated[
+    str,
+    _network(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps; auto takes the first of cuda, mps and cpu that there is.",
+    ),
+]
+Weights: TypeAlias = Annotated[
+    str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
+]
+Seed: TypeAlias = Annotated[int, typer.Option(metavar="N", help="Seed of all random samples.")]
 
 
 @dataclass(frozen=True)
 class Printing:
-    """Options of every command: how it tells what it did."""
+    """Options of every command: what it prints."""
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
 
     @property
     def progress(self) -> bool:
-        """Whether to show progress bars."""
+        """Whether to print progress and notes for people."""
         return not self.quiet and not self.json
 
     def result(self, values: object, *lines: str) -> None:
-        """Print what came out: values for machines or lines for people."""
+        """Print the result: values for programs or lines for people."""
         if self.json:
             console.print_json(values)
         elif not self.quiet:
@@ -80,12 +79,12 @@ class Extraction:
         _keypoints(
             metavar="N",
             min=0,
-            help="Keep the N best by score; 0 for all.",
+            help="Keep the N keypoints with the highest scores; 0 keeps all.",
             show_default=f"{_DEFAULT.max_keypoints}; with --original all",
         ),
     ] = None
     score_threshold: Annotated[
-        float, _keypoints(metavar="S", help="Keep those with at least this score.")
+        float, _keypoints(metavar="S", help="Keep keypoints with at least this score.")
     ] = _DEFAULT.score_threshold
     multiscale: Annotated[
         bool, _keypoints("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
@@ -94,24 +93,24 @@ class Extraction:
         int,
         _keypoints(
             metavar="N",
-            help="Also extract the photo turned, in N turns of 360/N degrees; N times as many.",
+            help="Extract N copies of the photo, each turned by another 360/N degrees; finds "
+            "matches between photos that are turned against each other.",
         ),
     ] = _DEFAULT.turns
     detector: Annotated[
         DetectorName | None,
         _keypoints(
-            help="Detect maxima of the deep map as in the paper (deep), corners of the grey photo, "
-            "which are more precise (corner), or both.",
+            help="deep: maxima of the deep map, as in the paper. corner: corners of the grey "
+            "photo, which are more precise. both: half of each.",
             show_default="both; with --original deep",
         ),
     ] = None
     descriptor: Annotated[
         DescriptorType | None,
         _keypoints(
-            metavar="FORM",
-            help="Deep map as in the paper (plain), its root, that fused with a shallow map, or "
-            "whitened: in 384 numbers, learned with the weights.",
-            show_default="whitened if the weights can",
+            help="plain: the deep map, as in the paper. root: its square root. fused: the deep "
+            "and a shallow map. whitened: fused and reduced to 384 numbers.",
+            show_default="whitened if the weights have learned it, else fused",
         ),
     ] = None
     original: Annotated[
@@ -125,47 +124,39 @@ class Extraction:
         _photos(metavar="PIXELS", help="Reduce photos whose width + height is larger."),
     ] = _DEFAULT.max_sum_edges
     full_resolution: Annotated[
-        bool, _photos("--full-resolution", help="Reduce nothing; large photos go in tiles.")
+        bool, _photos("--full-resolution", help="Reduce no photo; large ones are cut into tiles.")
     ] = False
     stored_orientation: Annotated[
-        bool,
-        _photos("--stored-orientation", help="Do not turn photos as their EXIF data say."),
+        bool, _photos("--stored-orientation", help="Ignore the orientation in the EXIF data.")
     ] = not _DEFAULT.upright
-    weights: Annotated[
-        str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
-    ] = "default"
-    device: Annotated[
-        str, _network(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")
-    ] = "cpu"
+    weights: Weights = "default"
+    device: Device = "auto"
     precision: Annotated[
-        Precision,
-        _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only)."),
-    ] = "float32"
+        Precision, _network(help="Precision of the network; float16 needs a GPU.")
+    ] = _DEFAULT.precision
 
     @property
     def settings(self) -> ExtractionSettings:
-        """What they mean to the model."""
-        options: ExtractionOptions = {
-            "original": self.original,
-            "multiscale": self.multiscale,
-            "turns": self.turns,
-            "max_edge": None if self.full_resolution else self.max_edge,
-            "max_sum_edges": None if self.full_resolution else self.max_sum_edges,
-            "score_threshold": self.score_threshold,
-            "upright": not self.stored_orientation,
-            "precision": self.precision,
-        }
-        if self.detector is not None:
-            options["detector"] = self.detector
-        if self.descriptor is not None:
-            options["descriptor"] = self.descriptor
-        if self.max_keypoints is not None:
-            options["max_keypoints"] = self.max_keypoints or None
-        return ExtractionSettings().updated(**options)
+        """The settings of the model."""
+        settings = ExtractionSettings(
+            original=self.original,
+            detector=self.detector,
+            descriptor=self.descriptor,
+            multiscale=self.multiscale,
+            turns=self.turns,
+            max_edge=None if self.full_resolution else self.max_edge,
+            max_sum_edges=None if self.full_resolution else self.max_sum_edges,
+            score_threshold=self.score_threshold,
+            upright=not self.stored_orientation,
+            precision=self.precision,
+        )
+        if self.max_keypoints is None:
+            return settings
+        return settings.updated(max_keypoints=self.max_keypoints or None)
 
     def model(self, printing: Printing) -> D2Net:
-        """The model they ask for; its weights are downloaded if they must be."""
-        settings = self.settings.to_dict()  # wrong ones are told before the slow imports
+        """The model. Its weights are downloaded if they are not on this machine."""
+        settings = self.settings.to_dict()  # reports wrong settings before the slow imports
 
         from d2net.cli import progress
         from d2net.extraction.d2net import D2Net
@@ -175,7 +166,36 @@ class Extraction:
         if self.weights in CATALOGUE:
             with progress.shown(printing, download=True) as advance:
                 download_weights(self.weights, advance)
-        return D2Net.from_pretrained(self.weights, device=self.device, **settings)
+        device = find_device(self.device, printing)
+        return D2Net.from_pretrained(self.weights, device=device, **settings)
+
+
+def find_device(device: str, printing: Printing) -> str:
+    """The device to compute on. The choice of "auto" is printed on standard error."""
+    if device != "auto":
+        return device
+
+    import torch
+
+    name = ""
+    if torch.cuda.is_available():
+        device, name = "cuda", f" ({torch.cuda.get_device_name()})"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    else:
+        device = "cpu"
+    if printing.progress:
+        console.err.print(f"device: {device}{name}")
+    return device
+
+
+class MatchOptions(TypedDict):
+    """Arguments of `match` and `match_pairs`."""
+
+    verify: Literal["fundamental", "homography"] | None
+    threshold: float | None
+    ratio: float | None
+    min_similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -184,25 +204,33 @@ class Matching:
 
     verify: Annotated[
         Literal["fundamental", "homography", "none"],
-        _matching(metavar="MODEL", help="Mark inliers of fundamental, homography, or none."),
+        _matching(help="The two-view model that inliers must agree with."),
     ] = "fundamental"
     threshold: Annotated[
         float | None,
         _matching(
-            metavar="PIXELS", help="Largest error of an inlier.", show_default="by uncertainty"
+            metavar="PIXELS",
+            help="Largest error of an inlier.",
+            show_default="by the keypoints' uncertainty",
         ),
     ] = None
     ratio: Annotated[
         float | None,
-        _matching(metavar="R", help="Ratio test, 0 to 1.", show_default="none, best for D2-Net"),
+        _matching(
+            metavar="R",
+            help="Ratio test, 0 to 1. D2-Net matches best without one.",
+            show_default=False,
+        ),
     ] = None
     min_similarity: Annotated[
         float | None,
-        _matching(metavar="S", help="Least cosine of a match, -1 to 1.", show_default="none"),
+        _matching(
+            metavar="S", help="Smallest cosine similarity of a match, -1 to 1.", show_default=False
+        ),
     ] = None
 
-    def arguments(self) -> dict[str, Any]:
-        """What they mean to `match` and `match_pairs`."""
+    def arguments(self) -> MatchOptions:
+        """The arguments of `match` and `match_pairs`."""
         return {
             "verify": None if self.verify == "none" else self.verify,
             "threshold": self.threshold,
@@ -211,87 +239,130 @@ class Matching:
         }
 
 
-_OF_METHODS = {
+_METHODS_WITH = {
     "overlap": ("sequential",),
     "num_matched": ("auto", "retrieval", "gps", "covisibility"),
     "max_distance": ("gps",),
     "model": ("covisibility",),
 }
-"""The methods of choosing pairs that an option is for."""
+"""The methods of pair selection that take an option."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Options of the commands that choose pairs of photos."""
+    """Options of the commands that select pairs of photos."""
 
     num_matched: Annotated[
         int | None,
         _pairing(
             metavar="N",
-            help="retrieval, gps, covisibility: others for each photo.",
+            help="retrieval, gps, covisibility: number of partners of each photo.",
             show_default="20",
         ),
     ] = None
     overlap: Annotated[
         int | None,
-        _pairing(metavar="N", help="sequential: next photos for each photo.", show_default="10"),
+        _pairing(
+            metavar="N", help="sequential: pair each photo with the next N.", show_default="10"
+        ),
     ] = None
     max_distance: Annotated[
         float | None,
-        _pairing(metavar="METRES", help="gps: at most so far apart.", show_default="100"),
+        _pairing(metavar="METRES", help="gps: largest distance of a pair.", show_default="100"),
     ] = None
     model: Annotated[
         Path | None,
         _pairing("--model", metavar="DIR", help="covisibility: COLMAP model.", show_default=False),
     ] = None
 
-    def of(self, method: str, file: Path | None = None) -> PairChoice:
-        """What they mean to `choose_pairs`."""
-        chosen: dict[str, Any] = {
-            name: getattr(self, name) for name in _OF_METHODS if getattr(self, name) is not None
+    def choose(self, method: PairMethod, file: Path | None = None) -> PairChoice:
+        """The argument of `choose_pairs`; `file` is the list of pairs of the method "list"."""
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in _METHODS_WITH if getattr(self, name) is not None
         }
-        for name in chosen:
-            if method not in _OF_METHODS[name]:
+        for name in given:
+            if method not in _METHODS_WITH[name]:
                 raise InputError(
-                    f"--{name.replace('_', '-')} is for {', '.join(_OF_METHODS[name])}, not "
+                    f"--{name.replace('_', '-')} is for {', '.join(_METHODS_WITH[name])}, not for "
                     f"{method}"
                 )
         if method == "covisibility" and self.model is None:
-            raise InputError("covisibility needs a COLMAP model: --model DIR")
+            raise InputError("covisibility needs a COLMAP model: give --model DIR")
 
         from d2net.matching.pair_selection import PairChoice
 
-        return PairChoice(method=cast(Any, method), file=file, **chosen)
+        return PairChoice(method=method, file=file, **given)
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the fields of its dataclass parameters as options of their own.
+def numbers(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The numbers of an option such as `--seeds 0,1,2`."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} takes numbers separated by commas, not {text!r}") from None
 
-    Typer knows no dataclasses.
+
+def app(**settings: Any) -> typer.Typer:  # noqa: ANN401 (those of typer.Typer)
+    """An empty command line, or an empty group of commands."""
+    return typer.Typer(
+        cls=_Group,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )
+
+
+def add_command(group: typer.Typer, function: Callable[..., None]) -> None:
+    """Add a function as a command; its parameters become the arguments and options.
+
+    A parameter that is a dataclass becomes one option for each of its fields, because Typer does
+    not know dataclasses.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
-    parameters = []
-    for parameter in inspect.signature(command).parameters.values():
+    options: dict[str, tuple[Any, Any]] = {}  # name -> default and type
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.name in groups:
-            group = groups[parameter.name]
-            types = get_type_hints(group, include_extras=True)
-            options = [(field.name, field.default, types[field.name]) for field in fields(group)]
+            types = get_type_hints(groups[parameter.name], include_extras=True)
+            for field in fields(groups[parameter.name]):
+                options[field.name] = field.default, types[field.name]
         else:
-            options = [(parameter.name, parameter.default, hints[parameter.name])]
-        for name, default, hint in options:
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-                )
+            options[parameter.name] = parameter.default, hints[parameter.name]
+
+    @functools.wraps(function)
+    def command(**values: object) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
             )
+            for name, (default, hint) in options.items()
+        ]
+    )
+    command.__annotations__ = {name: hint for name, (_, hint) in options.items()}
+    group.command(cls=_Command)(command)
 
-    @functools.wraps(command)
-    def spread_out(**values: object) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
 
-    spread_out.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    spread_out.__annotations__ = {p.name: p.annotation for p in parameters}
-    return spread_out
+class _Command(typer.core.TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (click's, which typer may copy)
+        return _without_types(super().get_params(ctx))
+
+
+class _Group(typer.core.TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Hide the types <bool> of flags and <list[Path]> of arguments from Typer's help."""
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None
+        elif getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters

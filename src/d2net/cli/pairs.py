@@ -1,4 +1,4 @@
-"""`d2net pairs`: which photos to match with which."""
+"""`d2net pairs`: select the pairs of photos to match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from d2net.cli import options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+from d2net.text import count
 
 if TYPE_CHECKING:
     from d2net.io.pairs import Pair
@@ -24,44 +26,53 @@ def pairs(
     ],
     method: Annotated[
         Literal["exhaustive", "sequential", "retrieval", "gps", "covisibility"],
-        typer.Option(metavar="METHOD", help="See above."),
+        typer.Option(help="See above."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Text file, two names a line.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Text file with two names per line."),
     ] = Path("pairs.txt"),
     cluster: options.Cluster = None,
-    choice: options.Pairing,
+    pairing: options.Pairing,
     printing: options.Printing,
 ) -> None:
-    """Choose pairs of photos, for `d2net match --pairs`.
+    """Select pairs of photos for `d2net match --pairs`.
 
-    **exhaustive**: all, for up to some hundred photos. **sequential**: photos that follow each
-    other by name, for videos. **retrieval**: those that look most alike, by the local features of
-    a features file. **gps**: those taken close to each other, by the photos' EXIF data.
-    **covisibility**: those that see the same points of a model.
+    **exhaustive**: all pairs, for up to a few hundred photos. **sequential**: photos that follow
+    each other by name, for videos. **retrieval**: photos that look alike, by the descriptors in a
+    features file. **gps**: photos taken close to each other, by their EXIF data.
+    **covisibility**: photos that see the same points of a COLMAP model.
     """
-    names, found = _chosen(source, choice.of(method), cluster)
-    if not found:
-        raise InputError(f"no pair of the {len(names)} photos in {source} is left to match")
+    check_output(output, source)
+    names, selected = _select(source, pairing.choose(method), cluster)
+    if not selected:
+        raise InputError(
+            f"{method} selects no pair of the {count(len(names), 'photo')} in {source}"
+        )
 
     from d2net.io.pairs import write_pairs
 
-    write_pairs(output, found)
-    paired = {name for pair in found for name in pair}
-    alone = [name for name in names if name not in paired]
-    line = f"{len(found):,} pairs of {len(paired):,} photos"
-    if alone:
-        line += f"; {len(alone):,} photos are in no pair, as {alone[0]}"
+    write_pairs(output, selected)
+    paired = {name for pair in selected for name in pair}
+    unpaired = [name for name in names if name not in paired]
+    line = f"{count(len(selected), 'pair')} of {count(len(paired), 'photo')}"
+    if unpaired:
+        line += f"; {count(len(unpaired), 'photo')} in no pair, such as {unpaired[0]}"
     printing.result(
-        {"pairs": len(found), "photos": len(names), "unpaired": alone, "output": str(output)},
+        {
+            "pairs": len(selected),
+            "photos": len(names),
+            "unpaired": unpaired,
+            "output": str(output),
+        },
         f"{line}: {output}",
     )
 
 
-def _chosen(
+def _select(
     source: Path, choice: PairChoice, cluster: str | None
 ) -> tuple[Sequence[str], Sequence[Pair]]:
-    """The photos' names and the pairs."""
+    """The names of the photos, and the pairs."""
     from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images
     from d2net.matching.pair_selection import choose_pairs
@@ -71,7 +82,7 @@ def _chosen(
             names: Sequence[str] = features.names
             return names, choose_pairs(choice, names, features=features, cluster=cluster)
     if cluster is not None:
-        raise InputError("a cluster is for pairs by a features file: --method retrieval")
+        raise InputError("a cluster needs a features file: --method retrieval")
     photos = find_images([source])
     names = [photo.name for photo in photos]
     return names, choose_pairs(choice, names, photos=photos)

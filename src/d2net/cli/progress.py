@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -118,33 +118,3 @@ class _Lines:
 
 def _rate(rate: float, unit: str = "") -> str:
     return f"{rate:.2f}{unit}/s" if rate < 10 else f"{rate:.0f}{unit}/s"
-
-
-# Adapters for functions that do not take a `Progress` yet.
-
-
-@contextmanager
-def things(what: str, printing: Printing) -> Iterator[Callable[[str, int], None]]:
-    """Adapt `report(name, left)`."""
-    with shown(printing) as report:
-        done = 0
-
-        def advance(name: str, left: int) -> None:
-            nonlocal done
-            done += 1
-            report(f"{what}: {name}", done, done + left)
-
-        yield advance
-
-
-@contextmanager
-def stages(printing: Printing) -> Iterator[Callable[[str, str, int | None], None]]:
-    """Adapt `report(stage, name, left)`."""
-    with shown(printing) as report:
-        done: dict[str, int] = {}
-
-        def advance(stage: str, name: str, left: int | None) -> None:
-            done[stage] = done.get(stage, 0) + bool(name)
-            report(f"{stage}: {name}", done[stage], None if left is None else done[stage] + left)
-
-        yield advance

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from d2net.cli import console, options
+from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+
+if TYPE_CHECKING:
+    from d2net.matching.pair_selection import PairMethod
 
 
 def reconstruct(
@@ -30,59 +34,71 @@ def reconstruct(
         str,
         typer.Option(
             metavar="METHOD|FILE",
-            help="auto (all of up to 50 photos, else retrieval), exhaustive, sequential (video), "
-            "retrieval, gps, covisibility, or a text file with two names a line.",
+            help="auto (all pairs of up to 50 photos, retrieval for more), exhaustive, "
+            "sequential (video), retrieval, gps, covisibility, or a text file with two names per "
+            "line.",
         ),
     ] = "auto",
-    choice: options.Pairing,
+    pairing: options.Pairing,
     poses: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="COLMAP model with known poses: triangulate only.",
+            help="COLMAP model with known cameras and poses: only triangulate points.",
             show_default=False,
         ),
     ] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="NAME.png, 0 where keypoints are unwanted."),
+        typer.Option(
+            metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."
+        ),
     ] = None,
     mapper: Annotated[
         Literal["incremental", "global"],
-        typer.Option(metavar="KIND", help="incremental, or global (GLOMAP)."),
+        typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
     ] = "incremental",
     refine: Annotated[
         bool,
-        typer.Option("--refine", help="Move keypoints along tracks to where the photos fit."),
+        typer.Option(
+            "--refine", help="Align the patches around matched keypoints, and move the keypoints."
+        ),
     ] = False,
     camera_model: Annotated[
-        str, typer.Option(metavar="MODEL", help="COLMAP's lens model.")
+        str, typer.Option(metavar="MODEL", help="COLMAP's camera model.")
     ] = "SIMPLE_RADIAL",
     camera_mode: Annotated[
         Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(metavar="MODE", help="Who shares one: auto, single, per-folder, per-image."),
+        typer.Option(help="Which photos share a camera; auto decides by size and EXIF."),
     ] = "auto",
     camera_params: Annotated[
         str | None,
-        typer.Option(metavar="F,CX,CY,...", help="Known parameters.", show_default="from EXIF"),
+        typer.Option(
+            metavar="F,CX,CY,...",
+            help="Known parameters of the camera model.",
+            show_default="from EXIF",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of all random samples.")] = 0,
+    seed: options.Seed = 0,
     extraction: options.Extraction,
     printing: options.Printing,
 ) -> None:
-    """Make a map (COLMAP's model and database, features, a picture) from photos of one place.
+    """Make a map from photos of one place: COLMAP model, database, features and a picture.
 
-    `d2net reconstruct PHOTOS --output MAP`. A run that was stopped goes on where it was when it is
-    started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
+    `d2net reconstruct PHOTOS --output MAP` makes a map. A run that was stopped continues when the
+    same command is started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
     """
     if into is not None and (output is not None or poses is not None or pairs != "auto"):
-        raise InputError("--into adds to a map as it is: leave out --output, --pairs and --poses")
-    params = _numbers(camera_params)
-    listed = Path(pairs) if Path(pairs).is_file() else None
+        raise InputError("--into adds photos to a map: leave out --output, --pairs and --poses")
+    params = camera_params and options.numbers("--camera-params", camera_params, float)
+    pair_file = Path(pairs) if Path(pairs).is_file() else None
+    choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
+    folder = into or output or Path("map")
+    check_output(folder / "map.png")
 
     from d2net.cli import progress
     from d2net.mapping.reconstruct import add_photos
-    from d2net.mapping.reconstruct import reconstruct as make
+    from d2net.mapping.reconstruct import reconstruct as make_map
     from d2net.mapping.settings import MappingOptions
     from d2net.mapping.summary import text_lines
 
@@ -90,22 +106,20 @@ def reconstruct(
         "mapper": mapper,
         "camera_model": camera_model,
         "camera_mode": camera_mode,
-        "camera_params": params,
+        "camera_params": params or None,
         "refine": refine,
         "seed": seed,
     }
-    chosen = choice.of("list" if listed else pairs, listed)
     model = extraction.model(printing)
-    folder = into or output or Path("map")
     with progress.shown(printing) as report:
         if into is not None:
             summary = add_photos(into, photos, model=model, progress=report, **mapping)
         else:
-            summary = make(
+            summary = make_map(
                 photos,
                 folder,
                 model=model,
-                pairs=chosen,
+                pairs=choice,
                 masks=masks,
                 poses=poses,
                 progress=report,
@@ -115,12 +129,3 @@ def reconstruct(
     printing.result({**summary.to_dict(), "map": str(folder)}, *lines)
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise InputError(
-            f"--camera-params takes numbers separated by commas, not {text!r}"
-        ) from None

@@ -1,4 +1,4 @@
-"""`d2net serve`: a page to try it."""
+"""`d2net serve`: a web page to try the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def serve(
         typer.Option(
             "--map",
             metavar="MAP",
-            help="What d2net reconstruct made, to place photos in.",
+            help="A map by d2net reconstruct, to localize photos in.",
             show_default=False,
         ),
     ] = None,
@@ -25,24 +25,19 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Where to listen; 0.0.0.0 lets every machine of the network in.",
+            help="Address to listen at; 0.0.0.0 lets every machine of the network in.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="N", help="Port to listen at; 0: a free one.")
+        int, typer.Option(metavar="N", help="Port to listen at; 0 takes a free one.")
     ] = 8000,
-    weights: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
-    ] = "default",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")
-    ] = "cpu",
+    weights: options.Weights = "default",
+    device: options.Device = "auto",
     printing: options.Printing,
 ) -> None:
-    """Serve a web page to try it: match two photos, or place a photo in a map.
+    """Serve a web page on which to match two photos, or to localize a photo in a map.
 
-    Photos are kept in memory for as long as the page shows them, and nothing is stored. Stop it
-    with Ctrl-C.
+    Photos are kept in memory while the page shows them, and are not stored. Stop it with Ctrl-C.
     """
     from d2net.errors import MissingPackageError
 
@@ -64,4 +59,4 @@ def serve(
     try:
         run(model, map_folder=map_folder, host=host, port=port, ready=ready)
     except KeyboardInterrupt:
-        return  # the way to end it
+        return  # the documented way to stop

@@ -1,4 +1,4 @@
-"""`d2net show`: look at a photo's keypoints."""
+"""`d2net show`: the keypoints of a photo."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from d2net.cli import options
+from d2net.cli.outputs import check_output
+from d2net.text import count
 
 
 def show(
     *,
-    photo: Annotated[Path, typer.Argument(show_default=False, help="A photo.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", show_default=False, help="A photo.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The picture, png or jpg.")
     ] = Path("keypoints.png"),
@@ -20,6 +22,7 @@ def show(
     extraction: options.Extraction,
 ) -> None:
     """Draw keypoints, their scales and the score map on a photo."""
+    check_output(output, photo)
     model = extraction.model(printing)
 
     from d2net.visualization import picture_path, plot_keypoints
@@ -41,5 +44,5 @@ def show(
             "keypoints": len(features),
             "picture": str(output),
         },
-        f"{len(features):,} keypoints in {width} x {height} pixels: {output}",
+        f"{count(len(features), 'keypoint')} in {width} x {height} pixels: {output}",
     )

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from d2net.training.loop import TrainingResult
     from d2net.training.settings import TrainingSettings
 
-_recipe = partial(typer.Option, rich_help_panel="Recipe", show_default="the recipe's")
-_machine = partial(typer.Option, rich_help_panel="Machine")
+_recipe = partial(typer.Option, rich_help_panel="Recipe", show_default=False)
 
 
 def train(
@@ -25,47 +24,52 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            metavar="DIR",
+            metavar="DATA",
             show_default=False,
-            help="A COLMAP reconstruction with its photos, aligned photos, or any photos; with "
-            "--config the folder of its sources.",
+            help="Folder with a COLMAP model and its photos, with aligned photos, or with any "
+            "photos; with --config the folder of its sources.",
         ),
     ] = None,
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="DIR", show_default=False, help="Folder of the run."
+            "--output", "-o", metavar="RUN", show_default=False, help="Folder of the run."
         ),
     ],
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A recipe (toml).", show_default="for DIR")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A recipe (toml).", show_default="the recipe for own photos"
+        ),
     ] = None,
     start: Annotated[
         str | None, _recipe("--from", metavar="NAME|FILE", help="Weights to start from.")
     ] = None,
-    steps: Annotated[int | None, _recipe(metavar="N", help="Steps to train.")] = None,
+    steps: Annotated[int | None, _recipe(metavar="N", help="Number of training steps.")] = None,
     minutes: Annotated[
         float | None,
-        _recipe(metavar="M", help="Train about so long: the steps are found by trying some."),
+        _recipe(metavar="M", help="Train for about M minutes, instead of a number of steps."),
     ] = None,
     batch: Annotated[int | None, _recipe(metavar="N", help="Pairs per step.")] = None,
-    learning_rate: Annotated[float | None, _recipe(metavar="R", help="Of Adam.")] = None,
+    learning_rate: Annotated[float | None, _recipe(metavar="R", help="Adam's.")] = None,
     layers: Annotated[
-        str | None, _recipe(metavar="NAMES", help="Layers that learn, as conv4_2,conv4_3.")
+        str | None, _recipe(metavar="NAMES", help="Layers to train, such as conv4_2,conv4_3.")
     ] = None,
-    seed: Annotated[int | None, _recipe(metavar="N", help="Decides what is drawn.")] = None,
-    device: Annotated[
-        str, _machine(metavar="NAME", help="cpu, cuda or cuda:1; under torchrun cpu or cuda.")
-    ] = "cpu",
+    seed: Annotated[int | None, _recipe(metavar="N", help="Seed of all random samples.")] = None,
+    device: options.Device = "auto",
     workers: Annotated[
-        int, _machine(metavar="N", help="Processes that make training pairs; 0: none but this.")
+        int,
+        typer.Option(
+            metavar="N", help="Processes that prepare training pairs; 0 uses this process."
+        ),
     ] = 1,
     printing: options.Printing,
 ) -> None:
     """Train weights, or adapt them to your own photos.
 
-    A run that was stopped goes on where it was when the same command is started again. The result
-    is DIR/weights.safetensors, for --weights of the other commands.
+    Options of the panel Recipe replace values of the recipe. The result is
+    RUN/weights.safetensors, for `--weights` of the other commands. A run that was stopped continues
+    when the same command is started again.
     """
     if data is None and config is None:
         raise InputError(
@@ -79,8 +83,9 @@ def train(
     from d2net.cli import progress
     from d2net.training.supervised import train as run
 
-    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes, one speaks
+    if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
         printing = options.Printing(quiet=True)
+    device = options.find_device(device, printing)
     changes = {
         "start": start,
         "steps": steps,

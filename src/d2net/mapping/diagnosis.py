@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from d2net.mapping.mapper import verified_pairs
 from d2net.mapping.settings import MappingSettings
-from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS, count, in_another_model
+from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS, in_another_model
+from d2net.text import count
 
 if TYPE_CHECKING:
     import pycolmap

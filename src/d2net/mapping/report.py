@@ -9,12 +9,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2net.io.atomic import replacing, write_text
+from d2net.io.atomic import write_text
+from d2net.io.pictures import write_picture
 from d2net.mapping.cloud import Cloud
 from d2net.mapping.picture.album import add_colours
 from d2net.mapping.picture.drawing import draw_oblique, draw_picture, kept_points
 from d2net.mapping.picture.page import make_page
-from d2net.mapping.summary import MapSummary, count, figure_lines, sentence
+from d2net.mapping.summary import MapSummary, figure_lines, sentence
+from d2net.text import count
 
 
 def write_report(
@@ -49,9 +51,7 @@ def write_report(
         notes.append(f"{count(album.uncoloured, 'point')} of unknown colour shown in grey")
     oblique = draw_oblique(cloud)
     lines = [sentence(line) for line in [*figure_lines(summary), *notes]]
-    with replacing(folder / "map.png") as temporary:
-        picture = draw_picture(cloud, oblique, lines)
-        picture.save(temporary, "PNG", optimize=True)
+    write_picture(folder / "map.png", draw_picture(cloud, oblique, lines))
     title = ", ".join(_scene_name(photos.resolve()) for photos in photo_folders)
     write_text(folder / "map.html", make_page(cloud, oblique, album, summary, title, notes))
 

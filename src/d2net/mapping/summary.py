@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from d2net.mapping.cloud import Cloud, mean
+from d2net.text import count
 
 NO_FEATURES = "no features"
 NO_MATCHES = "no verified matches with any photo"
@@ -175,11 +176,6 @@ def figure_lines(summary: MapSummary) -> list[str]:
         sizes = f"{', '.join(first)} and {last}"
         lines.append(f"the photos form {len(summary.models)} separate models, of {sizes} photos")
     return lines
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun in the singular or the plural."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def sentence(text: str) -> str:

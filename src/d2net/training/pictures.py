@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from d2net.io.atomic import replacing
+from d2net.io.pictures import write_picture
 from d2net.training.crops import RGB, Array
 from d2net.training.sources.base import TrainingPair
 from d2net.visualization import picture_path
@@ -58,8 +58,7 @@ def draw_pairs(
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     picture = Image.fromarray(np.vstack(rows))
     if path is not None:
-        with replacing(path) as temporary:
-            picture.save(temporary, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
+        write_picture(path, picture)
     return picture
 
 

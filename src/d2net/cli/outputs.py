@@ -1,0 +1,45 @@
+"""Protection of the user's files: no command writes over its inputs or over a photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d2net.errors import OutputError
+
+
+def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> None:
+    """Check that a file may be written, before any work is done.
+
+    Args:
+        output: the file that the command is going to write.
+        inputs: the files and folders that the command reads.
+        appends: the writer itself checks the content of an existing file (HDF5).
+
+    Raises:
+        OutputError: `output` is one of the inputs, or it exists and is neither text nor a picture
+            that d2net made.
+    """
+    if not output.is_file():
+        return
+    for path in inputs:
+        if path is not None and path.exists() and output.samefile(path):
+            raise OutputError(
+                f"the output {output} is the input {path} of the same command; choose another "
+                "output, so that the input is not overwritten"
+            )
+    if appends or _is_text(output):
+        return
+
+    from d2net.io.pictures import is_own_picture
+
+    if not is_own_picture(output):
+        raise OutputError(
+            f"the output {output} exists and was not made by this command; choose another output, "
+            "or delete the file"
+        )
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is empty or text: no kind of photo or database is free of zero bytes."""
+    with path.open("rb") as file:
+        return b"\0" not in file.read(8192)

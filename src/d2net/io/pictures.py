@@ -1,0 +1,40 @@
+"""Pictures that d2net draws. A mark in the file tells them from photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from d2net.io.atomic import replacing
+
+_MARK = "d2net"
+_EXIF_SOFTWARE = 305  # EXIF 2.3, tag 0x0131
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture, as PNG if the extension is .png and otherwise as JPEG, with the mark.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        if path.suffix.lower() == ".png":
+            text = PngInfo()
+            text.add_text("Software", _MARK)
+            picture.save(temporary, "PNG", pnginfo=text, optimize=True)
+        else:
+            exif = Image.Exif()
+            exif[_EXIF_SOFTWARE] = _MARK
+            picture.save(temporary, "JPEG", quality=92, exif=exif)
+
+
+def is_own_picture(path: Path) -> bool:
+    """Whether the file is a picture that `write_picture` wrote. Only its header is read."""
+    try:
+        with Image.open(path) as picture:
+            marks = (picture.info.get("Software"), picture.getexif().get(_EXIF_SOFTWARE))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return _MARK in marks

@@ -1,0 +1,71 @@
+"""No command writes over one of its inputs, or over a photo that d2net did not make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+
+@pytest.fixture
+def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
+    """Every kind of file that a user may have, and what is in each."""
+    photos.rename("photos").joinpath("a.png").rename("photos/p.png")
+    for name in ("a.png", "b.png", "other.png"):
+        Path(name).write_bytes(Path("photos/p.png").read_bytes())
+    assert d2net("extract", "photos", "-o", "f.h5").code == 0
+    Path("pairs.txt").write_text("p.png day 1/ü b.png\n")
+    Path("list.txt").write_text("a.png\nb.png\n")
+    Path("cameras.txt").write_text("a.png PINHOLE 120 90 100 100 60 45\n")
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "match a.png b.png -o b.png",
+        "match a.png b.png -o other.png",
+        "match --features f.h5 --pairs pairs.txt -o f.h5",
+        "match --features f.h5 --pairs pairs.txt -o pairs.txt",
+        "show a.png -o a.png",
+        "show a.png -o other.png",
+        "extract photos -o photos/p.png",
+        "extract --image-list list.txt -o list.txt",
+        "pairs photos --method exhaustive -o photos/p.png",
+        "pairs f.h5 --method exhaustive -o f.h5",
+        "localize map a.png -o a.png",
+        "localize map a.png -o other.png",
+        "localize map a.png --intrinsics cameras.txt -o cameras.txt",
+        "localize map a.png --pictures .",
+        "data check photos -o other.png",
+        "evaluate homography photos -o other.png",
+        "evaluate homography photos --html other.png",
+        "evaluate localization photos --submission other.png",
+    ],
+)
+def test_files_of_the_user_are_not_overwritten(
+    d2net: Run, files: dict[Path, bytes], command: str
+) -> None:
+    run = d2net(*command.split())
+    assert run.code == 2
+    output = command.split()[-1]
+    assert ("a.png" if output == "." else output) in run.err
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_picture_in_the_folder_of_a_map_is_not_overwritten(d2net: Run, photos: Path) -> None:
+    (photos / "a.png").rename(photos / "map.png")
+    content = (photos / "map.png").read_bytes()
+    run = d2net("reconstruct", photos, "-o", photos)
+    assert run.code == 2
+    assert "map.png exists" in run.err
+    assert (photos / "map.png").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["matches.png", "matches.jpg"])
+def test_own_results_are_replaced(d2net: Run, photos: Path, name: str) -> None:
+    for _ in range(2):
+        assert d2net("match", photos / "a.png", photos / "a.png", "-o", name).code == 0
+        assert d2net("pairs", photos, "--method", "exhaustive").code == 0
