@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,20 @@ class Result:
     code: int
     out: str
     err: str
+    device: str = field(default="", compare=False)
+    """The line about the device, which is not in `err`."""
 
     @property
     def json(self) -> Any:
         """The one JSON document on standard output."""
         return json.loads(self.out)
+
+
+def make_result(code: Any, out: str, err: str) -> Result:
+    if not err.startswith("device: "):
+        return Result(code, out, err)
+    device, _, err = err.partition("\n")
+    return Result(code, out, err, device)
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def d2net(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], h
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()
-        return Result(ended.value.code or 0, captured.out, captured.err)
+        return make_result(ended.value.code or 0, captured.out, captured.err)
 
     monkeypatch.setattr(D2Net, "from_pretrained", from_pretrained)
     return run
@@ -86,7 +95,7 @@ class Real:
 def finished(process: subprocess.Popen[str]) -> Result:
     """Wait for a process to end."""
     out, err = process.communicate(timeout=120)
-    return Result(process.returncode, out, err)
+    return make_result(process.returncode, out, err)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,9 +76,9 @@ def test_help_shows_choices_and_no_types_of_python(d2net: Run) -> None:
 
 
 def test_the_chosen_device_is_printed(d2net: Run, photos: Path) -> None:
-    assert d2net("extract", photos, "-o", "f.h5").err.startswith("device: ")
-    assert d2net("extract", photos, "-o", "f.h5", "--device", "cpu").err == ""
-    assert d2net("extract", photos, "-o", "f.h5", "--quiet").err == ""
+    assert d2net("extract", photos, "-o", "f.h5").device.startswith("device: ")
+    assert d2net("extract", photos, "-o", "f.h5", "--device", "cpu").device == ""
+    assert d2net("extract", photos, "-o", "f.h5", "--quiet").device == ""
 
 
 def test_one_photo_is_not_plural(d2net: Run, photos: Path) -> None:
@@ -93,7 +94,8 @@ def test_every_option_is_explained_within_80_columns(
     assert run.code == 0
     lines = run.out.splitlines()
     assert max(map(len, lines)) <= 80
-    options = [line.strip("│* ").split() for line in lines if line.strip("│* ").startswith("--")]
+    rows = [line for line in lines if re.match(r"│ (\*|   )? *--", line[:8])]
+    options = [row.strip("│* ").split() for row in rows]
     assert len(options) >= 3
     for option in options:
         words = [word for word in option if not word.startswith(("-", "<", "["))]
@@ -119,7 +121,7 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("extract photos", "h5 features go into one file"),
         ("extract", "photos and folders"),
         ("extract photos --image-list list.txt -o f.h5", "photos and folders"),
-        ("extract --image-list none.txt -o f.h5", "cannot read the image list 'none.txt'"),
+        ("extract --image-list none.txt -o f.h5", "none.txt cannot be read"),
         ("extract none.png -o f.h5", "there is no file or folder 'none.png'"),
         ("extract empty -o f.h5", "no photos"),
         ("extract photos -o none/f.h5", "none does not exist"),
@@ -153,7 +155,7 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("weights nonsense", "nonsense"),
         ("weights text.txt", "text.txt is not a weights file"),
         ("weights none.pth", "none.pth"),
-        ("weights --download", "which weights"),
+        ("weights --download", "name the weights"),
         ("weights text.txt --download", "text.txt"),
     ],
 )

@@ -182,7 +182,7 @@ def pose(
     ] = None,
     solver: Annotated[
         Literal["poselib", "pycolmap", "magsac"],
-        _ransac(help="RANSAC for the essential matrix; magsac is OpenCV's."),
+        _ransac(metavar="NAME", help="poselib, pycolmap (slower) or magsac (OpenCV)."),
     ] = "poselib",
     thresholds: Annotated[
         str, _ransac(metavar="PIXELS,...", help="Inlier thresholds; results for each are reported.")
@@ -218,7 +218,11 @@ def reconstruction(
     ] = None,
     camera_mode: Annotated[
         Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(help="Which photos share a camera; auto decides by size and EXIF."),
+        typer.Option(
+            metavar="MODE",
+            help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
+            "per-image (none).",
+        ),
     ] = "auto",
     known_cameras: Annotated[
         bool,

@@ -108,6 +108,7 @@ class Extraction:
     descriptor: Annotated[
         DescriptorType | None,
         _keypoints(
+            metavar="TYPE",
             help="plain: the deep map, as in the paper. root: its square root. fused: the deep "
             "and a shallow map. whitened: fused and reduced to 384 numbers.",
             show_default="whitened if the weights have learned it, else fused",
@@ -132,7 +133,7 @@ class Extraction:
     weights: Weights = "default"
     device: Device = "auto"
     precision: Annotated[
-        Precision, _network(help="Precision of the network; float16 needs a GPU.")
+        Precision, _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only).")
     ] = _DEFAULT.precision
 
     @property
@@ -204,7 +205,11 @@ class Matching:
 
     verify: Annotated[
         Literal["fundamental", "homography", "none"],
-        _matching(help="The two-view model that inliers must agree with."),
+        _matching(
+            metavar="MODEL",
+            help="Find the inliers of a fundamental matrix (fundamental) or a homography "
+            "(homography), or keep all matches (none).",
+        ),
     ] = "fundamental"
     threshold: Annotated[
         float | None,

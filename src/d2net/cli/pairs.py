@@ -26,7 +26,7 @@ def pairs(
     ],
     method: Annotated[
         Literal["exhaustive", "sequential", "retrieval", "gps", "covisibility"],
-        typer.Option(help="See above."),
+        typer.Option(metavar="METHOD", help="One of the methods above."),
     ],
     output: Annotated[
         Path,

@@ -69,7 +69,11 @@ def reconstruct(
     ] = "SIMPLE_RADIAL",
     camera_mode: Annotated[
         Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(help="Which photos share a camera; auto decides by size and EXIF."),
+        typer.Option(
+            metavar="MODE",
+            help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
+            "per-image (none).",
+        ),
     ] = "auto",
     camera_params: Annotated[
         str | None,
