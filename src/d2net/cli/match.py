@@ -69,7 +69,9 @@ def match(
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
     elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
         picture = output or Path("matches.png")
-        _match_photos(*photos, picture, lines, extraction, matching, refine, printing)
+        _match_photos(
+            (photos[0], photos[1]), picture, lines, extraction, matching, refine, printing
+        )
     else:
         raise InputError(
             "give two photos (d2net match A.jpg B.jpg), or a features file "
@@ -78,8 +80,7 @@ def match(
 
 
 def _match_photos(
-    first: Path,
-    second: Path,
+    photos: tuple[Path, Path],
     picture: Path,
     lines: int,
     extraction: options.Extraction,
@@ -87,6 +88,7 @@ def _match_photos(
     refined: bool,
     printing: options.Printing,
 ) -> None:
+    first, second = photos
     check_output(picture, first, second)
     model = extraction.model(printing)
 
