@@ -34,11 +34,11 @@ def test_exhaustive(names):
     assert len(found) == math.comb(len(names), 2)
 
 
-@given(NAMES, st.integers(1, 15), st.booleans())
-def test_sequential(names, overlap, quadratic):
-    found = pairs.sequential(names, overlap, quadratic=quadratic)
+@given(NAMES, st.integers(1, 15))
+def test_sequential(names, overlap):
+    found = pairs.sequential(names, overlap)
     assert_sound(found, names)
-    allowed = set(range(1, overlap + 1)) | ({2**i for i in range(overlap)} if quadratic else set())
+    allowed = {*range(1, overlap + 1), *(2**i for i in range(overlap))}
     distances = {(i, j): j - i for i, j in itertools.combinations(range(len(names)), 2)}
     assert found == [(names[i], names[j]) for (i, j), d in distances.items() if d in allowed]
 
@@ -62,7 +62,6 @@ def test_sequential_gives_what_colmap_matches(tmp_path):
         for name in names:
             database.write_image(pycolmap.Image(name=name, camera_id=camera_id))
     linear, quadratic = (colmap_sequential(path, names, 5, both) for both in (False, True))
-    assert set(pairs.sequential(names, 5, quadratic=False)) == linear
     assert set(pairs.sequential(names, 5)) == linear | quadratic
 
 

@@ -26,7 +26,7 @@ from d2net.io.image_lists import photos_folder
 from d2net.io.pairs import Pair
 from d2net.mapping.localize import NUM_RETRIEVED
 from d2net.mapping.settings import MappingSettings
-from d2net.matching.pair_selection import ALL_PAIRS_UP_TO
+from d2net.matching.pair_selection import MAX_EXHAUSTIVE
 from d2net.matching.pairs import exhaustive, from_retrieval
 from d2net.matching.retrieval import GlobalDescriptors
 
@@ -53,7 +53,7 @@ class HeldOutScene(LocalizationDataset):
         """Retrieval by the evaluated features finds the candidates, and the pairs of large maps."""
         names = sorted(image.name for image in self.model.images.values())
         retrieval = GlobalDescriptors.build(LazyFeatures(photos.features, names))
-        few = len(names) <= ALL_PAIRS_UP_TO
+        few = len(names) <= MAX_EXHAUSTIVE
         pairs = exhaustive(names) if few else from_retrieval(retrieval)
         queries = []
         for query in self.queries:

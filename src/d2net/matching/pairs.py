@@ -1,8 +1,8 @@
-"""Which pairs of photos to match.
+"""Pairs of photos to match, with a function for each method.
 
-Every function gives each pair once, in either order, and no photo with itself; pairs come sorted by
-the photos' places in the given order, so that whoever matches them reads each photo rarely. Pairs
-from a list are read by `io.pairs.read_pairs`.
+Every function returns each pair once, in one order, and no pair of a photo with itself. The pairs
+are sorted by the positions of their photos in the input, so that a photo's pairs come together and
+its features are read rarely.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def exhaustive(names: Sequence[str]) -> list[Pair]:
-    """All pairs: N (N - 1) / 2 of them, for up to some hundred photos.
+    """All N (N - 1) / 2 pairs, for up to some hundred photos.
 
     Raises:
         InputError: a photo is named twice.
@@ -34,54 +34,56 @@ def exhaustive(names: Sequence[str]) -> list[Pair]:
     return list(combinations(_distinct(names), 2))
 
 
-def sequential(names: Sequence[str], overlap: int = 10, *, quadratic: bool = True) -> list[Pair]:
+def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
     """Pairs of photos that follow each other, for videos and walks.
 
-    Each photo with the `overlap` next ones and, if `quadratic`, with those 1, 2, 4, ...
-    2^(overlap - 1) later, which hold a long sequence together where it slows down or comes back.
-    These are the pairs of COLMAP's sequential matching without and with its `quadratic_overlap`,
-    both together (COLMAP 4 makes one or the other).
+    Each photo is paired with the `overlap` next ones, and with those 1, 2, 4, ... 2^(overlap - 1)
+    later, which hold a long sequence together where it slows down or comes back. These are the
+    pairs of COLMAP's sequential matching without and with its `quadratic_overlap`, of which COLMAP
+    4 makes one or the other.
 
     Args:
-        names: in the order in which they were taken; see `natural_order`.
-        overlap: how many.
-        quadratic: also pairs at doubling distances.
+        names: photos in the order in which they were taken; see `natural_order`.
+        overlap: number of next photos for each photo.
 
     Raises:
         InputError: a photo is named twice, or `overlap` is below 1.
     """
     names = _distinct(names)
     _check_count("overlap", overlap)
-    steps = set(range(1, overlap + 1))
-    if quadratic:
-        steps |= {2**i for i in range(min(overlap, len(names).bit_length()))}
-    indices = range(len(names))
+    doubling = {2**i for i in range(min(overlap, len(names).bit_length()))}
+    steps = sorted({*range(1, overlap + 1), *doubling})
+    last = len(names) - 1
     return [
-        (names[i], names[i + step])
-        for i in indices
-        for step in sorted(steps)
-        if i + step in indices
+        (name, names[i + step])
+        for i, name in enumerate(names)
+        for step in steps
+        if i + step <= last
     ]
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted with numbers as numbers: frame9 before frame10."""
-    return sorted(names, key=lambda name: (_natural_key(name), name))
+
+    def key(name: str) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", name)
+        return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+    return sorted(names, key=lambda name: (key(name), name))
 
 
 def from_gps(
     positions: Mapping[str, Position], num_matched: int = 20, max_distance: float = 100.0
 ) -> list[Pair]:
-    """Each photo with the nearest others on the ground.
+    """Pairs of each photo with the nearest others by GPS position.
 
-    Distances are straight lines between the points on the WGS84 ellipsoid; altitudes are not used,
-    which GPS knows badly (COLMAP's `ignore_z`).
+    Distances are straight lines between the points on the WGS84 ellipsoid. Altitudes are not used,
+    because GPS measures them badly (COLMAP's `ignore_z`).
 
     Args:
-        positions: of the photos that have one; see `io.exif.gps_positions`. Photos that have
-            none need another method.
-        num_matched: how many others for each photo.
-        max_distance: only those at most so far, in metres.
+        positions: positions by photo; see `io.exif.gps_positions`.
+        num_matched: number of other photos for each photo.
+        max_distance: largest distance in metres.
 
     Raises:
         InputError: `num_matched` is below 1 or `max_distance` not above 0.
@@ -94,29 +96,27 @@ def from_gps(
     names = list(positions)
     if len(names) < 2:
         return []
-    places = np.array([positions[name].on_ellipsoid() for name in names])
-    # One more than asked for: a photo is its own nearest neighbour, or one of those at its place.
+    points = np.array([positions[name].on_ellipsoid() for name in names])
+    # One more than asked for, because each photo is among its own nearest neighbours.
     k = min(num_matched + 1, len(names))
-    bound = np.nextafter(max_distance, np.inf)  # itself is not allowed
-    _, rows = cKDTree(places).query(places, k=k, distance_upper_bound=bound)
-    found: list[list[int]] = np.asarray(rows).tolist()
-    return _pairs(
-        names,
-        ([j for j in row if j not in (i, len(names))][:num_matched] for i, row in enumerate(found)),
-    )
+    bound = np.nextafter(max_distance, np.inf)  # the bound itself is excluded
+    _, rows = cKDTree(points).query(points, k=k, distance_upper_bound=bound)
+    nearest: list[list[int]] = np.asarray(rows).tolist()  # len(names) where there is no more
+    others = ([j for j in row if j not in (i, len(names))] for i, row in enumerate(nearest))
+    return _sorted_pairs(names, (row[:num_matched] for row in others))
 
 
 def from_covisibility(
     model: pycolmap.Reconstruction, num_matched: int = 20, *, names: Collection[str] | None = None
 ) -> list[Pair]:
-    """Each photo of a model with those that see the most of the same points.
+    """Pairs of each photo of a COLMAP model with those that see the most of the same points.
 
-    Photos come sorted by name. Those that share no point are no pair.
+    The photos are sorted by name. Photos without a common point are not paired.
 
     Args:
-        model: with points.
-        num_matched: how many others for each photo.
-        names: only these photos; None for all of the model.
+        model: a model with points.
+        num_matched: number of other photos for each photo.
+        names: only these photos; None for all photos of the model.
 
     Raises:
         InputError: `num_matched` is below 1.
@@ -128,17 +128,15 @@ def from_covisibility(
         rows = [i for i, name in enumerate(in_model) if name in wanted]
         in_model, shared = [in_model[i] for i in rows], shared[np.ix_(rows, rows)]
     ranked = (-shared).argsort(axis=1, kind="stable")[:, :num_matched]
-    return _pairs(
-        in_model,
-        ([j for j in row if shared[i, j] > 0] for i, row in enumerate(ranked.tolist())),
-    )
+    others = ([j for j in row if shared[i, j] > 0] for i, row in enumerate(ranked.tolist()))
+    return _sorted_pairs(in_model, others)
 
 
 def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np.int64]]:
-    """How many 3D points each two photos of a model both see.
+    """The number of 3D points that two photos of a model both see.
 
     Returns:
-        The names of the photos with a pose, sorted, and their N x N counts; 0 on the diagonal.
+        The sorted names of the photos with a pose, and N x N counts with 0 on the diagonal.
     """
     from scipy.sparse import coo_array
 
@@ -155,30 +153,26 @@ def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np
 
 
 def from_retrieval(descriptors: GlobalDescriptors, num_matched: int = 20) -> list[Pair]:
-    """Each photo with those that look most alike.
-
-    A photo without features looks like no other and is in no pair.
+    """Pairs of each photo with those that look most alike; photos without features have none.
 
     Args:
-        descriptors: of the photos.
-        num_matched: how many others for each photo.
+        descriptors: the global descriptors of the photos.
+        num_matched: number of other photos for each photo.
 
     Raises:
         InputError: `num_matched` is below 1.
     """
     _check_count("num_matched", num_matched)
-    places = {name: i for i, name in enumerate(descriptors.names)}
-    found = descriptors.neighbours(num_matched)
-    return _pairs(
-        descriptors.names,
-        ([places[other] for other, _ in found[name]] for name in descriptors.names),
-    )
+    index = {name: i for i, name in enumerate(descriptors.names)}
+    neighbours = descriptors.neighbours(num_matched)
+    others = ([index[other] for other, _ in neighbours[name]] for name in descriptors.names)
+    return _sorted_pairs(descriptors.names, others)
 
 
-def _pairs(names: Sequence[str], others: Iterable[Iterable[int]]) -> list[Pair]:
-    """The pairs of each photo with its others, once each, sorted by place."""
-    places = {(min(i, j), max(i, j)) for i, row in enumerate(others) for j in row}
-    return [(names[i], names[j]) for i, j in sorted(places)]
+def _sorted_pairs(names: Sequence[str], others: Iterable[Iterable[int]]) -> list[Pair]:
+    """The pairs of each photo with its others (indices), once each and sorted."""
+    indices = {(min(i, j), max(i, j)) for i, row in enumerate(others) for j in row}
+    return [(names[i], names[j]) for i, j in sorted(indices)]
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:
@@ -191,8 +185,3 @@ def _distinct(names: Sequence[str]) -> Sequence[str]:
 def _check_count(name: str, value: int) -> None:
     if value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, not {value}")
-
-
-def _natural_key(name: str) -> list[tuple[int, str]]:
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
