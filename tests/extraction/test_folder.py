@@ -95,9 +95,9 @@ def test_the_releases_files(
         assert torch.equal(found.keypoints, expected.keypoints)
         assert torch.equal(found.descriptors, expected.descriptors)
         assert torch.equal(found.scales, expected.scales)
-    record = json.loads((root / "d2net.json").read_text())
-    assert record["format"] == format
-    assert record["extraction"] == tiny_model.settings.to_dict()
+    settings = json.loads((root / "d2net.json").read_text())["settings"]
+    assert settings["format"] == format
+    assert settings["extraction"] == tiny_model.settings.to_dict()
 
 
 def test_photos_of_a_list_lie_beside_their_own_root(tiny_model: D2Net, photos: Path) -> None:
@@ -239,6 +239,54 @@ def test_masks_of_other_photos_are_told(tiny_model: D2Net, photos: Path, tmp_pat
         run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
 
 
+def test_photos_without_a_mask_and_without_keypoints_are_named(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.new("L", SIZE, 0).save(tmp_path / "masks" / "a.png")
+    run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    missing, black = caplog.messages
+    assert "3 of 4 photos have no mask" in missing
+    assert "1 photo with a mask and without keypoints, such as a.png" in black
+
+
+# --- Photos and masks that change ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["h5", "npz"])
+def test_changed_photos_are_extracted_again(
+    tiny_model: D2Net,
+    photos: Path,
+    tmp_path: Path,
+    format: Format,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run(tiny_model, photos, tmp_path / "f", format=format)
+    (photos / "a.png").write_bytes((photos / "z.png").read_bytes())
+    summary = run(tiny_model, photos, tmp_path / "f", format=format)
+    assert [outcome.name for outcome in summary.extracted] == ["a.png"]
+    assert "1 photo changed since the last run, such as a.png" in caplog.text
+    run(tiny_model, photos, tmp_path / "new", format=format)
+    if format == "h5":
+        with FeatureFile(tmp_path / "f") as again, FeatureFile(tmp_path / "new") as new:
+            assert_same_features(again["a.png"], new["a.png"])
+    else:
+        assert release_files(tmp_path / "f") == release_files(tmp_path / "new")
+
+
+def test_changed_masks_are_applied(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("a.png", "z.png"):
+        Image.new("L", SIZE, 255).save(masks / name)
+    run(tiny_model, photos, tmp_path / "f.h5", masks=masks)
+    left_half().save(masks / "a.png")
+    summary = run(tiny_model, photos, tmp_path / "f.h5", masks=masks)
+    assert [outcome.name for outcome in summary.extracted] == ["a.png"]
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert (file["a.png"].keypoints[:, 0] <= SIZE[0] / 2).all()
+
+
 # --- Reading ahead ---------------------------------------------------------------------------
 
 
@@ -364,7 +412,7 @@ def test_other_settings_beside_the_photos(tiny_model: D2Net, photos: Path) -> No
     with pytest.raises(OutputError, match="other settings"):
         run(tiny_model, photos, None, format="npz", multiscale=True)
     (photos / "d2net.json").write_text("{")
-    with pytest.raises(FormatError, match=r"d2net\.json is damaged"):
+    with pytest.raises(FormatError, match=r"d2net\.json cannot be read or is damaged"):
         run(tiny_model, photos, None, format="npz")
 
 

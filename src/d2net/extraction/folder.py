@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 from collections import deque
@@ -12,20 +11,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from d2net.cluster import run_shards
-from d2net.errors import FormatError, ImageError, InputError, OutputError
+from d2net.errors import ImageError, InputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.io import release
-from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.atomic import locked, output_errors
 from d2net.io.h5 import FeatureFile, FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.resume import WorkRecord, file_state, fingerprint
 from d2net.io.shards import Shards
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
+from d2net.text import count
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from d2net.settings import ExtractionOptions
 
 Format = Literal["h5", "npz", "mat"]
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -52,8 +57,8 @@ class Summary:
     Attributes:
         extracted: outcomes of the photos that this run extracted.
         failed: outcomes of the photos that could not be read or stored.
-        skipped: names of the photos that the output held before. On a cluster also photos of a
-            process that died after it had stored them.
+        skipped: names of the photos whose features the output held before. On a cluster also
+            photos of a process that died after it had stored them.
     """
 
     extracted: list[Outcome]
@@ -83,12 +88,13 @@ def extract_folder(
     half: bool = False,
     cluster: str | None = None,
     progress: Progress = no_progress,
-    **settings: Any,  # noqa: ANN401 (fields of ExtractionSettings)
+    **settings: Unpack[ExtractionOptions],
 ) -> Summary:
     """Extract the features of many photos. A run that was stopped can be started again.
 
-    Threads read the next photos while the network works. A photo that cannot be read, or whose
-    mask cannot be read, does not stop the others.
+    Photos whose features are in the output already are skipped, unless the photo or its mask has
+    changed. A photo that cannot be read, or whose mask cannot be read, does not stop the others.
+    Threads read the next photos while the network works.
 
     Args:
         model: the network.
@@ -122,9 +128,9 @@ def extract_folder(
         if format != "h5":
             raise InputError(f"a cluster writes h5, not {format!r}")
         outcomes = _extract_on_cluster(cluster, job, found, _one_file(output), progress)
-        return _summarize(found, outcomes)
+        return _summarize(job, found, outcomes)
     with _open_output(output, found, format, provenance) as sink:
-        return _summarize(found, _extract(job, found, sink, progress))
+        return _summarize(job, found, _extract(job, found, sink, progress))
 
 
 def _find_photos(photos: PathLike | Sequence[PathLike | FoundImage]) -> list[FoundImage]:
@@ -166,24 +172,46 @@ def _extract(
     job: _Job, photos: Sequence[FoundImage], sink: _Sink, progress: Progress
 ) -> list[Outcome | None]:
     """The outcome of each photo, None for photos that the output held before."""
-    done = sink.done()
-    todo = [photo for photo in photos if photo.name not in done]
+    inputs = {
+        photo.name: fingerprint([file_state(photo.path), file_state(job.masks.get(photo.name))])
+        for photo in photos
+    }
+    todo = [photo for photo in photos if not sink.is_done(photo.name, inputs[photo.name])]
+    changed = [photo.name for photo in todo if photo.name in sink.done()]
+    if changed:
+        _log.warning(
+            "%s changed since the last run, such as %s; extracting again",
+            *(count(len(changed), "photo"), changed[0]),
+        )
     outcomes: dict[str, Outcome] = {}
     progress("extracting", 0, len(todo))
     with closing(_read_ahead(todo, job.settings, job.masks)) as reading:
         for photo, prepared in reading:
-            outcomes[photo.name] = _extract_one(job, photo, prepared, sink)
+            outcomes[photo.name] = _extract_one(job, photo, prepared, sink, inputs[photo.name])
             progress(f"extracting: {photo.name}", len(outcomes), len(todo))
     return [outcomes.get(photo.name) for photo in photos]
 
 
-def _summarize(photos: Sequence[FoundImage], outcomes: Sequence[Outcome | None]) -> Summary:
+def _summarize(
+    job: _Job, photos: Sequence[FoundImage], outcomes: Sequence[Outcome | None]
+) -> Summary:
     tried = [outcome for outcome in outcomes if outcome is not None]
     failed = [outcome for outcome in tried if outcome.error is not None]
     if len(failed) == len(outcomes):
         raise InputError(
-            f"no photo could be extracted, so no features are written; the first one failed "
-            f"because: {failed[0].error}"
+            f"no photo could be extracted, so no features are written; the first error: "
+            f"{failed[0].error}"
+        )
+    masked = [
+        outcome.name
+        for outcome in tried
+        if outcome.error is None and not outcome.num_keypoints and outcome.name in job.masks
+    ]
+    if masked:
+        _log.warning(
+            "%s with a mask and without keypoints, such as %s; keypoints are kept where the mask "
+            "is not 0",
+            *(count(len(masked), "photo"), masked[0]),
         )
     return Summary(
         extracted=[outcome for outcome in tried if outcome.error is None],
@@ -195,7 +223,7 @@ def _summarize(photos: Sequence[FoundImage], outcomes: Sequence[Outcome | None])
 
 
 def _extract_one(
-    job: _Job, photo: FoundImage, prepared: Future[PreparedPhoto], sink: _Sink
+    job: _Job, photo: FoundImage, prepared: Future[PreparedPhoto], sink: _Sink, inputs: str
 ) -> Outcome:
     try:
         ready = prepared.result()
@@ -203,7 +231,7 @@ def _extract_one(
         return Outcome(photo.name, error=str(error))
     features = job.model.extract_prepared([ready])[0].to("cpu")
     try:
-        sink.add(photo.name, features.half() if job.half else features)
+        sink.add(photo.name, features.half() if job.half else features, inputs)
     except InputError as error:  # HDF5 cannot hold this name
         return Outcome(photo.name, error=str(error))
     return Outcome(photo.name, len(features))
@@ -258,7 +286,9 @@ class _Sink(Protocol):
 
     def done(self) -> Set[str]: ...
 
-    def add(self, name: str, features: Features) -> None: ...
+    def is_done(self, name: str, inputs: str) -> bool: ...
+
+    def add(self, name: str, features: Features, inputs: str) -> None: ...
 
 
 def _open_output(
@@ -291,8 +321,8 @@ def _one_file(output: PathLike | None) -> Path:
 class _ReleaseFiles:
     """Files `NAME.d2-net`, below a folder or beside the photos.
 
-    `d2net.json` in the root folder of the names stores the settings, as an HDF5 file does, so that
-    files made with different settings are never mixed. Photos may have several root folders.
+    The root folder of the names, or each one if the photos have several, holds a `WorkRecord`
+    `d2net.json` with the settings and the finished photos.
     """
 
     def __init__(
@@ -306,7 +336,8 @@ class _ReleaseFiles:
         self._format = format
         self._provenance = provenance
         self._roots = {photo.name: folder or _root(photo) for photo in photos}
-        self._stack = ExitStack()
+        self._records: dict[Path, WorkRecord] = {}
+        self._locks = ExitStack()
 
     def __enter__(self) -> _ReleaseFiles:
         if self._folder is not None:
@@ -314,52 +345,36 @@ class _ReleaseFiles:
                 self._folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             for root in sorted(set(self._roots.values())):
-                stack.enter_context(locked(_record(root)))
-                self._check_record(root)
-            self._stack = stack.pop_all()
+                record = root / "d2net.json"
+                stack.enter_context(locked(record))
+                self._records[root] = WorkRecord(record, self._provenance)
+            self._locks = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *_: object) -> None:
+        self._locks.close()
 
     def done(self) -> Set[str]:
         return {name for name in self._roots if self._path(name).exists()}
 
-    def add(self, name: str, features: Features) -> None:
-        path, record = self._path(name), _record(self._roots[name])
-        if not record.exists():
-            with replacing(record, lock=False) as temporary:
-                temporary.write_text(json.dumps(self._provenance, indent=2) + "\n")
+    def is_done(self, name: str, inputs: str) -> bool:
+        return self._path(name).exists() and self._record(name).is_done(name, inputs)
+
+    def add(self, name: str, features: Features, inputs: str) -> None:
+        path = self._path(name)
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         release.write_release(path, features, self._format)
+        self._record(name).finish(name, inputs)
 
     def _path(self, name: str) -> Path:
         return self._roots[name] / f"{name}.d2-net"
 
-    def _check_record(self, root: Path) -> None:
-        record = _record(root)
-        try:
-            found = json.loads(record.read_text()) if record.exists() else self._provenance
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{record} is damaged or cannot be read: {error}") from error
-        if found != self._provenance:
-            raise OutputError(
-                f"the .d2-net files in {root} were made with other settings (see {record.name} "
-                "there); use those settings, delete the files, or choose another output"
-            )
+    def _record(self, name: str) -> WorkRecord:
+        return self._records[self._roots[name]]
 
 
 def _root(photo: FoundImage) -> Path:
     """The folder that a photo's name is relative to."""
     parents = photo.path.absolute().parents
     return parents[min(photo.name.count("/"), len(parents) - 1)]
-
-
-def _record(root: Path) -> Path:
-    return root / "d2net.json"

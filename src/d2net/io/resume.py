@@ -149,8 +149,9 @@ def check_settings(stored: Settings, given: Settings, path: Path) -> None:
     """
     differences = list(_differences(stored, given))
     if differences:
+        more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
         raise OutputError(
-            f"{path} was made with other settings ({'; '.join(differences)}); use those, "
+            f"{path} was made with other settings ({'; '.join(differences[:3])}{more}); use those, "
             "delete it, or choose another output."
         )
 
