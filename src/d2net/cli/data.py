@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,10 +76,15 @@ def check(
     with progress.shown(printing) as report:
         checked = check_source(opened, pairs, seed, examples, report)
     draw_pairs(checked.examples, _score_map(weights), output)
-    figures: dict[str, Any] = {"kind": kind, **checked.to_dict(), "picture": str(output)}
-    warnings = figures["warnings"]
+    figures = {
+        "kind": kind,
+        **checked.figures,
+        "remarks": list(checked.remarks),
+        "warnings": list(checked.warnings),
+        "picture": str(output),
+    }
     printing.result(figures, *_lines(figures))
-    if warnings:
+    if checked.warnings:
         raise typer.Exit(console.PARTLY_FAILED)
 
 
@@ -162,7 +168,7 @@ def megadepth(
     ]
     failed = [scene for scene in done if scene.error]
     printing.result(
-        [{**scene.to_dict(), "error": scene.error} for scene in done],
+        [asdict(scene) for scene in done],
         *console.columns(rows),
         *(f"warning: {scene.name}: {scene.error}" for scene in failed),
     )

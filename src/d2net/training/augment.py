@@ -1,13 +1,7 @@
-"""Photometric augmentation: another hour, other weather, another camera.
-
-Each step is a function of an image (float32, 0..1), a strength and a random generator. The steps
-follow the path of the light: tone and colour of the scene, shadows and night, then the lens, the
-noise of the sensor and JPEG. Equal generators give equal images.
-"""
+"""Photometric augmentation: another hour, other weather, another camera."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import cv2
@@ -17,18 +11,18 @@ from numpy.typing import NDArray
 from d2net.training.crops import RGB
 
 _Light: TypeAlias = NDArray[Any]  # H x W x 3 float32, 0..1
-_Step: TypeAlias = Callable[[_Light, float, np.random.Generator], _Light]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 _MIN_HIGHLIGHT, _MAX_MEDIAN = 0.3, 0.8
 """Limits of a crop's brightness after augmentation: of its 98th percentile and of its median."""
 
-_JPEG_PROBABILITY = 0.3
-
 
 def augment(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     """Change the light and the camera of a crop.
+
+    The changes follow the path of the light: tone and colour of the scene, shadows and night, then
+    the lens, the noise of the sensor and JPEG. Equal generators give equal crops.
 
     Args:
         image: H x W x 3.
@@ -41,61 +35,59 @@ def augment(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     """
     if strength <= 0:
         return image
-    light = _apply(_SCENE_STEPS, image.astype(np.float32) / 255, strength, rng)
+
+    def happens(probability: float) -> bool:
+        return bool(rng.random() < probability * min(1.0, strength + 0.2))
+
+    def factor() -> Any:  # noqa: ANN401 (float32 of numpy)
+        """A factor as likely as its inverse."""
+        return np.float32(2 ** rng.uniform(-strength, strength))
+
+    light = image.astype(np.float32) / 255
+    if happens(0.6):  # exposure
+        light = light * factor()
+    if happens(0.6):  # gamma
+        light = light ** factor()
+    if happens(0.4):  # contrast
+        mean = light.mean(dtype=np.float32)
+        light = np.maximum(mean + (light - mean) * factor(), 0)
+    if happens(0.6):  # white balance, from candle to blue hour
+        warm, green = rng.uniform(-0.6, 0.6) * strength, rng.uniform(-0.15, 0.15) * strength
+        light = light * np.exp2(np.array([warm, green, -warm], np.float32))
+    if happens(0.4):  # saturation
+        grey = (light @ _LUMA)[..., None]
+        saturation = np.float32(rng.uniform(max(0.0, 1 - strength), 1 + 0.6 * strength))
+        light = np.maximum(grey + (light - grey) * saturation, 0)
+    if happens(0.1):
+        light = _other_sensor(light, strength, rng)
+    if happens(0.25):
+        light = _shadow(light, strength, rng)
+    if happens(0.2):
+        light = _uneven_light(light, strength, rng)
+    if happens(0.15):  # haze
+        share = np.float32(rng.uniform(0.1, 0.6) * min(1.0, strength))
+        light = light * (1 - share) + share * np.float32(rng.uniform(0.5, 1.0))
+    if happens(0.2):
+        light = np.maximum(_night(light, strength, rng), 0)
     light = np.clip(_auto_exposure(light), 0, 1)
-    light = np.clip(_apply(_CAMERA_STEPS, light, strength, rng), 0, 1)
-    augmented = np.rint(light * 255).astype(np.uint8)
-    return _jpeg(augmented, strength, rng) if rng.random() < _JPEG_PROBABILITY else augmented
+    if happens(0.25):
+        light = _blur(light, strength, rng)
+    if happens(0.4):
+        light = _noise(light, strength, rng)
+    augmented = np.rint(np.clip(light, 0, 1) * 255).astype(np.uint8)
+    return _jpeg(augmented, strength, rng) if rng.random() < 0.3 else augmented
 
 
-def _apply(
-    steps: tuple[tuple[float, _Step], ...],
-    light: _Light,
-    strength: float,
-    rng: np.random.Generator,
-) -> _Light:
-    for probability, step in steps:
-        if rng.random() < probability * min(1.0, strength + 0.2):
-            light = np.maximum(step(light, strength, rng), 0)
-    return light
-
-
-def _auto_exposure(light: _Light) -> _Light:
-    """Keep the brightness within the limits of a camera, so that every crop shows something."""
-    bright, median = np.percentile(light[::4, ::4], (98, 50))
-    gain = max(1.0, _MIN_HIGHLIGHT / max(float(bright), 1e-3))
-    gain = min(gain, max(1e-3, _MAX_MEDIAN / max(median, 1e-3)))
-    return np.asarray(light * np.float32(gain), np.float32)
-
-
-def _around_one(spread: float, rng: np.random.Generator) -> float:
-    """A factor, as likely as its inverse."""
-    return float(2 ** rng.uniform(-spread, spread))
-
-
-def _exposure(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    return np.asarray(light * np.float32(_around_one(strength, rng)), np.float32)
-
-
-def _gamma(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    return np.asarray(light ** np.float32(_around_one(strength, rng)), np.float32)
-
-
-def _contrast(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    mean = light.mean(dtype=np.float32)
-    return np.asarray(mean + (light - mean) * np.float32(_around_one(strength, rng)), np.float32)
-
-
-def _white_balance(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """Change the colour of the light, from candle to blue hour."""
-    warm, green = rng.uniform(-0.6, 0.6) * strength, rng.uniform(-0.15, 0.15) * strength
-    return np.asarray(light * np.exp2(np.array([warm, green, -warm], np.float32)), np.float32)
-
-
-def _saturation(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    grey = (light @ _LUMA)[..., None]
-    share = rng.uniform(max(0.0, 1 - strength), 1 + 0.6 * strength)
-    return np.asarray(grey + (light - grey) * np.float32(share), np.float32)
+def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+    """A sensor of another band, such as infrared: bright objects may turn dark."""
+    weights = rng.uniform(-0.6, 1.0, 3).astype(np.float32)
+    band = light @ (weights / max(float(np.abs(weights).sum()), 1e-3))
+    low, high = np.percentile(band, (1, 99))
+    band = np.clip((band - low) / max(float(high - low), 1e-3), 0, 1).astype(np.float32)
+    if rng.random() < 0.3:
+        band = 1 - band
+    mix = np.float32(min(1.0, 0.5 + 0.5 * strength))
+    return np.asarray(mix * band[..., None] + (1 - mix) * light, np.float32)
 
 
 def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -111,7 +103,7 @@ def _shadow(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     return np.asarray(light * (1 - mask * np.float32(depth) * tint), np.float32)
 
 
-def _uneven(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
+def _uneven_light(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     """Light that falls off across the crop: a low sun, a street lamp, a vignette."""
     height, width = light.shape[:2]
     x0, y0 = rng.uniform(-0.2, 1.2, 2) * (width, height)
@@ -128,28 +120,18 @@ def _night(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     lamps = np.array([1.0, 0.8, 0.45], np.float32)  # sodium
     sky = np.array([0.6, 0.75, 1.0], np.float32)
     mix = np.float32(rng.random())
-    dark = dark * (mix * lamps + (1 - mix) * sky)
-    dark = _uneven(dark, strength, rng)
+    dark = _uneven_light(dark * (mix * lamps + (1 - mix) * sky), strength, rng)
     bright = np.percentile(dark[::4, ::4], 98)
     dark = dark * np.float32(rng.uniform(0.3, 0.9) / max(float(bright), 1e-2))
     return _noise(dark, strength, rng)
 
 
-def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    """A sensor of another band, such as infrared: bright objects may turn dark."""
-    weights = rng.uniform(-0.6, 1.0, 3).astype(np.float32)
-    band = light @ (weights / max(float(np.abs(weights).sum()), 1e-3))
-    low, high = np.percentile(band, (1, 99))
-    band = np.clip((band - low) / max(float(high - low), 1e-3), 0, 1).astype(np.float32)
-    if rng.random() < 0.3:
-        band = 1 - band
-    mix = np.float32(min(1.0, 0.5 + 0.5 * strength))
-    return np.asarray(mix * band[..., None] + (1 - mix) * light, np.float32)
-
-
-def _haze(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
-    share = np.float32(rng.uniform(0.1, 0.6) * min(1.0, strength))
-    return np.asarray(light * (1 - share) + share * np.float32(rng.uniform(0.5, 1.0)), np.float32)
+def _auto_exposure(light: _Light) -> _Light:
+    """Keep the brightness within the limits of a camera, so that every crop shows something."""
+    bright, median = np.percentile(light[::4, ::4], (98, 50))
+    gain = max(1.0, _MIN_HIGHLIGHT / max(float(bright), 1e-3))
+    gain = min(gain, max(1e-3, _MAX_MEDIAN / max(median, 1e-3)))
+    return np.asarray(light * np.float32(gain), np.float32)
 
 
 def _blur(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
@@ -181,20 +163,3 @@ def _jpeg(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
-
-
-_SCENE_STEPS: tuple[tuple[float, _Step], ...] = (
-    (0.6, _exposure),
-    (0.6, _gamma),
-    (0.4, _contrast),
-    (0.6, _white_balance),
-    (0.4, _saturation),
-    (0.1, _other_sensor),
-    (0.25, _shadow),
-    (0.2, _uneven),
-    (0.15, _haze),
-    (0.2, _night),
-)
-"""The changes of the light in order, with their probabilities at full strength."""
-
-_CAMERA_STEPS: tuple[tuple[float, _Step], ...] = ((0.25, _blur), (0.4, _noise))

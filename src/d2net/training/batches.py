@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import Correspondences
 from d2net.training.settings import RunSettings, SourceSettings
 from d2net.training.sources import Source, TrainingPair, open_source, pair_generator
+
+T = TypeVar("T")
 
 _PADDING_STEP = 64  # few different lengths, because CPU kernels are set up once for each
 _MAX_UNREADABLE = 20  # pairs in a row that cannot be read
@@ -122,16 +124,16 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnPair:
-    """A usable pair, and those that were drawn in vain before it.
+class Drawn(Generic[T]):
+    """A pair or batch, and the pairs that were drawn in vain for it.
 
     Attributes:
-        pair: the pair.
+        content: the pair or batch. A batch has a method `to(device)`.
         empty: number of pairs with too few correspondences.
-        problems: why others could not be read.
+        problems: why other pairs could not be read.
     """
 
-    pair: TrainingPair
+    content: T
     empty: int = 0
     problems: tuple[str, ...] = ()
 
@@ -142,19 +144,10 @@ class Mixture:
     Args:
         sources: at least one.
         weights: how often each is drawn from, of any sum; by default equally often.
-
-    Raises:
-        InputError: no sources, or weights that are not one positive number per source.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
-        if not sources:
-            raise InputError("a mixture needs at least one source of training pairs")
         shares = np.ones(len(sources)) if weights is None else np.array(weights, np.float64)
-        if shares.shape != (len(sources),) or not (np.isfinite(shares) & (shares > 0)).all():
-            raise InputError(
-                f"a mixture of {len(sources)} sources needs as many positive weights, not {weights}"
-            )
         self._sources, self._shares = tuple(sources), shares / shares.sum()
 
     @classmethod
@@ -173,7 +166,7 @@ class Mixture:
         ]
         return cls(opened, settings.source_weights())
 
-    def draw(self, rng: np.random.Generator) -> DrawnPair:
+    def draw(self, rng: np.random.Generator) -> Drawn[TrainingPair]:
         """Draw until a pair is usable. One broken photo must not end a night of training.
 
         Raises:
@@ -189,7 +182,7 @@ class Mixture:
                 problems.append(str(error))
                 continue
             if pair is not None:
-                return DrawnPair(pair, empty, tuple(problems))
+                return Drawn(pair, empty, tuple(problems))
             empty += 1
         if problems and empty < _MAX_EMPTY:
             raise InputError(f"{len(problems)} pairs could not be read; the last: {problems[-1]}")
@@ -200,22 +193,7 @@ class Mixture:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class DrawnBatch:
-    """A batch, and the pairs that were drawn in vain for it; see `DrawnPair`.
-
-    Attributes:
-        batch: anything with a method `to(device)` that the objective's `forward` accepts.
-        empty: number of pairs with too few correspondences.
-        problems: why others could not be read.
-    """
-
-    batch: Any
-    empty: int = 0
-    problems: tuple[str, ...] = ()
-
-
-class PairBatches(Dataset[DrawnBatch | D2NetError]):
+class PairBatches(Dataset[Drawn[Any] | D2NetError]):
     """The batches of a run by step. A process opens the sources when it draws its first batch.
 
     Args:
@@ -241,7 +219,7 @@ class PairBatches(Dataset[DrawnBatch | D2NetError]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mixture": None}
 
-    def __getitem__(self, step: int) -> DrawnBatch | D2NetError:
+    def __getitem__(self, step: int) -> Drawn[Any] | D2NetError:
         """The batch of a step. Errors are returned: a raised one would arrive as a traceback."""
         try:
             if self._mixture is None:
@@ -250,16 +228,16 @@ class PairBatches(Dataset[DrawnBatch | D2NetError]):
             drawn = [self._mixture.draw(pair_generator(seed, step, row)) for row in self._rows]
         except D2NetError as error:
             return error
-        return DrawnBatch(
-            self._collate([row.pair for row in drawn]),
+        return Drawn(
+            self._collate([row.content for row in drawn]),
             sum(row.empty for row in drawn),
             tuple(f"a training pair was left out: {p}" for row in drawn for p in row.problems),
         )
 
 
 def load(
-    dataset: Dataset[DrawnBatch | D2NetError], steps: range, workers: int
-) -> Iterator[DrawnBatch]:
+    dataset: Dataset[Drawn[Any] | D2NetError], steps: range, workers: int
+) -> Iterator[Drawn[Any]]:
     """The batches of some steps in order.
 
     Args:
@@ -270,7 +248,7 @@ def load(
     Raises:
         D2NetError: the data cannot be used.
     """
-    loader: DataLoader[DrawnBatch | D2NetError] = DataLoader(
+    loader: DataLoader[Drawn[Any] | D2NetError] = DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,

@@ -9,12 +9,11 @@ consistency (`ScenePairs.audit`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import D2NetError, InputError
 from d2net.progress import Progress, no_progress
@@ -65,83 +64,18 @@ class SourceReport:
     """Figures of a source.
 
     Attributes:
-        name: name of the source.
-        pairs: number of distinct pairs.
-        drawn: number of pairs that were drawn.
-        figures: figures of those that have enough correspondences.
-        audits: values of `ScenePairs.audit` for each drawn pair, by name.
-        problems: why pairs could not be made.
-        examples: some usable pairs.
+        figures: plain values by name.
+        sift_errors: SIFT errors of all pairs, see `PairFigures`.
         remarks: what the source left out.
+        warnings: sentences on what looks wrong; none for a sound source.
+        examples: some usable pairs.
     """
 
-    name: str
-    pairs: int
-    drawn: int
-    figures: tuple[PairFigures, ...]
-    audits: dict[str, NDArray[np.float64]]
-    problems: tuple[str, ...]
-    examples: tuple[TrainingPair, ...] = field(repr=False)
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def sift_errors(self) -> Array:
-        """The SIFT errors of all pairs."""
-        return np.array([e for pair in self.figures for e in pair.sift_errors], np.float64)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values."""
-        counts = np.array([pair.correspondences for pair in self.figures] or [0])
-        values: dict[str, Any] = {
-            "source": self.name,
-            "pairs": self.pairs,
-            "drawn": self.drawn,
-            "usable_share": len(self.figures) / self.drawn,
-            "correspondences_median": float(np.median(counts)),
-            "correspondences_min": int(counts.min()),
-        }
-        if self.figures:
-            scales = np.exp(np.abs(np.log([pair.scale for pair in self.figures])))
-            rotations = np.abs([pair.rotation for pair in self.figures])
-            values |= {
-                "scale_ratio_median": float(np.median(scales)),
-                "scale_ratio_max": float(scales.max()),
-                "rotation_median": float(np.median(rotations)),
-                "rotation_max": float(rotations.max()),
-            }
-        errors = self.sift_errors
-        values["sift_matches"] = len(errors)
-        if len(errors):
-            values["sift_error_median"] = float(np.median(errors))
-            values["sift_agreement"] = float(np.mean(errors <= AGREEMENT_PIXELS))
-        values |= {name: _median(entries) for name, entries in self.audits.items()}
-        return {**values, "remarks": list(self.remarks), "warnings": self.warnings()}
-
-    def warnings(self) -> list[str]:
-        """Sentences on what looks wrong; none for a sound source."""
-        sentences = list(dict.fromkeys(self.problems))
-        usable, errors = len(self.figures), self.sift_errors
-        if usable < 0.5 * self.drawn:
-            sentences.append(
-                f"only {usable} of {self.drawn} pairs have enough correspondences: lower "
-                "min_correspondences, or raise min_overlap"
-            )
-        meaningful = len(errors) >= _MIN_SIFT_MATCHES * usable > 0
-        if meaningful and np.mean(errors <= AGREEMENT_PIXELS) < _MIN_AGREEMENT:
-            sentences.append(
-                "most SIFT matches contradict the correspondences: poses, depth or alignment are "
-                "wrong, or the scene is repetitive; look at the picture"
-            )
-        for name, (limit, advice) in _AUDIT_LIMITS.items():
-            value = _median(self.audits[name]) if name in self.audits else 0.0
-            if value > limit:
-                sentences.append(f"{name} is {value:.3g}, over {limit:g}: {advice}")
-        return sentences
-
-
-def _median(entries: NDArray[np.float64]) -> float:
-    known = entries[np.isfinite(entries)]
-    return float(np.median(known)) if len(known) else float("nan")
+    figures: dict[str, Any]
+    sift_errors: Array
+    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
+    examples: tuple[TrainingPair, ...]
 
 
 def check_source(
@@ -165,7 +99,7 @@ def check_source(
     """
     if count < 1:
         raise InputError(f"the number of pairs to draw must be at least 1, not {count}")
-    figures: list[PairFigures] = []
+    usable: list[PairFigures] = []
     kept: list[TrainingPair] = []
     problems: list[str] = []
     audits: dict[str, list[float]] = {}
@@ -181,22 +115,73 @@ def check_source(
             problems.append(str(error))
             pair = None
         if pair is not None:
-            figures.append(measure_pair(pair))
+            usable.append(measure_pair(pair))
             if len(kept) < examples:
                 kept.append(pair)
         progress("checking", number + 1, count)
     if len(problems) == count:
         raise InputError(f"no pair of {source.name} can be made: {problems[0]}")
+    errors = np.array([error for pair in usable for error in pair.sift_errors], np.float64)
+    figures = _figures(usable, errors) | {name: _median(audits[name]) for name in audits}
     return SourceReport(
-        name=source.name,
-        pairs=len(source),
-        drawn=count,
-        figures=tuple(figures),
-        audits={name: np.array(values) for name, values in audits.items()},
-        problems=tuple(problems),
-        examples=tuple(kept),
-        remarks=getattr(source, "remarks", ()),
+        {
+            "source": source.name,
+            "pairs": len(source),
+            "drawn": count,
+            "usable_share": len(usable) / count,
+            **figures,
+        },
+        errors,
+        getattr(source, "remarks", ()),
+        (*dict.fromkeys(problems), *_warnings(figures, len(usable), count)),
+        tuple(kept),
     )
+
+
+def _figures(pairs: Sequence[PairFigures], sift_errors: Array) -> dict[str, float]:
+    counts = np.array([pair.correspondences for pair in pairs] or [0])
+    figures = {
+        "correspondences_median": float(np.median(counts)),
+        "correspondences_min": int(counts.min()),
+    }
+    if pairs:
+        scales = np.exp(np.abs(np.log([pair.scale for pair in pairs])))
+        rotations = np.abs([pair.rotation for pair in pairs])
+        figures |= {
+            "scale_ratio_median": float(np.median(scales)),
+            "scale_ratio_max": float(scales.max()),
+            "rotation_median": float(np.median(rotations)),
+            "rotation_max": float(rotations.max()),
+        }
+    figures["sift_matches"] = len(sift_errors)
+    if len(sift_errors):
+        figures["sift_error_median"] = float(np.median(sift_errors))
+        figures["sift_agreement"] = float(np.mean(sift_errors <= AGREEMENT_PIXELS))
+    return figures
+
+
+def _warnings(figures: dict[str, float], usable: int, drawn: int) -> list[str]:
+    sentences = []
+    if usable < 0.5 * drawn:
+        sentences.append(
+            f"only {usable} of {drawn} pairs have enough correspondences: lower "
+            "min_correspondences, or raise min_overlap"
+        )
+    meaningful = figures["sift_matches"] >= _MIN_SIFT_MATCHES * usable > 0
+    if meaningful and figures["sift_agreement"] < _MIN_AGREEMENT:
+        sentences.append(
+            "most SIFT matches contradict the correspondences: poses, depth or alignment are "
+            "wrong, or the scene is repetitive; look at the picture"
+        )
+    for name, (limit, advice) in _AUDIT_LIMITS.items():
+        if figures.get(name, 0.0) > limit:
+            sentences.append(f"{name} is {figures[name]:.3g}, over {limit:g}: {advice}")
+    return sentences
+
+
+def _median(values: list[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.median(known)) if known else float("nan")
 
 
 def measure_pair(pair: TrainingPair) -> PairFigures:

@@ -124,7 +124,7 @@ def run(
             rate = learning_rate(settings, state.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, figures = forward(drawn.batch.to(fabric.device))
+            loss, figures = forward(drawn.content.to(fabric.device))
             fabric_optimizer.zero_grad()
             fabric.backward(loss)
             norm = nn.utils.clip_grad_norm_(learned, settings.clip or math.inf)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from d2net.errors import D2NetError
 from d2net.progress import Progress
 from d2net.training.alarms import Alarm
-from d2net.training.batches import DrawnBatch
+from d2net.training.batches import Drawn
 from d2net.training.state import TrainingState
 
 
@@ -38,7 +38,7 @@ class Objective(nn.Module, ABC):
     alarms: Sequence[Alarm] = ()
 
     @abstractmethod
-    def dataset(self, rank: int, processes: int) -> Dataset[DrawnBatch | D2NetError]:
+    def dataset(self, rank: int, processes: int) -> Dataset[Drawn[Any] | D2NetError]:
         """The batches by step. They depend on nothing but the settings, the step and the rank.
 
         Args:

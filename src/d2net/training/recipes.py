@@ -87,7 +87,7 @@ def _seconds_per_step(settings: TrainingSettings, data: Path, device: str, worke
     objective = SupervisedObjective(settings, data).to(device)
     ends = []
     for drawn in load(objective.dataset(0, 1), range(_TRIAL_STEPS), workers):
-        loss, _ = objective(drawn.batch.to(torch.device(device)))
+        loss, _ = objective(drawn.content.to(torch.device(device)))
         loss.backward()
         float(loss.detach())  # waits for the device
         ends.append(time.monotonic())

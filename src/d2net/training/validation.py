@@ -46,7 +46,7 @@ def fixed_pairs(settings: RunSettings, data: Path) -> list[TrainingPair]:
     for row, source in enumerate(settings.validation_sources):
         mixture = Mixture([open_part(source, settings.crop, data, held_out=True)])
         for number in range(settings.validation_pairs):
-            pairs.append(mixture.draw(pair_generator(_SEED, number, row)).pair)
+            pairs.append(mixture.draw(pair_generator(_SEED, number, row)).content)
     return pairs
 
 

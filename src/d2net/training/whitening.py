@@ -65,7 +65,7 @@ def add_whitening(
         for number in range(settings.whitening):
             # other pairs than those of the run's steps
             rng = pair_generator(settings.seed, settings.steps + number)
-            yield mixture.draw(rng).pair
+            yield mixture.draw(rng).content
             progress("whitening", number + 1, settings.whitening)
 
     whitening = learn_whitening(network, pairs())

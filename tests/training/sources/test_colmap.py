@@ -103,24 +103,24 @@ def test_check_finds_sound_data_sound_and_wrong_data_wrong(tmp_path):
     for number, name in enumerate(NAMES):
         write_depth_png(folder / "depth" / name, plane.depth(number))
     options = {"kind": "colmap", "path": folder, "min_correspondences": 20}
-    checked = check_source(open_source(options, 128), 12).to_dict()
-    assert checked["warnings"] == []
-    assert checked["usable_share"] == 1
-    assert checked["track_error_pixels"] < 1e-3
-    assert checked["depth_error"] < 1e-3
-    assert checked["share_occluded"] == 0
-    assert checked["sift_agreement"] > 0.9
+    checked = check_source(open_source(options, 128), 12)
+    assert checked.warnings == ()
+    assert checked.figures["usable_share"] == 1
+    assert checked.figures["track_error_pixels"] < 1e-3
+    assert checked.figures["depth_error"] < 1e-3
+    assert checked.figures["share_occluded"] == 0
+    assert checked.figures["sift_agreement"] > 0.9
 
     wrong_unit = check_source(open_source({**options, "png_unit": 0.002}, 128), 12)
-    assert wrong_unit.to_dict()["depth_error"] == pytest.approx(1, abs=0.01)
-    assert any("different units" in text for text in wrong_unit.warnings())
+    assert wrong_unit.figures["depth_error"] == pytest.approx(1, abs=0.01)
+    assert any("different units" in text for text in wrong_unit.warnings)
 
     model = plane.reconstruction()
     for image in model.images.values():  # as if names had been mixed up
         image.name = NAMES[(image.image_id + 1) % 4]
     model.write_binary(folder / "sparse")
     mixed = check_source(open_source({**options, "depth": False}, 128), 12)
-    assert any("SIFT matches contradict" in text for text in mixed.warnings())
+    assert any("SIFT matches contradict" in text for text in mixed.warnings)
 
 
 def test_crops_may_be_turned_and_scaled(tmp_path):
@@ -131,9 +131,9 @@ def test_crops_may_be_turned_and_scaled(tmp_path):
     warped = {"rotation": 40.0, "scale": 1.5, "perspective": 0.2, "min_correspondences": 20}
     for depth in (True, False):
         source = open_source({"kind": "colmap", "path": folder, "depth": depth, **warped}, 128)
-        checked = check_source(source, 12).to_dict()
-        assert checked["sift_agreement"] > 0.9
-        assert checked["rotation_max"] > 20
+        checked = check_source(source, 12)
+        assert checked.figures["sift_agreement"] > 0.9
+        assert checked.figures["rotation_max"] > 20
 
 
 def test_limits_choose_pairs(tmp_path):
@@ -290,9 +290,9 @@ def test_a_depth_map_gone_since_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["statue_of_liberty", "rgbd_hololens_office", "lund_door"])
 def test_real_reconstructions_agree_with_sift(shared, name):
     source = open_source({"kind": "colmap", "path": shared / "data" / "train" / name}, 256)
-    checked = check_source(source, 12).to_dict()
-    assert checked["warnings"] == []
-    assert checked["sift_error_median"] < (5 if name == "rgbd_hololens_office" else 1)
+    checked = check_source(source, 12)
+    assert checked.warnings == ()
+    assert checked.figures["sift_error_median"] < (5 if name == "rgbd_hololens_office" else 1)
 
 
 def test_sizes_are_those_of_the_scene():

@@ -82,9 +82,9 @@ def test_published_form(tmp_path):
     assert len(source) == 200  # the release's 100 pairs of each scene
     assert largest_error(source) < 0.1
     assert len(opened(tmp_path / "out", pairs_per_scene=0)) == 24
-    checked = check_source(opened(tmp_path / "out", photometric=0.0), 10).to_dict()
-    assert checked["warnings"] == []
-    assert checked["track_error_pixels"] < 0.01 and checked["depth_error"] < 0.001
+    checked = check_source(opened(tmp_path / "out", photometric=0.0), 10)
+    assert checked.warnings == ()
+    assert checked.figures["track_error_pixels"] < 0.01 and checked.figures["depth_error"] < 0.001
 
 
 def test_all_forms_are_the_same(tmp_path):

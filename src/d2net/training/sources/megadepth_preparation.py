@@ -15,14 +15,14 @@ published models are not. Two layouts are read:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -84,15 +84,6 @@ class PreparedScene:
     left_out: dict[str, int] = field(default_factory=dict)
     error: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plain values that are stored with the scene."""
-        return {
-            "name": self.name,
-            "photos": self.photos,
-            "pairs": self.pairs,
-            "left_out": self.left_out,
-        }
-
 
 def prepare_megadepth(
     root: Path,
@@ -136,20 +127,12 @@ def prepare_megadepth(
     prepare = partial(_prepare, root, output, scene_info)
     results = []
     progress("preparing", 0, len(chosen))
-    for result in _map_in_processes(prepare, chosen, jobs):
-        results.append(result)
-        progress(f"preparing: {result.name}", len(results), len(chosen))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
+    with pool or nullcontext():
+        for result in pool.map(prepare, chosen) if pool else map(prepare, chosen):
+            results.append(result)
+            progress(f"preparing: {result.name}", len(results), len(chosen))
     return results
-
-
-def _map_in_processes(
-    prepare: partial[PreparedScene], reconstructions: list[Reconstruction], jobs: int
-) -> Iterator[PreparedScene]:
-    if jobs == 1:
-        yield from map(prepare, reconstructions)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(prepare, reconstructions)
 
 
 def _prepare(
@@ -163,15 +146,17 @@ def _prepare(
             path.unlink()  # of another version, or damaged
     try:
         if scene_info is None:
-            photos, left_out = read_reconstruction(root, reconstruction)
+            found = read_reconstruction(root, reconstruction)
         else:
-            photos, left_out = read_scene_info(scene_info / f"{reconstruction.scene}.npz", root)
+            found = read_scene_info(scene_info / f"{reconstruction.scene}.npz", root)
     except FormatError as error:
         return PreparedScene(reconstruction.name, error=str(error))
+    photos = [photo for photo in found if isinstance(photo, PosedPhoto)]
+    left_out = Counter(problem for problem in found if isinstance(problem, str))
     overlaps = find_overlaps(photos, MIN_STORED_OVERLAP)
     counts = dict(sorted(left_out.items()))
     result = PreparedScene(reconstruction.name, len(photos), len(overlaps.pairs), counts)
-    write_scene(path, root, photos, overlaps, {"prepared": result.to_dict()})
+    write_scene(path, root, photos, overlaps, {"prepared": asdict(result)})
     return result
 
 
@@ -250,10 +235,8 @@ def find_reconstructions(root: Path) -> list[Reconstruction]:
     return complete
 
 
-def read_reconstruction(
-    root: Path, reconstruction: Reconstruction
-) -> tuple[list[PosedPhoto], Counter[str]]:
-    """The photos with sound depth maps, and the number of others by reason.
+def read_reconstruction(root: Path, reconstruction: Reconstruction) -> list[PosedPhoto | str]:
+    """The photos that have sound depth maps; for each of the others its problem.
 
     Raises:
         FormatError: the model is broken.
@@ -270,29 +253,24 @@ def read_reconstruction(
         # COLMAP reduced the photos to this size when it undistorted them.
         edges = (max(stored_size(path, upright=False)) for path in images.iterdir())
         max_edge = max(edges, default=0)
-    photos, left_out = [], Counter[str]()
-    for image in sorted(model.images.values(), key=lambda image: image.name):
+
+    def read(image: pycolmap.Image) -> PosedPhoto | str:
         path, depth_map = images / image.name, (dense / "depths" / image.name).with_suffix(".h5")
-        problem: str | None = None
         if not image.has_pose or not image.num_points3D:
-            problem = "no points"
-        elif not depth_map.is_file():
-            problem = "no depth map"
-        elif not path.is_file():
-            problem = "no photo"
-        else:
-            photo = posed_photo(model, image, path, depth_map)
-            if max_edge is not None:
-                photo = _undistorted(photo, max_edge)
-            if photo.size != stored_size(path, upright=False) or not _is_pinhole(photo.camera):
-                problem = "photo of another size"
-            else:
-                problem = depth_problem(photo)
-        if problem is None:
-            photos.append(photo)
-        else:
-            left_out[problem] += 1
-    return photos, left_out
+            return "no points"
+        if not depth_map.is_file():
+            return "no depth map"
+        if not path.is_file():
+            return "no photo"
+        photo = posed_photo(model, image, path, depth_map)
+        if max_edge is not None:
+            photo = _undistorted(photo, max_edge)
+        is_pinhole = photo.camera.model.name == "PINHOLE"
+        if photo.size != stored_size(path, upright=False) or not is_pinhole:
+            return "photo of another size"
+        return depth_problem(photo) or photo
+
+    return [read(image) for image in sorted(model.images.values(), key=lambda image: image.name)]
 
 
 def depth_problem(photo: PosedPhoto) -> str | None:
@@ -321,10 +299,6 @@ def depth_problem(photo: PosedPhoto) -> str | None:
     return None
 
 
-def _is_pinhole(camera: pycolmap.Camera) -> bool:
-    return bool(camera.model.name == "PINHOLE")
-
-
 def _undistorted(photo: PosedPhoto, max_edge: int) -> PosedPhoto:
     """A photo as COLMAP's image_undistorter changes it."""
     import pycolmap
@@ -337,8 +311,8 @@ def _undistorted(photo: PosedPhoto, max_edge: int) -> PosedPhoto:
     return replace(photo, camera=camera, size=size, points=project(camera, directions))
 
 
-def read_scene_info(path: Path, root: Path) -> tuple[list[PosedPhoto], Counter[str]]:
-    """The photos of a scene_info file of the 2019 release, and the number of others by reason.
+def read_scene_info(path: Path, root: Path) -> list[PosedPhoto | str]:
+    """The photos of a scene_info file of the 2019 release; for each unusable one its problem.
 
     The file holds pickles; nothing in them is executed.
 
@@ -358,14 +332,9 @@ def read_scene_info(path: Path, root: Path) -> tuple[list[PosedPhoto], Counter[s
         raise FormatError(
             f"{path} is not a scene_info file of the D2-Net release ({error})"
         ) from error
-    photos, left_out = [], Counter[str]()
-    for photo in listed:
-        problem = depth_problem(photo) if photo.path.is_file() else "no photo"
-        if problem is None:
-            photos.append(photo)
-        else:
-            left_out[problem] += 1
-    return photos, left_out
+    return [
+        (depth_problem(photo) or photo) if photo.path.is_file() else "no photo" for photo in listed
+    ]
 
 
 def _photo_from_row(
