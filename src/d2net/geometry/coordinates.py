@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+F = TypeVar("F", bound=np.floating[Any])
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,16 @@ class GridMap:
     x: AxisMap
     y: AxisMap
 
-    def __call__(self, points: Tensor) -> Tensor:
-        """Map N x 2 (x, y) points; the type of `points` is kept."""
+    @overload
+    def __call__(self, points: Tensor) -> Tensor: ...
+    @overload
+    def __call__(self, points: NDArray[F]) -> NDArray[F]: ...
+    def __call__(self, points: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
+        """Map N x 2 (x, y) points, a tensor or an array of floats; the type is kept."""
+        if isinstance(points, np.ndarray):
+            scales = np.array([self.x.scale, self.y.scale], points.dtype)
+            shifts = np.array([self.x.shift, self.y.shift], points.dtype)
+            return np.asarray(points * scales + shifts)
         scale = torch.tensor([self.x.scale, self.y.scale], dtype=points.dtype, device=points.device)
         shift = torch.tensor([self.x.shift, self.y.shift], dtype=points.dtype, device=points.device)
         return points * scale + shift

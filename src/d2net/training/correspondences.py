@@ -48,8 +48,7 @@ def cell_centres(edge: int) -> Array:
     """
     cells = np.arange(edge // 8, dtype=np.float64)
     columns, rows = np.meshgrid(cells, cells)
-    grid = torch.from_numpy(np.stack([columns.ravel(), rows.ravel()], axis=1))
-    return np.asarray(TRAINING_CELLS(grid).numpy(), dtype=np.float64)
+    return TRAINING_CELLS(np.stack([columns.ravel(), rows.ravel()], axis=1))
 
 
 def dense_correspondences(crop_a: Crop, crop_b: Crop, warp: PhotoWarp) -> PointPairs:
@@ -97,8 +96,7 @@ class PosedDepth:
         Bilinear. All four pixels around a point must be known, as in the 2019 release.
         """
         height, width = self.depth.shape
-        grid = coordinates.resize(self.size, (width, height))
-        in_map = grid(torch.from_numpy(points)).numpy()
+        in_map = coordinates.resize(self.size, (width, height))(points)
         with np.errstate(invalid="ignore"):
             inside = ((in_map >= 0) & (in_map <= (width - 1, height - 1))).all(axis=1)
         x, y = in_map[inside].T

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
@@ -102,8 +101,8 @@ class PosedPhoto:
             return self
         camera = copy.deepcopy(self.camera)
         camera.rescale(*size)
-        points = coordinates.resize(self.size, size)(torch.from_numpy(self.points)).numpy()
-        return replace(self, size=size, camera=camera, points=np.asarray(points, np.float64))
+        points = coordinates.resize(self.size, size)(self.points)
+        return replace(self, size=size, camera=camera, points=points)
 
 
 class Scene(Protocol):
