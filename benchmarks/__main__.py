@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: print the table; `--write` puts it into BENCHMARKS.md."""
+"""`python -m benchmarks [NAME ...]`: print the table; `--write` puts it into docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main() -> None:
     if "--write" in sys.argv:
         rows = _merged(rows)
         text = f"Measured on: {machine()}.\n\n{markdown(rows)}"
-        _write(ROOT / "BENCHMARKS.md", text)
+        _write(ROOT / "docs" / "benchmarks.md", text)
         _write(ROOT / "docs" / "settings.md", brief(row for row in rows if row.headline))
 
 

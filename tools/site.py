@@ -22,9 +22,6 @@ ROOT = Path(__file__).parents[1]
 
 PAGES = {
     "README.md": "index.md",
-    "ACCURACY.md": "accuracy.md",
-    "BENCHMARKS.md": "benchmarks.md",
-    "EXPERIMENTS.md": "experiments.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",

@@ -1,25 +1,23 @@
-"""The tables of ACCURACY.md, measured and written by one command.
+"""The tables of docs/accuracy.md, measured and written by one command.
 
-usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME,...] [--methods METHOD ...]
+usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME ...] [--methods METHOD ...]
 
-EVAL holds the folders oxford, webcam, wxbs, strecha, reichstag and sacre_coeur, TRAIN scenes with
-photos in `images` and COLMAP's models of them in `sparse` (other folders are passed over). A METHOD
-is what `d2net evaluate --features` takes; without any, each table has those named in this file.
-OUTPUT/TABLE.json is written for each table, and the queries' simulated nights below OUTPUT/night.
-Features, matches and maps are kept (D2NET_CACHE), so that the same command goes on where it was
-stopped. A table enters ACCURACY.md when all its methods have been measured.
+EVAL holds the folders oxford, webcam, wxbs, strecha, reichstag and sacre_coeur. TRAIN holds scenes
+with photos in `images` and COLMAP models of them in `sparse` (other folders are ignored). METHOD is
+what `d2net evaluate --features` takes; by default each table has the methods named in this file.
+Rows of methods that are not measured stay in the page as they are.
+
+All figures go into OUTPUT/TABLE.json, and the simulated night photos into OUTPUT/night. Features,
+matches and maps are kept (D2NET_CACHE), so the same command resumes a run that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import accuracy
-import numpy as np
 
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.epipolar import evaluate_epipolar
@@ -27,51 +25,56 @@ from d2net.evaluation.homography import evaluate_homography
 from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 from d2net.evaluation.pose import evaluate_pose
 from d2net.evaluation.reconstruction import evaluate_reconstruction
-from d2net.evaluation.results import Result, save_json
+from d2net.evaluation.results import OVERALL, Figures, Result, mean_figures, save_json
 from d2net.evaluation.sources import open_source
 from d2net.io.colmap_model import find_model
 from d2net.io.image_lists import find_images
 from d2net.mapping.settings import MappingSettings
 
-Evaluate = Callable[[CachedFeatures], Result]
+PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
-DEEP = "detector=deep,descriptor=plain"
-OURS = ("seasons", "seasons:detector=corner", f"seasons:{DEEP}")
-MATCHING = (
-    *OURS,
-    "seasons:descriptor=fused",
-    f"ots:{DEEP}",
-    "ots:original",
-    "rootsift",
-    "aliked:weights=aliked-n16.pth",
+PAPER = "detector=deep,descriptor=plain"
+BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth")
+METHODS = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "ots:original", *BASELINES)
+MAPPED = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "rootsift")
+LARGE_MAPS = ("seasons:descriptor=fused,max_keypoints=2000",)
+DETECTORS_AND_DESCRIPTORS = (
+    *(f"ots:detector=deep,descriptor={d},max_keypoints=none" for d in ("plain", "root", "fused")),
+    *(f"ots:detector=corner,descriptor={d},max_keypoints=2000" for d in ("plain", "root", "fused")),
+    *(f"ots:detector=both,descriptor={d},max_keypoints=4000" for d in ("root", "fused")),
 )
-KINDS = (
-    *(f"ots:detector=deep,descriptor={form}" for form in ("plain", "root", "fused")),
-    *(
-        f"ots:detector=corner,descriptor={form},max_keypoints=2000"
-        for form in ("plain", "root", "fused")
-    ),
-    *(f"ots:detector=both,descriptor={form},max_keypoints=4000" for form in ("root", "fused")),
+
+PLANES = ("MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches")
+POSES = ("AUC@1 t=1", "AUC@5 t=1", "AUC@10 t=1", "precision@3", "features", "matches")
+MAPS = (
+    *("images registered", "sparse points", "track length", "reprojection error"),
+    *("position error", "rotation error"),
 )
-MAPS = ("seasons:max_keypoints=2000", "seasons:detector=corner,max_keypoints=2000")
-LOCALIZATION = ":1 %, 1°,5 %, 5°,median position error,inliers"
+QUERIES = tuple(
+    f"{group}: {figure}"
+    for group in ("day", "night")
+    for figure in ("1 %, 1°", "5 %, 5°", "median position error", "inliers")
+)
+COUNTS = ("features", "matches", "inliers", "images registered", "true images")
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is measured.
+    """A table of the page.
 
     Attributes:
-        evaluate: a source's result.
-        methods: the sources.
-        figures: shown and, after a colon, shown by group; see tools/accuracy.py.
+        evaluate: gives a source's result.
+        figures: columns; "night: inliers" is a figure of the group "night".
+        methods: the sources, which are the rows.
         settings: of every source.
+        rows_are_groups: a row for each group of the last method instead.
     """
 
-    evaluate: Evaluate
-    methods: tuple[str, ...] = MATCHING
-    figures: str = ""
+    evaluate: Callable[[CachedFeatures], Result]
+    figures: tuple[str, ...]
+    methods: tuple[str, ...] = METHODS
     settings: str = ""
+    rows_are_groups: bool = False
 
     def source(self, method: str) -> CachedFeatures:
         """A method's features with the table's settings."""
@@ -80,57 +83,97 @@ class Table:
             open_source(f"{method}{joint}{self.settings}" if self.settings else method)
         )
 
+    def rows(self, results: Sequence[Result]) -> dict[str, str]:
+        """Markdown rows by their first cell."""
+        if self.rows_are_groups:
+            groups = dict(results[-1].groups)
+            groups.pop(OVERALL)
+            return {name: self._row(name, {OVERALL: f}) for name, f in groups.items()}
+        return {f"`{r.method}`": self._row(f"`{r.method}`", r.groups) for r in results}
+
+    def _row(self, label: str, groups: Mapping[str, Figures]) -> str:
+        cells = [label]
+        for figure in self.figures:
+            group, _, name = figure.rpartition(": ")
+            cells.append(_number(name, groups[group or OVERALL].get(name)))
+        return f"| {' | '.join(cells)} |"
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name in ("images registered", "true images"):
+        return f"{value:g}"
+    return f"{value:,.0f}" if value >= 100 or name in COUNTS else f"{value:.3f}"
+
+
+def write(name: str, table: Table, results: Sequence[Result]) -> None:
+    """Put rows into the table between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    before, found, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
+    old, closed, after = rest.partition(f"<!-- end of {name} -->")
+    if not found or not closed:
+        raise SystemExit(f"{PAGE.name} has no place for {name!r}")
+    rows = {line[2:].partition(" |")[0]: line for line in old.splitlines()[2:]}
+    rows |= table.rows(results)
+    head = ["scene" if table.rows_are_groups else "features", *table.figures]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows.values()]
+    PAGE.write_text(f"{before}{found}{chr(10).join(lines)}\n{closed}{after}")
+
 
 def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
-    """All of them, in ACCURACY.md's order."""
-    oxford, wxbs = evaluation / "oxford", evaluation / "wxbs"
+    """All of them, in the order of the page."""
     strecha, reichstag = evaluation / "strecha", evaluation / "reichstag"
     one_camera = MappingSettings(camera_mode="single")
-    folders = scenes(train)
-    planes = partial(evaluate_homography, folder=oxford)
-    marks = Table(partial(evaluate_epipolar, folder=wxbs), settings="max_edge=1024")
-    poses = "AUC@1 t=1,AUC@5 t=1,AUC@10 t=1,AUC@1 t=2,AUC@5 t=2,AUC@10 t=2,precision@3,features"
+    scenes = scene_folders(train)
+    oxford = partial(evaluate_homography, folder=evaluation / "oxford")
 
-    def left_out(scene: Path, *methods: str) -> Table:
+    def reconstruction(
+        folder: Path, settings: MappingSettings | None = None, *, known_cameras: bool = False
+    ) -> Table:
+        evaluate = partial(
+            evaluate_reconstruction, folder=folder, settings=settings, known_cameras=known_cameras
+        )
+        return Table(evaluate, MAPS, MAPPED)
+
+    def localization(scene: Path, methods: tuple[str, ...] = MAPPED) -> Table:
         settings = LocalizationSettings(night=nights / scene.name)
         evaluate = partial(evaluate_localization, folder=scene, settings=settings)
-        return Table(evaluate, (*methods, "rootsift"), LOCALIZATION)
+        return Table(evaluate, QUERIES, methods)
 
     return {
-        "oxford": Table(planes),
-        "webcam": Table(partial(evaluate_homography, folder=evaluation / "webcam")),
-        "wxbs": marks,
-        "strecha": Table(partial(evaluate_pose, folder=strecha)),
-        "reichstag": Table(partial(evaluate_pose, folder=reichstag)),
-        "kinds_oxford": Table(planes, KINDS),
-        "kinds_wxbs": replace(marks, methods=KINDS),
-        "kinds_reichstag": Table(partial(evaluate_pose, folder=reichstag), KINDS, poses),
-        "kinds_strecha": Table(partial(evaluate_pose, folder=strecha), KINDS, poses),
-        "sfm_strecha": Table(partial(evaluate_reconstruction, folder=strecha, settings=one_camera)),
-        "sfm_strecha_known": Table(
-            partial(evaluate_reconstruction, folder=strecha, known_cameras=True),
-            figures=":position error,rotation error",
+        "oxford": Table(oxford, PLANES),
+        "webcam": Table(partial(evaluate_homography, folder=evaluation / "webcam"), PLANES),
+        "wxbs": Table(
+            partial(evaluate_epipolar, folder=evaluation / "wxbs"),
+            ("mAA", "mAA spread", "within@3", "within@10", "features", "matches", "inliers"),
+            settings="max_edge=1024",
         ),
-        "sfm_reichstag": Table(partial(evaluate_reconstruction, folder=reichstag)),
-        "sfm_sacre_coeur": Table(
-            partial(evaluate_reconstruction, folder=evaluation / "sacre_coeur")
+        "strecha": Table(partial(evaluate_pose, folder=strecha), POSES),
+        "reichstag": Table(partial(evaluate_pose, folder=reichstag), POSES),
+        "kinds_oxford": Table(oxford, PLANES, DETECTORS_AND_DESCRIPTORS),
+        "sfm_strecha": reconstruction(strecha, one_camera),
+        "sfm_strecha_known": reconstruction(strecha, known_cameras=True),
+        "sfm_reichstag": reconstruction(reichstag),
+        "sfm_sacre_coeur": replace(
+            reconstruction(evaluation / "sacre_coeur"), figures=MAPS[:4]
         ),
-        "localization_fountain": left_out(strecha / "fountain-P11", *OURS),
-        "localization_herz_jesus": left_out(strecha / "Herz-Jesus-P8", *OURS),
-        "localization_largest": left_out(folders[-1], *MAPS),
         "maps": Table(
-            partial(all_maps, folders=folders, settings=one_camera),
-            MAPS,
-            "registered share,sparse points,track length,reprojection error"
-            ":images registered,sparse points,position error,rotation error,mapping seconds",
+            partial(all_maps, folders=scenes, settings=one_camera),
+            ("images registered", "true images", "sparse points", "position error",
+             "rotation error", "mapping seconds"),
+            LARGE_MAPS,
+            rows_are_groups=True,
         ),
-    }
+        "localization_fountain": localization(strecha / "fountain-P11"),
+        "localization_herz_jesus": localization(strecha / "Herz-Jesus-P8"),
+        "localization_largest": localization(scenes[-1], (*LARGE_MAPS, "rootsift")),
+    }  # fmt: skip
 
 
-def scenes(train: Path) -> list[Path]:
-    """The scenes of a folder, that with fewest photos first."""
-    found = [path for path in train.iterdir() if path.is_dir() and find_model(path)]
-    return sorted(found, key=lambda path: (len(find_images([path / "images"])), path.name))
+def scene_folders(train: Path) -> list[Path]:
+    """The scenes in a folder, the one with the fewest photos first."""
+    scenes = [path for path in train.iterdir() if path.is_dir() and find_model(path)]
+    return sorted(scenes, key=lambda path: (len(find_images([path / "images"])), path.name))
 
 
 def all_maps(source: CachedFeatures, folders: Sequence[Path], settings: MappingSettings) -> Result:
@@ -140,18 +183,12 @@ def all_maps(source: CachedFeatures, folders: Sequence[Path], settings: MappingS
         results.append(evaluate_reconstruction(source, folder, settings=settings))
         figures = results[-1].groups[folder.name]
         print(f"  {folder.name}: {figures['images registered']:.0f} images", flush=True)
-    groups = {
-        folder.name: r.groups[folder.name] for folder, r in zip(folders, results, strict=True)
-    }
-    names = [
-        name for name in results[0].groups["overall"] if all(name in g for g in groups.values())
-    ]
-    overall = {name: float(np.mean([g[name] for g in groups.values()])) for name in names}
+    groups = {f.name: r.groups[f.name] for f, r in zip(folders, results, strict=True)}
     return replace(
         results[0],
         folder=str(folders[0].parent),
         pairs=[pair for result in results for pair in result.pairs],
-        groups={**groups, "overall": overall},
+        groups={**groups, OVERALL: mean_figures(list(groups.values()))},
     )
 
 
@@ -160,24 +197,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__)
     for name in ("train", "evaluation", "output"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--tables", help="only these, separated by commas")
+    parser.add_argument("--tables", nargs="+", help="these alone")
     parser.add_argument("--methods", nargs="+", help="in place of the tables' own")
-    asked = parser.parse_args()
-    output = asked.output
-    known = tables(asked.train, asked.evaluation, output / "night")
-    chosen = asked.tables.split(",") if asked.tables else list(known)
-    unknown = sorted(set(chosen) - set(known))
+    given = parser.parse_args()
+    output = given.output
+    known = tables(given.train, given.evaluation, output / "night")
+    unknown = sorted({*(given.tables or ())} - {*known})
     if unknown:
-        parser.error(f"no table {unknown[0]}; there are {', '.join(known)}")
+        parser.error(f"there is no table {unknown[0]}; there are {', '.join(known)}")
     output.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        table = known[name]
-        results = []
-        for method in asked.methods or table.methods:
+    for name in given.tables or known:
+        table, results = known[name], []
+        for method in given.methods or table.methods:
             print(f"{name}, {method}", flush=True)
             results.append(table.evaluate(table.source(method)))
             save_json(output / f"{name}.json", results)
-        accuracy.write(name, output / f"{name}.json", *table.figures.partition(":")[::2])
+        write(name, table, results)
 
 
 if __name__ == "__main__":

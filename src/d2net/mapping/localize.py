@@ -42,13 +42,13 @@ NUM_RETRIEVED = 20
 POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 """RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
 COLMAP's 12 px are 8 sigma of D2-Net's detections in photos of full size. With corners, 3 px place
-queries 1.5 times as accurately as 8 px (EXPERIMENTS.md, Maps)."""
+queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
 
 MIN_LOCALIZED_INLIERS, MIN_DOUBTFUL_INLIERS = 30, 16
 MAX_ROTATION_DEVIATION = 1.0
 """A query is localized with this many inliers and a rotation known to this many degrees, doubtful
 with fewer inliers or a less certain rotation, and lost below the smaller number. On four small maps
-no photo of another scene reached 16 inliers, and 30 is twice the best of them (EXPERIMENTS.md,
+no photo of another scene reached 16 inliers, and 30 is twice the best of them (docs/experiments.md,
 Maps)."""
 
 _CACHED_PHOTOS = 64  # map photos whose descriptors stay in memory, a few MB each

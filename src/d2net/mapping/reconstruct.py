@@ -245,7 +245,7 @@ class _Stages:
         """The map's pairs, and pairs of each new photo with the most similar others."""
         with self._folder.timed("pairs"), FeatureFile(self._folder.features) as features:
             # Rebuilt in milliseconds a photo: a codebook of the old photos alone does not
-            # distinguish photos of another part of the scene (EXPERIMENTS.md, Retrieval).
+            # distinguish photos of another part of the scene (docs/experiments.md, Retrieval).
             descriptors = GlobalDescriptors.build(features)
             descriptors.save(self._folder.retrieval)
             similar = descriptors.neighbours(_NUM_MATCHED)

@@ -18,8 +18,8 @@ VERIFICATION_SIGMAS, MIN_VERIFICATION_ERROR = 5.3, 4.0
 REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 """Thresholds in standard deviations of a keypoint's position, and their minimum in pixels. They are
 8 and 4 px for D2-Net's detections (1.5 px), and 4 and 1.1 px for corners (0.4 px). Chosen on
-training scenes (EXPERIMENTS.md, Maps): COLMAP's reprojection error of 4 px, which is made for SIFT,
-makes cameras from corners 1.5 times as inaccurate."""
+training scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for
+SIFT, makes cameras from corners 1.5 times as inaccurate."""
 
 
 class MappingOptions(TypedDict, total=False):
@@ -73,7 +73,7 @@ class MappingSettings(Settings):
 
     refine: bool = False
     """Adjust keypoints along their tracks between verification and mapping; the photos are read
-    again. EXPERIMENTS.md has the gain in accuracy."""
+    again. docs/experiments.md has the gain in accuracy."""
 
     min_inliers: int = 15
     """Verified matches that a pair needs (COLMAP's min_num_inliers)."""

@@ -3,7 +3,7 @@
 Source: Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of
 PCA and whitening", ECCV 2012. The whitening is partial here: each component is divided by the
 square root of its standard deviation. Without whitening the few largest components dominate;
-EXPERIMENTS.md has the figures.
+docs/experiments.md has the figures.
 """
 
 from __future__ import annotations

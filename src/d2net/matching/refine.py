@@ -2,7 +2,7 @@
 
 The detections in two photos each have their own error. Refinement moves the point of the second
 photo to where the grey values around it best fit those around the point of the first photo
-(`matching.patches`). EXPERIMENTS.md has the gain in accuracy.
+(`matching.patches`). docs/experiments.md has the gain in accuracy.
 """
 
 from __future__ import annotations

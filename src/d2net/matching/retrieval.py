@@ -4,7 +4,7 @@ The vector is pooled from the photo's local features, so it needs no second netw
 the features of any method. It is VLAD (Jégou et al., "Aggregating local image descriptors into
 compact codes", PAMI 2012): for each centre of a small codebook, the deviations of the descriptors
 nearest to it are summed, and the signed square root of every sum is taken. In addition, descriptors
-are weighted by their score. EXPERIMENTS.md has the variants that were tried.
+are weighted by their score. docs/experiments.md has the variants that were tried.
 """
 
 from __future__ import annotations
