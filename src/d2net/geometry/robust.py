@@ -69,7 +69,7 @@ def homography(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions)
         MissingPackageError: the method needs a package that is not installed.
     """
     a, b = _checked(points_a, points_b)
-    return _estimate("homography", _PointPairs(a, b), options, lambda H: transfer_error(H, a, b))
+    return _estimate("homography", a, b, options, lambda H: transfer_error(H, a, b))
 
 
 def fundamental(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions) -> Estimate:
@@ -79,7 +79,7 @@ def fundamental(points_a: ArrayLike, points_b: ArrayLike, options: RobustOptions
     still separates them from outliers.
     """
     a, b = _checked(points_a, points_b)
-    return _estimate("fundamental", _PointPairs(a, b), options, lambda F: sampson_distance(F, a, b))
+    return _estimate("fundamental", a, b, options, lambda F: sampson_distance(F, a, b))
 
 
 def essential(
@@ -105,12 +105,19 @@ def essential(
     # Every estimator gets the points of two ideal cameras with the principal point at (0, 0). Then
     # none needs to know about principal points, skew or pixel centres. The focal lengths stay, so
     # that thresholds are still in pixels.
-    pairs = _PointPairs(_ideal(a, Ka), _ideal(b, Kb), _focal(Ka), _focal(Kb))
-
-    def error(E: Array) -> Array:
-        return sampson_distance(fundamental_from_essential(E, Ka, Kb), a, b)
-
-    return _estimate("essential", pairs, options, error)
+    focal_lengths = tuple(float(K[0, 0] + K[1, 1]) / 2 for K in (Ka, Kb))
+    ideal_a, ideal_b = (
+        transfer(np.diag([focal, focal, 1.0]) @ np.linalg.inv(K), points)
+        for points, K, focal in zip((a, b), (Ka, Kb), focal_lengths, strict=True)
+    )
+    return _estimate(
+        "essential",
+        ideal_a,
+        ideal_b,
+        options,
+        lambda E: sampson_distance(fundamental_from_essential(E, Ka, Kb), a, b),
+        focal_lengths,
+    )
 
 
 def _checked(points_a: ArrayLike, points_b: ArrayLike) -> tuple[Array, Array]:
@@ -139,33 +146,19 @@ def _checked_intrinsics(intrinsics: ArrayLike) -> Array:
     return K
 
 
-def _focal(K: Array) -> float:
-    return float(K[0, 0] + K[1, 1]) / 2
-
-
-def _ideal(points: Array, K: Array) -> Array:
-    """The points as seen by a camera of the same focal length with principal point (0, 0)."""
-    scale_to_focal = np.diag([_focal(K), _focal(K), 1.0])
-    return transfer(scale_to_focal @ np.linalg.inv(K), points)
-
-
-@dataclass(frozen=True)
-class _PointPairs:
-    """Point pairs in the form that estimators take."""
-
-    a: Array
-    b: Array
-    focal_a: float = 1.0  # only for the essential matrix
-    focal_b: float = 1.0
-
-
 def _estimate(
-    model: Model, pairs: _PointPairs, options: RobustOptions, error: Callable[[Array], Array]
+    model: Model,
+    a: Array,
+    b: Array,
+    options: RobustOptions,
+    error: Callable[[Array], Array],
+    focal_lengths: tuple[float, ...] = (),
 ) -> Estimate:
-    failure: Estimate = None, np.zeros(len(pairs.a), dtype=np.bool_)
-    if len(pairs.a) < MIN_PAIRS[model]:
+    """Estimate a model; `focal_lengths` of both ideal cameras are for the essential matrix only."""
+    failure: Estimate = None, np.zeros(len(a), dtype=np.bool_)
+    if len(a) < MIN_PAIRS[model]:
         return failure
-    estimate = _ESTIMATORS[options.method](model, pairs, options)
+    estimate = _ESTIMATORS[options.method](model, a, b, focal_lengths, options)
     if estimate is None or not np.isfinite(estimate).all():
         return failure
     # OpenCV may return several solutions stacked into one array.
@@ -173,23 +166,21 @@ def _estimate(
     masks = [error(matrix) <= options.threshold for matrix in solutions]
     best = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
     matrix, inliers = solutions[best], masks[best]
-    a, b = pairs.a[inliers], pairs.b[inliers]
+    a, b = a[inliers], b[inliers]
     distinct = len(np.unique(np.hstack([a, b]), axis=0))
     if distinct < MIN_PAIRS[model] or any(collinear(x, options.threshold) for x in (a, b)):
         return failure
-    return _normalized(model, matrix), inliers
-
-
-def _normalized(model: Model, matrix: Array) -> Array:
-    """The matrix in its usual scale: last entry 1 for homographies, else unit Frobenius norm."""
+    # In the usual scale: last entry 1 for homographies, else unit Frobenius norm.
     matrix = matrix / np.abs(matrix).max()  # extreme entries would overflow when squared
     norm = np.linalg.norm(matrix)
     if model == "homography" and abs(matrix[2, 2]) > 1e-12 * norm:
         norm = matrix[2, 2]
-    return np.asarray(matrix / norm, dtype=np.float64)
+    return np.asarray(matrix / norm, dtype=np.float64), inliers
 
 
-def _magsac(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
+def _magsac(
+    model: Model, a: Array, b: Array, focal_lengths: tuple[float, ...], options: RobustOptions
+) -> Array | None:
     import cv2
 
     params = cv2.UsacParams()
@@ -204,18 +195,20 @@ def _magsac(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array |
     params.loIterations = 15 if model == "homography" else 10
     try:
         if model == "homography":
-            matrix, _ = cv2.findHomography(pairs.a, pairs.b, params)
+            matrix, _ = cv2.findHomography(a, b, params)
         elif model == "fundamental":
-            matrix, _ = cv2.findFundamentalMat(pairs.a, pairs.b, params)
+            matrix, _ = cv2.findFundamentalMat(a, b, params)
         else:
-            Ka, Kb = (np.diag([f, f, 1.0]) for f in (pairs.focal_a, pairs.focal_b))
-            matrix, _ = cv2.findEssentialMat(pairs.a, pairs.b, Ka, Kb, None, None, params)
+            Ka, Kb = (np.diag([f, f, 1.0]) for f in focal_lengths)
+            matrix, _ = cv2.findEssentialMat(a, b, Ka, Kb, None, None, params)
     except cv2.error:  # degenerate points can fail a check inside OpenCV
         return None
     return None if matrix is None else np.asarray(matrix, dtype=np.float64)
 
 
-def _poselib(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
+def _poselib(
+    model: Model, a: Array, b: Array, focal_lengths: tuple[float, ...], options: RobustOptions
+) -> Array | None:
     try:
         import poselib
     except ImportError as error:
@@ -232,20 +225,22 @@ def _poselib(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array 
         "seed": options.seed,
     }
     if model == "homography":
-        matrix, _ = poselib.estimate_homography(pairs.a, pairs.b, ransac, {})
+        matrix, _ = poselib.estimate_homography(a, b, ransac, {})
     elif model == "fundamental":
-        matrix, _ = poselib.estimate_fundamental(pairs.a, pairs.b, ransac, {})
+        matrix, _ = poselib.estimate_fundamental(a, b, ransac, {})
     else:
         cameras = [
             {"model": "SIMPLE_PINHOLE", "width": 0, "height": 0, "params": [focal, 0.0, 0.0]}
-            for focal in (pairs.focal_a, pairs.focal_b)
+            for focal in focal_lengths
         ]
-        pose, _ = poselib.estimate_relative_pose(pairs.a, pairs.b, *cameras, ransac, {})
+        pose, _ = poselib.estimate_relative_pose(a, b, *cameras, ransac, {})
         matrix = essential_from_pose(pose.R, pose.t)
     return np.asarray(matrix, dtype=np.float64)
 
 
-def _pycolmap(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array | None:
+def _pycolmap(
+    model: Model, a: Array, b: Array, focal_lengths: tuple[float, ...], options: RobustOptions
+) -> Array | None:
     import pycolmap
 
     ransac = pycolmap.RANSACOptions(
@@ -257,20 +252,22 @@ def _pycolmap(model: Model, pairs: _PointPairs, options: RobustOptions) -> Array
     )
     result: dict[str, Any] | None
     if model == "homography":
-        result, key = pycolmap.estimate_homography_matrix(pairs.a, pairs.b, ransac), "H"
+        result, key = pycolmap.estimate_homography_matrix(a, b, ransac), "H"
     elif model == "fundamental":
-        result, key = pycolmap.estimate_fundamental_matrix(pairs.a, pairs.b, ransac), "F"
+        result, key = pycolmap.estimate_fundamental_matrix(a, b, ransac), "F"
     else:
         camera_a, camera_b = (
             pycolmap.Camera(model="SIMPLE_PINHOLE", width=1, height=1, params=[focal, 0.0, 0.0])
-            for focal in (pairs.focal_a, pairs.focal_b)
+            for focal in focal_lengths
         )
-        result = pycolmap.estimate_essential_matrix(pairs.a, pairs.b, camera_a, camera_b, ransac)
+        result = pycolmap.estimate_essential_matrix(a, b, camera_a, camera_b, ransac)
         key = "E"
     return None if result is None else np.asarray(result[key], dtype=np.float64)
 
 
-_ESTIMATORS: dict[Method, Callable[[Model, _PointPairs, RobustOptions], Array | None]] = {
+_ESTIMATORS: dict[
+    Method, Callable[[Model, Array, Array, tuple[float, ...], RobustOptions], Array | None]
+] = {
     "magsac": _magsac,
     "poselib": _poselib,
     "pycolmap": _pycolmap,
