@@ -140,10 +140,7 @@ class Cluster:
         return max(1, int(self._ray.cluster_resources().get("GPU" if self._gpu else "CPU", 0)))
 
     def run(
-        self,
-        work: Callable[[Shared, Part], Result],
-        shared: Shared,
-        parts: Iterable[Part],
+        self, work: Callable[[Shared, Part], Result], shared: Shared, parts: Iterable[Part]
     ) -> Iterator[Result]:
         """Yield `work(shared, part)` for every part, in the order in which they are finished.
 
@@ -188,11 +185,7 @@ class Cluster:
             ) from error
 
 
-def _work(
-    work: Callable[[Shared, Part], Result],
-    reference: list[Any],
-    part: Part,
-) -> Result:
+def _work(work: Callable[[Shared, Part], Result], reference: list[Any], part: Part) -> Result:
     """Work on one part, in a process of the cluster."""
     shared = _fetch(reference[0])
     deadline = time.monotonic() + _BUSY_SECONDS

@@ -90,9 +90,7 @@ def info(
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FILE",
-            help="Features or matches file (h5).",
-            show_default="this installation",
+            metavar="FILE", help="Features or matches file (h5).", show_default="this installation"
         ),
     ] = None,
     printing: options.Printing,

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def localize(
     *,
     map_folder: Annotated[
-        Path,
-        typer.Argument(metavar="MAP", show_default=False, help="A map by d2net reconstruct."),
+        Path, typer.Argument(metavar="MAP", show_default=False, help="A map by d2net reconstruct.")
     ],
     queries: Annotated[
         list[Path],
@@ -111,8 +110,7 @@ def localize(
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
     write_poses(
-        output,
-        {n: a.cam_from_world for n, a in answers.items() if a.cam_from_world is not None},
+        output, {n: a.cam_from_world for n, a in answers.items() if a.cam_from_world is not None}
     )
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
     values |= {name: {"verdict": "failed", "reason": reason} for name, reason in failed.items()}

@@ -121,8 +121,7 @@ class Extraction:
         int | None, _photos(metavar="PIXELS", help="Reduce photos with a longer edge.")
     ] = _DEFAULT.max_edge
     max_sum_edges: Annotated[
-        int | None,
-        _photos(metavar="PIXELS", help="Reduce photos whose width + height is larger."),
+        int | None, _photos(metavar="PIXELS", help="Reduce photos whose width + height is larger.")
     ] = _DEFAULT.max_sum_edges
     full_resolution: Annotated[
         bool, _photos("--full-resolution", help="Reduce no photo; large ones are cut into tiles.")

@@ -59,12 +59,7 @@ def pairs(
     if unpaired:
         line += f"; {count(len(unpaired), 'photo')} in no pair, such as {unpaired[0]}"
     printing.result(
-        {
-            "pairs": len(selected),
-            "photos": len(names),
-            "unpaired": unpaired,
-            "output": str(output),
-        },
+        {"pairs": len(selected), "photos": len(names), "unpaired": unpaired, "output": str(output)},
         f"{line}: {output}",
     )
 

@@ -100,14 +100,7 @@ def train(
     if minutes is not None:
         settings = _settings_for_minutes(minutes, settings, folder, output, device, workers)
     with progress.shown(printing) as report:
-        result = run(
-            settings,
-            output,
-            data=folder,
-            device=device,
-            workers=workers,
-            progress=report,
-        )
+        result = run(settings, output, data=folder, device=device, workers=workers, progress=report)
     printing.result(_values(result), *_lines(result))
 
 
@@ -121,12 +114,7 @@ def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
 
 
 def _settings_for_minutes(
-    minutes: float,
-    settings: TrainingSettings,
-    data: Path,
-    output: Path,
-    device: str,
-    workers: int,
+    minutes: float, settings: TrainingSettings, data: Path, output: Path, device: str, workers: int
 ) -> TrainingSettings:
     """The settings for the minutes; a run that is resumed keeps those that it began with."""
     from d2net.training.recipes import settings_for_minutes
