@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Settings")
 
 DetectorName = Literal["deep", "corner", "both"]
-DescriptorType = Literal["plain", "root", "fused", "whitened"]
+DescriptorType = Literal["plain", "root", "fused", "whitened", "light"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _DEFAULT_BUDGET: Any = object()
@@ -103,14 +103,14 @@ class ExtractionSettings(Settings):
     """Reproduce the 2019 release, faults included. Otherwise use the corrected default."""
 
     detector: DetectorName | None = None
-    """How keypoints are detected: deep (D2-Net's detections in the deep map), corner (corners of
-    the grey photo, to a fraction of a pixel) or both. None: the network's default."""
+    """How keypoints are detected: deep (by the network), corner (corners of the grey photo, to a
+    fraction of a pixel) or both. None: the network's default."""
 
     descriptor: DescriptorType | None = None
     """How keypoints are described: plain (D2-Net's), root (its square root), fused (deep and
     shallow map) or whitened (deep and shallow map with context, reduced to 384 numbers; only for
-    weights that have learned the whitening). None: whitened where the weights have it, else
-    fused."""
+    weights that have learned the whitening), or light (of the network light). None: the network's
+    default, which is whitened if the weights have it, else fused."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 import d2net
 from d2net import D2Net, InputError, export_onnx
+from d2net.networks.light import Light, LightSettings
 from d2net.onnx.export import MODEL, RUNNER
 
 from ..release_outputs import released
@@ -169,3 +171,19 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(d2net.OutputError, match="exists already"):
         export_onnx(make_tiny_model(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_the_network_light_is_exported_with_ordinary_operators(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = D2Net(Light(LightSettings(channels=(8, 8, 8, 8, 8), neck=16, hidden=16, dimension=12)))
+    export_onnx(model, tmp_path / "light", max_keypoints=None)
+    shipped = runner_of(tmp_path / "light")
+    photo = shipped.read_photo(released("graf_odd_313x237.png"))
+    found, expected = shipped.Extractor().extract(photo), model.extract(photo, max_keypoints=None)
+    nearest = np.abs(found.keypoints[:, None] - expected.keypoints.numpy()[None]).max(2)
+    assert (nearest.min(1) < 1e-2).mean() > 0.97
+    same = nearest.argmin(1)
+    cosine = (found.descriptors * expected.descriptors.numpy()[same]).sum(1)
+    assert np.median(cosine) > 0.9999
+    assert {node.domain for node in onnx.load(tmp_path / "light" / MODEL).graph.node} == {""}

@@ -70,7 +70,9 @@ def _description(info: WeightsInfo) -> list[str]:
         "format": f"{info.format}, parameters named as in {info.layout}",
         "size": f"{info.bytes:,} bytes, {info.parameters:,} parameters",
         "sha256": info.sha256,
-        "input": f"{normalisation.order}, normalised as {normalisation.name}",
+        "input": None
+        if normalisation is None
+        else f"{normalisation.order}, normalised as {normalisation.name}",
         "whitening": info.whitening and f"to {info.whitening} numbers per descriptor",
         "other entries": info.unused or None,
         "licence": licence,

@@ -181,10 +181,13 @@ class D2Net(nn.Module):
                 "the model's weights must stay float32: instead of model.half() or "
                 "model.bfloat16(), give precision='float16' (GPU) or precision='bfloat16'"
             )
-        # A mask may exclude any keypoint, so all must be kept. Otherwise a corner replaces at most
-        # three deep detections within a pixel, so four times the budget is enough.
-        masked = any(photo.mask is not None for photo in batch)
-        limit = None if settings.max_keypoints is None or masked else 4 * settings.max_keypoints
+        # A mask may exclude any keypoint, so all must be kept. With two detectors a corner replaces
+        # at most three deep detections within a pixel, so four times the budget is enough.
+        limit = settings.max_keypoints
+        if any(photo.mask is not None for photo in batch):
+            limit = None
+        elif limit is not None and settings.detector == "both":
+            limit *= 4
         find = partial(find_keypoints, self.network, settings=settings, limit=limit)
         pixels = torch.stack([torch.from_numpy(photo.pixels) for photo in batch]).to(self.device)
         selected: list[list[Keypoints]] = [[] for _ in batch]

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2net.extraction.corners import CornerDetector
 from d2net.extraction.pyramid import PYRAMID, Crop, Level, Window, crop_level, levels
 from d2net.extraction.suppression import CellSuppression, RadiusSuppression
-from d2net.extraction.tiling import CELLS_PER_TILE, MARGIN, tiles
+from d2net.extraction.tiling import MARGIN, tiles
 from d2net.geometry import coordinates
 from d2net.networks.base import Detections, Detector, Maps, Network, View
 from d2net.settings import ExtractionSettings
@@ -73,7 +73,7 @@ def find_keypoints(
     settings: ExtractionSettings,
     *,
     limit: int | None = None,
-    cells_per_tile: int = CELLS_PER_TILE,
+    cells_per_tile: int | None = None,
 ) -> list[list[Keypoints]]:
     """Detect and describe in a batch of photos.
 
@@ -83,7 +83,8 @@ def find_keypoints(
         settings: resolved by the network; size limits and budget are left to the caller.
         limit: the number of keypoints per detector that the caller will consider at most, so that
             memory does not grow with the candidates of a large photo. None: all.
-        cells_per_tile: larger maps are computed in tiles, with the same result.
+        cells_per_tile: larger maps are computed in tiles, with the same result. None: the
+            network's limit.
 
     Returns:
         The keypoints of each detector for each photo, by rank.
@@ -99,8 +100,11 @@ def find_keypoints(
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     nothing = _no_keypoints(photos.device, network.descriptor_lengths[settings.descriptor])
     found = [[[nothing] for _ in chosen] for _ in photos]
-    for owned in tiles((width, height), pyramid, cells_per_tile):
-        for i, j, part in _search_tile(network, photos, settings, chosen, pyramid, owned):
+    statistics = network.statistics(photos)
+    for owned in tiles((width, height), pyramid, cells_per_tile or network.cells_per_tile):
+        for i, j, part in _search_tile(
+            network, photos, statistics, settings, chosen, limit, pyramid, owned
+        ):
             parts = [*found[i][j], part]
             if limit is not None and sum(map(len, parts)) > 2 * limit:
                 parts = [Keypoints.concatenated(parts).best(limit)]
@@ -121,8 +125,10 @@ def find_keypoints(
 def _search_tile(
     network: Network,
     photos: Tensor,
+    statistics: Tensor,
     settings: ExtractionSettings,
     chosen: Sequence[Detector],
+    limit: int | None,
     pyramid: Sequence[Level],
     owned: Sequence[Window],
 ) -> Iterator[tuple[int, int, Keypoints]]:
@@ -133,7 +139,7 @@ def _search_tile(
     coarser: tuple[Maps, Window] | None = None
     for level, own in zip(pyramid, owned, strict=True):
         crop = crop_level(photos, level, own.grown(MARGIN, level.cells), network.grid)
-        maps = network.compute_maps(crop.pixels, dtype)
+        maps = network.compute_maps(crop.pixels, dtype, statistics)
         if coarser is not None and level.coarser_from_cells is not None:
             coarser_maps, window = coarser
             from_level = coordinates.crop(window.cols.start, window.rows.start)
@@ -148,6 +154,8 @@ def _search_tile(
             for j, detector in enumerate(chosen):
                 found = suppression[i][j].apply(detector.detect(view), level, crop)
                 found = found[_is_owned(found, detector.border, level, crop, own, network)]
+                if limit is not None and len(found) > limit:
+                    found = found[found.scores.argsort(descending=True, stable=True)[:limit]]
                 yield i, j, _describe(network, settings, detector, found, level, crop, view)
         coarser = maps, crop.window
         del maps, of_photo, view

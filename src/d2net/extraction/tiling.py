@@ -2,9 +2,9 @@
 
 A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so
 each cell of each level has one owner and no keypoint is lost or doubled at a seam. Maps are
-computed with a margin beyond the owned cells, wide enough for everything that looks at neighbours
-(the 3 x 3 maximum, sub-pixel samples, the map of the level before, barred cells): the result is
-that of the whole photo.
+computed with a margin around the owned cells, wide enough for everything that depends on
+neighbours (local maxima, sub-pixel samples, the map of the coarser level, suppression). So the
+result equals that of the whole photo.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from collections.abc import Iterator, Sequence
 from d2net.extraction.pyramid import Level, Window
 from d2net.geometry.coordinates import AxisMap, Size
 
-CELLS_PER_TILE = 130_000
-"""Largest number of cells in one map (266 MB at 512 channels in float32): a photo of 1600 x 1200
-at its own size is one tile."""
-
 MARGIN = 8
 """Cells computed beyond those a tile owns, at each level."""
 
 
 def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[list[Window]]:
-    """For each tile, the window of cells that it owns at each level.
+    """The windows of cells that each tile owns, one window per level.
 
     Args:
         size: (width, height) of the photo.
@@ -49,7 +45,7 @@ def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[
 
 
 def _divisions(rows: int, cols: int, cells_per_tile: int) -> tuple[int, int]:
-    """Into how many tiles, down and across: as few and as square as the limit allows."""
+    """The number of tiles down and across: as few and as square as the limit allows."""
     if rows * cols <= cells_per_tile:
         return 1, 1
     side = max(math.isqrt(cells_per_tile) - 2 * MARGIN, 1)
@@ -61,7 +57,7 @@ def _divisions(rows: int, cols: int, cells_per_tile: int) -> tuple[int, int]:
 
 
 def _owned(photo_from_cells: AxisMap, size: int, bounds: Sequence[float], tile: int) -> range:
-    """Cells of an axis whose centres lie between a tile's bounds; outer tiles own the rest."""
+    """Cells along an axis whose centres lie within a tile; outer tiles extend to the border."""
 
     def first_beyond(bound: float) -> int:
         return min(max(math.ceil(photo_from_cells.inverse().of(bound)), 0), size)

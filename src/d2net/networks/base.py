@@ -122,23 +122,36 @@ class Network(nn.Module, ABC):
     Attributes:
         grid: where the cells of its maps lie.
         default_detector: the detector that `ExtractionSettings.detector` None stands for.
+        cells_per_tile: the largest map that is computed at once.
     """
 
     grid: ClassVar[Grid]
     default_detector: ClassVar[DetectorName]
+    cells_per_tile: ClassVar[int]
 
     @property
     @abstractmethod
     def descriptor_lengths(self) -> dict[DescriptorType, int]:
         """Length of each type of descriptor that these weights can make, the default first."""
 
+    def statistics(self, photos: Tensor) -> Tensor:
+        """Figures of whole photos that the maps of their parts depend on, B x any number.
+
+        Args:
+            photos: B x H x W x 3, RGB, 0..255, any type.
+        """
+        return photos.new_empty(len(photos), 0, dtype=torch.float32)
+
     @abstractmethod
-    def compute_maps(self, images: Tensor, dtype: torch.dtype) -> Maps:
-        """The dense maps of a batch of images, without a graph.
+    def compute_maps(
+        self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
+    ) -> Maps:
+        """The dense maps of a batch of images.
 
         Args:
             images: B x H x W x 3, RGB, 0..255, float32.
             dtype: precision of the computation.
+            statistics: of the whole photos that the images are parts of. None: of the images.
         """
 
     @abstractmethod

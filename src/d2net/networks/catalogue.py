@@ -78,7 +78,7 @@ class WeightsRecord:
     licence: str
     source: str
     training_data: str
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     advice: str
 
     @property

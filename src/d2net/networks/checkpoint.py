@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from d2net.errors import WeightsError
+from d2net.errors import InputError, WeightsError
 from d2net.io.pickles import NumpyType, numpy_scalar
+from d2net.networks.light import Light, LightSettings
 from d2net.networks.vgg import WHITENING_INPUTS
 from d2net.networks.vgg_backbone import VGG16_STAGES
 
@@ -106,7 +107,8 @@ class Checkpoint:
         arrays: the network's as they stand in the file.
         unused: how many other entries its state dict has (a full VGG's tail).
         format: "safetensors" or "torch".
-        layout: whose names the file uses: "d2net", "release" or "torchvision".
+        layout: whose names the file uses: "d2net", "release" or "torchvision"; "light" for the
+            network light.
         metadata: the strings of a safetensors header.
         training: what a training checkpoint says besides, None for other files.
     """
@@ -169,6 +171,8 @@ def parse(data: bytes, path: Path) -> Checkpoint:
         raise WeightsError(
             f"{path} is not a weights file: expected safetensors or a file saved by torch (.pth)"
         )
+    if metadata.get("architecture") == "light":
+        return _light(entries, metadata, path)
     layout, tensors = _select(entries, path)
     whitening = _whitening(entries, path)
     return Checkpoint(
@@ -183,6 +187,34 @@ def parse(data: bytes, path: Path) -> Checkpoint:
         layout=layout,
         metadata=metadata,
         training=training,
+    )
+
+
+def _light(entries: Mapping[Any, Any], metadata: Mapping[str, str], path: Path) -> Checkpoint:
+    """The contents of a file of the network `light`."""
+    try:
+        widths = LightSettings.from_dict(json.loads(metadata["widths"]))
+        with torch.device("meta"):
+            expected = {
+                name: tuple(t.shape)
+                for name, t in Light(widths).for_inference().state_dict().items()
+            }
+    except (KeyError, ValueError, TypeError, InputError) as error:
+        raise _damaged(path, error) from error
+    if {name: tuple(tensor.shape) for name, tensor in entries.items()} != expected:
+        raise WeightsError(f"{path} does not hold the arrays of the network light: get it again")
+    return Checkpoint(
+        state={name: to_float32(name, tensor, path) for name, tensor in entries.items()},
+        whitening=None,
+        arrays=tuple(
+            ArrayInfo(name, name, tuple(tensor.shape), _dtype_name(tensor))
+            for name, tensor in entries.items()
+        ),
+        unused=0,
+        format="safetensors",
+        layout="light",
+        metadata=metadata,
+        training=None,
     )
 
 

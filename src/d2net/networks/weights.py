@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from d2net.networks.checkpoint import (
     to_float32,
 )
 from d2net.networks.download import download, record_sha256, recorded_sha256
+from d2net.networks.light import Light, LightSettings
 from d2net.networks.packing import unpack
 from d2net.networks.vgg import VGG, Whitening
 from d2net.networks.vgg_backbone import VGGBackbone
@@ -100,7 +102,7 @@ class WeightsInfo:
     unused: int
     parameters: int
     whitening: int | None
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     metadata: Mapping[str, str]
     training: Training | None
     record: WeightsRecord | None
@@ -141,7 +143,7 @@ def _status(record: WeightsRecord) -> WeightsStatus:
 
 
 def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeights:
-    """Load weights; a name that is not on this machine yet is downloaded first.
+    """Load weights of a VGG; a name that is not on this machine yet is downloaded first.
 
     Args:
         name_or_path: a name of the catalogue, or a file: safetensors, or the release's .pth
@@ -153,16 +155,23 @@ def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeig
         WeightsError: unknown name, missing or damaged file, not VGG-16 up to conv4_3, or the
             download failed.
     """
-    record, path = _locate(name_or_path)
-    if record is not None and not _is_here(record):
-        # not at level info, which nobody sees: the first use takes long and needs the network
-        _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
-        download_weights(record.name)
-    info, checkpoint = _read(path, record)
+    info, checkpoint = _load(name_or_path)
+    if info.normalisation is None:
+        raise WeightsError(f"{info.name} are weights of the network light, not of a VGG")
     whitening = None if checkpoint.whitening is None else Whitening(*checkpoint.whitening)
     return LoadedWeights(
-        checkpoint.state, whitening, info.normalisation, info.name, info.sha256, record
+        checkpoint.state, whitening, info.normalisation, info.name, info.sha256, info.record
     )
+
+
+def _load(name_or_path: str | os.PathLike[str]) -> tuple[WeightsInfo, Checkpoint]:
+    """Read weights; download them first if they are not on this machine."""
+    record, path = _locate(name_or_path)
+    if record is not None and not _is_here(record):
+        # A warning, because the first use takes long and needs the network.
+        _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
+        download_weights(record.name)
+    return _read(path, record)
 
 
 def load_network(
@@ -173,11 +182,18 @@ def load_network(
     Raises:
         WeightsError: as `load_weights`.
     """
-    loaded = load_weights(name_or_path)
-    backbone = VGGBackbone()
-    backbone.load_state_dict(loaded.state)
-    network = VGG(backbone, loaded.normalisation, loaded.whitening)
-    return network, {"name": loaded.name, "sha256": loaded.sha256}
+    info, checkpoint = _load(name_or_path)
+    network: Network
+    if info.normalisation is None:
+        network = Light(LightSettings.from_dict(json.loads(info.metadata["widths"])))
+        network = network.for_inference()
+        network.load_state_dict(checkpoint.state)
+    else:
+        backbone = VGGBackbone()
+        backbone.load_state_dict(checkpoint.state)
+        whitening = None if checkpoint.whitening is None else Whitening(*checkpoint.whitening)
+        network = VGG(backbone, info.normalisation, whitening)
+    return network, {"name": info.name, "sha256": info.sha256}
 
 
 def download_weights(name: str, progress: Progress = no_progress) -> Path:
@@ -282,9 +298,48 @@ def save_weights(
         "training_data": training_data,
     }
     data = safetensors.torch.save(arrays, metadata)
-    target = Path(path)
-    with replacing(target) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_bytes(data)
+
+
+def save_light(
+    path: str | os.PathLike[str],
+    network: Light,
+    *,
+    name: str,
+    licence: str,
+    training_data: str,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights of the network light as half-precision safetensors, whole or not at all.
+
+    Args:
+        path: the file to make or replace.
+        network: in training or from `for_inference`; its batch normalisation is folded.
+        name: what the weights are called.
+        licence: under which they may be used.
+        training_data: the data that they were trained on.
+        notes: further entries of the header.
+
+    Raises:
+        WeightsError: half precision cannot hold a weight.
+        OutputError: the file cannot be written.
+    """
+    arrays = {}
+    for key, tensor in network.for_inference().state_dict().items():
+        arrays[key] = tensor.detach().cpu().half().contiguous()
+        to_float32(key, arrays[key], "the weights to be saved in half precision")
+    metadata = {
+        **(notes or {}),
+        "format": "pt",
+        "architecture": "light",
+        "widths": json.dumps(network.widths.to_dict()),
+        "name": name,
+        "licence": licence,
+        "training_data": training_data,
+    }
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(safetensors.torch.save(arrays, metadata))
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> tuple[WeightsRecord | None, Path]:
@@ -372,8 +427,10 @@ def _check(sha256: str, record: WeightsRecord) -> None:
     )
 
 
-def _normalisation(checkpoint: Checkpoint, path: Path) -> Normalisation:
-    """What the file itself says, else what its layout implies."""
+def _normalisation(checkpoint: Checkpoint, path: Path) -> Normalisation | None:
+    """The normalisation that the file names or its layout implies; None for the network light."""
+    if checkpoint.layout == "light":
+        return None
     stated = checkpoint.metadata.get("normalisation")
     if stated is None and checkpoint.training is not None:
         stated = checkpoint.training.arguments.get("preprocessing")

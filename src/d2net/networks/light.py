@@ -1,0 +1,384 @@
+"""The small network `light`: keypoints and descriptors at a twentieth of VGG's cost.
+
+A backbone of plain convolutions computes maps at 1/2 to 1/32 of the image. A feature pyramid adds
+the three coarsest at 1/8 (Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017).
+The score head gives the probability that a keypoint lies at a pixel, the descriptor head makes a
+descriptor from samples of three maps. `d2net distill` trains the network to imitate larger ones.
+
+All maps are centred: cell 0 of a map of stride s lies at pixel (s - 1) / 2, because convolutions of
+stride 2 have a kernel of 4 and a padding of 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from d2net.errors import InputError
+from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
+from d2net.settings import DescriptorType, Settings
+
+SCORE_CELL = 4
+"""The score is a distribution over the 4 x 4 pixels of a cell and "no keypoint"."""
+
+_COARSEST_STRIDE = 32
+_BORDER = 4
+_PEAK_RADIUS = 2
+"""A keypoint is the most probable pixel of the 5 x 5 around it."""
+
+_UNCERTAINTY = 0.5
+"""Standard deviation per axis of a keypoint, in pixels of its level."""
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class LightSettings(Settings):
+    """Widths of the network; they are saved with the weights."""
+
+    channels: tuple[int, int, int, int, int] = (16, 32, 64, 128, 128)
+    """Channels of the stages at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+
+    neck: int = 128
+    """Channels of the fused map at 1/8."""
+
+    hidden: int = 256
+    """Width of the hidden layer of the descriptor head."""
+
+    dimension: int = 192
+    """Length of the descriptors."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LightSettings:
+        """Settings from names and values, as read from JSON."""
+        return super().from_dict({**values, "channels": tuple(values["channels"])})
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, batch normalisation, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, relu: bool = True) -> None:
+        kernel = 3 if stride == 1 else 4
+        layers: list[nn.Module] = [
+            nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        ]
+        super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions with a skip connection (He et al., CVPR 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels, channels)
+        self.second = ConvBlock(channels, channels, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x C x h x w to the same shape."""
+        return F.relu(self.second(self.first(x)) + x)
+
+
+class Backbone(nn.Module):
+    """Five stages of plain convolutions; each halves the resolution."""
+
+    def __init__(self, channels: tuple[int, int, int, int, int]) -> None:
+        super().__init__()
+        c1, c2, c3, c4, c5 = channels
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(ConvBlock(3, c1, 2), ConvBlock(c1, c1)),
+                nn.Sequential(ConvBlock(c1, c2, 2), Residual(c2)),
+                nn.Sequential(ConvBlock(c2, c3, 2), Residual(c3), ConvBlock(c3, c3)),
+                nn.Sequential(ConvBlock(c3, c4, 2), Residual(c4), ConvBlock(c4, c4)),
+                nn.Sequential(ConvBlock(c4, c5, 2), Residual(c5)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """B x 3 x H x W to the maps of the five stages, finest first."""
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Neck(nn.Module):
+    """Adds the maps at 1/8, 1/16 and 1/32 at the resolution of the first."""
+
+    def __init__(self, channels: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList([nn.Conv2d(c, outputs, 1) for c in channels])
+        self.fuse = nn.Sequential(ConvBlock(outputs, outputs), ConvBlock(outputs, outputs))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Three maps, finest first, to B x C x H/8 x W/8."""
+        at8, at16, at32 = (layer(m) for layer, m in zip(self.lateral, maps, strict=True))
+        fused: Tensor = self.fuse(at8 + upsample(at16 + upsample(at32)))
+        return fused
+
+
+class ScoreHead(nn.Module):
+    """The keypoint score of each pixel: four logits per cell of the map at 1/2."""
+
+    def __init__(self, fine: int, middle: int, coarse: int, width: int = 32) -> None:
+        super().__init__()
+        self.from_middle = nn.Conv2d(middle, width, 1)
+        self.from_coarse = nn.Conv2d(coarse, width, 1)
+        self.narrow = nn.Conv2d(width, width // 2, 1)
+        self.mix = ConvBlock(fine + width // 2, width)
+        self.logits = nn.Conv2d(width, 4, 3, 1, 1)
+        self.nothing = nn.Parameter(torch.tensor(3.0))  # the logit of "no keypoint in this cell"
+
+    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+        """The maps at 1/2, 1/4 and 1/8 to B x 1 x H x W logits."""
+        context = F.relu(self.from_middle(middle) + upsample(self.from_coarse(coarse)))
+        mixed = self.mix(torch.cat([fine, upsample(self.narrow(context))], 1))
+        return F.pixel_shuffle(self.logits(mixed), 2)
+
+    def log_probability(self, score: Tensor) -> Tensor:
+        """B x 1 x H x W logits to B x 17 x H/4 x W/4; the last channel is "no keypoint"."""
+        cells = F.pixel_unshuffle(score, SCORE_CELL)
+        nothing = self.nothing.to(cells.dtype).expand(len(cells), 1, *cells.shape[-2:])
+        return torch.cat([cells, nothing], 1).log_softmax(1)
+
+
+class DescriptorHead(nn.Module):
+    """A descriptor from samples of three maps, by two linear layers."""
+
+    def __init__(self, inputs: int, hidden: int, dimension: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, dimension)
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """... x inputs to ... x dimension, unit length."""
+        return F.normalize(self.layers(samples), dim=-1)
+
+
+class Light(Network):
+    """The network `light`.
+
+    Its maps are those at 1/2, 1/4 and 1/8 of the image, and the score's logits at each pixel.
+
+    Args:
+        widths: see `LightSettings`.
+    """
+
+    grid = Grid(
+        stride=8,
+        first_centre=3.5,
+        receptive_field=(-240, 247),
+        alignment=_COARSEST_STRIDE,
+        min_side=1,
+    )
+    default_detector = "deep"
+    cells_per_tile = 40_000
+
+    def __init__(self, widths: LightSettings | None = None) -> None:
+        super().__init__()
+        self.widths = widths or LightSettings()
+        c1, c2, c3, c4, c5 = self.widths.channels
+        self.backbone = Backbone((c1, c2, c3, c4, c5))
+        self.neck = Neck((c3, c4, c5), self.widths.neck)
+        self.score_head = ScoreHead(c1, c2, self.widths.neck)
+        self.descriptor_head = DescriptorHead(
+            c1 + c2 + self.widths.neck, self.widths.hidden, self.widths.dimension
+        )
+
+    @property
+    def descriptor_lengths(self) -> dict[DescriptorType, int]:
+        """Length of the one type of descriptor."""
+        return {"light": self.widths.dimension}
+
+    def forward(self, images: Tensor) -> Maps:
+        """The maps of images, differentiable.
+
+        Args:
+            images: B x 3 x H x W, RGB, of mean 0 and deviation 1; H and W multiples of 32.
+
+        Returns:
+            B x C x H/s x W/s for s = 2, 4, 8, and B x 1 x H x W logits of the score.
+        """
+        fine, middle, *deep = self.backbone(images)
+        coarse = self.neck(deep)
+        return fine, middle, coarse, self.score_head(fine, middle, coarse)
+
+    def statistics(self, photos: Tensor) -> Tensor:
+        """Mean and deviation of each photo over all pixels and channels, B x 2 float32.
+
+        Args:
+            photos: B x H x W x 3, any type.
+        """
+        if torch.compiler.is_exporting():
+            parts = [photos]
+        else:  # bounds the memory of the intermediates
+            parts = [
+                photos[:, top : top + _ROWS_AT_ONCE]
+                for top in range(0, photos.shape[1], _ROWS_AT_ONCE)
+            ]
+        total = torch.zeros(len(photos), 2, dtype=torch.float64, device=photos.device)
+        for part in parts:
+            values = part.float().flatten(1)
+            total += torch.stack([values.sum(1), values.square().sum(1)], dim=1)
+        mean, square = (total / photos[0].numel()).unbind(1)
+        return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
+
+    def compute_maps(
+        self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
+    ) -> Maps:
+        """The maps of parts of photos, standardised by the statistics of the whole photos."""
+        if statistics is None:
+            statistics = self.statistics(images)
+        mean, deviation = statistics[:, :, None, None, None].unbind(1)
+        x = (images.permute(0, 3, 1, 2) - mean) / (deviation + 1e-4)
+        height, width = x.shape[2:]
+        # A partial cell at the right or bottom border repeats the last pixel. (The exporter to ONNX
+        # rounds negative quotients up, so the usual -(-a // b) would be wrong here.)
+        rows, cols = (
+            torch.arange((side + _COARSEST_STRIDE - 1) // _COARSEST_STRIDE * _COARSEST_STRIDE)
+            for side in (height, width)
+        )
+        rows, cols = rows.clamp(max=height - 1), cols.clamp(max=width - 1)
+        x = x[..., rows.to(x.device), :][..., cols.to(x.device)]
+        maps: Maps = self(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        return maps
+
+    def detector(self, *, original: bool) -> Detector:
+        """The detector of the score head."""
+        if original:
+            raise InputError(
+                "the network light cannot reproduce the 2019 release: leave out original, or "
+                "choose weights of a VGG, such as 'ots'"
+            )
+        return LightDetector(self)
+
+    def keypoint_probability(self, score: Tensor) -> Tensor:
+        """B x 1 x H x W logits to the probability that a keypoint lies at a pixel, same shape."""
+        probability = self.score_head.log_probability(score.float())[:, :-1].exp()
+        return F.pixel_shuffle(probability, SCORE_CELL)
+
+    def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
+        """Descriptors at any positions of an image; beyond the border the maps are continued."""
+        return self.describe_batch(tuple(part[None] for part in maps), positions[None])[0]
+
+    def describe_batch(self, maps: Maps, positions: Tensor) -> Tensor:
+        """Descriptors at positions of several images, differentiable.
+
+        Args:
+            maps: of B images.
+            positions: B x N x 2 (x, y) in pixels.
+
+        Returns:
+            B x N x D float32, unit length.
+        """
+        samples = [
+            sample(part, positions, stride)
+            for part, stride in zip(maps[:3], (2, 4, 8), strict=True)
+        ]
+        descriptors: Tensor = self.descriptor_head(torch.cat(samples, -1))
+        return descriptors
+
+    def score_map(self, maps: Maps) -> Tensor:
+        """The probability of a keypoint at each pixel, H x W, padded to a multiple of 32."""
+        return self.keypoint_probability(maps[3][None])[0, 0]
+
+    def for_inference(self) -> Light:
+        """A copy whose batch normalisation is folded into the convolutions."""
+        network = copy.deepcopy(self).eval()
+        for block in network.modules():
+            if isinstance(block, ConvBlock):
+                convolution, normalisation = block[0], block[1]
+                if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
+                    block[0] = fuse_conv_bn_eval(convolution, normalisation)
+                    block[1] = nn.Identity()
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return network
+
+
+class LightDetector:
+    """Keypoints are local maxima of the score's probability.
+
+    Args:
+        network: whose score head is used.
+    """
+
+    border = _BORDER
+
+    def __init__(self, network: Light) -> None:
+        self._network = network
+
+    def detect(self, view: View) -> Detections:
+        """All local maxima of a view, at the mean of the 3 x 3 pixels weighted by probability."""
+        probability = self._network.score_map(view.maps)
+        height, width = view.pixels.shape[:2]
+        peak = probability == largest_around(probability, _PEAK_RADIUS)
+        y, x = peak[1 : height - 1, 1 : width - 1].nonzero(as_tuple=True)
+        y, x = y + 1, x + 1
+        steps = torch.arange(-1, 2, device=x.device)
+        rows, cols = y[:, None, None] + steps[None, :, None], x[:, None, None] + steps[None, None]
+        patch = probability.flatten()[rows * probability.shape[1] + cols]
+        share = patch / patch.sum((1, 2), keepdim=True).clamp_min(1e-30)
+        shift = torch.stack([(share.sum(1) * steps).sum(1), (share.sum(2) * steps).sum(1)], 1)
+        anchors = torch.stack([x, y], 1)
+        return Detections(
+            positions=anchors + shift,
+            scores=patch[:, 1, 1],
+            anchors=anchors,
+            channels=torch.zeros_like(x),
+            located=torch.ones_like(x, dtype=torch.bool),
+        )
+
+    def uncertainty(self, scales: Tensor) -> Tensor:
+        """Standard deviation per axis of positions found at `scales`, in pixels of the photo."""
+        return scales * _UNCERTAINTY
+
+
+def largest_around(values: Tensor, radius: int) -> Tensor:
+    """The largest value within `radius` pixels along both axes, H x W to H x W.
+
+    Shifted maxima take a twentieth of the time of `max_pool2d` on a CPU.
+    """
+    height, width = values.shape
+    padded = F.pad(values, (radius,) * 4, value=-torch.inf)
+    rows = padded[:, :width]
+    for shift in range(1, 2 * radius + 1):
+        rows = torch.maximum(rows, padded[:, shift : shift + width])
+    largest = rows[:height]
+    for shift in range(1, 2 * radius + 1):
+        largest = torch.maximum(largest, rows[shift : shift + height])
+    return largest
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the resolution, bilinear."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def sample(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
+    """Bilinear samples of a centred map; beyond its border the map is continued.
+
+    Args:
+        maps: B x C x h x w, cell 0 at pixel (stride - 1) / 2.
+        positions: B x N x 2 (x, y) in pixels.
+        stride: pixels from one cell to the next.
+
+    Returns:
+        B x N x C, float32.
+    """
+    height, width = maps.shape[-2:]
+    x, y = ((2 * positions + 1) / stride).unbind(-1)
+    grid = torch.stack([x / width - 1, y / height - 1], -1)[:, None]
+    sampled = F.grid_sample(maps.float(), grid, padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)

@@ -1,0 +1,103 @@
+"""The network light: one extraction path with VGG, tiles, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from d2net import D2Net, InputError, WeightsError
+from d2net.extraction.keypoints import find_keypoints
+from d2net.networks.light import Light, LightSettings, largest_around, sample
+from d2net.networks.weights import describe, load_network, load_weights, save_light
+from d2net.settings import ExtractionSettings
+
+PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
+
+
+@pytest.fixture(scope="module")
+def light() -> Light:
+    torch.manual_seed(0)
+    network = Light(LightSettings(channels=(8, 8, 8, 8, 8), neck=16, hidden=16, dimension=12))
+    network.train()
+    for _ in range(3):  # so that batch normalisation has seen data
+        network(torch.randn(2, 3, 64, 96))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(PHOTO))[100:337, 150:463]
+
+
+def test_features_of_a_photo(light: Light, photo: np.ndarray) -> None:
+    model = D2Net(light)
+    features = model.extract(photo, max_keypoints=300)
+    assert len(features) == 300
+    assert features.descriptors.shape == (300, 12)
+    torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(300))
+    assert (features.scores.diff() <= 0).all()
+    mask = np.zeros(photo.shape[:2], np.uint8)
+    mask[:, 160:] = 1
+    assert float(model.extract(photo, mask=mask).keypoints[:, 0].min()) >= 159.5
+    both = model.extract(photo, detector="both", multiscale=True)
+    assert set(both.scales.tolist()) == {2.0, 1.0, 0.5}
+
+
+def test_folding_the_normalisation_changes_nothing(light: Light, photo: np.ndarray) -> None:
+    images = torch.from_numpy(photo.copy())[None].float()
+    with torch.no_grad():
+        for a, b in zip(
+            light.compute_maps(images, torch.float32),
+            light.for_inference().compute_maps(images, torch.float32),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("multiscale", [False, True])
+def test_tiles_equal_the_whole(light: Light, photo: np.ndarray, multiscale: bool) -> None:
+    large = np.asarray(Image.open(PHOTO))
+    settings = light.resolve(ExtractionSettings(multiscale=multiscale))
+    tensor = torch.from_numpy(large.copy())[None]
+    with torch.no_grad():
+        whole, tiled = (
+            find_keypoints(light, tensor, settings, cells_per_tile=cells)[0][0]
+            for cells in (10**9, 6000 if multiscale else 3000)
+        )
+    assert torch.equal(whole.ranks, tiled.ranks)
+    assert float((whole.positions - tiled.positions).abs().max()) < 1e-3
+    torch.testing.assert_close(whole.scores, tiled.scores, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(whole.descriptors, tiled.descriptors, rtol=0, atol=1e-3)
+
+
+def test_weights_come_back_from_a_file(light: Light, photo: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_light(path, light, name="small", licence="mine", training_data="nothing")
+    network, weights = load_network(path)
+    assert weights["name"] == "small"
+    a, b = D2Net(light).extract(photo), D2Net(network).extract(photo)
+    assert len(a) == pytest.approx(len(b), rel=0.05)  # half precision moves scores a little
+    info = describe(path)
+    assert (info.layout, info.metadata["licence"]) == ("light", "mine")
+    with pytest.raises(WeightsError, match="not of a VGG"):
+        load_weights(path)
+    with pytest.raises(InputError, match="cannot reproduce the 2019 release"):
+        D2Net.from_pretrained(path, original=True)
+
+
+def test_the_largest_value_around() -> None:
+    values = torch.rand(23, 31)
+    expected = torch.nn.functional.max_pool2d(values[None, None], 5, 1, 2)[0, 0]
+    assert torch.equal(largest_around(values, 2), expected)
+
+
+def test_samples_lie_at_pixels_whatever_the_stride() -> None:
+    x = torch.arange(64.0).expand(1, 1, 64, 64)
+    positions = torch.tensor([[[20.25, 31.0], [9.5, 40.0]]])
+    for stride in (2, 4, 8):
+        maps = torch.nn.functional.avg_pool2d(x, stride)
+        torch.testing.assert_close(sample(maps, positions, stride)[0, :, 0], positions[0, :, 0])
