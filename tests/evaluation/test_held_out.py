@@ -16,7 +16,7 @@ from d2net.evaluation.results import Result
 from d2net.features import Features
 
 from ..mapping.made import nothing, seen, write_photos
-from ..mapping.test_reconstruct import PLACES, true_model
+from ..mapping.test_reconstruct import POSES, true_model
 
 QUERIES = (1, 4)
 
@@ -37,7 +37,7 @@ class Prepared:
         return features[int(Path(name).stem[-2:].removesuffix("."))]
 
 
-EXACT = [seen(place) for place in PLACES]
+EXACT = [seen(pose) for pose in POSES]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_errors_are_in_percent_of_the_spread(scene: Path) -> None:
     features[1] = EXACT[2]
     source = CachedFeatures(Prepared(features, features), scene.parent / "cache")
     first = evaluate_localization(source, scene).pairs[0]
-    centres = np.array([place.inverse().translation for place in PLACES])
+    centres = np.array([pose.inverse().translation for pose in POSES])
     spread = np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean())
     distance = np.linalg.norm(centres[1] - centres[2])
     assert first.figures["position error"] == pytest.approx(100 * distance / spread, rel=0.01)
@@ -94,7 +94,7 @@ def test_the_same_photos_at_night_are_placed_beside_the_day(scene: Path) -> None
             assert image.size == (640, 480)
 
 
-def test_a_broken_scene_is_told(scene: Path, tmp_path: Path) -> None:
+def test_a_broken_scene_is_reported(scene: Path, tmp_path: Path) -> None:
     (scene / "images" / "photo03.png").unlink()
     with pytest.raises(FormatError, match=r"names the photo photo03\.png, which is not in"):
         evaluate(scene)

@@ -17,7 +17,7 @@ from d2net.evaluation.results import Result, save_json
 from d2net.features import Features
 
 from ..mapping.made import nothing, seen, write_photos
-from ..mapping.test_reconstruct import PLACES, true_model
+from ..mapping.test_reconstruct import POSES, true_model
 
 
 class Prepared:
@@ -48,7 +48,7 @@ def evaluate(folder: Path, features: list[Features], cache: Path) -> Result:
     return evaluate_reconstruction(CachedFeatures(Prepared(features), cache), folder)
 
 
-EXACT = [seen(place) for place in PLACES]
+EXACT = [seen(pose) for pose in POSES]
 
 
 def test_exact_features_give_exact_cameras(tmp_path: Path) -> None:

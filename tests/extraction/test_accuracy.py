@@ -42,14 +42,14 @@ def nearest(features: Features, x: float, y: float) -> np.ndarray:
     return offsets[np.abs(offsets).max(axis=1).argmin()]
 
 
-PLACES = [(120.0, 100.0), (101.3, 90.8), (133.6, 77.4), (80.25, 120.5), (150.9, 110.1)]
+POSES = [(120.0, 100.0), (101.3, 90.8), (133.6, 77.4), (80.25, 120.5), (150.9, 110.1)]
 
 
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_a_blob_is_found_where_it_is(symmetric_network: D2Net, multiscale: bool) -> None:
     offsets = [
         nearest(symmetric_network.extract(blob(x, y), multiscale=multiscale), x, y)
-        for x, y in PLACES
+        for x, y in POSES
     ]
     assert np.abs(offsets).max() < 0.6
     assert np.abs(np.mean(offsets, axis=0)).max() < 0.25
@@ -57,7 +57,7 @@ def test_a_blob_is_found_where_it_is(symmetric_network: D2Net, multiscale: bool)
 
 def test_original_finds_it_two_pixels_up_and_left(symmetric_network: D2Net) -> None:
     offsets = [
-        nearest(symmetric_network.extract(blob(x, y), original=True), x, y) for x, y in PLACES
+        nearest(symmetric_network.extract(blob(x, y), original=True), x, y) for x, y in POSES
     ]
     assert np.abs(np.mean(offsets, axis=0) + 2).max() < 0.25
 
@@ -66,7 +66,7 @@ def test_original_finds_it_two_pixels_up_and_left(symmetric_network: D2Net) -> N
 def test_a_blob_in_a_reduced_photo(symmetric_network: D2Net, max_edge: int | None) -> None:
     """The inverse of the resize is exact: no offset that grows with the factor."""
     offsets = [
-        nearest(symmetric_network.extract(blob(x, y), max_edge=max_edge), x, y) for x, y in PLACES
+        nearest(symmetric_network.extract(blob(x, y), max_edge=max_edge), x, y) for x, y in POSES
     ]
     assert np.abs(np.mean(offsets, axis=0)).max() < 0.3
 

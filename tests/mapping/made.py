@@ -17,6 +17,7 @@ from PIL import Image
 from d2net import D2Net
 from d2net.extraction.d2net import PreparedPhoto
 from d2net.features import Features
+from d2net.networks.vgg import VGG
 
 from ..tiny import make_tiny_network
 
@@ -59,13 +60,13 @@ def seen(
     )
 
 
-def draw_photos(folder: Path, places: Sequence[pycolmap.Rigid3d]) -> Path:
+def draw_photos(folder: Path, poses: Sequence[pycolmap.Rigid3d]) -> Path:
     """`photo00.png`, ... of what cameras see of the cloud: each point amid blobs of its own."""
     folder.mkdir(parents=True)
     y, x = np.mgrid[-14:15, -14:15]
-    for number, place in enumerate(places):
+    for number, pose in enumerate(poses):
         canvas = np.full((SIZE[1] + 80, SIZE[0] + 80), 128.0)
-        for point, centre in enumerate(LENS.img_from_cam(np.array([place * p for p in CLOUD]))):
+        for point, centre in enumerate(LENS.img_from_cam(np.array([pose * p for p in CLOUD]))):
             column, row = np.floor(centre).astype(int)
             if not (-20 <= column < SIZE[0] + 20 and -20 <= row < SIZE[1] + 20):
                 continue
@@ -91,7 +92,7 @@ class PreparedNetwork(D2Net):
     """Gives the features that were prepared for a shade of grey."""
 
     def __init__(self, features: Sequence[Features]) -> None:
-        super().__init__(make_tiny_network())
+        super().__init__(VGG(make_tiny_network()))
         self._prepared = list(features)
 
     def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:

@@ -48,30 +48,30 @@ class _Same:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A wall under three warps, and features at the same places of it, each off by its error."""
+    """A wall under three warps, and features at the same points of it, each with an error."""
     folder = tmp_path_factory.mktemp("walls")
     with Image.open(DATA / "graf1.jpg") as image:
         photo = np.asarray(image.convert("RGB"))
     chance = np.random.default_rng(0)
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-    places = chance.permutation(cv2.goodFeaturesToTrack(grey, 1500, 0.01, 5)[:, 0])
+    points = chance.permutation(cv2.goodFeaturesToTrack(grey, 1500, 0.01, 5)[:, 0])
     edge = np.array(SIZE) - 40
     inside = [
-        ((p > 40) & (p < edge)).all(axis=1) for p in (transfer(H, places) for H in WARPS.values())
+        ((p > 40) & (p < edge)).all(axis=1) for p in (transfer(H, points) for H in WARPS.values())
     ]
-    places = places[np.all(inside, axis=0)][:COUNT]
-    assert len(places) == COUNT
+    points = points[np.all(inside, axis=0)][:COUNT]
+    assert len(points) == COUNT
     features = {}
     for name, H in WARPS.items():
         seen = cv2.warpPerspective(
             photo, H, SIZE, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
         )
         Image.fromarray(seen).save(folder / name)
-        points = transfer(H, places) + chance.normal(0, 1, (COUNT, 2))
+        noisy = transfer(H, points) + chance.normal(0, 1, (COUNT, 2))
         # The last ones match nothing.
         features[name] = replace(
             make_features(COUNT + 5, image_size=SIZE),
-            keypoints=torch.from_numpy(np.vstack([points, np.full((5, 2), 50.0)])).float(),
+            keypoints=torch.from_numpy(np.vstack([noisy, np.full((5, 2), 50.0)])).float(),
             uncertainty=torch.ones(COUNT + 5),
         )
     write_database(folder / "database.db", features, _Same(COUNT))
@@ -118,7 +118,7 @@ def test_all_photos_move_and_none_is_the_measure(made: Made) -> None:
     assert max(lengths) < 2 * min(lengths)
 
 
-def test_a_photo_of_another_size_is_told(made: Made, tmp_path: Path) -> None:
+def test_a_photo_of_another_size_is_reported(made: Made, tmp_path: Path) -> None:
     folder, before = made
     Image.new("RGB", (80, 60)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="80 x 60 pixels"):

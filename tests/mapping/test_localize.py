@@ -1,4 +1,4 @@
-"""Photos placed in a map whose truth is known, and photos that do not belong there."""
+"""Photos localized in a map whose truth is known, and photos of other scenes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from d2net.mapping.query_pose import Correspondences
 from d2net.mapping.reconstruct import reconstruct
 
 from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
-from .test_reconstruct import PLACES, map_of_truth, network, true_model
+from .test_reconstruct import POSES, map_of_truth, network, true_model
 
 QUERY = camera(0.9, 6, z=1.0)
 
@@ -41,7 +41,7 @@ def photo(shade: int) -> np.ndarray:
     return np.full((SIZE[1], SIZE[0], 3), shade, np.uint8)
 
 
-def test_a_query_is_placed_where_it_was(root: Path) -> None:
+def test_a_query_is_localized_where_it_was_taken(root: Path) -> None:
     answer = opened(root, seen(QUERY)).localize(photo(0), camera=LENS)
     assert answer.verdict == "localized"
     assert answer.cam_from_world is not None
@@ -75,9 +75,9 @@ def test_noise_shows_in_the_uncertainty(root: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "reason"),
     [(seen(QUERY, other=True), "correspondences"), (nothing(), "no keypoints")],
-    ids=["another place", "no keypoints"],
+    ids=["another scene", "no keypoints"],
 )
-def test_what_is_not_in_the_map_is_lost(root: Path, query: Features, reason: str) -> None:
+def test_other_photos_are_lost(root: Path, query: Features, reason: str) -> None:
     answer = opened(root, query).localize(photo(0), camera=LENS)
     assert answer.verdict == "lost"
     assert reason in answer.reason
@@ -118,20 +118,20 @@ def test_a_camera_of_another_size_is_refused(root: Path) -> None:
         opened(root, seen(QUERY)).localize(photo(0), camera=small)
 
 
-def test_photos_of_two_places_are_not_mixed(tmp_path: Path) -> None:
-    """Two places, matched by nothing, in one model: half of the correspondences are wrong."""
+def test_photos_of_two_scenes_are_not_mixed(tmp_path: Path) -> None:
+    """One model of two scenes without matches in between: half the correspondences are wrong."""
     photos = write_photos(tmp_path / "photos", range(12))
     model = true_model()
-    elsewhere = [seen(place, other=True) for place in PLACES]
-    for i, (place, features) in enumerate(zip(PLACES, elsewhere, strict=True), start=6):
+    elsewhere = [seen(pose, other=True) for pose in POSES]
+    for i, (pose, features) in enumerate(zip(POSES, elsewhere, strict=True), start=6):
         points = features.keypoints.double().numpy() + 0.5
         image = pycolmap.Image(
             name=f"photo{i:02}.png", keypoints=points, camera_id=1, image_id=i + 1
         )
-        model.add_image_with_trivial_frame(image, place)
+        model.add_image_with_trivial_frame(image, pose)
     (tmp_path / "poses").mkdir()
     model.write_text(tmp_path / "poses")
-    both = network([*(seen(place) for place in PLACES), *elsewhere])
+    both = network([*(seen(pose) for pose in POSES), *elsewhere])
     reconstruct(photos, tmp_path / "map", model=both, poses=tmp_path / "poses")
     answer = opened(tmp_path, seen(QUERY)).localize(photo(0), camera=LENS)
     assert answer.verdict == "localized"
@@ -152,12 +152,12 @@ def test_opening_needs_a_finished_map_and_its_weights(
     assert len(Map.open(root / "map").names) == 6
 
 
-def test_what_photos_agree_on_counts_once() -> None:
+def test_equal_correspondences_count_once() -> None:
     matches = Matches(torch.tensor([[0, 0], [1, 1], [2, 2]]), torch.ones(3))
-    places = np.array([[0.0, 0, 1], [1, 1, 1], [np.nan] * 3])
-    others = places.copy()
+    points = np.array([[0.0, 0, 1], [1, 1, 1], [np.nan] * 3])
+    others = points.copy()
     others[1] = [5, 5, 5]
-    found = Correspondences.from_matches([(matches, places), (replace(matches), others)])
+    found = Correspondences.from_matches([(matches, points), (replace(matches), others)])
     assert found.rows.tolist() == [0, 1, 1]
     assert found.photos.tolist() == [0, 0, 1]
     assert found.map_rows.tolist() == [0, 1, 1]

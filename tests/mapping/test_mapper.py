@@ -1,4 +1,4 @@
-"""The mapper begins again where chance led it astray."""
+"""The mapper starts again after an unlucky first pair."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Model:
         ([[]], [7], None),  # no first pair: another seed has none either
     ],
 )
-def test_while_photos_are_missing_it_begins_again(
+def test_it_starts_again_while_photos_are_missing(
     found: list[list[int]],
     seeds: list[int],
     best: int | None,

@@ -1,4 +1,4 @@
-"""From photos to a map, and from a photo to its place in it, with features whose truth is known."""
+"""Maps and localization with features whose truth is known."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from d2net.matching.retrieval import GlobalDescriptors
 
 from .made import LENS, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
 
-PLACES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
+POSES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
 QUERY = camera(0.9, 6, z=1.0)
-ROUGH = [seen(place, 1.0, seed=i) for i, place in enumerate(PLACES)]
+ROUGH = [seen(pose, 1.0, seed=i) for i, pose in enumerate(POSES)]
 
 
 def network(features: Sequence[Features] | None = None) -> PreparedNetwork:
-    return PreparedNetwork(features or [seen(place) for place in PLACES])
+    return PreparedNetwork(features or [seen(pose) for pose in POSES])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A map of photos in which the points can be seen, their keypoints moved along tracks."""
     root = tmp_path_factory.mktemp("drawn")
-    photos = draw_photos(root / "photos", PLACES)
+    photos = draw_photos(root / "photos", POSES)
     reconstruct(photos, root / "map", model=network(ROUGH), refine=True)
     return root
 
@@ -66,7 +66,7 @@ def model_of(folder: Path) -> pycolmap.Reconstruction:
 def errors(model: pycolmap.Reconstruction) -> tuple[float, float]:
     """The largest position error in percent of the spread, and rotation error in degrees."""
     mine = {image.name: image.cam_from_world() for image in model.images.values()}
-    true = {f"photo{i:02}.png": place for i, place in enumerate(PLACES)}
+    true = {f"photo{i:02}.png": pose for i, pose in enumerate(POSES)}
     found = camera_errors(mine, true)
     assert found is not None
     return 100 * max(found.position.values()) / found.spread, max(found.rotation.values())
@@ -122,7 +122,7 @@ def test_started_again_it_does_nothing_twice(
     assert summary.num_registered == 6
 
 
-def test_other_settings_of_the_mapping_make_the_model_anew(made: Path, tmp_path: Path) -> None:
+def test_other_settings_of_the_mapping_make_a_new_model(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     options: MappingOptions = {"camera_model": "SIMPLE_PINHOLE", "camera_mode": "single"}
     reconstruct(made / "photos", tmp_path / "map", model=network(), **options)
@@ -258,10 +258,10 @@ def test_photos_are_added_to_an_adjusted_map(drawn: Path, tmp_path: Path) -> Non
     assert errors(model_of(tmp_path / "map"))[0] < 2
 
 
-def test_photos_that_fail_are_told_why(tmp_path: Path) -> None:
+def test_photos_that_fail_have_reasons(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", range(8))
     (photos / "broken.png").write_bytes(b"no photo")
-    features = [*(seen(place) for place in PLACES), nothing(), seen(camera(0), other=True)]
+    features = [*(seen(pose) for pose in POSES), nothing(), seen(camera(0), other=True)]
     summary = reconstruct(photos, tmp_path / "map", model=network(features))
     assert summary.num_registered == 6
     reasons = {photo.name: photo.reason for photo in summary.failed}
@@ -270,13 +270,13 @@ def test_photos_that_fail_are_told_why(tmp_path: Path) -> None:
     assert "broken.png" in reasons["broken.png"]
 
 
-def test_a_second_place_is_a_model_of_its_own(tmp_path: Path) -> None:
+def test_a_second_scene_is_a_separate_model(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", range(10))
-    elsewhere = [seen(place, other=True) for place in PLACES[:4]]
+    elsewhere = [seen(pose, other=True) for pose in POSES[:4]]
     summary = reconstruct(
         photos,
         tmp_path / "map",
-        model=network([*(seen(place) for place in PLACES), *elsewhere]),
+        model=network([*(seen(pose) for pose in POSES), *elsewhere]),
     )
     assert summary.models == (6, 4)
     assert {photo.reason for photo in summary.failed} == {"in another model with 4 photos"}
@@ -285,11 +285,11 @@ def test_a_second_place_is_a_model_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ([seen(PLACES[0]), seen(PLACES[1], other=True)], "do not show the same scene"),
-        ([seen(PLACES[2])] * 4, "copies"),
+        ([seen(POSES[0]), seen(POSES[1], other=True)], "do not show the same scene"),
+        ([seen(POSES[2])] * 4, "copies"),
         ([seen(camera(0, turn)) for turn in (-6, -3, 0, 3, 6)], "moves sideways"),
-        ([seen(PLACES[0]), nothing()], "1 of 2 have some"),
-        ([seen(PLACES[2]), seen(PLACES[3])], "no model of 3 photos"),
+        ([seen(POSES[0]), nothing()], "1 of 2 have some"),
+        ([seen(POSES[2]), seen(POSES[3])], "no model of 3 photos"),
     ],
     ids=["no overlap", "copies", "rotation only", "no features", "two photos"],
 )
@@ -337,12 +337,12 @@ def true_model() -> pycolmap.Reconstruction:
     lens = pycolmap.Camera(LENS.todict())
     lens.camera_id = 1
     model.add_camera_with_trivial_rig(lens)
-    for i, place in enumerate(PLACES):
-        points = seen(place).keypoints.double().numpy() + 0.5
+    for i, pose in enumerate(POSES):
+        points = seen(pose).keypoints.double().numpy() + 0.5
         image = pycolmap.Image(
             name=f"photo{i:02}.png", keypoints=points, camera_id=1, image_id=i + 1
         )
-        model.add_image_with_trivial_frame(image, place)
+        model.add_image_with_trivial_frame(image, pose)
     return model
 
 
@@ -364,7 +364,7 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
     model = model_of(tmp_path / "map")
     assert summary.num_points > 100
     for image in model.images.values():
-        true = PLACES[int(image.name[5:7])].matrix()
+        true = POSES[int(image.name[5:7])].matrix()
         np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
 
 
@@ -372,7 +372,7 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     before = {i.name: i.image_id for i in model_of(tmp_path / "map").images.values()}
     new = write_photos(tmp_path / "new", [6, 7])
-    both = [*(seen(place) for place in PLACES), seen(QUERY), seen(camera(-1.0, -3))]
+    both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
     summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 8
     model = model_of(tmp_path / "map")
@@ -382,13 +382,11 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert "photo06.png" in opened.names
 
 
-def test_what_looks_alike_is_told_anew_when_photos_of_another_place_come(
-    made: Path, tmp_path: Path
-) -> None:
+def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:
     """A codebook of the old photos alone does not tell the new ones apart."""
     shutil.copytree(made / "map", tmp_path / "map")
-    elsewhere = [seen(place, other=True) for place in PLACES]
-    both = network([*(seen(place) for place in PLACES), *elsewhere])
+    elsewhere = [seen(pose, other=True) for pose in POSES]
+    both = network([*(seen(pose) for pose in POSES), *elsewhere])
     add_photos(tmp_path / "map", write_photos(tmp_path / "new", range(6, 12)), model=both)
     with FeatureFile(tmp_path / "map" / "features.h5") as features:
         anew = GlobalDescriptors.build(features)
@@ -405,7 +403,7 @@ def _add_until_killed(into: Path, photos: Path, stage: str) -> None:
     add_photos(
         into,
         photos,
-        model=network([*(seen(place) for place in PLACES), seen(QUERY)]),
+        model=network([*(seen(pose) for pose in POSES), seen(QUERY)]),
         progress=progress,
     )
 
@@ -422,7 +420,7 @@ def test_an_addition_that_was_killed_goes_on(
     process.start()
     process.join(120)
     assert process.exitcode == -9
-    both = [*(seen(place) for place in PLACES), seen(QUERY)]
+    both = [*(seen(pose) for pose in POSES), seen(QUERY)]
     summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 7
 
@@ -431,7 +429,7 @@ def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_
     shutil.copytree(made / "map", tmp_path / "map")
     record = tmp_path / "map" / "map.json"
     record.write_text(record.read_text().replace(str(made / "photos"), str(tmp_path / "gone")))
-    both = [*(seen(place) for place in PLACES), seen(QUERY)]
+    both = [*(seen(pose) for pose in POSES), seen(QUERY)]
     summary = add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network(both))
     assert summary.num_registered == 7
 
@@ -446,7 +444,7 @@ def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> No
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_nothing_new_is_told(made: Path, tmp_path: Path) -> None:
+def test_nothing_new_is_reported(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     with pytest.raises(InputError, match="in the map"):
         add_photos(tmp_path / "map", made / "photos", model=network())

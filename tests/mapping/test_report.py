@@ -175,7 +175,7 @@ def test_points_behind_a_camera_have_no_error_there() -> None:
     json.dumps(page_data(cloud), allow_nan=False)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     made = bare(1)
     with pytest.raises(OutputError, match="does not exist"):
         write_report(read_cloud(made), tmp_path / "missing", summarise(read_cloud(made)))

@@ -96,7 +96,7 @@ def test_without_matches_there_are_no_points():
     assert triangulate(truth, keypoints, []).num_images() == 6
 
 
-def test_what_does_not_belong_together_is_told():
+def test_wrong_arguments_are_reported():
     truth = true_model(rigs=False)
     keypoints, _, matches = seen(truth)
     name = sorted(keypoints)[0]

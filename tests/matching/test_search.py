@@ -10,15 +10,15 @@ from d2net.matching import search
 from d2net.matching.search import VectorSearch
 
 DIMENSION = 64
-PLACES, VIEWS = 700, 6
+POSES, VIEWS = 700, 6
 
 
 @pytest.fixture(scope="module")
 def vectors():
     """Views of places: those of one place are much alike."""
     chance = np.random.default_rng(0)
-    places = chance.normal(size=(PLACES, 1, DIMENSION))
-    views = places + 0.6 * chance.normal(size=(PLACES, VIEWS, DIMENSION))
+    places = chance.normal(size=(POSES, 1, DIMENSION))
+    views = places + 0.6 * chance.normal(size=(POSES, VIEWS, DIMENSION))
     flat = views.reshape(-1, DIMENSION)
     return (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float16)
 

@@ -95,7 +95,7 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
         ("/api/match?first={key}&preset=deep&number=5", 410, "forgotten"),
     ],
 )
-def test_wrong_requests_are_told(served: Served, path: str, status: int, reason: str) -> None:
+def test_wrong_requests_are_reported(served: Served, path: str, status: int, reason: str) -> None:
     answer = served.ask(path.format(key=served.found(photo())))
     assert answer.status == status
     assert reason in answer.json["error"]
@@ -141,7 +141,7 @@ def test_a_photo_that_takes_too_long_is_given_up(
     slow.close()
 
 
-def test_a_full_queue_is_told(
+def test_a_full_queue_is_reported(
     slow: tuple[Served, threading.Event, list[int]],
 ) -> None:
     served, go, _ = slow

@@ -188,7 +188,7 @@ def test_photos_can_be_dropped_and_wrong_files_leave_what_was_there(
     expect(slot.get_by_role("alert")).to_contain_text("large.png has 33 MB")
 
 
-def test_while_keypoints_are_found_that_is_told(open_page: Open) -> None:
+def test_while_keypoints_are_found_that_is_reported(open_page: Open) -> None:
     go = threading.Event()
 
     class Slow(D2Net):
@@ -232,7 +232,7 @@ def test_who_leaves_the_page_leaves_no_photo(served: Served, open_page: Open) ->
     assert served.ask(path).status == 410
 
 
-def test_a_server_that_has_ended_is_told(model: D2Net, open_page: Open) -> None:
+def test_a_server_that_has_ended_is_reported(model: D2Net, open_page: Open) -> None:
     with serving(model) as served:
         page = open_page(served)
     choose(page, "first", FIRST)

@@ -49,7 +49,7 @@ def test_sixteen_bits_become_eight() -> None:
         (photo()[:5000], "damaged"),
     ],
 )
-def test_other_files_are_told(content: bytes, reason: str) -> None:
+def test_other_files_are_reported(content: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         SentPhoto.read("a.png", content)
 
