@@ -279,6 +279,18 @@ def test_64_bit_float_tiff(tmp_path, deep):
     np.testing.assert_allclose(pixels[:, :, 2], unit * 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("white", [1, 255, 65535])
+@pytest.mark.parametrize("highlight", [1.0005, 3, 1000])
+def test_a_few_highlights_do_not_make_a_float_tiff_dark(tmp_path, deep, white, highlight):
+    stored = (deep / np.float32(65535)).astype(np.float32) * np.float32(white)
+    expected = stored * (255 / white)
+    stored[3, 4, 0] *= highlight
+    pixels = read_bytes(tmp_path, tiff_bytes(stored))
+    np.testing.assert_allclose(pixels, expected.clip(0, 255), rtol=1e-4, atol=255)
+    assert np.median(abs(pixels - expected)) < 1e-3
+    assert pixels.max() <= 255
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.5, 70000.0])
 def test_float_tiff_without_meaning_is_refused(tmp_path, bad):
     samples = np.full((4, 5), 0.5, np.float32)
@@ -426,7 +438,7 @@ def test_any_file_name(tmp_path, rgb, name):
         (b"", "the file is empty"),
         (b"these are the names of my photos\n" * 9, "it is not a JPEG, PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a JPEG, PNG"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC, AVIF or video file"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp41", "it is an AVIF or video file"),
         (b"P5 40000 30000 255\n", "it has more than 1,000 megapixels"),
         (b"P5 30000 20000 255\n" * 99, r"the file is damaged \(30000 x 20000 pixels cannot be"),
         (b"P5 0 30 255\n", "it is not a JPEG, PNG"),
@@ -548,6 +560,54 @@ def test_fuzzed_files_give_an_image_or_an_image_error(tmp_path, name):
         except ImageError as error:
             assert str(error).startswith("cannot read ")
             assert "\n" not in str(error)
+
+
+# --- Files that pillow refuses although all pixels are there ---------------------------------
+
+
+def png_with(rgb, chunk):
+    plain = encoded(Image.fromarray(rgb), "PNG")
+    end_of_header = 8 + 25
+    return plain[:end_of_header] + chunk + plain[end_of_header:]
+
+
+def test_png_with_long_text_large_profile_or_bad_checksum_of_text(tmp_path, rgb):
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 3_000_000))
+    profile = png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2_000_000)))
+    bad = png_chunk(b"tEXt", b"Comment\0hello")[:-1] + b"\0"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    turn = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    for chunk in (text, profile, bad):
+        np.testing.assert_array_equal(read_bytes(tmp_path, png_with(rgb, chunk)), rgb)
+        np.testing.assert_array_equal(
+            read_bytes(tmp_path, png_with(rgb, chunk + turn)), rgb[::-1, ::-1]
+        )
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_without_end_marker_is_read_but_not_without_pixels(tmp_path, progressive):
+    whole = encoded(Image.open(GRAF), "JPEG", progressive=progressive)
+    pixels = read_bytes(tmp_path, whole[:-2])
+    np.testing.assert_array_equal(pixels, read_bytes(tmp_path, whole))
+    for num_missing in (3, 5, 50, 5000):
+        with pytest.raises(ImageError, match="damaged"):
+            read_bytes(tmp_path, whole[:-num_missing])
+
+
+def test_heic_names_the_package_or_is_read(tmp_path):
+    try:
+        import pillow_heif
+    except ImportError:
+        with pytest.raises(ImageError, match=r"pip install 'd2net\[heic\]'"):
+            read_bytes(tmp_path, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+        return
+    stored = np.full((48, 64, 3), 99, np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    heif = pillow_heif.from_pillow(Image.fromarray(stored))
+    heif.save(tmp_path / "a.heic", exif=exif.tobytes())
+    assert read_image(tmp_path / "a.heic").shape == (64, 48, 3)
 
 
 # --- Global state ----------------------------------------------------------------------------

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from d2net.errors import InputError
 from d2net.io.image_lists import find_images, read_image_list
+from d2net.io.pictures import write_picture
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 
@@ -112,6 +114,20 @@ def test_links_do_not_loop_and_real_folders_give_the_names(photos):
     (folder / "z.png").symlink_to(photos / "other" / "a.png")
     assert names(find_images([folder])) == [*ALL[:2], "more/a.png", *ALL[2:], "z.png"]
     assert names(find_images([folder / "more" / "a.png"], root=folder)) == ["more/a.png"]
+
+
+def test_what_the_package_made_is_not_taken_for_a_photo(photos, caplog):
+    folder = photos / "photos"
+    picture = Image.new("RGB", (40, 30), "red")
+    write_picture(folder / "matches.png", picture)
+    write_picture(folder / "night" / "keypoints.JPG", picture)
+    (folder / "map").mkdir()
+    (folder / "map" / "map.json").write_text("{}")
+    (folder / "map" / "a.png").touch()
+    assert names(find_images([folder])) == ALL
+    assert "matches.png" in caplog.text
+    assert "keypoints.JPG" in caplog.text
+    assert names(find_images([folder / "matches.png"])) == ["matches.png"]
 
 
 @links

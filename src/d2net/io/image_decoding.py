@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ MAX_PIXELS = 1_000_000_000
 
 # Formats of cameras and scanners. Others of pillow's readers would run Ghostscript, for example.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # TIFF tags.
@@ -80,7 +82,7 @@ def decode(
     except UnreadableError as error:
         reason, cause = str(error), None
     except UnidentifiedImageError:
-        reason, cause = "it is not a JPEG, PNG, TIFF, WebP, PPM, PGM, BMP or GIF photo", None
+        reason, cause = "it is not a JPEG, PNG, TIFF, HEIC, WebP, PPM, PGM, BMP or GIF photo", None
     except Image.DecompressionBombError:
         reason, cause = _too_large(max_pixels), None
     except MemoryError:
@@ -153,18 +155,31 @@ def _decode(source: Source, max_pixels: int) -> _Decoded:
         if not header:
             raise UnreadableError("the file is empty")
         if header[4:8] == b"ftyp":
-            raise UnreadableError("it is a HEIC, AVIF or video file; convert it to JPEG first")
+            return _decode_heif(file, header[8:12], max_pixels)
         if header[:4] in _TIFF_MAGIC:
             return _decode_tiff(file, max_pixels)
-        image = Image.open(file, formats=_FORMATS)
-        _check_size(image.size, file, max_pixels)
-        if image.format == "PPM" and image.tile[0][0] == "ppm":
-            return _Decoded(_ppm_samples(file, image), orientation=1)
-        decoded = _decode_pillow(image)
-        if image.format == "PNG" and header[24] == 16 and image.mode in ("RGB", "RGBA"):
-            # pillow keeps 8 of the 16 bits of colours; OpenCV keeps all but ignores EXIF.
-            return _Decoded(_opencv_samples(file), decoded.orientation)
-        return decoded
+        try:
+            return _decode_common(file, header, max_pixels)
+        except (UnreadableError, Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception:
+            file.seek(0)
+            repaired = _repaired(file.read())
+            if repaired is None:
+                raise
+            return _decode_common(io.BytesIO(repaired), header, max_pixels)
+
+
+def _decode_common(file: BinaryIO, header: bytes, max_pixels: int) -> _Decoded:
+    image = Image.open(file, formats=_FORMATS)
+    _check_size(image.size, file, max_pixels)
+    if image.format == "PPM" and image.tile[0][0] == "ppm":
+        return _Decoded(_ppm_samples(file, image), orientation=1)
+    decoded = _decode_pillow(image)
+    if image.format == "PNG" and header[24] == 16 and image.mode in ("RGB", "RGBA"):
+        # pillow keeps 8 of the 16 bits of colours; OpenCV keeps all but ignores EXIF.
+        return _Decoded(_opencv_samples(file), decoded.orientation)
+    return decoded
 
 
 def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
@@ -218,6 +233,65 @@ def _pillow_samples(image: Image.Image) -> Samples:
     if mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(mode.upper())
     return np.array(image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
+
+
+def _repaired(data: bytes) -> bytes | None:
+    """A PNG or JPEG that pillow refuses although all of its pixels are there; else None."""
+    if data.startswith(_PNG_MAGIC):
+        return _png_without_metadata(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _jpeg_with_end(data)
+    return None
+
+
+def _png_without_metadata(data: bytes) -> bytes | None:
+    """The PNG with only the chunks that matter for its pixels; None if it is cut off.
+
+    Pillow refuses long texts, large colour profiles and wrong checksums of texts.
+    """
+    kept = [_PNG_MAGIC]
+    position = len(_PNG_MAGIC)
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        chunk = data[position : position + 12 + length]
+        kind = chunk[4:8]
+        is_intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind[:1].isupper() or (is_intact and kind in (b"tRNS", b"eXIf")):
+            kept.append(chunk)
+        if kind == b"IEND":
+            return b"".join(kept)
+        position += 12 + length
+    return None
+
+
+def _jpeg_with_end(data: bytes) -> bytes | None:
+    """The JPEG with an end marker; None if pixels are missing, too.
+
+    The decoder invents missing pixels from the bytes that it finds. So if pixels are missing,
+    different bytes in front of the end marker give different pixels.
+    """
+    end = b"\xff\xd9"
+
+    def pixels(padding: bytes) -> Samples:
+        return np.array(Image.open(io.BytesIO(data + padding + end), formats=("JPEG",)))
+
+    return data + end if np.array_equal(pixels(b""), pixels(b"\x55" * 64)) else None
+
+
+def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
+    if brand[:3] not in (b"hei", b"hev", b"mif", b"msf"):
+        raise UnreadableError("it is an AVIF or video file; convert it to JPEG first")
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UnreadableError(
+            "it is a HEIC photo; install the package that reads it with "
+            "pip install 'd2net[heic]', or convert it to JPEG"
+        ) from None
+    heif = pillow_heif.open_heif(file)
+    _check_size(heif.size, file, max_pixels)
+    # The decoder always turns the photo upright.
+    return _Decoded(_pillow_samples(heif.to_pillow()), 1, is_upright=True)
 
 
 def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from d2net.errors import InputError
 from d2net.io.intrinsics import CAMERA_LINE
+from d2net.io.pictures import is_own_picture
 from d2net.io.text import read_lines
 
+_log = logging.getLogger(__name__)
+
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
+    | {".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """In folders, files with these extensions (upper or lower case) are photos."""
 
@@ -37,8 +41,8 @@ def find_images(
     """Find the photos in files and folders.
 
     Folders are searched with all their subfolders, and links to folders are followed. Hidden files
-    and folders are skipped. A given file counts as a photo whatever its extension. Each file is
-    listed once.
+    and folders, maps, and pictures that the package made are skipped. A given file counts as a
+    photo whatever its extension. Each file is listed once.
 
     Args:
         paths: files and folders.
@@ -122,9 +126,11 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
     """The photos below `folder`, each as found and with its real folder.
 
-    Links to folders are followed last, so that a photo's name comes from its real path.
+    Links to folders are followed last, so that a photo's name comes from its real path. The folder
+    of a map is skipped, and so are pictures that the package made.
     """
     waiting = [folder]
+    own_pictures = []
     while waiting:
         for here, folders, files in os.walk(waiting.pop(0), onerror=_cannot_list):
             parent = Path(here)
@@ -133,11 +139,24 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
                 folders.clear()
                 continue
             seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not (name.startswith(".") or (parent / name / "map.json").is_file())
+            )
             waiting += [parent / name for name in folders if (parent / name).is_symlink()]
             for name in files:
-                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                if name.startswith(".") or Path(name).suffix.lower() not in EXTENSIONS:
+                    continue
+                if is_own_picture(parent / name):
+                    own_pictures.append(parent / name)
+                else:
                     yield parent / name, real / name
+    if own_pictures:
+        _log.warning(
+            "pictures that d2net made are not photos and are skipped: %s",
+            ", ".join(map(str, own_pictures)),
+        )
 
 
 def _cannot_list(error: OSError) -> None:

@@ -29,7 +29,11 @@ ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] |
 MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 """A mask in any form that `read_mask` accepts."""
 
-_FLOAT_SLACK = 1e-3  # resampling overshoots [0, 1] a little
+_MAX_OUTLIERS = 0.01
+"""Share of floating-point samples that may exceed the range; these highlights are clipped."""
+
+_FLOAT_SLACK = 1e-3
+"""Samples within this share of the range count as inside: resampling and rounding overshoot."""
 
 
 def read_image(
@@ -38,18 +42,20 @@ def read_image(
     upright: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Read a photo: JPEG, PNG, PPM, PGM, TIFF, WebP, BMP or GIF; the first frame if it has several.
+    """Read a photo: JPEG, PNG, TIFF, HEIC, WebP, PPM, PGM, BMP or GIF; the first of its frames.
 
     Grey becomes three equal channels; palette, CMYK, YCbCr and LAB become RGB. Embedded colour
     profiles are not applied. Alpha is dropped and the colours below it are kept, because blending
     with an invented background would draw edges that the camera never saw (use a mask to exclude
-    keypoints). 16-bit samples are divided by 257. Floating-point samples are taken as 0..1 if none
-    is larger, else as 0..255 if none is larger, else as 0..65535.
+    keypoints). 16-bit samples are divided by 257. Floating-point samples are in 0..1,
+    0..255 or 0..65535: the smallest range that contains at least 99 % of them. The others, for
+    example highlights, are clipped.
 
     Args:
         source: a file on the disk or in memory, or the current frame of a pillow image. Prefer
             files: pillow reduces 16-bit RGB to 8 bits, and turns a TIFF upright when it loads it.
-        upright: apply the EXIF orientation; False keeps the stored orientation.
+        upright: apply the EXIF orientation; False keeps the stored orientation. HEIC photos are
+            always turned upright.
         max_pixels: larger files are refused before memory is allocated for them.
 
     Returns:
@@ -67,9 +73,9 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
 
     Args:
         image: a path or pillow image (see `read_image`); an array H x W or H x W x 1, 3 or 4 in
-            RGB order, of bool, uint8, uint16 or float in [0, 1]; or a tensor 1 x H x W or
-            3 x H x W, with or without a batch dimension of one, of uint8 or float in [0, 1].
-            Floats may exceed [0, 1] by 1e-3 and are clipped.
+            RGB order, of bool, uint8, uint16 or float; or a tensor 1 x H x W or 3 x H x W, with
+            or without a batch dimension of one, of uint8 or float. The range of floats is
+            found as in `read_image`; it should be [0, 1].
         upright: as for `read_image`; has no effect on arrays and tensors.
 
     Returns:
@@ -222,7 +228,10 @@ def _is_set(samples: Samples) -> npt.NDArray[np.bool_]:
 def _pixels_from_samples(samples: Samples) -> Pixels:
     """Convert the samples of a file to three channels in 0..255."""
     if samples.dtype.kind == "f":
-        return _three_channels(_float_pixels(samples))
+        try:
+            return _three_channels(_float_pixels(samples))
+        except InputError as error:
+            raise UnreadableError(str(error)) from None
     if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
         return _three_channels(_integer_pixels(samples))
     low, high = int(samples.min()), int(samples.max())  # usually 16 bits in pillow's 32-bit mode
@@ -240,19 +249,20 @@ def _integer_pixels(samples: Samples) -> Pixels:
 
 
 def _float_pixels(samples: Samples) -> Pixels:
+    """Scale floating-point samples to 0..255; see `read_image`."""
     if not np.isfinite(samples).all():
-        raise UnreadableError("it has NaN or infinite values")
-    low, high = float(samples.min()), float(samples.max())
-    if low < 0 or high > 65535:
-        raise UnreadableError(
-            f"it has values from {low:g} to {high:g}, expected 0 to 1, 0 to 255 or 0 to 65535"
-        )
-    pixels = samples.astype(np.float32)
-    if high <= 1:
-        pixels *= 255
-    elif high > 255:
-        pixels /= 257
-    return pixels
+        raise InputError("the image has NaN or infinite values")
+    max_outliers = _MAX_OUTLIERS * samples.size
+    for white in (1, 255, 65535):
+        slack = _FLOAT_SLACK * white
+        if np.count_nonzero(samples > white + slack) <= max_outliers:
+            if np.count_nonzero(samples < -slack) > max_outliers:
+                break
+            return (samples.clip(0, white) * (255 / white)).astype(np.float32)
+    raise InputError(
+        f"the image has values from {samples.min():g} to {samples.max():g}; expected 0 to 1, 0 to "
+        "255 or 0 to 65535"
+    )
 
 
 def _three_channels(pixels: Pixels) -> Pixels:
@@ -280,23 +290,9 @@ def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
-        array = _unit_floats(array) * np.float32(255)
+        array = _float_pixels(array)
     elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise InputError(
-            f"image values must be bool, uint8, uint16 or float in [0, 1], not {array.dtype}"
-        )
+        raise InputError(f"image values must be bool, uint8, uint16 or float, not {array.dtype}")
     if array.dtype.kind == "u":
         array = _integer_pixels(array)
     return np.require(_three_channels(array), requirements=["C", "W"])
-
-
-def _unit_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    if not np.isfinite(array).all():
-        raise InputError("an image must not have NaN or infinite values")
-    low, high = float(array.min()), float(array.max())
-    if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
-        raise InputError(
-            f"floating-point images must be in [0, 1], but these values range from {low:g} to "
-            f"{high:g}; divide them by 255, or convert them to uint8"
-        )
-    return array.astype(np.float32).clip(0, 1)

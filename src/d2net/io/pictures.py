@@ -10,6 +10,8 @@ from PIL.PngImagePlugin import PngInfo
 from d2net.io.atomic import replacing
 
 _MARK = "d2net"
+_HEADER_SIZE = 1024
+"""Bytes at the beginning of a file that contain the mark: pillow writes it before the pixels."""
 _EXIF_SOFTWARE = 305  # EXIF 2.3, tag 0x0131
 
 
@@ -31,8 +33,11 @@ def write_picture(path: Path, picture: Image.Image) -> None:
 
 
 def is_own_picture(path: Path) -> bool:
-    """Whether the file is a picture that `write_picture` wrote. Only its header is read."""
+    """Whether `write_picture` wrote the file. Only its header is read."""
     try:
+        with path.open("rb") as file:  # much faster than pillow for a folder of photos
+            if _MARK.encode() not in file.read(_HEADER_SIZE):
+                return False
         with Image.open(path) as picture:
             marks = (picture.info.get("Software"), picture.getexif().get(_EXIF_SOFTWARE))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
