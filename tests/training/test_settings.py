@@ -51,7 +51,8 @@ def test_options_of_a_source_are_kept_apart(tmp_path: Path) -> None:
     )
     (source,) = TrainingSettings.from_file(path).sources
     assert source.weight == 2
-    assert source.specification == {"kind": "photos", "path": "mine", "photometric": 0.5}
+    assert (source.kind, source.path) == ("photos", "mine")
+    assert source.options == {"photometric": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def check(
     picture_path(output)
     kind = kind or detect_kind(source)
     values = parse_options(kind, setting or ())
-    opened = open_source({"kind": kind, "path": source, **values}, crop)
+    opened = open_source(kind, source, crop, values)
     with progress.shown(printing) as report:
         checked = check_source(opened, pairs, seed, examples, report)
     draw_pairs(checked.examples, _score_map(weights), output)

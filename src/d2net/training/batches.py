@@ -111,7 +111,7 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     Raises:
         InputError: it cannot be opened, or no pair is left.
     """
-    opened = open_source({**source.specification, "path": str(data / source.path)}, crop)
+    opened = open_source(source.kind, data / source.path, crop, source.options)
     if not source.hold_out:
         return opened
     last = min(source.hold_out, len(opened)) - 1  # at least one, however few there are

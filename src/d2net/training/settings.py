@@ -77,11 +77,6 @@ class SourceSettings(Settings):
         options = table.pop("options")
         return {**table, **options}
 
-    @property
-    def specification(self) -> dict[str, Any]:
-        """The argument of `open_source`, with the path still relative."""
-        return {"kind": self.kind, "path": self.path, **self.options}
-
 
 @dataclass(frozen=True)
 class RunSettings(Settings):

@@ -90,8 +90,8 @@ def train(
         settings: settings of the run.
         output: folder of all files that the run writes.
         data: the folder that the sources' paths are relative to.
-        device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.
-        workers: number of processes that prepare batches ahead of time; 0: this one prepares them.
+        device: see `loop.run`.
+        workers: see `loop.run`.
         validate: judges the weights; by default `Validation` on the settings' validation sources.
         progress: called after every step.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from d2net.errors import InputError
@@ -9,24 +11,22 @@ from d2net.training.sources import open_source, parse_options
 
 
 @pytest.mark.parametrize(
-    ("specification", "message"),
+    ("kind", "options", "message"),
     [
-        ({"path": "x"}, "the kind of a source must be one of colmap"),
-        ({"kind": "film", "path": "x"}, "not 'film'"),
-        ({"kind": "photos"}, "needs a path"),
-        ({"kind": "photos", "path": "x", "min_overlap": 0.5}, "unknown setting 'min_overlap'"),
-        ({"kind": "photos", "path": "x", "rotation": "30"}, "rotation must be a number"),
-        ({"kind": "photos", "path": "x", "max_edge": 2.5}, "max_edge must be a whole number"),
-        ({"kind": "colmap", "path": "x", "depth": 1}, "depth must be True or False"),
-        ({"kind": "photos", "path": "x", "photometric": 9}, "photometric must be a strength"),
-        ({"kind": "photos", "path": "x", "scale": 0.5}, "scale must be a ratio"),
-        ({"kind": "photos", "path": "x", "max_edge": 2}, "max_edge must be at least 8"),
-        ({"kind": "photos", "path": "x", "min_correspondences": -1}, "min_correspondences"),
+        ("film", {}, "the kind of a source must be one of colmap"),
+        ("photos", {"min_overlap": 0.5}, "unknown setting 'min_overlap'"),
+        ("photos", {"rotation": "30"}, "rotation must be a number"),
+        ("photos", {"max_edge": 2.5}, "max_edge must be a whole number"),
+        ("colmap", {"depth": 1}, "depth must be True or False"),
+        ("photos", {"photometric": 9}, "photometric must be a strength"),
+        ("photos", {"scale": 0.5}, "scale must be a ratio"),
+        ("photos", {"max_edge": 2}, "max_edge must be at least 8"),
+        ("photos", {"min_correspondences": -1}, "min_correspondences"),
     ],
 )
-def test_wrong_specifications_are_refused(specification, message):
+def test_wrong_specifications_are_refused(kind, options, message):
     with pytest.raises(InputError, match=message):
-        open_source(specification, 64)
+        open_source(kind, Path("x"), 64, options)
 
 
 def test_options_as_typed():

@@ -25,7 +25,7 @@ CROP = 64
 
 
 def opened(folder, **options):
-    return open_source({"kind": "colmap", "path": folder, **options}, CROP)
+    return open_source("colmap", folder, CROP, options)
 
 
 def photo_numbers(pair):
@@ -102,8 +102,8 @@ def test_check_finds_sound_data_sound_and_wrong_data_wrong(tmp_path):
     folder = plane.write(tmp_path / "scene")
     for number, name in enumerate(NAMES):
         write_depth_png(folder / "depth" / name, plane.depth(number))
-    options = {"kind": "colmap", "path": folder, "min_correspondences": 20}
-    checked = check_source(open_source(options, 128), 12)
+    options = {"min_correspondences": 20}
+    checked = check_source(open_source("colmap", folder, 128, options), 12)
     assert checked.warnings == ()
     assert checked.figures["usable_share"] == 1
     assert checked.figures["track_error_pixels"] < 1e-3
@@ -111,7 +111,9 @@ def test_check_finds_sound_data_sound_and_wrong_data_wrong(tmp_path):
     assert checked.figures["share_occluded"] == 0
     assert checked.figures["sift_agreement"] > 0.9
 
-    wrong_unit = check_source(open_source({**options, "png_unit": 0.002}, 128), 12)
+    wrong_unit = check_source(
+        open_source("colmap", folder, 128, {**options, "png_unit": 0.002}), 12
+    )
     assert wrong_unit.figures["depth_error"] == pytest.approx(1, abs=0.01)
     assert any("different units" in text for text in wrong_unit.warnings)
 
@@ -119,7 +121,7 @@ def test_check_finds_sound_data_sound_and_wrong_data_wrong(tmp_path):
     for image in model.images.values():  # as if names had been mixed up
         image.name = NAMES[(image.image_id + 1) % 4]
     model.write_binary(folder / "sparse")
-    mixed = check_source(open_source({**options, "depth": False}, 128), 12)
+    mixed = check_source(open_source("colmap", folder, 128, {**options, "depth": False}), 12)
     assert any("SIFT matches contradict" in text for text in mixed.warnings)
 
 
@@ -130,7 +132,7 @@ def test_crops_may_be_turned_and_scaled(tmp_path):
         write_depth_png(folder / "depth" / name, plane.depth(number))
     warped = {"rotation": 40.0, "scale": 1.5, "perspective": 0.2, "min_correspondences": 20}
     for depth in (True, False):
-        source = open_source({"kind": "colmap", "path": folder, "depth": depth, **warped}, 128)
+        source = open_source("colmap", folder, 128, {"depth": depth, **warped})
         checked = check_source(source, 12)
         assert checked.figures["sift_agreement"] > 0.9
         assert checked.figures["rotation_max"] > 20
@@ -289,7 +291,7 @@ def test_a_depth_map_gone_since_is_told(tmp_path):
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["statue_of_liberty", "rgbd_hololens_office", "lund_door"])
 def test_real_reconstructions_agree_with_sift(shared, name):
-    source = open_source({"kind": "colmap", "path": shared / "data" / "train" / name}, 256)
+    source = open_source("colmap", shared / "data" / "train" / name, 256, {})
     checked = check_source(source, 12)
     assert checked.warnings == ()
     assert checked.figures["sift_error_median"] < (5 if name == "rgbd_hololens_office" else 1)

@@ -35,7 +35,7 @@ DENSE = "phoenix/S6/zl548/MegaDepth_v1/0001/dense0"
 
 def opened(folder, **options):
     options = {"min_correspondences": 10, **options}
-    return open_source({"kind": "megadepth", "path": folder, **options}, CROP)
+    return open_source("megadepth", folder, CROP, options)
 
 
 def offset(photo, crop):

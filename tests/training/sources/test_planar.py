@@ -25,7 +25,7 @@ def graf(tmp_path):
 
 
 def opened(folder, kind, **options):
-    return open_source({"kind": kind, "path": folder, **options}, CROP)
+    return open_source(kind, folder, CROP, options)
 
 
 def sift_agreement(source, count=12):

@@ -33,12 +33,14 @@ KINDS: dict[str, tuple[Callable[..., Source], type[SourceOptions]]] = {
 """For each kind of source its opener, called as opener(path, options, crop), and its options."""
 
 
-def open_source(specification: Mapping[str, Any], crop: int) -> Source:
+def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) -> Source:
     """Open a source of training pairs.
 
     Args:
-        specification: `kind`, `path` and any options of the kind, as in a configuration file.
+        kind: one of `KINDS`.
+        path: folder or file of the source.
         crop: edge of the square crops in pixels, a multiple of 8.
+        options: options of the kind by name.
 
     Raises:
         InputError: unknown kind or option, an impossible value, or nothing usable at the path.
@@ -46,12 +48,8 @@ def open_source(specification: Mapping[str, Any], crop: int) -> Source:
     """
     if crop < 8 or crop % 8:
         raise InputError(f"crop must be a multiple of 8 pixels, not {crop}")
-    options = dict(specification)
-    kind, path = options.pop("kind", None), options.pop("path", None)
-    if not isinstance(path, str | Path):
-        raise InputError(f"a source needs a path, not {path!r}")
     opener, options_type = _kind(kind)
-    return opener(Path(path), options_type.from_dict(options), crop)
+    return opener(path, options_type.from_dict(options), crop)
 
 
 def parse_options(kind: str, texts: Iterable[str]) -> dict[str, Any]:
@@ -82,8 +80,8 @@ _BOOLEANS = {"true": True, "false": False}
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def _kind(kind: object) -> tuple[Callable[..., Source], type[SourceOptions]]:
-    if not isinstance(kind, str) or kind not in KINDS:
+def _kind(kind: str) -> tuple[Callable[..., Source], type[SourceOptions]]:
+    if kind not in KINDS:
         raise InputError(f"the kind of a source must be one of {', '.join(KINDS)}, not {kind!r}")
     return KINDS[kind]
 
