@@ -12,6 +12,7 @@ from d2net.errors import InputError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
 from d2net.geometry.homography import transfer
+from d2net.settings import Settings
 
 Array = NDArray[np.float64]
 
@@ -25,25 +26,20 @@ _MIN_BILINEAR_SCALE = 0.75
 
 
 @dataclass(frozen=True)
-class Warp:
-    """Limits of the random homographies between crops.
-
-    Attributes:
-        rotation: maximum rotation in degrees, either way.
-        scale: maximum ratio of scales between two crops, at least 1.
-        perspective: maximum shift of a crop's corner as a share of half its edge, below 0.5.
-    """
+class Warp(Settings):
+    """Limits of the random homographies between crops."""
 
     rotation: float = 0.0
+    """Maximum rotation of one crop against the other, degrees."""
+
     scale: float = 1.0
+    """Maximum ratio of the scales of two crops, at least 1."""
+
     perspective: float = 0.0
+    """Maximum shift of a crop's corner as a share of half its edge, below 0.5."""
 
     def __post_init__(self) -> None:
-        """Check the limits.
-
-        Raises:
-            InputError: a value is out of its range.
-        """
+        super().__post_init__()
         if not 0 <= self.rotation <= 180:
             raise InputError(f"rotation must be 0 to 180 degrees, not {self.rotation}")
         if not 1 <= self.scale < np.inf:
@@ -56,7 +52,7 @@ class Warp:
     @property
     def is_identity(self) -> bool:
         """Whether crops are not warped at all."""
-        return self == Warp()
+        return (self.rotation, self.scale, self.perspective) == (0, 1, 0)
 
     def random_corners(self, edge: float, rng: np.random.Generator) -> Array:
         """4 x 2 corners of a warped square around (0, 0), `edge` pixels of the photo wide."""

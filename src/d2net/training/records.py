@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Records:
 
     def __init__(self, folder: Path, step: int) -> None:
         self._log = folder / "log.jsonl"
-        kept = [line for line in _complete_lines(self._log) if json.loads(line)["step"] <= step]
+        kept = _entries_until(self._log, step)
         write_text(self._log, "".join(f"{line}\n" for line in kept))
         self.takes_pictures = importlib.util.find_spec("tensorboard") is not None
         self._board = _Board(folder / "tensorboard", step) if self.takes_pictures else None
@@ -98,17 +99,15 @@ class _Board:
             RecordWriter(file).write(event.SerializeToString())
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """The entries of a log. A kill may have cut the last one."""
-
-    def is_entry(line: str) -> bool:
-        try:
-            return isinstance(json.loads(line)["step"], int)
-        except (ValueError, KeyError, TypeError):
-            return False
-
+def _entries_until(path: Path, step: int) -> list[str]:
+    """The lines of a log up to a step. A kill may have cut the last line."""
     if not path.exists():
         return []
     with output_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if is_entry(line)]
+    kept = []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return kept

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.settings import Settings
 from d2net.training.augment import augment
 from d2net.training.correspondences import PointPairs, Points
 from d2net.training.crops import RGB, Crop, Warp
@@ -69,23 +68,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class SourceOptions(Settings):
-    """Options of all sources. Each kind has its own defaults."""
+class SourceOptions(Warp):
+    """Options of all sources, with the limits of their warps. Each kind has its own defaults."""
 
     name: str = ""
     """Name of the source in logs. Empty: the name of its folder."""
 
     photometric: float = 0.0
     """Strength of the photometric augmentation of both crops: 0 is none, 1 is strong."""
-
-    rotation: float = 0.0
-    """Maximum rotation of one crop against the other, degrees."""
-
-    scale: float = 1.0
-    """Maximum ratio of scales that cropping adds."""
-
-    perspective: float = 0.0
-    """Maximum shift of a crop's corner as a share of half its edge."""
 
     max_edge: int = 1600
     """Photos with a longer edge are reduced first, pixels. (MegaDepth: 1600)"""
@@ -103,12 +93,6 @@ class SourceOptions(Settings):
             raise InputError(
                 f"min_correspondences must be at least 0, not {self.min_correspondences}"
             )
-        _ = self.warp  # checks its limits
-
-    @property
-    def warp(self) -> Warp:
-        """Limits of the random homographies between the crops."""
-        return Warp(self.rotation, self.scale, self.perspective)
 
 
 @dataclass(frozen=True, eq=False)

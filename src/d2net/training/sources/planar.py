@@ -104,17 +104,16 @@ class PlanarPairs:
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
         """Make two crops, either of which may be the warped one; see `Source.pair`."""
-        photos = self._photos[index]
+        photos, options = self._photos[index], self._options
         if rng.random() < 0.5:
             photos = photos.swapped()
-        b_from_a, size_a, size_b = photos.reduced(self._options.max_edge)
-        warp = self._options.warp
-        crop_a, crop_b = random_crops(b_from_a, size_a, size_b, self._crop, warp, rng)
+        b_from_a, size_a, size_b = photos.reduced(options.max_edge)
+        crop_a, crop_b = random_crops(b_from_a, size_a, size_b, self._crop, options, rng)
         a, b = PhotoCrop(photos.a, crop_a), PhotoCrop(photos.b, crop_b)
         if rng.random() < 0.5:  # otherwise the second crop would always be the warped one
             a, b, b_from_a = b, a, _inverse(b_from_a)
         points = dense_correspondences(a.crop, b.crop, partial(transfer, b_from_a))
-        return make_pair(self.name, a, b, points, self._options, rng)
+        return make_pair(self.name, a, b, points, options, rng)
 
 
 def _inverse(matrix: Array) -> Array:

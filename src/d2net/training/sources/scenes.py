@@ -228,7 +228,7 @@ class ScenePairs:
 
     def _crops(self, photos: PhotoPair, row: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
         """Crops around a common point; the second is warped if the options say so."""
-        (points_a, points_b), warp = photos.points, self._options.warp
+        (points_a, points_b), warp = photos.points, self._options
         crop_a = crop_around(points_a[row], photos.a.size, self._crop)
         if warp.is_identity:
             return crop_a, crop_around(points_b[row], photos.b.size, self._crop)
