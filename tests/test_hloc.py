@@ -137,8 +137,8 @@ def test_other_choices_are_kept_in_another_file(hloc: SimpleNamespace) -> None:
     [
         ({"points": 7}, "unknown setting 'points'"),
         ({"max_keypoints": 0}, "max_keypoints must be"),
-        ({"max_edge": 800}, "max_edge is no setting.*resize_max"),
-        ({"upright": True}, "upright is no setting.*as stored"),
+        ({"max_edge": 800}, "max_edge is not a setting.*resize_max"),
+        ({"upright": True}, "upright is not a setting.*as stored"),
     ],
 )
 def test_settings_that_the_extractor_cannot_take(
