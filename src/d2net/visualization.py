@@ -23,6 +23,7 @@ from d2net.io.arrays import evenly_spaced
 from d2net.io.images import ImageLike, resize, to_pixels
 from d2net.io.pictures import write_picture
 from d2net.matching.verification import check_rows
+from d2net.text import count
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB
 Colours: TypeAlias = NDArray[np.uint8]  # N x 3 RGB
@@ -368,7 +369,7 @@ def _rainbow(fractions: Values) -> Colours:
 
 
 def _summary(matches: Matches) -> str:
-    total = f"{len(matches):,} match{'' if len(matches) == 1 else 'es'}"
+    total = count(len(matches), "match")
     if matches.inliers is None:
         return total
     if matches.model is None:  # the inliers come from known truth

@@ -162,15 +162,6 @@ def test_a_file_holds_all(photos, tmp_path):
     assert (tmp_path / "g.h5").read_bytes() == before
 
 
-def test_a_codebook_of_others_serves(photos):
-    others = {str(i): view(10 + i, 0) for i in range(4)}
-    codebook = Codebook.learn(others, list(others))
-    found = GlobalDescriptors.build(photos, codebook=codebook)
-    assert found.codebook is codebook
-    hits = found.query(view(2, 50), 3)
-    assert {name.partition("/")[0] for name, _ in hits} == {"place 2"}
-
-
 # --- Many photos -----------------------------------------------------------------------------
 
 

@@ -265,9 +265,7 @@ def _pycolmap(
     return None if result is None else np.asarray(result[key], dtype=np.float64)
 
 
-_ESTIMATORS: dict[
-    Method, Callable[[Model, Array, Array, tuple[float, ...], RobustOptions], Array | None]
-] = {
+_ESTIMATORS: dict[Method, Callable[..., Array | None]] = {
     "magsac": _magsac,
     "poselib": _poselib,
     "pycolmap": _pycolmap,

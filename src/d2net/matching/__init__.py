@@ -32,10 +32,8 @@ def match(
         matcher: "nearest" for mutual nearest neighbours.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         min_similarity: see `mutual_nearest`.
-        verify: "fundamental", "homography" or "essential", the model that matches are verified
-            with; None for no verification. The arguments that follow are those of `verify`.
-        threshold: largest error of an inlier in pixels of the photos; None to derive it from the
-            uncertainty of the keypoints.
+        verify: the model for verification ("fundamental", "homography" or "essential"), or None.
+        threshold: see `verify`, as for the arguments that follow.
         method: "magsac", "poselib" or "pycolmap".
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
         seed: seed of the random samples.

@@ -157,22 +157,20 @@ class GlobalDescriptors:
         features: Mapping[str, Features],
         names: Iterable[str] | None = None,
         *,
-        codebook: Codebook | None = None,
         cluster: str | None = None,
     ) -> GlobalDescriptors:
-        """Describe photos by their local features.
+        """Describe photos by their local features, with a codebook that is learned from them.
 
         Args:
             features: features by photo, for example a `FeatureFile`.
             names: the photos; None for all.
-            codebook: an existing codebook; None to learn one from these photos.
             cluster: the address of a Ray cluster that shares the work, for a `FeatureFile`.
 
         Raises:
-            InputError: no photo has features, or they do not fit the codebook.
+            InputError: no photo has features, or their descriptors are of different types.
         """
         names = tuple(features if names is None else names)
-        codebook = codebook or Codebook.learn(features, names)
+        codebook = Codebook.learn(features, names)
         if cluster is None:
             vectors = _describe(codebook, features, names)
         else:
