@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import typer
 import typer.core
@@ -18,6 +18,7 @@ from d2net.settings import DescriptorType, DetectorName, ExtractionSettings, Pre
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
+    from d2net.matching import MatchOptions
     from d2net.matching.pair_selection import PairChoice, PairMethod
 
 _DEFAULT = ExtractionSettings()
@@ -187,15 +188,6 @@ def find_device(device: str, printing: Printing) -> str:
     if printing.progress:
         console.err.print(f"device: {device}{name}")
     return device
-
-
-class MatchOptions(TypedDict):
-    """Arguments of `match` and `match_pairs`."""
-
-    verify: Literal["fundamental", "homography"] | None
-    threshold: float | None
-    ratio: float | None
-    min_similarity: float | None
 
 
 @dataclass(frozen=True)

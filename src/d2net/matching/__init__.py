@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from numpy.typing import ArrayLike
 
 from d2net.errors import InputError
@@ -9,6 +11,17 @@ from d2net.features import Features, Matches
 from d2net.geometry.robust import Method, Model
 from d2net.matching import verification
 from d2net.matching.matchers import MatcherName, create_matcher
+
+
+class MatchOptions(TypedDict, total=False):
+    """The arguments of `match` that can be the same for many pairs; see there what they mean."""
+
+    matcher: MatcherName
+    ratio: float | None
+    min_similarity: float | None
+    verify: Model | None
+    threshold: float | None
+    method: Method
 
 
 def match(

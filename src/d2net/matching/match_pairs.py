@@ -7,20 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from d2net.cluster import run_shards
 from d2net.errors import InputError
 from d2net.features import Features
-from d2net.geometry.robust import Method, Model
 from d2net.io.h5 import FeatureFile, MatchFile, MatchWriter
 from d2net.io.pairs import Pair
 from d2net.io.resume import fingerprint
 from d2net.io.shards import Shards
-from d2net.matching import match
-from d2net.matching.matchers import MatcherName
+from d2net.matching import MatchOptions, match
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -28,17 +26,6 @@ if TYPE_CHECKING:
 
 _CACHED_PHOTOS = 8
 """Photos whose features stay in memory: pairs usually come sorted by their first photo."""
-
-
-class MatchOptions(TypedDict, total=False):
-    """The arguments of `match` that are the same for all pairs; see there for what they mean."""
-
-    matcher: MatcherName
-    ratio: float | None
-    min_similarity: float | None
-    verify: Model | None
-    threshold: float | None
-    method: Method
 
 
 _DEFAULTS: MatchOptions = {
