@@ -1,0 +1,261 @@
+"""A transformer that matches the keypoints of two photos, and says how sure each match is.
+
+After LightGlue (Lindenberger et al., ICCV 2023): layers of self-attention with rotary positions and
+cross-attention with shared keys, a matchability for every keypoint, and a softmax over both photos
+(section 3). It starts from the similarity of the descriptors, and the layers add to it.
+
+Keypoints are given by their descriptors and positions. Positions are normalised by the size of the
+photo, so the network does not depend on its resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2net.settings import Settings
+
+
+@dataclass(frozen=True)
+class MatcherSettings(Settings):
+    """Widths of the matcher; they are saved with the weights."""
+
+    descriptor_length: int = 192
+    """Length of the descriptors."""
+
+    width: int = 128
+    """Channels of a keypoint's state."""
+
+    heads: int = 4
+    """Attention heads; each has width / heads channels."""
+
+    layers: int = 4
+    """Number of layers."""
+
+
+@dataclass(frozen=True)
+class KeypointBatch:
+    """Keypoints of B photos, padded to N rows.
+
+    Attributes:
+        descriptors: B x N x D, unit length.
+        positions: B x N x 2 (x, y) in pixels.
+        sizes: B x 2 (width, height) in pixels.
+        valid: B x N bool, False for padding; None if there is none.
+    """
+
+    descriptors: Tensor
+    positions: Tensor
+    sizes: Tensor
+    valid: Tensor | None = None
+
+    @property
+    def normalised(self) -> Tensor:
+        """Positions relative to the centre, in halves of the longer edge."""
+        half = self.sizes[:, None] / 2
+        return (self.positions + 0.5 - half) / half.amax(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Scores of all pairs of keypoints after a layer.
+
+    Attributes:
+        similarity: B x N x M, the logits of both softmaxes.
+        matchability_a: B x N, logits: whether a keypoint has a partner.
+        matchability_b: B x M, likewise.
+    """
+
+    similarity: Tensor
+    matchability_a: Tensor
+    matchability_b: Tensor
+
+    def log_probability(self) -> Tensor:
+        """B x N x M, logarithm of the probability that two keypoints match (equation 7)."""
+        both = self.similarity.log_softmax(2) + self.similarity.log_softmax(1)
+        return (
+            both
+            + F.logsigmoid(self.matchability_a)[:, :, None]
+            + F.logsigmoid(self.matchability_b)[:, None, :]
+        )
+
+    def mutual_best(self) -> tuple[Tensor, Tensor]:
+        """Pairs that are each other's most probable partner, for one pair of photos.
+
+        Returns:
+            K x 2 int64 rows of both photos, and K probabilities. The whole matrix of probabilities
+            is never made: the largest entry of a row needs only the sums over the columns.
+        """
+        logits = self.similarity[0]
+        if logits.numel() == 0:
+            none = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return none.view(0, 2), logits.new_empty(0)
+        of_a = F.logsigmoid(self.matchability_a[0]) - logits.logsumexp(1)
+        of_b = F.logsigmoid(self.matchability_b[0]) - logits.logsumexp(0)
+        logits = 2 * logits
+        best_b = (logits + of_b).argmax(1)
+        best_a = (logits + of_a[:, None]).argmax(0)
+        rows = torch.arange(len(best_b), device=logits.device)
+        mutual = best_a[best_b] == rows
+        rows, cols = rows[mutual], best_b[mutual]
+        probability = (logits[rows, cols] + of_a[rows] + of_b[cols]).exp()
+        return torch.stack([rows, cols], dim=1), probability
+
+
+class FeedForward(nn.Module):
+    """Updates states with messages: two linear layers with a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * width, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, states: Tensor, messages: Tensor) -> Tensor:
+        """B x N x C states and messages to B x N x C states."""
+        updated: Tensor = states + self.layers(torch.cat([states, messages], dim=-1))
+        return updated
+
+
+class Layer(nn.Module):
+    """Self-attention within each photo, then cross-attention between both."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.self_output = nn.Linear(width, width)
+        self.self_update = FeedForward(width)
+        self.cross_key = nn.Linear(width, width)
+        self.cross_value = nn.Linear(width, width)
+        self.cross_output = nn.Linear(width, width)
+        self.cross_update = FeedForward(width)
+
+    def forward(
+        self,
+        states: tuple[Tensor, Tensor],
+        rotations: tuple[Tensor, Tensor],
+        valid: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Tensor]:
+        """Update the states of both photos, B x N x C and B x M x C."""
+        a, b = (
+            self._attend_within(x, rotation, mask)
+            for x, rotation, mask in zip(states, rotations, valid, strict=True)
+        )
+        key_a, key_b = self._split(self.cross_key(a)), self._split(self.cross_key(b))
+        value_a, value_b = self._split(self.cross_value(a)), self._split(self.cross_value(b))
+        to_a = _attend(key_a, key_b, value_b, valid[1])
+        to_b = _attend(key_b, key_a, value_a, valid[0])
+        return (
+            self.cross_update(a, self.cross_output(_join(to_a))),
+            self.cross_update(b, self.cross_output(_join(to_b))),
+        )
+
+    def _attend_within(self, x: Tensor, rotation: Tensor, valid: Tensor | None) -> Tensor:
+        query, key, value = (self._split(part) for part in self.query_key_value(x).chunk(3, -1))
+        message = _attend(_rotate(query, rotation), _rotate(key, rotation), value, valid)
+        updated: Tensor = self.self_update(x, self.self_output(_join(message)))
+        return updated
+
+    def _split(self, x: Tensor) -> Tensor:
+        """B x N x C to B x heads x N x C / heads."""
+        batch, n, _ = x.shape
+        return x.view(batch, n, self.heads, -1).transpose(1, 2)
+
+
+class AssignmentHead(nn.Module):
+    """Scores of all pairs from the states and from the descriptors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.matchability = nn.Linear(width, 1)
+        self.descriptor_scale = nn.Parameter(torch.tensor(math.log(15.0)))
+        self.state_scale = nn.Parameter(torch.tensor(0.1))
+        nn.init.constant_(self.matchability.bias, 1.0)
+
+    def forward(
+        self, states: tuple[Tensor, Tensor], a: KeypointBatch, b: KeypointBatch
+    ) -> Assignment:
+        """The assignment of states B x N x C and B x M x C."""
+        x, y = (self.project(state) for state in states)
+        similarity = (self.state_scale / x.shape[-1] ** 0.25) * x @ y.mT
+        similarity = similarity + (self.descriptor_scale.exp() * a.descriptors) @ b.descriptors.mT
+        if a.valid is not None:
+            similarity = similarity.masked_fill(~a.valid[:, :, None], -1e4)
+        if b.valid is not None:
+            similarity = similarity.masked_fill(~b.valid[:, None, :], -1e4)
+        return Assignment(similarity, *(self.matchability(state)[..., 0] for state in states))
+
+
+class MatchingTransformer(nn.Module):
+    """The matcher.
+
+    Args:
+        settings: widths.
+    """
+
+    calibration: Tensor
+
+    def __init__(self, settings: MatcherSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or MatcherSettings()
+        width, heads = self.settings.width, self.settings.heads
+        self.project = nn.Linear(self.settings.descriptor_length, width)
+        self.frequencies = nn.Linear(2, width // heads // 2, bias=False)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(self.settings.layers))
+        self.heads = nn.ModuleList(AssignmentHead(width) for _ in range(self.settings.layers))
+        # Calibrated probability: sigmoid(scale * logit + shift), fitted after training.
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        nn.init.normal_(self.frequencies.weight, std=1.0)
+
+    def forward(self, a: KeypointBatch, b: KeypointBatch) -> list[Assignment]:
+        """Assignments after each layer in training mode; in evaluation mode only the last one.
+
+        Args:
+            a: keypoints of the first photos.
+            b: keypoints of the second photos, as many photos as in `a`.
+        """
+        states = self.project(a.descriptors), self.project(b.descriptors)
+        rotations = self._rotation(a), self._rotation(b)
+        assignments = []
+        for number, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True), 1):
+            states = layer(states, rotations, (a.valid, b.valid))
+            if self.training or number == len(self.layers):
+                assignments.append(head(states, a, b))
+        return assignments
+
+    def calibrated(self, probability: Tensor) -> Tensor:
+        """Calibrated probabilities that matches are right, from those of `Assignment`."""
+        logit = probability.clamp(1e-6, 1 - 1e-6).logit()
+        return torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
+
+    def _rotation(self, keypoints: KeypointBatch) -> Tensor:
+        """Rotary encoding of positions, 2 x B x 1 x N x C / heads / 2: cosine and sine."""
+        angles = self.frequencies(keypoints.normalised)[:, None]
+        return torch.stack([angles.cos(), angles.sin()])
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate the pairs (channel c, channel c + half) by the angles of a keypoint's position."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    """Attention over the valid keys, B x heads x N x C."""
+    mask = None if valid is None else valid[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _join(x: Tensor) -> Tensor:
+    """B x heads x N x C / heads to B x N x C."""
+    return x.transpose(1, 2).flatten(-2)

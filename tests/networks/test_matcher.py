@@ -1,0 +1,96 @@
+"""The transformer that matches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2net.networks.matcher import Assignment, KeypointBatch, MatcherSettings, MatchingTransformer
+
+
+@pytest.fixture(scope="module")
+def matcher() -> MatchingTransformer:
+    torch.manual_seed(0)
+    settings = MatcherSettings(descriptor_length=16, width=32, heads=2, layers=2)
+    return MatchingTransformer(settings).eval()
+
+
+def keypoints(n: int, seed: int) -> KeypointBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return KeypointBatch(
+        F.normalize(torch.randn(1, n, 16, generator=generator), dim=2),
+        torch.rand(1, n, 2, generator=generator) * torch.tensor([640.0, 480.0]),
+        torch.tensor([[640.0, 480.0]]),
+    )
+
+
+def padded(batch: KeypointBatch, n: int) -> KeypointBatch:
+    more = n - batch.descriptors.shape[1]
+    valid = torch.arange(n)[None] < batch.descriptors.shape[1]
+    pad = (0, 0, 0, more)
+    return KeypointBatch(
+        F.pad(batch.descriptors, pad), F.pad(batch.positions, pad), batch.sizes, valid
+    )
+
+
+@torch.no_grad()
+def test_the_order_of_keypoints_does_not_matter(matcher: MatchingTransformer) -> None:
+    a, b = keypoints(40, 1), keypoints(50, 2)
+    order = torch.randperm(40)
+    turned = KeypointBatch(a.descriptors[:, order], a.positions[:, order], a.sizes)
+    plain, changed = (matcher(x, b)[-1].log_probability() for x in (a, turned))
+    torch.testing.assert_close(plain[:, order], changed, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_padding_does_not_matter(matcher: MatchingTransformer) -> None:
+    a, b = keypoints(40, 1), keypoints(50, 2)
+    alone = matcher(a, b)[-1].log_probability()
+    together = matcher(padded(a, 64), padded(b, 60))[-1].log_probability()
+    torch.testing.assert_close(together[:, :40, :50], alone, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_size_of_the_photo_does_not_matter(matcher: MatchingTransformer) -> None:
+    a, b = keypoints(40, 1), keypoints(50, 2)
+    large = KeypointBatch(a.descriptors, 2 * a.positions + 0.5, 2 * a.sizes)
+    one, two = (matcher(x, b)[-1].log_probability() for x in (a, large))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+
+
+def dense_mutual_best(assignment: Assignment) -> tuple[list[list[int]], Tensor]:
+    probability = assignment.log_probability()[0].exp()
+    rows = torch.arange(len(probability))
+    best = probability.argmax(1)
+    mutual = probability.argmax(0)[best] == rows
+    pairs = torch.stack([rows, best], 1)[mutual]
+    return pairs.tolist(), probability[pairs[:, 0], pairs[:, 1]]
+
+
+@torch.no_grad()
+def test_mutual_best_equals_the_dense_probabilities(matcher: MatchingTransformer) -> None:
+    assignment = matcher(keypoints(40, 1), keypoints(50, 2))[-1]
+    pairs, probability = assignment.mutual_best()
+    expected, dense = dense_mutual_best(assignment)
+    assert pairs.tolist() == expected
+    torch.testing.assert_close(probability, dense, rtol=1e-3, atol=1e-6)
+    none = matcher(keypoints(0, 1), keypoints(50, 2))[-1].mutual_best()
+    assert none[0].shape == (0, 2)
+
+
+def test_untrained_it_trusts_the_descriptors_and_every_weight_learns() -> None:
+    torch.manual_seed(0)
+    settings = MatcherSettings(descriptor_length=16, width=32, heads=2, layers=2)
+    matcher = MatchingTransformer(settings)
+    a = keypoints(40, 1)
+    order = torch.randperm(40)
+    b = KeypointBatch(a.descriptors[:, order], keypoints(40, 3).positions, a.sizes)
+    assignments = matcher(a, b)
+    assert len(assignments) == 2
+    pairs, _ = assignments[-1].mutual_best()
+    assert float((order[pairs[:, 1]] == pairs[:, 0]).float().mean()) > 0.9
+    loss = sum(x.log_probability().diagonal(dim1=1, dim2=2).mean() for x in assignments)
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in matcher.parameters())
