@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
@@ -114,9 +113,7 @@ def _write_photos(
         for image in model.images.values():
             database.write_image(image, True)
             points = np.array(keypoints[image.name], dtype=np.float32)
-            database.write_keypoints(
-                image.image_id, COLMAP_FROM_PIXELS(torch.from_numpy(points)).numpy()
-            )
+            database.write_keypoints(image.image_id, COLMAP_FROM_PIXELS(points))
 
 
 def _epipolar_distances(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from d2net.errors import D2NetError
@@ -125,7 +124,7 @@ def _sample(pixels: Pixels, photo: PosedPhoto) -> Array:
     """K x 3, colours where the photo observes its points."""
     height, width = pixels.shape[:2]
     reduced_from_camera = coordinates.resize(photo.size, (width, height))
-    positions = COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(photo.pixels))
-    x, y = np.rint(reduced_from_camera(positions).numpy()).astype(np.int64).T
+    positions = reduced_from_camera(COLMAP_FROM_PIXELS.inverse()(photo.pixels))
+    x, y = np.rint(positions).astype(np.int64).T
     sampled = pixels[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
     return np.asarray(sampled, np.float64)
