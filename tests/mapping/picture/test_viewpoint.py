@@ -45,13 +45,13 @@ def test_photos_from_the_air_give_up_by_their_view() -> None:
 def test_the_scene_lies_before_the_viewer_with_its_cameras() -> None:
     cloud = read_cloud(upright(ball(), front_row()))
     for look in (oblique(cloud, TAN_HALF_FOV), from_above(cloud, TAN_HALF_FOV)):
-        distance = look.frame.distance(TAN_HALF_FOV)
-        things = np.concatenate([cloud.points, cloud.centres]) - look.frame.target
+        distance = look.distance(TAN_HALF_FOV)
+        things = np.concatenate([cloud.points, cloud.centres]) - look.target
         x, y, z = (things @ look.view_from_world.T).T
         assert (np.abs(x / (z + distance)) < 1.1 * TAN_HALF_FOV[0]).all()
         assert (np.abs(y / (z + distance)) < 1.1 * TAN_HALF_FOV[1]).all()
         # From the photos' side: their cameras are nearer to the viewer than most points.
-    centres = (cloud.centres - oblique(cloud, TAN_HALF_FOV).frame.target) @ look.view_from_world.T
+    centres = (cloud.centres - oblique(cloud, TAN_HALF_FOV).target) @ look.view_from_world.T
     assert centres[:, 1].mean() > 0  # seen from above, cameras are below the points
 
 
@@ -59,7 +59,7 @@ def test_far_points_do_not_shrink_the_scene() -> None:
     points = ball(300)
     far = np.concatenate([points, [[1e6, 1e6, 1e5], [-3e4, 5e5, 2]]])
     alone, with_far = (
-        from_above(read_cloud(upright(p, front_row())), TAN_HALF_FOV).frame for p in (points, far)
+        from_above(read_cloud(upright(p, front_row())), TAN_HALF_FOV) for p in (points, far)
     )
     assert with_far.extent == pytest.approx(alone.extent, rel=0.1)
     assert np.linalg.norm(with_far.target - alone.target) < 0.1 * alone.extent.max()
@@ -67,9 +67,9 @@ def test_far_points_do_not_shrink_the_scene() -> None:
 
 def test_far_cameras_are_shown_where_most_are_far_and_left_out_where_few_are() -> None:
     row = front_row()
-    near = from_above(read_cloud(upright(ball(), row)), TAN_HALF_FOV).frame
+    near = from_above(read_cloud(upright(ball(), row)), TAN_HALF_FOV)
     one_far = np.concatenate([row, [[0, -500.0, 0]]])
-    found = from_above(read_cloud(upright(ball(), one_far)), TAN_HALF_FOV).frame
+    found = from_above(read_cloud(upright(ball(), one_far)), TAN_HALF_FOV)
     assert found.extent == pytest.approx(near.extent, rel=0.1)
     assert near.extent[1] > 3  # down to the cameras, six from the middle of the points
 

@@ -37,7 +37,6 @@ _MARGIN = 0.92  # share of the picture that the frame fills
 _INK, _QUIET, _LINE = (28, 30, 33), (91, 97, 104), (217, 220, 224)
 
 _SUPERSAMPLING = 2
-_SUBPIXEL_BITS = 3  # fixed-point coordinates of OpenCV
 _RIM_BRIGHTNESS = 0.45
 _RIM_DEPTH = 1.01  # over the depth of the disc
 _MIN_DEPTH = 0.15  # over the distance to the target; nearer points would cover everything
@@ -140,13 +139,13 @@ def draw_picture(cloud: Cloud, main: Canvas, lines: Sequence[str]) -> Image.Imag
 
 def _draw(cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array) -> Canvas:
     """A view of points and cameras."""
-    distance = look.frame.distance(_MARGIN * tan_half_fov)
-    half_width = float(look.frame.extent.max())
+    distance = look.distance(_MARGIN * tan_half_fov)
+    half_width = float(look.extent.max())
     focal = size[0] / 2 / tan_half_fov[0]
 
     def project(points: Array) -> tuple[Array, Array]:
         """Pixels of the picture, and depths over the distance to the target."""
-        seen = (points - look.frame.target) @ look.view_from_world.T
+        seen = (points - look.target) @ look.view_from_world.T
         depth = seen[..., 2] + distance
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels = focal * seen[..., :2] / depth[..., None]
@@ -164,22 +163,21 @@ def _draw(cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array) 
     shapes, shape_depth = shapes[drawable], shape_depth[drawable].mean(axis=1)
 
     image = np.full((size[1] * _SUPERSAMPLING, size[0] * _SUPERSAMPLING, 3), 255, np.uint8)
-    centres, widths = _fixed(pixels).tolist(), _fixed_lengths(radii).tolist()
+    centres, widths = (
+        _samples(pixels).tolist(),
+        np.rint(radii * _SUPERSAMPLING).astype(int).tolist(),
+    )
     colours = cloud.colours[rows].tolist()
     rims = (_RIM_BRIGHTNESS * cloud.colours[rows]).astype(int).tolist()
-    rim_width = (1 << _SUBPIXEL_BITS) * _SUPERSAMPLING // 2
-    frames = _fixed(shapes)
+    frames = _samples(shapes)
     n = len(rows)
     order = np.argsort(-np.concatenate([depth, _RIM_DEPTH * depth, shape_depth]), kind="stable")
     for item in order.tolist():
         if item < n:
-            cv2.circle(
-                image, centres[item], widths[item], colours[item], -1, cv2.LINE_8, _SUBPIXEL_BITS
-            )
+            cv2.circle(image, centres[item], widths[item], colours[item], -1)
         elif item < 2 * n:
             row = item - n
-            radius = widths[row] + rim_width
-            cv2.circle(image, centres[row], radius, rims[row], -1, cv2.LINE_8, _SUBPIXEL_BITS)
+            cv2.circle(image, centres[row], widths[row] + 1, rims[row], -1)
         else:
             _draw_frustum(image, frames[item - 2 * n])
     overlay = image.copy()
@@ -189,18 +187,13 @@ def _draw(cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array) 
     return cv2.resize(blended, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def _fixed(pixels: Array) -> NDArray[np.int32]:
-    """Fixed-point samples of the enlarged picture, as OpenCV draws them."""
-    samples = (pixels + 0.5) * _SUPERSAMPLING - 0.5
-    return np.rint(samples * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-
-
-def _fixed_lengths(pixels: Array) -> NDArray[np.int32]:
-    return np.rint(pixels * _SUPERSAMPLING * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+def _samples(pixels: Array) -> NDArray[np.int32]:
+    """Positions in the supersampled picture."""
+    return np.rint((pixels + 0.5) * _SUPERSAMPLING - 0.5).astype(np.int32)
 
 
 def _draw_frustum(image: Canvas, frame: NDArray[np.int32]) -> None:
-    """Draw 5 x 2 fixed-point corners (the centre first) as a pyramid of lines."""
+    """Draw 5 x 2 corners (the centre first) as a pyramid of lines."""
     width = max(1, round(_LINE_WIDTH * _SUPERSAMPLING))
     faces = [frame[1:], *(frame[[0, corner]] for corner in range(1, 5))]
-    cv2.polylines(image, faces, True, CAMERA_COLOUR, width, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(image, faces, True, CAMERA_COLOUR, width, cv2.LINE_AA)

@@ -84,7 +84,7 @@ def page_data(cloud: Cloud) -> dict[str, Any]:
     base64.
     """
     look = oblique(cloud, TAN_HALF_FOV)
-    half_width = float(look.frame.extent.max())
+    half_width = float(look.extent.max())
     kept = kept_points(cloud)
     points = cloud.points[kept]
     offset = points.min(axis=0) if len(points) else np.zeros(3)
@@ -121,8 +121,8 @@ def _look(look: Look) -> dict[str, Any]:
     return {
         "yaw": look.yaw,
         "pitch": look.pitch,
-        "target": look.frame.target.tolist(),
-        "extent": look.frame.extent.tolist(),
+        "target": look.target.tolist(),
+        "extent": look.extent.tolist(),
     }
 
 

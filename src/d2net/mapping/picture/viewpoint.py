@@ -17,8 +17,8 @@ _UP_WEIGHT = 0.01  # of the photos' mean up direction, beside the constraint fro
 _COS_SAME_UP = np.cos(np.radians(40))  # photos held alike
 _ITERATIONS = 5
 _YAW, _PITCH = -0.44, 0.35  # radians beside and above the photos' mean direction
-_OUTSIDE = 0.012  # share of the points that may lie beyond each end of the frame
-_CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are framed
+_OUTSIDE = 0.012  # share of the points that may lie beyond each edge of the picture
+_CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are shown
 
 
 def scene_from_world(cloud: Cloud) -> Array:
@@ -64,37 +64,26 @@ def view_from_scene(yaw: float, pitch: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """The visible part of the world, seen from one direction.
-
-    Attributes:
-        target: 3, the point of the world in the middle of the picture.
-        extent: 2, half the width and half the height of the visible part, at the target's depth.
-    """
-
-    target: Array
-    extent: Array
-
-    def distance(self, tan_half_fov: Array) -> float:
-        """Distance from the target at which a viewer sees all of it."""
-        return float(np.max(self.extent / tan_half_fov))
-
-
-@dataclass(frozen=True)
 class Look:
-    """A viewing direction and a frame.
+    """A viewing direction, and the part of the world that is visible.
 
     Attributes:
         scene_from_world: 3 x 3 rotation.
         yaw: in the scene's axes.
         pitch: in the scene's axes.
-        frame: the visible part of the world.
+        target: 3, the point of the world in the middle of the picture.
+        extent: 2, half the width and half the height of the visible part, at the target's depth.
     """
 
     scene_from_world: Array
     yaw: float
     pitch: float
-    frame: Frame
+    target: Array
+    extent: Array
+
+    def distance(self, tan_half_fov: Array) -> float:
+        """Distance from the target at which a viewer sees the whole visible part."""
+        return float(np.max(self.extent / tan_half_fov))
 
     @property
     def view_from_world(self) -> Array:
@@ -120,16 +109,16 @@ def from_above(cloud: Cloud, tan_half_fov: Array) -> Look:
 
 
 def _look(cloud: Cloud, scene: Array, yaw: float, pitch: float, tan_half_fov: Array) -> Look:
-    """A look whose frame holds most points and cameras. Far ones are left out."""
+    """A look at most points and cameras. Far ones are left out."""
     view_from_world = view_from_scene(yaw, pitch) @ scene
     points = cloud.points @ view_from_world.T
     centres = cloud.centres @ view_from_world.T
     if not len(points) and not len(centres):
-        return Look(scene, yaw, pitch, Frame(np.zeros(3), np.ones(2)))
+        return Look(scene, yaw, pitch, np.zeros(3), np.ones(2))
     if len(points):
         low, high = np.quantile(points, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
         points = points[((points >= low) & (points <= high)).all(axis=1)]
-        if len(centres):  # frame at least the nearer half of the cameras, if that is not too far
+        if len(centres):  # show at least the nearer half of the cameras, if that is not too far
             beyond = np.maximum(low - centres, centres - high).max(axis=1)
             least, most = np.multiply(_CAMERA_REACH, float(np.max(high - low)))
             centres = centres[beyond <= np.clip(1.05 * np.median(beyond), least, most)]
@@ -146,7 +135,7 @@ def _look(cloud: Cloud, scene: Array, yaw: float, pitch: float, tan_half_fov: Ar
         low, high = positions.min(axis=0), positions.max(axis=0)
         target[:2] += (low + high) / 2
         extent = _not_flat((high - low) / 2)
-    return Look(scene, yaw, pitch, Frame(target @ view_from_world, extent))
+    return Look(scene, yaw, pitch, target @ view_from_world, extent)
 
 
 def _projected(seen: Array, distance: float) -> Array:
