@@ -55,7 +55,7 @@ def test_check_tells_what_is_wrong(d2net: Run, here: Path, scene: Path) -> None:
     for arguments, message in (
         (["nowhere"], "there is no folder nowhere"),
         ([scene, "--kind", "video"], "the kind of a source must be one of colmap,"),
-        ([scene, "--set", "overlap=1"], "a source of kind colmap has no option 'overlap'"),
+        ([scene, "--set", "overlap=1"], "unknown setting 'overlap'"),
         ([scene, "--crop", 100], "crop must be a multiple of 8"),
         ([scene, "--pairs", 0], "the number of pairs to draw must be at least 1"),
         ([scene, "-o", "seen.gif"], "a picture can be written as"),

@@ -59,7 +59,7 @@ def test_json_and_going_on(d2net: Run, folder: Path) -> None:
     assert first["validations"] == again["validations"]
     other = d2net(*arguments, "--seed", 5)
     assert other.code == 2
-    assert "give the same settings to go on, or another output" in other.json["error"]
+    assert "give the same settings to resume it, or another output" in other.json["error"]
 
 
 @pytest.mark.slow

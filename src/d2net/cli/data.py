@@ -71,7 +71,7 @@ def check(
     check_output(output)
     picture_path(output)
     kind = kind or detect_kind(source)
-    values = parse_options(kind, setting or ())
+    values = parse_options(setting or ())
     opened = open_source(kind, source, crop, values)
     with progress.shown(printing) as report:
         checked = check_source(opened, pairs, seed, examples, report)

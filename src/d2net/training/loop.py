@@ -101,7 +101,7 @@ def run(
         state = load_state(output / "last") or TrainingState(settings.to_dict(), objective.start)
         _check_same_run(state, settings, objective, output)
         learned = [p for p in objective.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(learned, lr=settings.learning_rate)
+        optimizer = objective.optimizer(settings)
         if state.step:
             restore_tensors(output / "last", objective.network, optimizer)
         forward, fabric_optimizer = fabric.setup(objective, optimizer)
@@ -256,8 +256,8 @@ def _check_same_run(
         )
     if state.start != objective.start:
         raise OutputError(
-            f"{output} holds a run that started from other weights ({state.start['name']}, sha256 "
-            f"{state.start['sha256'][:8]}...): choose another output"
+            f"{output} holds a run that started from other weights ({state.start} instead of "
+            f"{objective.start}): choose another output"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -19,6 +20,7 @@ from d2net.errors import D2NetError
 from d2net.progress import Progress
 from d2net.training.alarms import Alarm
 from d2net.training.batches import Drawn
+from d2net.training.settings import RunSettings
 from d2net.training.state import TrainingState
 
 
@@ -29,7 +31,8 @@ class Objective(nn.Module, ABC):
         network: what is saved in checkpoints, including anything else that learns with it. Its
             parameters that require a gradient are trained. Other modules of the objective, such
             as teachers, are neither trained nor saved.
-        start: name and sha256 of the starting weights; a run resumes from the same ones only.
+        start: name and sha256 of the starting weights, such as {"name": "none"} for random ones;
+            a run resumes with the same ones only.
         alarms: conditions on the figures of `forward`.
     """
 
@@ -52,6 +55,11 @@ class Objective(nn.Module, ABC):
 
         The loss is averaged over all processes (`mean_over_processes`).
         """
+
+    def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
+        """The optimizer of the parameters that learn."""
+        learned = [p for p in self.network.parameters() if p.requires_grad]
+        return torch.optim.Adam(learned, lr=settings.learning_rate)
 
     def validate(self) -> Mapping[str, float] | None:
         """Judge the network: `score` is higher for better weights. None: no validation."""

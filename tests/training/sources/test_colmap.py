@@ -221,7 +221,7 @@ def test_photos_without_depth_among_others_with(tmp_path):
 def test_what_is_wrong_is_told(tmp_path):
     plane = Plane()
     folder = plane.write(tmp_path / "scene")
-    with pytest.raises(InputError, match="contains no COLMAP model"):
+    with pytest.raises(InputError, match="no COLMAP model"):
         opened(folder / "images")
     Image.new("RGB", (30, 20)).save(folder / "images" / "a.png")
     with pytest.raises(InputError, match=r"a\.png has 30 x 20 pixels, but its camera 160 x 128"):
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ImageError, match=r"a\.png"):
         opened(folder)
     (folder / "sparse" / "images.bin").write_bytes(b"\x09")
-    with pytest.raises(FormatError, match="is empty, cut off or damaged"):
+    with pytest.raises(FormatError, match="cut off or damaged"):
         opened(folder)
 
 

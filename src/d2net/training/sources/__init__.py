@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,44 +46,32 @@ def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) ->
         InputError: unknown kind or option, an impossible value, or nothing usable at the path.
         FormatError: the data at the path are broken.
     """
+    if kind not in KINDS:
+        raise InputError(f"the kind of a source must be one of {', '.join(KINDS)}, not {kind!r}")
     if crop < 8 or crop % 8:
         raise InputError(f"crop must be a multiple of 8 pixels, not {crop}")
-    opener, options_type = _kind(kind)
+    opener, options_type = KINDS[kind]
     return opener(path, options_type.from_dict(options), crop)
 
 
-def parse_options(kind: str, texts: Iterable[str]) -> dict[str, Any]:
-    """Parse options of a kind of source from `name=value` as typed on a command line.
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Parse options from `name=value` as typed on a command line.
+
+    A value is true, false, a number, or else text.
 
     Raises:
-        InputError: unknown kind or option, or a value of another type.
+        InputError: there is no equals sign.
     """
-    defaults: dict[str, Any] = {item.name: item.default for item in fields(_kind(kind)[1])}
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"an option must be given as name=value, not {text!r}")
-        if name not in defaults:
-            raise InputError(
-                f"a source of kind {kind} has no option {name!r}; known are {', '.join(defaults)}"
-            )
-        option_type = type(defaults[name])
         try:
-            options[name] = _BOOLEANS[value] if option_type is bool else option_type(value)
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{name} must be {_TYPE_NAMES[option_type]}, not {value!r}") from error
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
     return options
-
-
-_BOOLEANS = {"true": True, "false": False}
-_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def _kind(kind: str) -> tuple[Callable[..., Source], type[SourceOptions]]:
-    if kind not in KINDS:
-        raise InputError(f"the kind of a source must be one of {', '.join(KINDS)}, not {kind!r}")
-    return KINDS[kind]
 
 
 def detect_kind(path: Path) -> str:

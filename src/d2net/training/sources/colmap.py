@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import InputError
 from d2net.geometry.cameras import check_photo_size, from_colmap
@@ -17,6 +15,7 @@ from d2net.io.image_lists import photos_folder
 from d2net.training.sources.reading import find_depth_map, stored_size
 from d2net.training.sources.scenes import (
     PosedPhoto,
+    Scene,
     SceneOptions,
     ScenePairs,
     find_overlaps,
@@ -49,18 +48,6 @@ class ColmapOptions(SceneOptions):
 
     min_correspondences: int = 0
     """0 stands for 128 with depth maps and 16 without."""
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedScene:
-    """A scene that is wholly in memory."""
-
-    photos: Sequence[PosedPhoto]
-    pairs: NDArray[np.int64]
-
-    def photo(self, number: int) -> PosedPhoto:
-        """A photo by its number."""
-        return self.photos[number]
 
 
 def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
@@ -97,7 +84,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     if not options.min_correspondences:
         minimum = _MIN_CORRESPONDENCES_DENSE if with_depth else _MIN_CORRESPONDENCES_SPARSE
         options = replace(options, min_correspondences=minimum)
-    scene = LoadedScene(photos, pairs)
+    scene = Scene(pairs, photos.__getitem__)
     return ScenePairs(options.name or folder.resolve().name, [scene], options, crop, remarks)
 
 

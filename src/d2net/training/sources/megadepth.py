@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import intrinsics_from_colmap, pinhole
 from d2net.io.atomic import replacing
-from d2net.training.sources.scenes import Overlaps, PosedPhoto, SceneOptions, ScenePairs
+from d2net.training.sources.scenes import Overlaps, PosedPhoto, Scene, SceneOptions, ScenePairs
 
 MIN_STORED_OVERLAP = 0.1
 """Pairs of photos with a smaller overlap in both orders are not stored."""
@@ -54,16 +54,16 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> SceneP
             f"--output {folder}` first"
         )
     root = Path(options.root) if options.root else None
-    scenes = [StoredScene(path, root, options) for path in files]
-    usable = [scene for scene in scenes if len(scene.pairs)]
+    stored = [StoredScene(path, root, options) for path in files]
+    usable = [Scene(scene.pairs, scene.photo) for scene in stored if len(scene.pairs)]
     if not usable:
         raise InputError(
-            f"none of the {len(scenes)} scenes in {folder} has pairs within the limits of overlap "
+            f"none of the {len(stored)} scenes in {folder} has pairs within the limits of overlap "
             f"({options.min_overlap} to {options.max_overlap}) and scale ratio"
         )
     remarks = []
-    if len(usable) < len(scenes):
-        remarks.append(f"{len(scenes) - len(usable)} scenes have no pairs within the limits")
+    if len(usable) < len(stored):
+        remarks.append(f"{len(stored) - len(usable)} scenes have no pairs within the limits")
     if options.min_overlap < MIN_STORED_OVERLAP:
         remarks.append(f"pairs with an overlap below {MIN_STORED_OVERLAP} were not stored")
     return ScenePairs(

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,17 +105,17 @@ class PosedPhoto:
         return replace(self, size=size, camera=camera, points=points)
 
 
-class Scene(Protocol):
-    """Photos of one scene, and the pairs that they form."""
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The pairs of photos of one scene.
 
-    @property
-    def pairs(self) -> NDArray[np.int64]:
-        """K x 2 numbers of photos; each order is a pair of its own."""
-        ...
+    Attributes:
+        pairs: K x 2 numbers of photos; each order is a pair of its own.
+        photo: gives a photo by its number. It must be picklable.
+    """
 
-    def photo(self, number: int) -> PosedPhoto:
-        """A photo by its number."""
-        ...
+    pairs: NDArray[np.int64]
+    photo: Callable[[int], PosedPhoto]
 
 
 @dataclass(frozen=True, eq=False)
