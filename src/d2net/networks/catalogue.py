@@ -1,7 +1,7 @@
-"""The weights that have a name, and the normalisations that weights can want.
+"""The named weights, and the input normalisations that weights are trained with.
 
-A name stands for one file with a checksum, a licence and the normalisation it was trained with.
-The normalisation belongs to the weights; no caller chooses it.
+A name stands for one file with a checksum, a licence and a normalisation. The normalisation belongs
+to the weights and cannot be chosen.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from d2net.networks.download import cache_folder
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How an image becomes what the first convolution was trained on.
+    """Normalisation of an image for the first convolution.
 
     Attributes:
-        name: "caffe" or "torch", as files and the release's training options call it.
+        name: "caffe" or "torch", as in files and in the release's training options.
         order: order of the colour channels.
-        scale: factor on values of 0 to 255, before mean and deviation.
-        mean: subtracted per channel, in `order`.
-        std: divided by per channel, in `order`.
+        scale: factor on values of 0 to 255; it is applied first.
+        mean: subtracted from each channel, in `order`.
+        std: divisor of each channel, in `order`.
     """
 
     name: str
@@ -43,31 +43,30 @@ class Normalisation:
 
 
 CAFFE = Normalisation("caffe", "BGR", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0))
-"""Of the 2014 VGG models and of all weights that the authors of D2-Net published."""
+"""Normalisation of the 2014 VGG models and of all weights by the authors of D2-Net."""
 
 TORCH = Normalisation("torch", "RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of torchvision's VGG-16, and the release's other `--preprocessing`."""
+"""Normalisation of torchvision's VGG-16, the release's other `--preprocessing`."""
 
 NORMALISATIONS: Mapping[str, Normalisation] = {"caffe": CAFFE, "torch": TORCH}
 
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """A file of weights that has a name.
+    """A named file of weights.
 
     Attributes:
-        name: what `load_weights` takes.
+        name: the name.
         file: file name, in the package or in the cache.
-        url: where it is downloaded from; None for packaged weights.
-        sha256: checksum; None where the source states none: then the file's checksum at its
-            first load is recorded beside it and all later loads must match.
-        bytes: size, None where it is known only after the download; as `sha256`, of packaged
-            weights that of the ordinary file, which `packing` makes from the packaged one.
-        licence: the licence, and what it is a statement about.
-        source: who made them.
-        training_data: what they were trained on.
-        normalisation: what the network's input must be.
-        advice: what they are for.
+        url: address of the download; None for packaged weights.
+        sha256: checksum of the unpacked file. None if the source states none: then the checksum of
+            the first load is recorded beside the file, and later loads must match it.
+        bytes: size of the unpacked file; None if it is known only after the download.
+        licence: the licence, and the part of the weights that it covers.
+        source: authors of the weights.
+        training_data: description of the training data.
+        normalisation: input normalisation; None for the network light.
+        advice: what to use the weights for.
     """
 
     name: str
@@ -83,7 +82,7 @@ class WeightsRecord:
 
     @property
     def path(self) -> Path:
-        """Where the file is, or will be once it is downloaded."""
+        """Path of the file, which may have to be downloaded first."""
         folder = _PACKAGED if self.url is None else cache_folder()
         return folder / self.file
 

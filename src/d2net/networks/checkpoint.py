@@ -1,9 +1,9 @@
-"""Reads weights files, safetensors and torch's own, without executing anything they hold.
+"""Reads weights files, safetensors and torch's own, without executing any of their content.
 
 torch's files are pickles, and a pickle can name any function to be called. Here
-`torch.load(weights_only=True)` builds tensors and plain containers only (torch 2.6 or newer:
-CVE-2025-32434), and the few further names in the training checkpoints of the 2019 release get
-stand-ins, so that numpy takes no type from a stranger's file either.
+`torch.load(weights_only=True)` builds only tensors and plain containers (torch 2.6 or newer:
+CVE-2025-32434). The few other names in training checkpoints of the 2019 release get stand-ins, so
+that numpy creates no type from an untrusted file either.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SHAPES = _shapes()
 """The network's arrays, conv1_1.weight to conv4_3.bias."""
 
 WHITENING = ("whitening.weight", "whitening.bias")
-"""Arrays that some weights have besides: D x `WHITENING_INPUTS` and D."""
+"""Further arrays of weights with a whitening: D x `WHITENING_INPUTS` and D."""
 
 _SEQUENTIAL = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)
-"""Places of the ten convolutions among VGG-16's layers, ReLU and pools counted."""
+"""Indices of the ten convolutions among VGG-16's layers, including ReLUs and pools."""
 
 
 def _names_in(prefix: str) -> dict[str, str]:
@@ -60,13 +60,13 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "release": _names_in("dense_feature_extraction.model"),
     "torchvision": _names_in("features"),
 }
-"""What files call the network's arrays."""
+"""Names of the network's arrays in files of each layout."""
 
 _PREFIX = re.compile(r"^((module|network|backbone)\.)+")
-"""What torch's DataParallel and our own model put before the names."""
+"""Prefixes of the names by torch's DataParallel and by `D2Net`."""
 
 _LARGEST = 4 << 30
-"""Bytes. A full VGG-16 has 0.5 GB; what is larger is a wrong file, not worth filling memory for."""
+"""Bytes. A full VGG-16 has 0.5 GB, so a larger file is a wrong one and is not read."""
 
 _HEADER_LENGTH = 8
 """Bytes before a safetensors header: its length, little endian."""
@@ -74,7 +74,7 @@ _HEADER_LENGTH = 8
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """One array of a weights file: the network's name and the file's own name for it."""
+    """One array of a weights file, with its names in the network and in the file."""
 
     name: str
     name_in_file: str
@@ -84,10 +84,10 @@ class ArrayInfo:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training checkpoint of the 2019 release says about its making.
+    """History of a training checkpoint of the 2019 release.
 
     Attributes:
-        epoch: the epoch after which it was written, from 1; None if not said.
+        epoch: the epoch after which it was written, from 1; None if unknown.
         losses: mean training loss of each epoch so far.
         arguments: the options of the training command.
     """
@@ -103,14 +103,14 @@ class Checkpoint:
 
     Attributes:
         state: conv1_1.weight to conv4_3.bias, finite float32 on the CPU.
-        whitening: weight and bias of the whitening, likewise; None where there is none.
-        arrays: the network's as they stand in the file.
-        unused: how many other entries its state dict has (a full VGG's tail).
+        whitening: weight and bias of the whitening, likewise; None if there is none.
+        arrays: the network's arrays as they are in the file.
+        unused: number of other entries of its state dict, such as the last layers of a full VGG.
         format: "safetensors" or "torch".
-        layout: whose names the file uses: "d2net", "release" or "torchvision"; "light" for the
-            network light.
+        layout: naming of the arrays: "d2net", "release" or "torchvision"; "light" for the network
+            light.
         metadata: the strings of a safetensors header.
-        training: what a training checkpoint says besides, None for other files.
+        training: history of a training checkpoint; None for other files.
     """
 
     state: dict[str, Tensor]
@@ -124,7 +124,7 @@ class Checkpoint:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file, so that what is checked and what is parsed are the same bytes.
+    """The whole file, so that the same bytes are checked and parsed.
 
     Raises:
         WeightsError: `path` is missing, a directory, empty, unreadable or absurdly large.
@@ -152,15 +152,15 @@ def parse(data: bytes, path: Path) -> Checkpoint:
     Args:
         data: the file's bytes: safetensors, or a state dict or training checkpoint of torch in
             the zip format or in the one before torch 1.6.
-        path: where they come from, for messages.
+        path: the file, for messages.
 
     Raises:
-        WeightsError: another kind of file, damaged, truncated, not VGG-16 up to conv4_3, or it
-            wants something executed.
+        WeightsError: the file is of another kind, damaged, truncated, not VGG-16 up to conv4_3, or
+            asks for something to be executed.
     """
     metadata: Mapping[str, str] = {}
     training = None
-    # safetensors first: its header's length may begin with the byte that a pickle begins with
+    # First safetensors, because the length of its header may begin with the first byte of a pickle.
     if data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
         file_format = "safetensors"
         entries, metadata = _parse_safetensors(data, path)
@@ -223,7 +223,7 @@ def _parse_safetensors(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Mapp
         entries = safetensors.torch.load(data)
         end = _HEADER_LENGTH + int.from_bytes(data[:_HEADER_LENGTH], "little")
         metadata = json.loads(data[_HEADER_LENGTH:end]).get("__metadata__") or {}
-    except Exception as error:  # whatever the bytes of a stranger provoke
+    except Exception as error:  # an untrusted file may cause any
         raise _damaged(path, error) from error
     return entries, metadata
 
@@ -234,7 +234,7 @@ def _parse_torch(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Training |
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a stranger provoke
+    except Exception as error:  # an untrusted file may cause any
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
             raise _damaged(path, error) from error
@@ -283,7 +283,7 @@ def _select(entries: Mapping[Any, Any], path: Path) -> tuple[str, dict[str, Any]
     missing = [name for name in SHAPES if names[name] not in named]
     if len(missing) == len(SHAPES):
         found = ", ".join(list(named)[:3]) or "nothing"
-        raise WeightsError(f"{path} holds no layer of VGG-16 that is known here, but {found[:120]}")
+        raise WeightsError(f"{path} holds no known layer of VGG-16, but {found[:120]}")
     if missing:
         raise WeightsError(
             f"{path} is not VGG-16 up to conv4_3: it lacks {names[missing[0]]} and "
@@ -320,7 +320,7 @@ def _whitening(entries: Mapping[Any, Any], path: Path) -> tuple[Tensor, Tensor] 
 
 
 def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
-    """A contiguous float32 copy, refused if it holds NaN or infinity or no plain numbers."""
+    """A contiguous float32 copy; NaN, infinity and other types of numbers are refused."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or not tensor.is_floating_point():
         raise WeightsError(

@@ -1,10 +1,10 @@
-"""Weights as the package holds them: smaller than their file, every byte of which comes back.
+"""Packed weights: smaller files in the package, from which the ordinary file is restored exactly.
 
-Layers that were frozen in training are the same numbers as in the weights it started from: a packed
-file names those and holds only what differs. The bytes of half-precision numbers stand in two
-planes, all low bytes, then all high ones: these hold signs and exponents, which repeat, so that the
-compression of wheels finds them. A packed file is a safetensors file of bytes; its header holds the
-header of the ordinary file, word for word, and that file's checksum.
+Layers that were frozen in training equal those of the starting weights, so a packed file names the
+starting weights and holds only the layers that differ. Half-precision numbers are stored as two
+planes, first all low bytes, then all high bytes: the high bytes hold signs and exponents, which
+repeat, so that wheels compress better. A packed file is a safetensors file of bytes. Its header
+holds the header of the ordinary file and that file's checksum.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pack(data: bytes, base: tuple[str, bytes] | None = None) -> bytes:
 
     Args:
         data: the file.
-        base: name and ordinary file of packaged weights that hold some of the same arrays.
+        base: name and ordinary file of packaged weights that share some arrays.
     """
     header, arrays = _contents(data)
     known = {} if base is None else _contents(base[1])[1]
@@ -44,15 +44,15 @@ def pack(data: bytes, base: tuple[str, bytes] | None = None) -> bytes:
 
 
 def unpack(data: bytes, path: Path, read_base: Callable[[str], bytes]) -> bytes:
-    """The ordinary file of a packed one; any other file as it is.
+    """Restore the ordinary file from a packed one; other files are returned unchanged.
 
     Args:
         data: the file's bytes.
-        path: where they come from, for messages.
-        read_base: gives the ordinary file of packaged weights by their name.
+        path: the file, for messages.
+        read_base: returns the ordinary file of packaged weights by name.
 
     Raises:
-        WeightsError: damaged, or what it stands on is.
+        WeightsError: the file or its base is damaged.
     """
     if data[_LENGTH : _LENGTH + 1] != b"{":
         return data
@@ -67,7 +67,7 @@ def unpack(data: bytes, path: Path, read_base: Callable[[str], bytes]) -> bytes:
         parts += [_joined(own[name]) if name in own else known[name] for name in _spans(header)]
         ordinary = b"".join(parts)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return data  # whatever it is, its reader will say what is wrong with it
+        return data  # the parser says what is wrong with it
     if hashlib.sha256(ordinary).hexdigest() != metadata.get("sha256"):
         raise WeightsError(
             f"the packed weights file {path} is damaged: its contents have another sha256 than its "
@@ -77,7 +77,7 @@ def unpack(data: bytes, path: Path, read_base: Callable[[str], bytes]) -> bytes:
 
 
 def _contents(data: bytes) -> tuple[str, dict[str, bytes]]:
-    """The header of a safetensors file, and the bytes of each array in their order."""
+    """The header of a safetensors file, and the bytes of each array in order."""
     start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
     header = data[_LENGTH:start]
     return header.decode(), {
@@ -86,7 +86,7 @@ def _contents(data: bytes) -> tuple[str, dict[str, bytes]]:
 
 
 def _spans(header: bytes) -> Mapping[str, tuple[int, int]]:
-    """Where each array lies behind a header, in that order; one begins where the last ends."""
+    """First and last byte of each array after the header, in order; there must be no gaps."""
     entries = json.loads(header)
     spans = {name: entries[name]["data_offsets"] for name in entries if name != "__metadata__"}
     ordered = dict(sorted(spans.items(), key=lambda item: item[1]))

@@ -1,4 +1,4 @@
-"""Weights by name or path: what there is, what a file holds, loading and saving."""
+"""Weights by name or path: list, describe, load and save them."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ _REINSTALL = "reinstall the package (pip install --force-reinstall --no-deps d2n
 
 @dataclass(frozen=True, eq=False)
 class LoadedWeights:
-    """Weights ready for the network.
+    """Weights of a VGG in memory.
 
     Attributes:
         state: conv1_1.weight, conv1_1.bias, ... conv4_3.bias, float32 on the CPU.
-        whitening: of descriptors, None where the weights have none.
-        normalisation: what the network's input must be.
-        name: of the catalogue, or what the file calls itself, or the file's name.
-        sha256: of the file, unpacked.
-        record: the catalogue's entry, None for a file given by path.
+        whitening: of descriptors; None if the weights have none.
+        normalisation: input normalisation that the weights were trained with.
+        name: name in the catalogue, else the name in the file, else the file's name.
+        sha256: checksum of the unpacked file.
+        record: entry of the catalogue; None for a file given by path.
     """
 
     state: dict[str, Tensor]
@@ -73,23 +73,23 @@ class LoadedWeights:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a weights file holds.
+    """Description of a weights file.
 
     Attributes:
         name: as `LoadedWeights.name`.
         path: the file.
         format: "safetensors" or "torch".
-        layout: whose names its arrays have: "d2net", "release" or "torchvision".
-        bytes: size of the file, unpacked.
-        sha256: of the file, unpacked.
-        arrays: those the network uses, from conv1_1 to conv4_3.
-        unused: how many other entries there are (a full VGG's tail).
-        parameters: numbers in `arrays`.
-        whitening: length of whitened descriptors, None where the weights have no whitening.
-        normalisation: what the network's input must be.
+        layout: naming of the arrays: "d2net", "release", "torchvision" or "light".
+        bytes: size of the unpacked file.
+        sha256: checksum of the unpacked file.
+        arrays: the arrays that the network uses.
+        unused: number of other entries, such as the last layers of a full VGG.
+        parameters: number of weights in `arrays`.
+        whitening: length of whitened descriptors; None if the weights have no whitening.
+        normalisation: input normalisation; None for the network light.
         metadata: the strings of a safetensors header.
-        training: what a training checkpoint of the release says about itself.
-        record: the catalogue's entry, None for a file given by path.
+        training: history of a training checkpoint of the release.
+        record: entry of the catalogue; None for a file given by path.
     """
 
     name: str
@@ -113,11 +113,11 @@ class WeightsStatus:
     """A named weights file and whether it is on this machine.
 
     Attributes:
-        record: the catalogue's entry.
-        aliases: other names for it.
-        state: where it is.
-        bytes: size, None while unknown.
-        sha256: checksum that loading demands, None while none is known.
+        record: entry of the catalogue.
+        aliases: other names of the weights.
+        state: where the file is.
+        bytes: size; None while unknown.
+        sha256: checksum that a loaded file must have; None while unknown.
     """
 
     record: WeightsRecord
@@ -128,7 +128,7 @@ class WeightsStatus:
 
 
 def list_weights() -> list[WeightsStatus]:
-    """Every named weights file, the packaged first; only sizes and recorded checksums are read."""
+    """All named weights, the packaged ones first. The files themselves are not read."""
     return [_status(record) for record in CATALOGUE.values()]
 
 
@@ -148,8 +148,7 @@ def load_weights(name_or_path: str | os.PathLike[str] = "default") -> LoadedWeig
     Args:
         name_or_path: a name of the catalogue, or a file: safetensors, or the release's .pth
             (weights or training checkpoints, of any version of torch), or torchvision's VGG-16.
-            Nothing in a file is executed. A name wins over a file of that name; write `./ots` for
-            the file.
+            Nothing in a file is executed. If a file has the name of weights, write `./ots`.
 
     Raises:
         WeightsError: unknown name, missing or damaged file, not VGG-16 up to conv4_3, or the
@@ -221,7 +220,7 @@ def download_weights(name: str, progress: Progress = no_progress) -> Path:
 
 
 def describe(name_or_path: str | os.PathLike[str] = "default") -> WeightsInfo:
-    """What a weights file holds, checked as `load_weights` checks it; downloads nothing.
+    """Describe a weights file, with the checks of `load_weights` and without downloading.
 
     Raises:
         WeightsError: as `load_weights`, or a named file is not on this machine yet.
@@ -236,10 +235,10 @@ def describe(name_or_path: str | os.PathLike[str] = "default") -> WeightsInfo:
 
 
 def ordinary_file(name: str) -> bytes:
-    """Packaged weights as a safetensors file that any program can read; the package packs them.
+    """Packaged weights as an ordinary safetensors file, for other programs.
 
     Raises:
-        WeightsError: none of that name are packaged, or the installation is damaged.
+        WeightsError: there are no packaged weights of that name, or the installation is damaged.
     """
     record = CATALOGUE.get(ALIASES.get(name, name))
     if record is None or record.url is not None:
@@ -265,12 +264,12 @@ def save_weights(
     Args:
         path: the file to make or replace.
         state: conv1_1.weight to conv4_3.bias; other entries are an error.
-        name: what the weights are called.
-        normalisation: what they were trained with; loading restores it.
-        licence: under which they may be used.
-        training_data: what they were trained on.
-        whitening: of descriptors, if they have one.
-        notes: what else the file shall say about itself.
+        name: name of the weights.
+        normalisation: input normalisation that they were trained with; loading restores it.
+        licence: licence of the weights.
+        training_data: description of the training data.
+        whitening: of descriptors, if the weights have learned one.
+        notes: further entries of the header.
 
     Raises:
         WeightsError: a missing, superfluous or wrongly shaped array, or one that half precision
@@ -316,9 +315,9 @@ def save_light(
     Args:
         path: the file to make or replace.
         network: in training or from `for_inference`; its batch normalisation is folded.
-        name: what the weights are called.
-        licence: under which they may be used.
-        training_data: the data that they were trained on.
+        name: name of the weights.
+        licence: licence of the weights.
+        training_data: description of the training data.
         notes: further entries of the header.
 
     Raises:
@@ -343,7 +342,7 @@ def save_light(
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> tuple[WeightsRecord | None, Path]:
-    """The record of a name, or None for a file; and where the file is or will be."""
+    """The catalogue's entry of a name (None for a file), and the path of the file."""
     if isinstance(name_or_path, str):
         record = CATALOGUE.get(ALIASES.get(name_or_path, name_or_path))
         if record is not None:
@@ -356,7 +355,7 @@ def _locate(name_or_path: str | os.PathLike[str]) -> tuple[WeightsRecord | None,
 
 
 def _is_here(record: WeightsRecord) -> bool:
-    # packaged weights always: if they are missing, the installation is damaged
+    # Packaged weights count as here: if the file is missing, the installation is damaged.
     return record.url is None or record.path.exists()
 
 
@@ -374,7 +373,7 @@ def _accept(path: Path) -> None:
 
 
 def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, Checkpoint]:
-    """Read and check a file that is on this machine; record a cached file's first checksum."""
+    """Read and check a file on this machine; at its first use, record a cached file's checksum."""
     data = _ordinary(path, record)
     sha256 = hashlib.sha256(data).hexdigest()
     if record is not None:
@@ -404,14 +403,14 @@ def _read(path: Path, record: WeightsRecord | None) -> tuple[WeightsInfo, Checkp
 
 
 def _ordinary(path: Path, record: WeightsRecord | None) -> bytes:
-    """A file's bytes; where it is packed, those of the file that it stands for."""
+    """The bytes of a file, unpacked."""
     if record is not None and record.url is None and not path.exists():
         raise WeightsError(f"the packaged weights file {path} is missing: {_REINSTALL}")
     return unpack(read_bytes(path), path, ordinary_file)
 
 
 def _check(sha256: str, record: WeightsRecord) -> None:
-    """Compare a checksum with the catalogue's, or with the one recorded at the first load."""
+    """Compare a checksum with that of the catalogue, or with that of the first load."""
     packaged = record.url is None
     expected = record.sha256 if packaged else recorded_sha256(record.path)
     if expected in (None, sha256):
