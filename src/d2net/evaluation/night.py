@@ -1,17 +1,16 @@
-"""A photo as it would look at night: a simulation, for figures where no night is at hand.
+"""A simulated night photo, for evaluations where no real night photos are at hand.
 
-The light of the day's photo is turned into that of a night, seen by a camera that amplifies the
-little it gets. In this order, on linear light (sRGB's curve taken as a power of 2.2):
+The steps work on linear light (sRGB's curve is taken as a power of 2.2):
 
-1. The sky is gone: light falls off from a lamp at a random place, `LAMP` times the photo's longer
-   side wide, to a share `SKY` of it.
-2. The lamps' colour, between sodium (red over blue 8) and moonlight (red over blue 0.6).
-3. Few photons: a white pixel at the lamp gives `PHOTONS` electrons on average, Poisson; reading out
-   adds normal noise of `READING` electrons. Both are independent by pixel and channel.
-4. The camera's gain brings the brightest hundredth to `EXPOSED` of white; eight bits.
+1. Light falls off from a lamp at a random position, with a standard deviation of `LAMP` times the
+   longer edge of the photo, down to the share `SKY`.
+2. The colour of the lamp is drawn between sodium (red over blue 8) and moonlight (red over blue 0.6).
+3. A white pixel at the lamp gives `PHOTONS` electrons on average, with Poisson noise. Reading out adds
+   normal noise of `READING` electrons. Both are independent for each pixel and channel.
+4. The gain of the camera brings the brightest hundredth of the pixels to `EXPOSED` of white; 8 bits.
 
-It is no night: real ones have lit windows, other shadows and longer exposures. It is what can be
-repeated: the same photo and seed give the same pixels.
+Real nights have lit windows, other shadows and longer exposures. The simulation is repeatable: the
+same photo and seed give the same pixels.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _GAMMA = 2.2
 
 
 def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """A photo as it would look at night, see above.
+    """Simulate the night photo of a photo.
 
     Args:
         photo: H x W x 3 RGB, 0 to 255.
-        rng: draws the lamp's place and colour, and the noise.
+        rng: draws the position and colour of the lamp, and the noise.
 
     Returns:
-        H x W x 3 RGB of the same scene geometry.
+        H x W x 3 RGB of the same view.
     """
     height, width = photo.shape[:2]
     light = np.asarray(photo / 255.0, np.float64) ** _GAMMA
@@ -61,11 +60,11 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def write_at_night(photo: Path, output: Path, seed: int) -> None:
-    """Write a photo as it would look at night, without loss.
+    """Write the simulated night photo of a photo as PNG.
 
     Args:
         photo: the file.
-        output: a PNG file; its folder is made if need be. Another name draws another night.
+        output: a PNG file; its folder is created. The name changes the random draws.
         seed: of the random draws.
 
     Raises:
