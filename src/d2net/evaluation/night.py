@@ -4,10 +4,11 @@ The steps work on linear light (sRGB's curve is taken as a power of 2.2):
 
 1. Light falls off from a lamp at a random position, with a standard deviation of `LAMP` times the
    longer edge of the photo, down to the share `SKY`.
-2. The colour of the lamp is drawn between sodium (red over blue 8) and moonlight (red over blue 0.6).
-3. A white pixel at the lamp gives `PHOTONS` electrons on average, with Poisson noise. Reading out adds
-   normal noise of `READING` electrons. Both are independent for each pixel and channel.
-4. The gain of the camera brings the brightest hundredth of the pixels to `EXPOSED` of white; 8 bits.
+2. The colour of the lamp is drawn between sodium (red over blue 8) and moonlight (red over blue
+   0.6).
+3. A white pixel at the lamp gives `PHOTONS` electrons on average, with Poisson noise. Reading out
+   adds normal noise of `READING` electrons. Both are independent for each pixel and channel.
+4. The gain brings the brightest hundredth of the pixels to `EXPOSED` of white; 8 bits.
 
 Real nights have lit windows, other shadows and longer exposures. The simulation is repeatable: the
 same photo and seed give the same pixels.
