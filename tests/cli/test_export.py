@@ -29,7 +29,7 @@ def test_colmap(d2net: Run, files: tuple[str, str]) -> None:
     features, matches = files
     run = d2net("export", "colmap", "--features", features, "--matches", matches, "db")
     assert (run.code, run.err) == (0, "")
-    assert run.out == "2 photos and 1 pairs written: db\n"
+    assert run.out == "2 photos and 1 pair written: db\n"
     with sqlite3.connect("db") as database, FeatureFile(features) as file:
         names = {name for (name,) in database.execute("select name from images")}
         rows = dict(

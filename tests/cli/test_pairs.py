@@ -61,7 +61,7 @@ def test_gps(d2net: Run, here: Path) -> None:
         Image.new("RGB", (8, 8)).save(here / "photos" / f"{i}.jpg", exif=exif)
     run = d2net("pairs", "photos", "--method", "gps", "--max-distance", 60)
     assert read_pairs("pairs.txt") == [("0.jpg", "1.jpg")]
-    assert run.out == "1 pairs of 2 photos; 2 photos are in no pair, as 2.jpg: pairs.txt\n"
+    assert run.out == "1 pair of 2 photos; 2 photos in no pair, such as 2.jpg: pairs.txt\n"
     run = d2net(
         "pairs", "photos", "--method", "gps", "--num-matched", 1, "--max-distance", 1000, "--json"
     )
@@ -96,9 +96,12 @@ def test_covisibility(d2net: Run, here: Path) -> None:
         ("frames --method covisibility", "covisibility needs a COLMAP model"),
         ("frames --method covisibility --model frames", "holds no COLMAP model"),
         ("frames --method sequential --overlap 0", "overlap must be"),
-        ("frames --method exhaustive --overlap 3", "--overlap is for sequential, not exhaustive"),
+        (
+            "frames --method exhaustive --overlap 3",
+            "--overlap is for sequential, not for exhaustive",
+        ),
         ("frames --method sequential --num-matched 3", "--num-matched is for auto, retrieval"),
-        ("one --method exhaustive", "no pair of the 1 photos in one"),
+        ("one --method exhaustive", "no pair of the 1 photo in one"),
         ("frames --method exhaustive -o no/pairs.txt", "the folder no does not exist"),
     ],
 )
