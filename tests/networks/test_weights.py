@@ -133,8 +133,8 @@ def test_the_model_card_names_every_set_of_photos_that_was_trained_on():
     record = CATALOGUE["seasons"]
     card = (record.path.parent / "MODEL_CARD.md").read_text()
     settings = TrainingSettings.from_dict(json.loads(describe("seasons").metadata["settings"]))
-    assert settings.trained_on
-    for source in settings.trained_on:
+    assert settings.training_sources
+    for source in settings.training_sources:
         assert f"| {source.path.partition('/')[0]} |" in card
     recipe = TrainingSettings.from_file(ROOT / "configs" / "default.toml")
     assert settings.updated(name="", licence="") == recipe.updated(name="", licence="")
@@ -428,7 +428,7 @@ def test_wrong_arrays_are_named(ots, tmp_path, change, message):
 def test_another_network_is_refused(tmp_path):
     path = tmp_path / "resnet.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
-    with pytest.raises(WeightsError, match=r"no layer of VGG-16.*layer1\.0\.conv1\.weight"):
+    with pytest.raises(WeightsError, match=r"no known layer of VGG-16.*layer1\.0\.conv1\.weight"):
         load_weights(path)
     torch.save(torch.zeros(3), path)
     with pytest.raises(WeightsError, match="a Tensor, not a state dict"):
@@ -446,7 +446,7 @@ def test_another_network_is_refused(tmp_path):
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a weights file"),
         (b"PK\x03\x04" + bytes(100), "damaged, truncated"),
         (struct.pack("<Q", 1 << 60) + b"{}", "damaged, truncated"),
-        (struct.pack("<Q", 2) + b"{}", "no layer of VGG-16"),
+        (struct.pack("<Q", 2) + b"{}", "no known layer of VGG-16"),
     ],
 )
 def test_what_is_no_weights_file_gets_one_clear_sentence(tmp_path, content, message):
