@@ -92,6 +92,7 @@ class ExtractionOptions(TypedDict, total=False):
     max_keypoints: int | None
     score_threshold: float
     upright: bool
+    stretch: bool
     precision: Precision
 
 
@@ -135,6 +136,10 @@ class ExtractionSettings(Settings):
     upright: bool = True
     """Turn the photo as its EXIF orientation says; otherwise use it as stored."""
 
+    stretch: bool = False
+    """Stretch the contrast of each photo, so that its darkest and brightest 0.1 % become black and
+    white. Useful for photos that use a small part of their range: 12 bits in 16, thermal."""
+
     precision: Precision = "float32"
     """Precision of the network: float32, bfloat16, or float16 (GPU). Detection always runs in
     float32."""
@@ -149,7 +154,12 @@ class ExtractionSettings(Settings):
                 raise InputError(f"{name} must be at least 1, not {value}")
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
-        for name, of_release in (("detector", "deep"), ("descriptor", "plain"), ("turns", 1)):
+        for name, of_release in (
+            ("detector", "deep"),
+            ("descriptor", "plain"),
+            ("turns", 1),
+            ("stretch", False),
+        ):
             if self.original and getattr(self, name) not in (None, of_release):
                 raise InputError(
                     f"original reproduces the 2019 release, whose {name} is {of_release!r}, not "
@@ -167,6 +177,7 @@ class ExtractionSettings(Settings):
                 "detector": None,
                 "descriptor": None,
                 "turns": 1,
+                "stretch": False,
                 "max_keypoints": None,
             }
             changes = {**release, **changes}

@@ -112,6 +112,7 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
             "max_keypoints": 7,
             "score_threshold": 0.25,
             "upright": False,
+            "stretch": False,
             "precision": "bfloat16",
         }
         assert file["a.png"].descriptors.dtype == torch.float16

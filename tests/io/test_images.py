@@ -13,11 +13,13 @@ from PIL import Image
 from d2net.errors import ImageError, InputError
 from d2net.geometry import coordinates
 from d2net.io.images import (
+    has_low_contrast,
     limited_size,
     read_image,
     read_mask,
     resize,
     resize_like_release,
+    stretch_contrast,
     to_pixels,
 )
 
@@ -350,3 +352,23 @@ def test_unsuitable_masks_are_refused(allowed, tmp_path):
         read_mask(None, (5, 1))
     with pytest.raises(ImageError, match="no such file"):
         read_mask(tmp_path / "none.png", (5, 1))
+
+
+# --- Contrast --------------------------------------------------------------------------------
+
+
+def test_photos_of_12_bits_in_16_are_recognized_and_stretched():
+    photo = to_pixels(DATA / "graf1.jpg")
+    dim = to_pixels(photo.astype(np.uint16) * 16)
+    assert has_low_contrast(dim)
+    assert not has_low_contrast(photo)
+    stretched = stretch_contrast(dim)
+    assert not has_low_contrast(stretched)
+    np.testing.assert_allclose(stretched, stretch_contrast(photo), atol=1e-3)
+    assert (stretched.min(), stretched.max()) == (0, 255)
+
+
+def test_a_constant_photo_cannot_be_stretched():
+    constant = np.full((30, 40, 3), 7, np.uint8)
+    assert not has_low_contrast(constant)
+    assert stretch_contrast(constant) is constant

@@ -130,6 +130,10 @@ class Extraction:
     stored_orientation: Annotated[
         bool, _photos("--stored-orientation", help="Ignore the orientation in the EXIF data.")
     ] = not _DEFAULT.upright
+    stretch: Annotated[
+        bool,
+        _photos("--stretch", help="Stretch the contrast of dim photos (12 bits in 16, thermal)."),
+    ] = _DEFAULT.stretch
     weights: Weights = "default"
     device: Device = "auto"
     precision: Annotated[
@@ -149,6 +153,7 @@ class Extraction:
             max_sum_edges=None if self.full_resolution else self.max_sum_edges,
             score_threshold=self.score_threshold,
             upright=not self.stored_orientation,
+            stretch=self.stretch,
             precision=self.precision,
         )
         if self.max_keypoints is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from d2net.networks.base import Network
 from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_network
 from d2net.settings import ExtractionOptions, ExtractionSettings
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -288,6 +291,10 @@ def prepare(
 ) -> PreparedPhoto:
     """Read a photo and its mask: the part of `D2Net.extract` that needs no network."""
     photo = images.to_pixels(image, upright=settings.upright)
+    if settings.stretch:
+        photo = images.stretch_contrast(photo)
+    elif images.has_low_contrast(photo):
+        _advise_to_stretch()
     size = (photo.shape[1], photo.shape[0])
     allowed = None if mask is None else images.read_mask(mask, size, upright=settings.upright)
     limits = (settings.max_edge, settings.max_sum_edges)
@@ -296,6 +303,15 @@ def prepare(
     else:
         pixels = images.resize(photo, images.limited_size(size, *limits))
     return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
+
+
+@cache
+def _advise_to_stretch() -> None:
+    """Give the advice once, not for every photo."""
+    _log.warning(
+        "a photo uses less than a tenth of its range of grey values, so few keypoints are found in "
+        "it; stretch=True (--stretch) extends the range"
+    )
 
 
 def _photo_from_reduced(photo: PreparedPhoto) -> GridMap:

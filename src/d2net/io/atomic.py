@@ -56,7 +56,7 @@ def locked(path: Path) -> Iterator[None]:
         OutputBusyError: another process (or another writer in this one) holds it.
         OutputError: the lock file cannot be created.
     """
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
     with output_errors(path):
         if not path.parent.is_dir():  # filelock might create it
             next(path.parent.iterdir(), None)

@@ -181,6 +181,34 @@ def resize(pixels: Pixels, size: Size) -> Pixels:
     return resized
 
 
+def stretch_contrast(pixels: Pixels) -> Pixels:
+    """Map the darkest and brightest 0.1 % of all samples to 0 and 255, and the others linearly.
+
+    Returns:
+        float32; `pixels` themselves if all samples are equal.
+    """
+    low, high = _range_of_samples(pixels)
+    if low == high:
+        return pixels
+    return ((pixels.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
+
+
+def has_low_contrast(pixels: Pixels) -> bool:
+    """Whether a photo uses less than a tenth of its range, as 12 bits in 16 or thermal photos do.
+
+    False for a constant image, in which there is nothing to stretch.
+    """
+    low, high = _range_of_samples(pixels)
+    return 0 < high - low < 255 / 10
+
+
+def _range_of_samples(pixels: Pixels) -> tuple[float, float]:
+    """The samples below and above which 0.1 % of all are."""
+    step = math.ceil(math.sqrt(pixels.size / 100_000))  # so many samples are enough
+    low, high = np.percentile(pixels[::step, ::step], (0.1, 99.9))
+    return float(low), float(high)
+
+
 def resize_like_release(
     pixels: Pixels, max_edge: int | None, max_sum_edges: int | None
 ) -> npt.NDArray[Any]:

@@ -54,10 +54,16 @@ def export_onnx(
         OutputError: the folder holds something already, or cannot be written.
     """
     chosen = model.resolve(**settings)
-    if chosen.original or chosen.multiscale or chosen.turns > 1 or chosen.precision == "bfloat16":
+    if (
+        chosen.original
+        or chosen.multiscale
+        or chosen.turns > 1
+        or chosen.stretch
+        or chosen.precision == "bfloat16"
+    ):
         raise InputError(
             "an ONNX graph works at one scale, in one turn, with the corrected grid, in float32 or "
-            "float16: leave out original, multiscale, turns and bfloat16"
+            "float16: leave out original, multiscale, turns, stretch and bfloat16"
         )
     record = CATALOGUE.get(model.weights["name"])
     about = {**model.provenance(chosen), "licence": record.licence if record else "unknown"}

@@ -144,9 +144,17 @@ def match(a: Features, b: Features) -> Array:
 
 
 def read_photo(path: str) -> Array:
-    """H x W x 3, RGB, uint8, turned upright."""
+    """H x W x 3, RGB, uint8, turned upright; 16 bits and floats are reduced to 8 bits."""
     with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
+            return np.array(upright.convert("RGB"))
+        samples = np.array(upright, np.float32)
+    white = 65535
+    if upright.mode == "F":  # the smallest range that contains 99 % of the samples
+        white = next((w for w in (1, 255) if (samples > 1.001 * w).mean() <= 0.01), white)
+    grey = np.rint(samples.clip(0, white) * (255 / white)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def main() -> None:
