@@ -31,6 +31,27 @@ def test_whole_models_are_read(model):
     assert (read.num_points3D(), read.num_images(), read.num_rigs()) == (50, 12, 2)
 
 
+def test_photos_without_keypoints_in_text_models(tmp_path):
+    (tmp_path / "cameras.txt").write_text("1 SIMPLE_PINHOLE 640 480 500 320 240\n")
+    (tmp_path / "points3D.txt").touch()
+    (tmp_path / "images.txt").write_text(
+        "# comment\n1 1 0 0 0 0 0 0 1 a b.jpg\n\n2 1 0 0 0 0 0 0 1 c.jpg\n\n"
+    )
+    read = read_model(tmp_path)
+    assert sorted(image.name for image in read.images.values()) == ["a b.jpg", "c.jpg"]
+
+
+def test_names_in_text_models_may_contain_spaces(model, tmp_path):
+    made = read_model(model)
+    names = {number: f"my photos/{number} ü.jpg" for number in made.images}
+    for number, name in names.items():
+        made.images[number].name = name
+    (tmp_path / "text").mkdir()
+    made.write_text(tmp_path / "text")
+    read = read_model(tmp_path / "text")
+    assert {number: image.name for number, image in read.images.items()} == names
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_wherever_a_file_is_cut_it_is_told(model, name):
     path = model / f"{name}.bin"

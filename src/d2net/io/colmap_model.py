@@ -48,10 +48,26 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         )
     check_model_files(folder)
     try:
-        return pycolmap.Reconstruction(folder)
+        model = pycolmap.Reconstruction(folder)
+        if not (folder / "images.bin").is_file():
+            for number, name in _read_names(folder / "images.txt").items():
+                model.images[number].name = name
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
+    return model
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    """The photos' names by number in images.txt, which pycolmap cuts at the first space."""
+    names = {}
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            words = line.split(maxsplit=9)
+            if words and not words[0].startswith("#"):
+                names[int(words[0])] = words[9].strip()
+                next(lines, None)  # the keypoints of the photo; the line may be empty
+    return names
 
 
 def check_model_files(folder: Path) -> None:
