@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -194,8 +193,7 @@ class _Column:
 
     def locate(self, keypoints: Values) -> Values:
         """N x 2 positions on the canvas of N x 2 keypoints."""
-        points: Values = self.canvas_from_photo(torch.from_numpy(keypoints).double()).numpy()
-        return points
+        return self.canvas_from_photo(keypoints.astype(np.float64))
 
 
 class _Picture:

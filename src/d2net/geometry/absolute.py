@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
@@ -130,7 +129,7 @@ def absolute_pose(
     refinement.loss_function_scale = options.threshold / 2
     with quiet_colmap():  # it logs a warning if the points do not determine the pose
         estimate = pycolmap.estimate_and_refine_absolute_pose(
-            COLMAP_FROM_PIXELS(torch.from_numpy(x)).numpy(),
+            COLMAP_FROM_PIXELS(x),
             X,
             camera,
             estimation,

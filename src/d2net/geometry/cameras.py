@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
@@ -70,10 +69,8 @@ def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
             "intrinsics must be a camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with "
             f"positive focal lengths, not {K.tolist()}"
         )
-    centre = COLMAP_FROM_PIXELS(torch.from_numpy(K[None, :2, 2])).numpy()[0]
-    return pycolmap.Camera(
-        model="PINHOLE", width=0, height=0, params=[K[0, 0], K[1, 1], centre[0], centre[1]]
-    )
+    params = [*K.diagonal()[:2], *COLMAP_FROM_PIXELS(K[:2, 2])]
+    return pycolmap.Camera(model="PINHOLE", width=0, height=0, params=params)
 
 
 def rays(camera: pycolmap.Camera, points: Array) -> Array:
@@ -86,8 +83,8 @@ def rays(camera: pycolmap.Camera, points: Array) -> Array:
     Returns:
         N x 2; NaN for points that no ray of the lens model reaches.
     """
-    shifted = COLMAP_FROM_PIXELS(torch.from_numpy(points)).numpy()
-    return np.asarray(camera.cam_from_img(shifted), dtype=np.float64).reshape(-1, 2)
+    in_colmap = COLMAP_FROM_PIXELS(points)
+    return np.asarray(camera.cam_from_img(in_colmap), dtype=np.float64).reshape(-1, 2)
 
 
 def project(camera: pycolmap.Camera, points: Array) -> Array:
@@ -107,11 +104,11 @@ def project(camera: pycolmap.Camera, points: Array) -> Array:
 
 def from_colmap(points: Array) -> Array:
     """N x 2 points from COLMAP's pixels to pixels with centres at integers."""
-    return np.asarray(COLMAP_FROM_PIXELS.inverse()(torch.from_numpy(points)).numpy())
+    return COLMAP_FROM_PIXELS.inverse()(points)
 
 
 def intrinsics_from_colmap(matrix: Array) -> Array:
     """A 3 x 3 camera matrix of COLMAP's for pixels with centres at integers."""
     shifted = np.array(matrix, dtype=np.float64)
-    shifted[:2, 2] = from_colmap(matrix[None, :2, 2])[0]
+    shifted[:2, 2] = from_colmap(shifted[:2, 2])
     return shifted
