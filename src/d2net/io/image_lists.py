@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from d2net.errors import InputError
-from d2net.io.intrinsics import CAMERA_LINE
 from d2net.io.pictures import is_own_picture
-from d2net.io.text import read_lines
+from d2net.io.text import CAMERA_LINE, read_lines
 
 _log = logging.getLogger(__name__)
 

@@ -13,16 +13,10 @@ from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
 from d2net.io.container import check_name
-from d2net.io.text import read_lines
+from d2net.io.text import CAMERA_LINE, read_lines
 
 if TYPE_CHECKING:
     import pycolmap
-
-CAMERA_LINE = re.compile(
-    r"(?P<name>.+?)\s+(?P<model>[A-Z][A-Z0-9_]*)\s+(?P<width>\d+)\s+(?P<height>\d+)"
-    r"(?P<params>(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+)"
-)
-"""A whole line has this form; the name may contain spaces."""
 
 _EXPECTED = "name CAMERA_MODEL width height parameters"
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from d2net.errors import FormatError, InputError
+
+CAMERA_LINE = re.compile(
+    r"(?P<name>.+?)\s+(?P<model>[A-Z][A-Z0-9_]*)\s+(?P<width>\d+)\s+(?P<height>\d+)"
+    r"(?P<params>(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+)"
+)
+"""A line of a list of photos with cameras, see `io.intrinsics`; the name may contain spaces."""
 
 
 def read_lines(
