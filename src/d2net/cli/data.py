@@ -22,10 +22,7 @@ _picture = partial(typer.Option, rich_help_panel="Picture")
 def check(
     *,
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", show_default=False, help="A reconstruction, or a folder of photos."
-        ),
+        Path, typer.Argument(metavar="DIR", help="A reconstruction, or a folder of photos.")
     ],
     kind: Annotated[
         str | None,
@@ -37,7 +34,6 @@ def check(
             "--set",
             metavar="NAME=VALUE",
             help="An option of the source, such as min_overlap=0.2; repeatable.",
-            show_default=False,
         ),
     ] = None,
     crop: Annotated[int, _source(metavar="PIXELS", help="Edge length of the crops.")] = 256,
@@ -50,9 +46,7 @@ def check(
     weights: Annotated[
         str | None,
         _picture(
-            metavar="NAME|FILE",
-            help="Draw the score maps of these weights beside the pairs.",
-            show_default=False,
+            metavar="NAME|FILE", help="Draw the score maps of these weights beside the pairs."
         ),
     ] = None,
     printing: options.Printing,
@@ -116,16 +110,10 @@ def _text(value: object) -> str:
 def megadepth(
     *,
     root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ROOT", show_default=False, help="Folder with phoenix and MegaDepth_v1_SfM."
-        ),
+        Path, typer.Argument(metavar="ROOT", help="Folder with phoenix and MegaDepth_v1_SfM.")
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="DIR", show_default=False, help="Folder for the result."
-        ),
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the result.")
     ],
     scenes: Annotated[
         str,
@@ -140,7 +128,6 @@ def megadepth(
         typer.Option(
             metavar="DIR",
             help="Read the scene_info files of the 2019 release instead of COLMAP models.",
-            show_default=False,
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", help="Number of processes.")] = 1,

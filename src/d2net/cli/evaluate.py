@@ -27,9 +27,7 @@ _ransac = partial(typer.Option, rich_help_panel="RANSAC")
 Seeds = Annotated[
     str, _ransac(metavar="N,...", help="Seeds of RANSAC; results are means over them.")
 ]
-Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", show_default=False, help="Photos with ground truth.")
-]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Photos with ground truth.")]
 
 
 def _with_source(progress: Progress, source: str) -> Progress:
@@ -50,22 +48,17 @@ class Evaluation:
         ),
     ] = "default"
     compare: Annotated[
-        list[str] | None,
-        _features(metavar="SOURCE", help="Another source; repeatable.", show_default=False),
+        list[str] | None, _features(metavar="SOURCE", help="Another source; repeatable.")
     ] = None
     max_keypoints: Annotated[
         int | None, _features(metavar="N", help="Use the N highest scores.", show_default="all")
     ] = None
     device: options.Device = "auto"
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="All results, json.", show_default=False
-        ),
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="All results, json.")
     ] = None
     html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Report with plots and pairs.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="Report with plots and pairs.")
     ] = None
 
     def run(self, evaluate: Protocol, folder: Path, printing: options.Printing) -> None:
@@ -167,17 +160,13 @@ def pose(
     min_overlap: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE",
-            help="Only pairs with at least this share of common points, 0 to 1.",
-            show_default=False,
+            metavar="SHARE", help="Only pairs with at least this share of common points, 0 to 1."
         ),
     ] = None,
     max_angle: Annotated[
         float | None,
         typer.Option(
-            metavar="DEGREES",
-            help="Only pairs with at most this angle between the optical axes.",
-            show_default=False,
+            metavar="DEGREES", help="Only pairs with at most this angle between the optical axes."
         ),
     ] = None,
     solver: Annotated[
@@ -216,24 +205,14 @@ def reconstruction(
             metavar="MODEL", help="COLMAP model of the true cameras.", show_default="found in DIR"
         ),
     ] = None,
-    camera_mode: Annotated[
-        Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(
-            metavar="MODE",
-            help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
-            "per-image (none).",
-        ),
-    ] = "auto",
+    camera_mode: options.CameraMode = "auto",
     known_cameras: Annotated[
         bool,
         typer.Option(
             "--known-cameras", help="Use the intrinsics of the true cameras and keep them fixed."
         ),
     ] = False,
-    mapper: Annotated[
-        Literal["incremental", "global"],
-        typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
-    ] = "incremental",
+    mapper: options.Mapper = "incremental",
     refine: Annotated[
         bool, typer.Option("--refine", help="Adjust keypoints as d2net reconstruct --refine does.")
     ] = False,
@@ -288,26 +267,19 @@ def localization(
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="True poses of the queries: name qw qx qy qz tx ty tz.",
-            show_default=False,
-        ),
+        typer.Option(metavar="FILE", help="True poses of the queries: name qw qx qy qz tx ty tz."),
     ] = None,
     night: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             help="Scenes: also localize the queries darkened as if at night, and write them there.",
-            show_default=False,
         ),
     ] = None,
     submission: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="Write the poses in the format of visuallocalization.net.",
-            show_default=False,
+            metavar="FILE", help="Write the poses in the format of visuallocalization.net."
         ),
     ] = None,
     num_covisible: Annotated[

@@ -15,19 +15,13 @@ from d2net.text import count
 
 app = options.app(help="Export features, matches and the network for other programs.")
 
-_Features = Annotated[
-    Path, typer.Option(metavar="FILE", show_default=False, help="Features file (h5).")
-]
-_Matches = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Matches file (h5).", show_default=False)
-]
+_Features = Annotated[Path, typer.Option(metavar="FILE", help="Features file (h5).")]
+_Matches = Annotated[Path | None, typer.Option(metavar="FILE", help="Matches file (h5).")]
 
 
 def colmap(
     *,
-    output: Annotated[
-        Path, typer.Argument(metavar="DATABASE", show_default=False, help="Database to make.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="DATABASE", help="Database to make.")],
     features: _Features,
     matches: _Matches = None,
     printing: options.Printing,
@@ -40,9 +34,7 @@ def colmap(
 
 def kapture(
     *,
-    output: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default=False, help="Folder to make.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
     features: _Features,
     matches: _Matches = None,
     printing: options.Printing,
@@ -55,9 +47,7 @@ def kapture(
 
 def onnx(
     *,
-    output: Annotated[
-        Path, typer.Argument(metavar="DIR", show_default=False, help="Folder to make.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
     extraction: options.Extraction,
     printing: options.Printing,
 ) -> None:

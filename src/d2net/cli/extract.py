@@ -16,8 +16,7 @@ from d2net.text import count
 def extract(
     *,
     paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="PHOTOS", help="Photos and folders.", show_default=False),
+        list[Path] | None, typer.Argument(metavar="PHOTOS", help="Photos and folders.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -48,12 +47,7 @@ def extract(
             show_default="the folder in PHOTOS; for a list, the current folder",
         ),
     ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."
-        ),
-    ] = None,
+    masks: options.Masks = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store descriptors in half precision (h5).")
     ] = False,

@@ -19,12 +19,9 @@ if TYPE_CHECKING:
 
 def localize(
     *,
-    map_folder: Annotated[
-        Path, typer.Argument(metavar="MAP", show_default=False, help="A map by d2net reconstruct.")
-    ],
+    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A map by d2net reconstruct.")],
     queries: Annotated[
-        list[Path],
-        typer.Argument(metavar="QUERIES...", show_default=False, help="Photos and folders."),
+        list[Path], typer.Argument(metavar="QUERIES...", help="Photos and folders.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Text file with the poses.")
@@ -48,9 +45,7 @@ def localize(
     pictures: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help="Draw each query beside the map's photo with the most inliers.",
-            show_default=False,
+            metavar="DIR", help="Draw each query beside the map's photo with the most inliers."
         ),
     ] = None,
     num_retrieved: Annotated[

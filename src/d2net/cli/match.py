@@ -15,9 +15,7 @@ from d2net.text import count
 
 def match(
     *,
-    photos: Annotated[
-        list[Path] | None, typer.Argument(metavar="A B", help="Two photos.", show_default=False)
-    ] = None,
+    photos: Annotated[list[Path] | None, typer.Argument(metavar="A B", help="Two photos.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -48,6 +48,22 @@ Weights: TypeAlias = Annotated[
     str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(metavar="N", help="Seed of all random samples.")]
+Masks: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."),
+]
+Mapper: TypeAlias = Annotated[
+    Literal["incremental", "global"],
+    typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
+]
+CameraMode: TypeAlias = Annotated[
+    Literal["auto", "single", "per-folder", "per-image"],
+    typer.Option(
+        metavar="MODE",
+        help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
+        "per-image (none).",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -217,17 +233,10 @@ class Matching:
     ] = None
     ratio: Annotated[
         float | None,
-        _matching(
-            metavar="R",
-            help="Ratio test, 0 to 1. D2-Net matches best without one.",
-            show_default=False,
-        ),
+        _matching(metavar="R", help="Ratio test, 0 to 1. D2-Net matches best without one."),
     ] = None
     min_similarity: Annotated[
-        float | None,
-        _matching(
-            metavar="S", help="Smallest cosine similarity of a match, -1 to 1.", show_default=False
-        ),
+        float | None, _matching(metavar="S", help="Smallest cosine similarity of a match, -1 to 1.")
     ] = None
 
     def arguments(self) -> MatchOptions:
@@ -272,8 +281,7 @@ class Pairing:
         _pairing(metavar="METRES", help="gps: largest distance of a pair.", show_default="100"),
     ] = None
     model: Annotated[
-        Path | None,
-        _pairing("--model", metavar="DIR", help="covisibility: COLMAP model.", show_default=False),
+        Path | None, _pairing("--model", metavar="DIR", help="covisibility: COLMAP model.")
     ] = None
 
     def choose(self, method: PairMethod, file: Path | None = None) -> PairChoice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def reconstruct(
     *,
-    photos: Annotated[
-        Path, typer.Argument(metavar="PHOTOS", show_default=False, help="Folder of photos.")
-    ],
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photos.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -27,8 +25,7 @@ def reconstruct(
         ),
     ] = None,
     into: Annotated[
-        Path | None,
-        typer.Option(metavar="MAP", help="Add the photos to this map.", show_default=False),
+        Path | None, typer.Option(metavar="MAP", help="Add the photos to this map.")
     ] = None,
     pairs: Annotated[
         str,
@@ -45,19 +42,10 @@ def reconstruct(
         typer.Option(
             metavar="DIR",
             help="COLMAP model with known cameras and poses: only triangulate points.",
-            show_default=False,
         ),
     ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."
-        ),
-    ] = None,
-    mapper: Annotated[
-        Literal["incremental", "global"],
-        typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
-    ] = "incremental",
+    masks: options.Masks = None,
+    mapper: options.Mapper = "incremental",
     refine: Annotated[
         bool,
         typer.Option(
@@ -67,14 +55,7 @@ def reconstruct(
     camera_model: Annotated[
         str, typer.Option(metavar="MODEL", help="COLMAP's camera model.")
     ] = "SIMPLE_RADIAL",
-    camera_mode: Annotated[
-        Literal["auto", "single", "per-folder", "per-image"],
-        typer.Option(
-            metavar="MODE",
-            help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
-            "per-image (none).",
-        ),
-    ] = "auto",
+    camera_mode: options.CameraMode = "auto",
     camera_params: Annotated[
         str | None,
         typer.Option(

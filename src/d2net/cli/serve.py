@@ -15,10 +15,7 @@ def serve(
     map_folder: Annotated[
         Path | None,
         typer.Option(
-            "--map",
-            metavar="MAP",
-            help="A map by d2net reconstruct, to localize photos in.",
-            show_default=False,
+            "--map", metavar="MAP", help="A map by d2net reconstruct, to localize photos in."
         ),
     ] = None,
     host: Annotated[

@@ -14,7 +14,7 @@ from d2net.text import count
 
 def show(
     *,
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", show_default=False, help="A photo.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photo.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The picture, png or jpg.")
     ] = Path("keypoints.png"),

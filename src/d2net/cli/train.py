@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from d2net.training.loop import TrainingResult
     from d2net.training.settings import TrainingSettings
 
-_recipe = partial(typer.Option, rich_help_panel="Recipe", show_default=False)
+_recipe = partial(typer.Option, rich_help_panel="Recipe")
 
 
 def train(
@@ -25,16 +25,12 @@ def train(
         Path | None,
         typer.Argument(
             metavar="DATA",
-            show_default=False,
             help="Folder with a COLMAP model and its photos, with aligned photos, or with any "
             "photos; with --config the folder of its sources.",
         ),
     ] = None,
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="RUN", show_default=False, help="Folder of the run."
-        ),
+        Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")
     ],
     config: Annotated[
         Path | None,
