@@ -41,7 +41,7 @@ def main() -> None:
         print(markdown(rows), flush=True)
     if "--write" in sys.argv:
         rows = _merged(rows)
-        text = f"Measured on: {machine()}.\n\n{markdown(rows)}"
+        text = f"Measured on: {machine()}.\n\n{brief(rows)}"
         _write(ROOT / "docs" / "benchmarks.md", text)
         _write(ROOT / "docs" / "settings.md", brief(row for row in rows if row.headline))
 

@@ -10,9 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line: what was measured, what came out, what it should be.
+    """One measurement.
 
-    Headlines also go to docs/settings.md.
+    Attributes:
+        what: was measured.
+        measured: the result.
+        target: what it should be, "-" without one.
+        met: whether it is.
+        detail: the times and sizes behind the result.
+        headline: whether docs/settings.md shows it too.
     """
 
     what: str
@@ -24,7 +30,7 @@ class Row:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
+    """The rows with their targets as a Markdown table, for the terminal."""
     lines = ["| what | measured | target | met | detail |", "|---|---|---|---|---|"]
     for row in rows:
         met = "yes" if row.met else "**no**"
@@ -33,7 +39,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def brief(rows: Iterable[Row]) -> str:
-    """The rows with their results alone."""
+    """The rows without their targets, for the documentation."""
     lines = ["| what | measured | |", "|---|---|---|"]
     lines += [f"| {row.what} | {row.measured} | {row.detail} |" for row in rows]
     return "\n".join(lines)
