@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ def curves(
         figure.legend(lines, methods, loc="lower center")
         figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.97, wspace=0.12)
         figure.subplots_adjust(bottom=(0.75 + 0.25 * len(results)) / figure.get_figheight())
-        return _data_uri(figure, "svg", metadata={"Date": None})
+        return _data_uri(figure, "svg+xml", transparent=True, metadata={"Date": None})
 
 
 def _write_number(axes: Axes, number: int, end: tuple[float, float], column: int) -> None:
@@ -161,12 +161,11 @@ def draw_pair(first: Path, second: Path, drawing: Drawing) -> str:
         )
         x, y = lines.reshape(-1, 2).T
         axes.scatter(x, y, s=10, color=colour, linewidths=0)
-    return _data_uri(figure, "jpg", pil_kwargs={"quality": _JPEG_QUALITY})
+    return _data_uri(figure, "jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
 
 
-def _data_uri(figure: Figure, kind: str, **options: Any) -> str:  # noqa: ANN401 (of matplotlib)
+def _data_uri(figure: Figure, media_type: str, **options: Any) -> str:  # noqa: ANN401
     buffer = io.BytesIO()
-    transparent = kind == "svg"
-    figure.savefig(buffer, format=kind, dpi=_DPI, transparent=transparent, **options)
-    types: Mapping[str, str] = {"svg": "svg+xml", "jpg": "jpeg"}
-    return f"data:image/{types[kind]};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    figure.savefig(buffer, format=media_type.partition("+")[0], dpi=_DPI, **options)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{media_type};base64,{encoded}"

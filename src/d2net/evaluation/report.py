@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,61 +149,40 @@ def _page(results: Sequence[Result], photos_root: Path) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """A pair with its matches and figures."""
-
-    group: str
-    photos: tuple[str, ...]
-    uri: str
-    num_correct: int
-    num_wrong: int
-    figures: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Gallery:
-    """The best pairs of a method, best first, and its worst ones, worst first."""
-
-    method: str
-    ranked_by: str
-    best: list[_Picture]
-    worst: list[_Picture]
-
-
-def _gallery(result: Result, photos_root: Path) -> _Gallery | None:
-    """Pictures of the pairs that a method does best and worst, each pair once."""
-    drawn = [pair for pair in result.pairs if pair.drawing is not None]
+def _gallery(result: Result, photos_root: Path) -> dict[str, Any] | None:
+    """Pictures of the pairs that a method does best (best first) and worst (worst first)."""
+    drawn = [(pair, pair.drawing) for pair in result.pairs if pair.drawing is not None]
     if not drawn:
         return None
     ranked_by = result.pair_metrics[0]
     best_first = sorted(
         drawn,
-        key=lambda pair: pair.figures[ranked_by.name],
+        key=lambda drawn: drawn[0].figures[ranked_by.name],
         reverse=ranked_by.higher_is_better is not False,
     )
-    worst = best_first[max(_PICTURES, len(best_first) - _PICTURES) :][::-1]
-    pictures = [
-        [_picture(result, p, p.drawing, photos_root) for p in pairs if p.drawing is not None]
-        for pairs in (best_first[:_PICTURES], worst)
-    ]
-    return _Gallery(result.method, ranked_by.name, *pictures)
+    best = best_first[:_PICTURES]
+    worst = best_first[max(_PICTURES, len(best_first) - _PICTURES) :][::-1]  # no pair twice
+    return {
+        "method": result.method,
+        "ranked_by": ranked_by.name,
+        "best": [_picture(result, *pair, photos_root) for pair in best],
+        "worst": [_picture(result, *pair, photos_root) for pair in worst],
+    }
 
 
-def _picture(result: Result, pair: PairResult, drawing: Drawing, photos_root: Path) -> _Picture:
+def _picture(
+    result: Result, pair: PairResult, drawing: Drawing, photos_root: Path
+) -> dict[str, Any]:
     every = [other.figures for other in result.pairs]
-    return _Picture(
-        pair.group,
-        pair.photos,
-        plots.draw_pair(photos_root / pair.photos[0], photos_root / pair.photos[1], drawing),
-        int(drawing.correct.sum()),
-        int((~drawing.correct).sum()),
-        tuple(
-            (metric.label, figure_text(pair.figures[metric.name], metric, every))
-            for metric in result.pair_metrics
-            if metric.name in pair.figures
-        ),
-    )
+    shown = [metric for metric in result.pair_metrics if metric.name in pair.figures]
+    first, second = (photos_root / photo for photo in pair.photos)
+    return {
+        "photos": pair.photos,
+        "uri": plots.draw_pair(first, second, drawing),
+        "num_correct": int(drawing.correct.sum()),
+        "num_wrong": int((~drawing.correct).sum()),
+        "figures": [(m.label, figure_text(pair.figures[m.name], m, every)) for m in shown],
+    }
 
 
 def _details(result: Result) -> Iterator[tuple[str, str]]:
