@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.geometry.significance import Verdict, verdict
 
 _ARRAYS = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
 
@@ -166,6 +167,9 @@ class Matches:
             of a photo in a map, which has no matrix), or None before verification.
         matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None if no model
             was found.
+        significance: minus log10 of the probability that the matches of two photos of different
+            places agree with a model as well, see `geometry.significance`; None before
+            verification.
     """
 
     indices: Tensor
@@ -173,6 +177,7 @@ class Matches:
     inliers: Tensor | None = None
     model: str | None = None
     matrix: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    significance: float | None = None
 
     def __post_init__(self) -> None:
         k = len(self.indices)
@@ -218,6 +223,11 @@ class Matches:
     def num_inliers(self) -> int:
         """The number of inliers; before verification, the number of matches."""
         return len(self) if self.inliers is None else int(self.inliers.sum())
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the photos show the same place; None before verification."""
+        return None if self.significance is None else verdict(self.significance)
 
     def verified(self) -> Matches:
         """The inliers only; before verification, all matches."""

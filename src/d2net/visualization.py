@@ -18,6 +18,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
+from d2net.geometry.significance import VERDICT_TEXT
 from d2net.io.arrays import evenly_spaced
 from d2net.io.images import ImageLike, resize, to_pixels
 from d2net.io.pictures import write_picture
@@ -66,8 +67,9 @@ def plot_matches(
 
     The colour of a match follows its height in the first photo, so that neighbours look alike and a
     wrong match stands out. After verification, inliers are coloured and outliers are faint white
-    lines; without it all matches are coloured. Both photos get the same height, and the picture is
-    at most about 2000 pixels wide.
+    lines; without it all matches are coloured. All are faint if there is no evidence that the
+    photos show the same place. Both photos get the same height, and the picture is at most about
+    2000 pixels wide.
 
     Args:
         image_a: the first photo, in any form that `to_pixels` takes.
@@ -98,7 +100,9 @@ def plot_matches(
     ends_a, ends_b = picture.columns[0].locate(points_a), picture.columns[1].locate(points_b)
     heights = points_a[:, 1] / a.image_size[1]
     colours = _rainbow(heights)
-    mask = np.ones(len(matches), bool) if matches.inliers is None else matches.inliers.cpu().numpy()
+    mask = np.full(len(matches), matches.verdict != "none")
+    if matches.inliers is not None:
+        mask &= matches.inliers.cpu().numpy()
 
     def spread(rows: NDArray[np.intp], max_count: int) -> NDArray[np.intp]:
         by_height = rows[np.argsort(heights[rows], kind="stable")]
@@ -378,7 +382,8 @@ def _summary(matches: Matches) -> str:
     if matches.matrix is None:
         return f"no {model} fits the {total}"
     share = matches.num_inliers / len(matches)
-    return f"{matches.num_inliers:,} inliers of {total} ({share:.0%}), {model}"
+    text = f"{matches.num_inliers:,} inliers of {total} ({share:.0%}), {model}"
+    return text if matches.verdict is None else f"{VERDICT_TEXT[matches.verdict]}: {text}"
 
 
 def _photo(image: ImageLike, features: Features, upright: bool) -> Canvas:

@@ -6,6 +6,7 @@ import torch
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.matching import match
 from d2net.matching.verification import default_threshold, verify
 
 K = np.array([[800.0, 0, 399.5], [0, 800, 319.5], [0, 0, 1]])
@@ -131,3 +132,30 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_matches_of_other_features_are_refused():
     with pytest.raises(InputError, match="rows 0 to 8 of the second photo, which has 5 keypoints"):
         verify(features(np.zeros((9, 2))), features(np.zeros((5, 2))), in_order(9))
+
+
+def test_a_real_pair_shows_the_same_place(graf):
+    a, b, _ = graf
+    for model in ("fundamental", "homography"):
+        found = match(a, b, verify=model)
+        assert found.verdict == found.verified().verdict == "same"
+        assert found.significance > 10
+    cameras = np.array([[800.0, 0, 399.5], [0, 800, 319.5], [0, 0, 1]])
+    found = match(a, b, verify="essential", intrinsics=(cameras, cameras))
+    assert found.verdict == "same"
+
+
+def test_unrelated_features_show_no_common_place():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = (features(rng.uniform([0, 0], [800, 640], (300, 2))) for _ in range(2))
+        for model in ("fundamental", "homography"):
+            found = verify(a, b, in_order(300), model)
+            assert found.num_inliers > 8
+            assert (found.verdict, found.significance) == ("none", 0)
+
+
+def test_without_verification_there_is_no_verdict(graf):
+    a, b, _ = graf
+    found = match(a, b)
+    assert found.verdict is found.significance is None

@@ -1,7 +1,8 @@
 """The command line. Each command reads its options, calls one function and prints the result.
 
-Exit codes: 0 success, 1 some photos or pairs failed, 2 wrong input or output, 130 stopped by
-Ctrl-C. torch is imported only by the commands that need it, so that `--help` answers at once.
+Exit codes: 0 success, 1 some photos or pairs failed or nothing was found, 2 wrong input or output,
+130 stopped by Ctrl-C. torch is imported only by the commands that need it, so that `--help` answers
+at once.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from d2net.cli import options
+from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
 from d2net.text import count
@@ -22,7 +22,8 @@ def match(
             "--output",
             "-o",
             metavar="FILE",
-            help="Picture (png, jpg), or with --features the matches file (h5).",
+            help="Two photos: picture (png, jpg) or table of the matches (npz, csv, json). With "
+            "--features: the matches file (h5).",
             show_default="matches.png",
         ),
     ] = None,
@@ -52,7 +53,8 @@ def match(
 ) -> None:
     """Match two photos and draw the matches, or match many pairs of a features file.
 
-    `d2net match A.jpg B.jpg` prints the numbers of matches and inliers and writes matches.png.
+    `d2net match A.jpg B.jpg` says whether both photos show the same place and writes matches.png.
+    The exit code is 1 if there is no evidence that they do.
 
     `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes the inliers in hloc's
     layout (all matches with `--verify none`). A run that was stopped continues when the same
@@ -66,10 +68,8 @@ def match(
     if features is not None and pairs is not None and output is not None and not photos:
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
     elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
-        picture = output or Path("matches.png")
-        _match_photos(
-            (photos[0], photos[1]), picture, lines, extraction, matching, refine, printing
-        )
+        output = output or Path("matches.png")
+        _match_photos((photos[0], photos[1]), output, lines, extraction, matching, refine, printing)
     else:
         raise InputError(
             "give two photos (d2net match A.jpg B.jpg), or a features file "
@@ -79,7 +79,7 @@ def match(
 
 def _match_photos(
     photos: tuple[Path, Path],
-    picture: Path,
+    output: Path,
     lines: int,
     extraction: options.Extraction,
     matching: options.Matching,
@@ -87,39 +87,51 @@ def _match_photos(
     printing: options.Printing,
 ) -> None:
     first, second = photos
-    check_output(picture, first, second)
-    model = extraction.model(printing)
+    check_output(output, first, second)
 
+    from d2net.geometry.significance import VERDICT_TEXT
+    from d2net.io.matches import MATCH_TABLES, write_matches
     from d2net.matching import match
     from d2net.matching.refine import refine
     from d2net.matching.verification import verify
     from d2net.visualization import picture_path, plot_matches
 
-    picture_path(picture)
+    as_table = output.suffix.lower() in MATCH_TABLES
+    if not as_table:
+        picture_path(output)
+    model = extraction.model(printing)
     a, b = model.extract(first, turns=1), model.extract(second)  # it is enough to turn one photo
     matches = match(a, b, **matching.arguments())
     if refined and matching.verify != "none":
         a, b = refine(a, b, matches, first, second, upright=model.settings.upright)
         matches = verify(a, b, matches, matching.verify, threshold=matching.threshold)
-    upright = model.settings.upright
-    plot_matches(first, second, a, b, matches, upright=upright, lines=lines, output=picture)
+    if as_table:
+        write_matches(output, a, b, matches)
+    else:
+        upright = model.settings.upright
+        plot_matches(first, second, a, b, matches, upright=upright, lines=lines, output=output)
     line = f"{len(a):,} and {count(len(b), 'keypoint')}, {count(len(matches), 'match')}"
-    if matches.inliers is not None:
+    if matches.verdict is not None:
         share = matches.num_inliers / max(len(matches), 1)
         inliers = count(matches.num_inliers, "inlier")
         line += f", {inliers} ({share:.0%}) of a {matches.model} model"
+        line = f"{VERDICT_TEXT[matches.verdict]}: {line}, significance {matches.significance:.1f}"
     printing.result(
         {
             "photos": [str(first), str(second)],
+            "verdict": matches.verdict,
+            "significance": matches.significance,
             "keypoints": [len(a), len(b)],
             "matches": len(matches),
             "model": matches.model,
             "inliers": None if matches.inliers is None else matches.num_inliers,
             "matrix": None if matches.matrix is None else matches.matrix.tolist(),
-            "picture": str(picture),
+            "output": str(output),
         },
-        f"{line}: {picture}",
+        f"{line}: {output}",
     )
+    if matches.verdict == "none":
+        raise typer.Exit(console.PARTLY_FAILED)
 
 
 def _match_file(

@@ -6,13 +6,16 @@ import math
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import robust
+from d2net.geometry.epipolar import fundamental_from_essential
 from d2net.geometry.robust import Method, Model, RobustOptions
+from d2net.geometry.significance import epipolar_significance, homography_significance
 
 MIN_THRESHOLD = 1.5
 """Smallest default threshold of a Sampson distance in pixels. Lens distortion and blur leave errors
@@ -60,9 +63,9 @@ def verify(
         seed: seed of the random samples; the same seed gives identical results.
 
     Returns:
-        The same matches with `inliers`, `model` and `matrix` (x_b = H x_a, x_b^T F x_a = 0, or
-        x_b^T K_b^-T E K_a^-1 x_a = 0). If no model is found, `matrix` is None and no match is an
-        inlier.
+        The same matches with `inliers`, `model`, `matrix` (x_b = H x_a, x_b^T F x_a = 0, or
+        x_b^T K_b^-T E K_a^-1 x_a = 0) and `significance`. If no model is found, `matrix` is None,
+        no match is an inlier, and the significance is 0.
 
     Raises:
         InputError: a name is unknown, a value is out of range, or the matches belong to other
@@ -81,15 +84,46 @@ def verify(
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, method=method, seed=seed)
-    points_a, points_b = matches.points(a, b)
+    points = matches.points(a, b)
     if model == "homography":
-        matrix, inliers = robust.homography(points_a, points_b, options)
+        matrix, inliers = robust.homography(*points, options)
     elif intrinsics is None:
-        matrix, inliers = robust.fundamental(points_a, points_b, options)
+        matrix, inliers = robust.fundamental(*points, options)
     else:
-        matrix, inliers = robust.essential(points_a, points_b, *intrinsics, options)
-    mask = torch.from_numpy(inliers).to(matches.indices.device)
-    return replace(matches, inliers=mask, model=model, matrix=matrix)
+        matrix, inliers = robust.essential(*points, *intrinsics, options)
+    return replace(
+        matches,
+        inliers=torch.from_numpy(inliers).to(matches.indices.device),
+        model=model,
+        matrix=matrix,
+        significance=_significance(model, matrix, a, b, matches, threshold, intrinsics),
+    )
+
+
+def _significance(
+    model: Model,
+    matrix: NDArray[np.float64] | None,
+    a: Features,
+    b: Features,
+    matches: Matches,
+    threshold: float,
+    intrinsics: tuple[ArrayLike, ArrayLike] | None,
+) -> float:
+    if matrix is None:
+        return 0.0
+    points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
+    photos = points_a, points_b, a.image_size, b.image_size
+    if model == "homography":
+        found = homography_significance(matrix, *photos, threshold=threshold)
+    elif intrinsics is None:
+        found = epipolar_significance(matrix, *photos, threshold=threshold)
+    else:
+        cameras = (np.asarray(K, dtype=np.float64) for K in intrinsics)
+        fundamental = fundamental_from_essential(matrix, *cameras)
+        found = epipolar_significance(
+            fundamental, *photos, threshold=threshold, sample_size=5, num_solutions=10
+        )
+    return max(0.0, found)
 
 
 def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:

@@ -57,7 +57,7 @@ def match_best(
         threshold: largest error of an inlier in pixels; None for the features' default.
 
     Returns:
-        JSON: that of `matches_to_dict`, and the `threshold`.
+        JSON: that of `matches_to_dict`, the `threshold`, the `verdict` and the `significance`.
     """
     best_a, best_b = a.features[preset][:number], b.features[preset][:number]
     key = (b.key, preset, number)
@@ -67,7 +67,12 @@ def match_best(
     if threshold is None:
         threshold = default_threshold(best_a, best_b, matches, "fundamental")
     verified = verify(best_a, best_b, matches, "fundamental", threshold=threshold)
-    return {**matches_to_dict(verified), "threshold": threshold}
+    return {
+        **matches_to_dict(verified),
+        "threshold": threshold,
+        "verdict": verified.verdict,
+        "significance": verified.significance,
+    }
 
 
 def matches_to_dict(matches: Matches) -> dict[str, Any]:

@@ -10,6 +10,11 @@ const HINTS = {
   both: "D2-Net’s detections and corners together, the best of each by score.",
   original: "As the 2019 release computes them, including its offset of two pixels.",
 };
+const VERDICTS = {
+  same: "Same place",
+  doubtful: "Doubtful whether this is the same place",
+  none: "No evidence that these show the same place",
+};
 const MIN_KEYPOINTS = 50;
 const PAUSE = 80; // milliseconds after the last movement of a slider, before matches are requested
 const byId = (id) => document.getElementById(id);
@@ -135,7 +140,8 @@ export class MatchView {
     const rows = [found.first, found.second];
     const points = best.map((places, i) => picked(places, rows[i]));
     const others = best.map((places, i) => unmatched(places, rows[i]));
-    this.stage.show({ others, points, inliers: found.inliers, similarity: found.similarity });
+    const inliers = found.verdict === "none" ? 0 : found.inliers;
+    this.stage.show({ others, points, inliers, similarity: found.similarity });
     if (byId("automatic").checked) {
       byId("threshold").max = Math.max(20, Math.ceil(2 * found.threshold));
       byId("threshold").value = found.threshold;
@@ -150,9 +156,9 @@ export class MatchView {
     byId("threshold-value").textContent = this.keypoints.every(Boolean) ? `${threshold.toFixed(1)} px` : "";
     if (found) {
       const all = found.first.length, share = all ? Math.round((100 * found.inliers) / all) : 0;
-      this.result.className = "result";
-      this.result.replaceChildren(strong(count(found.inliers)),
-        ` verified of ${count(all)} matches (${share} %)`);
+      this.result.className = `result ${found.verdict}`;
+      this.result.replaceChildren(strong(VERDICTS[found.verdict]),
+        `: ${count(found.inliers)} verified of ${count(all)} matches (${share} %)`);
     } else if (!this.keypoints.every(Boolean)) {
       const chosen = this.slots.filter((slot) => slot.key).length;
       this.result.className = "result";

@@ -1,0 +1,221 @@
+"""Significance: whether matches agree by accident or because both photos show one place.
+
+The number of inliers cannot tell. Of 500 random matches, 30 to 50 fit the best of many fundamental
+matrices, and true pairs across seasons have no more. Significance is minus log10 of the probability
+of such an agreement between photos of different places: 3 is one accident in a thousand.
+
+The probability comes from a number of false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et
+al., ACCV 2012), with one change. The usual background model puts accidental partners anywhere in
+the photo. Learned features refute it in photos of different places, too: they match windows with
+windows and ground with ground, which lie at similar heights, and many epipolar lines that are
+nearly parallel then pass close to them. So only matches in a band around the model count, and the
+question is whether they gather in its middle. For fundamental and essential matrices a second,
+independent test asks whether neighbours stay neighbours along the epipolar lines.
+
+All points are in pixels, and all photo sizes are (width, height).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from d2net.geometry.homography import transfer_error
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Verdict: TypeAlias = Literal["same", "doubtful", "none"]
+
+VERDICT_TEXT: dict[Verdict, str] = {
+    "same": "same place",
+    "doubtful": "doubtful whether this is the same place",
+    "none": "no evidence that these show the same place",
+}
+
+SAME, DOUBTFUL = 2.0, 0.0
+"""Smallest significance of two photos of the same place, and of a doubtful pair."""
+
+_BAND = 0.02  # half-width of the band around the model, as a share of the photo's longer side
+_PIXEL = 0.5  # smaller errors are not measured
+_NEIGHBOURS = 8
+_SWAPS = 10
+_MIN_ORDERED = 12  # matches without which neighbourhoods mean nothing
+_MAX_ORDERED = 200  # enough to decide, and quadratic in time
+_CELL = 0.01  # of the order test, as a share of the photo's longer side
+
+
+def verdict(significance: float) -> Verdict:
+    """What a significance says about two photos."""
+    if significance > SAME:
+        return "same"
+    return "doubtful" if significance > DOUBTFUL else "none"
+
+
+def nfa_significance(
+    chances: Array, num_matches: int, sample_size: int, num_solutions: int
+) -> float:
+    """Minus log10 of the number of false alarms of a model, minimised over its thresholds.
+
+    Equation 9 of Moulon et al., for samples from all N matches and inliers from the n in the band:
+    NFA(k) = N_sol (n - N_s) C(N, N_s) C(n - N_s, k - N_s) p_k^(k - N_s).
+
+    Args:
+        chances: n, for each match in the band the probability that an accidental partner in the
+            band fits as well or better.
+        num_matches: N, among which the model was searched.
+        sample_size: N_s, matches that determine the model.
+        num_solutions: N_sol, models that one sample gives at most.
+
+    Returns:
+        The significance; negative where random matches agree as well.
+    """
+    n = len(chances)
+    if n <= sample_size + 1:
+        return -math.inf
+    k = np.arange(sample_size + 1, n + 1)
+    log_samples = _log10_choose(num_matches, np.array(sample_size))
+    log_subsets = _log10_choose(n - sample_size, k - sample_size)
+    log_chances = (k - sample_size) * np.log10(np.sort(chances)[sample_size:])
+    log_nfa = math.log10(num_solutions * (n - sample_size)) + log_samples + log_subsets
+    return -float((log_nfa + log_chances).min())
+
+
+def _log10_choose(n: int, k: NDArray[Any]) -> Array:
+    logs = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    return np.asarray(logs / math.log(10), dtype=np.float64)
+
+
+def epipolar_significance(
+    fundamental: Array,
+    points_a: Array,
+    points_b: Array,
+    size_a: tuple[int, int],
+    size_b: tuple[int, int],
+    *,
+    threshold: float,
+    sample_size: int = 7,
+    num_solutions: int = 3,
+) -> float:
+    """Significance of a fundamental matrix, x_b^T F x_a = 0, for matches of two photos.
+
+    The weaker of two: the order test alone, and together with how closely the matches follow the
+    epipolar lines (both are independent, so their significances add up).
+
+    Args:
+        fundamental: 3 x 3.
+        points_a: N x 2, all matched points of the first photo, outliers too.
+        points_b: N x 2, their partners.
+        size_a: of the first photo.
+        size_b: of the second photo.
+        threshold: of an inlier in pixels. Keypoints in the same square of this size count once.
+        sample_size: matches that determine the matrix: 5 if it comes from an essential matrix.
+        num_solutions: matrices that one sample gives at most: 10 for an essential matrix.
+    """
+    a, b = points_a, points_b
+    unit_a, unit_b = max(size_a), max(size_b)
+    lines_a, lines_b = _epipolar_lines(fundamental.T, b), _epipolar_lines(fundamental, a)
+    pixels_a, pixels_b = _distance(lines_a, a), _distance(lines_b, b)
+    best_first = np.argsort(np.maximum(pixels_a, pixels_b), kind="stable")
+
+    rows = _one_each(best_first, (a, threshold), (b, threshold))
+    errors = np.maximum(pixels_a / unit_a, pixels_b / unit_b)[rows]
+    fit = _fit_significance(errors, max(unit_a, unit_b), sample_size, num_solutions)
+
+    inliers = best_first[np.maximum(pixels_a, pixels_b)[best_first] <= threshold]
+    rows = _one_each(inliers, (a, _CELL * unit_a), (b, _CELL * unit_b))[:_MAX_ORDERED]
+    if len(rows) < _MIN_ORDERED:
+        return -math.inf
+    a, b, lines_a, lines_b = (values[rows] for values in (a, b, lines_a, lines_b))
+    order = min(_order_significance(a, b, lines_b), _order_significance(b, a, lines_a))
+    return min(order, order + fit)
+
+
+def homography_significance(
+    homography: Array,
+    points_a: Array,
+    points_b: Array,
+    size_a: tuple[int, int],
+    size_b: tuple[int, int],
+    *,
+    threshold: float,
+) -> float:
+    """Significance of a homography `b_from_a`; arguments as for `epipolar_significance`.
+
+    Accidental partners near the predicted point often lie on a line through it, as a skyline or a
+    row of windows. So an error uses up its share of the band, not the square of that share.
+    """
+    try:
+        inverse = np.linalg.inv(homography)
+    except np.linalg.LinAlgError:
+        return 0.0
+    unit_a, unit_b = max(size_a), max(size_b)
+    error = np.maximum(
+        transfer_error(inverse, points_b, points_a) / unit_a,
+        transfer_error(homography, points_a, points_b) / unit_b,
+    )
+    rows = np.argsort(error, kind="stable")
+    rows = _one_each(rows, (points_a, threshold), (points_b, threshold))
+    return _fit_significance(error[rows], max(unit_a, unit_b), sample_size=4, num_solutions=1)
+
+
+def _fit_significance(errors: Array, unit: float, sample_size: int, num_solutions: int) -> float:
+    """Significance of errors, given as shares of `unit`, a number of pixels."""
+    near = errors[errors < _BAND]  # not where an error is not a number
+    chances = np.maximum(near, _PIXEL / unit) / _BAND
+    return nfa_significance(chances, len(errors), sample_size, num_solutions)
+
+
+def _order_significance(a: Array, b: Array, lines_b: Array) -> float:
+    """Minus log10 of the probability that neighbours in a are neighbours in b by accident.
+
+    The null hypothesis: the partner of a match is any of the partners near its epipolar line. So
+    its rank among those, by the neighbours that the match would have in both photos, is uniform.
+    Fisher's method combines the ranks. The tail of the gamma distribution is Chernoff's bound.
+    """
+    neighbours_a, neighbours_b = _neighbours(a), _neighbours(b)
+    shared = neighbours_a @ neighbours_b.T  # [i, j]: with the partner of j as that of i
+    from_line = np.abs(lines_b[:, :2] @ b.T + lines_b[:, 2:])
+    np.fill_diagonal(from_line, np.inf)
+    swaps = np.argpartition(from_line, _SWAPS, axis=1)[:, :_SWAPS]
+    own, others = np.diag(shared)[:, None], np.take_along_axis(shared, swaps, axis=1)
+    rank = 1 + (others > own).sum(axis=1) + (others == own).sum(axis=1) / 2
+    trials = len(a)
+    total = -np.log(rank / (_SWAPS + 1)).sum()
+    if total <= trials:
+        return 0.0
+    return float(total - trials - trials * math.log(total / trials)) / math.log(10)
+
+
+def _neighbours(points: Array) -> NDArray[np.float32]:
+    """N x N, 1 where the column is among the nearest points of the row."""
+    squared = (points**2).sum(axis=1)
+    distance = squared[:, None] + squared - 2 * points @ points.T
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argpartition(distance, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+    marks = np.zeros(distance.shape, dtype=np.float32)
+    np.put_along_axis(marks, nearest, 1, axis=1)
+    return marks
+
+
+def _epipolar_lines(matrix: Array, points: Array) -> Array:
+    """N x 3 lines (x, y, 1) . l = 0 in the other photo, with unit normals."""
+    lines = points @ matrix[:, :2].T + matrix[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(lines / np.hypot(lines[:, :1], lines[:, 1:2]), dtype=np.float64)
+
+
+def _distance(lines: Array, points: Array) -> Array:
+    return np.asarray(np.abs((lines[:, :2] * points).sum(axis=1) + lines[:, 2]), dtype=np.float64)
+
+
+def _one_each(rows: Rows, *grids: tuple[Array, float]) -> Rows:
+    """The first of the rows in every cell of some grids, each of points and a cell size."""
+    for points, size in grids:
+        x, y = np.floor(points[rows] / size).T
+        _, first = np.unique(x + 1e7 * y, return_index=True)
+        rows = rows[np.sort(first)]
+    return rows

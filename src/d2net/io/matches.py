@@ -1,0 +1,78 @@
+"""The matches of two photos as a table for other programs: .npz, .csv or .json.
+
+Points are (x, y) in pixels of the photos, the centre of the top-left pixel at (0, 0).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from d2net.errors import InputError
+from d2net.features import Features, Matches
+from d2net.io.atomic import replacing, write_text
+
+MATCH_TABLES = (".npz", ".csv", ".json")
+
+
+def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matches: Matches) -> None:
+    """Write all matches of two photos, with the inliers marked.
+
+    - .npz: `points_a` and `points_b` K x 2 float32, `indices` K x 2, `similarity` K and, after
+      verification, `inliers` K, `model`, `matrix` (absent if none was found), `significance` and
+      `verdict`.
+    - .json: the same names, with lists for arrays and null for what is absent.
+    - .csv: the columns x_a, y_a, x_b, y_b, similarity and, after verification, inlier (0 or 1).
+
+    Args:
+        path: the file; its extension sets the format.
+        a: features of the first photo.
+        b: features of the second photo.
+        matches: pairs of rows of `a` and `b`.
+
+    Raises:
+        InputError: the extension is unknown.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    points_a, points_b = matches.points(a, b)
+    similarity = matches.similarity.cpu().numpy()
+    inliers = None if matches.inliers is None else matches.inliers.cpu().numpy()
+    values = {
+        "points_a": points_a,
+        "points_b": points_b,
+        "indices": matches.indices.cpu().numpy(),
+        "similarity": similarity,
+        "inliers": inliers,
+        "model": matches.model,
+        "matrix": matches.matrix,
+        "significance": matches.significance,
+        "verdict": matches.verdict,
+    }
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: np.asarray(v) for name, v in values.items() if v is not None})
+    elif suffix == ".json":
+        lists = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
+        write_text(path, json.dumps(lists) + "\n")
+    elif suffix == ".csv":
+        names = ["x_a", "y_a", "x_b", "y_b", "similarity"]
+        columns = [*points_a.T, *points_b.T, similarity]
+        if inliers is not None:
+            names.append("inlier")
+            columns.append(inliers.astype(int))
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(names)
+        table.writerows(zip(*(column.tolist() for column in columns), strict=True))
+        write_text(path, text.getvalue())
+    else:
+        raise InputError(
+            f"matches can be written as {', '.join(MATCH_TABLES)}, not as {path.name!r}"
+        )
