@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from d2net.io.h5 import FeatureFile, MatchFile
 
@@ -48,12 +49,14 @@ def test_a_real_pair(real: Real) -> None:
     assert found["photos"] == [str(GRAF1), str(GRAF3)]
     assert all(count > 100 for count in found["keypoints"])
     assert found["model"] == "homography"
+    assert found["verdict"] == "same"
+    assert found["significance"] > 10
     assert 20 < found["inliers"] < found["matches"]
     matrix = np.array(found["matrix"])
     corners = np.array([[0, 0, 1], [799, 0, 1], [799, 639, 1], [0, 639, 1]]).T
     ends, true = (m @ corners / (m @ corners)[2] for m in (matrix, H))
     assert np.linalg.norm(ends - true, axis=0).mean() < 30  # pixels of 800 x 640
-    with Image.open(real.folder / found["picture"]) as picture:
+    with Image.open(real.folder / found["output"]) as picture:
         assert picture.format == "PNG"
         assert picture.width > 900
 
@@ -84,15 +87,48 @@ def test_without_verification(d2net: Run, photos: Path) -> None:
     run = d2net("match", photo, photo, "--verify", "none", "--json")
     assert run.json["keypoints"][0] == run.json["keypoints"][1] == run.json["matches"] > 0
     assert (run.json["model"], run.json["inliers"], run.json["matrix"]) == (None, None, None)
-    assert run.json["picture"] == "matches.png"
+    assert run.json["output"] == "matches.png"
     run = d2net("match", photo, photo, "--verify", "none", "--min-similarity", 0.5, "-q")
     assert run.out == run.err == ""
+
+
+def test_unrelated_pictures_show_no_common_place(real: Real) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("discs.png", "boxes.png"):
+        picture = Image.new("RGB", (320, 240), "grey")
+        draw = ImageDraw.Draw(picture)
+        shape = draw.ellipse if name == "discs.png" else draw.rectangle
+        for _ in range(150):
+            x, y, radius = rng.uniform([0, 0, 3], [320, 240, 25])
+            colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+            shape((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        picture.save(real.folder / name)
+    run = real("match", "discs.png", "boxes.png")
+    assert run.code == 1
+    assert run.out.startswith("no evidence that these show the same place: ")
+
+
+def test_matches_as_a_table(d2net: Run, photos: Path) -> None:
+    a = photos / "a.png"
+    for suffix in ("npz", "csv", "json"):
+        run = d2net("match", a, a, "-o", f"matches.{suffix}", "--json")
+        assert run.json["output"] == f"matches.{suffix}"
+    arrays = np.load("matches.npz")
+    listed = json.loads(Path("matches.json").read_text())
+    table = np.genfromtxt("matches.csv", delimiter=",", names=True)
+    assert len(arrays["points_a"]) == run.json["matches"]
+    assert arrays["inliers"].sum() == run.json["inliers"]
+    assert arrays["verdict"] == listed["verdict"] == run.json["verdict"]
+    np.testing.assert_allclose(listed["points_b"], arrays["points_b"])
+    np.testing.assert_allclose(table["x_b"], arrays["points_b"][:, 0])
+    np.testing.assert_array_equal(table["inlier"], arrays["inliers"])
 
 
 def test_photos_without_keypoints(d2net: Run, here: Path) -> None:
     Image.new("RGB", (60, 50)).save("black.png")
     run = d2net("match", "black.png", "black.png", "--json")
-    assert run.code == 0
+    assert run.code == 1
+    assert (run.json["verdict"], run.json["significance"]) == ("none", 0)
     assert (run.json["keypoints"], run.json["matches"], run.json["inliers"]) == ([0, 0], 0, 0)
 
 

@@ -151,7 +151,6 @@ def test_unrelated_features_show_no_common_place():
         a, b = (features(rng.uniform([0, 0], [800, 640], (300, 2))) for _ in range(2))
         for model in ("fundamental", "homography"):
             found = verify(a, b, in_order(300), model)
-            assert found.num_inliers > 8
             assert (found.verdict, found.significance) == ("none", 0)
 
 

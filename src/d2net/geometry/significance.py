@@ -39,7 +39,10 @@ VERDICT_TEXT: dict[Verdict, str] = {
 SAME, DOUBTFUL = 2.0, 0.0
 """Smallest significance of two photos of the same place, and of a doubtful pair."""
 
-_BAND = 0.02  # half-width of the band around the model, as a share of the photo's longer side
+_BAND, _BAND_THRESHOLDS = 0.02, 3.0
+"""Half-width of the band around a model, as a share of the photo's longer side, and at least in
+thresholds of an inlier."""
+
 _PIXEL = 0.5  # smaller errors are not measured
 _NEIGHBOURS = 8
 _SWAPS = 10
@@ -123,7 +126,8 @@ def epipolar_significance(
 
     rows = _one_each(best_first, (a, threshold), (b, threshold))
     errors = np.maximum(pixels_a / unit_a, pixels_b / unit_b)[rows]
-    fit = _fit_significance(errors, max(unit_a, unit_b), sample_size, num_solutions)
+    unit = max(unit_a, unit_b)
+    fit = _fit_significance(errors, unit, threshold, sample_size, num_solutions, power=1)
 
     inliers = best_first[np.maximum(pixels_a, pixels_b)[best_first] <= threshold]
     rows = _one_each(inliers, (a, _CELL * unit_a), (b, _CELL * unit_b))[:_MAX_ORDERED]
@@ -145,8 +149,9 @@ def homography_significance(
 ) -> float:
     """Significance of a homography `b_from_a`; arguments as for `epipolar_significance`.
 
-    Accidental partners near the predicted point often lie on a line through it, as a skyline or a
-    row of windows. So an error uses up its share of the band, not the square of that share.
+    Accidental partners near a predicted point lie around it, or along a line through it where they
+    belong to a skyline or a row of windows. So their number is taken to grow with the distance to
+    the power 1.5, between an area (2) and a line (1).
     """
     try:
         inverse = np.linalg.inv(homography)
@@ -159,13 +164,26 @@ def homography_significance(
     )
     rows = np.argsort(error, kind="stable")
     rows = _one_each(rows, (points_a, threshold), (points_b, threshold))
-    return _fit_significance(error[rows], max(unit_a, unit_b), sample_size=4, num_solutions=1)
+    return _fit_significance(
+        error[rows],
+        max(unit_a, unit_b),
+        threshold,
+        sample_size=4,
+        num_solutions=1,
+        power=1.5,
+    )
 
 
-def _fit_significance(errors: Array, unit: float, sample_size: int, num_solutions: int) -> float:
-    """Significance of errors, given as shares of `unit`, a number of pixels."""
-    near = errors[errors < _BAND]  # not where an error is not a number
-    chances = np.maximum(near, _PIXEL / unit) / _BAND
+def _fit_significance(
+    errors: Array, unit: float, threshold: float, sample_size: int, num_solutions: int, power: float
+) -> float:
+    """Significance of errors, given as shares of `unit`, a number of pixels.
+
+    The number of accidental partners within a distance of the model grows with its `power`.
+    """
+    band = max(_BAND, _BAND_THRESHOLDS * threshold / unit)
+    near = errors[errors < band]  # not where an error is not a number
+    chances = (np.maximum(near, _PIXEL / unit) / band) ** power
     return nfa_significance(chances, len(errors), sample_size, num_solutions)
 
 
