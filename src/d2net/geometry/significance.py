@@ -154,7 +154,7 @@ def homography_significance(
     the power 1.5, between an area (2) and a line (1).
     """
     try:
-        inverse = np.linalg.inv(homography)
+        inverse: Array = np.linalg.inv(homography).astype(np.float64)
     except np.linalg.LinAlgError:
         return 0.0
     unit_a, unit_b = max(size_a), max(size_b)

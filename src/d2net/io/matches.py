@@ -10,6 +10,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     suffix = path.suffix.lower()
     if suffix == ".npz":
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.asarray(v) for name, v in values.items() if v is not None})
+            arrays: dict[str, Any] = {n: v for n, v in values.items() if v is not None}
+            np.savez(file, **arrays)
     elif suffix == ".json":
         lists = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
         write_text(path, json.dumps(lists) + "\n")
