@@ -219,6 +219,11 @@ def test_wrong_files(d2net: Run, features: Path) -> None:
     run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", features)
     assert run.code == 2
     assert "is the input f.h5 of the same command" in run.err
+    Path("other.h5").write_bytes(features.read_bytes())
+    run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "other.h5")
+    assert run.code == 2
+    assert "other.h5 contains results of another kind" in run.err
+    assert len(run.err) < 300
     run = d2net(
         *("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5"),
         *("--device", "cuda:77"),

@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from d2net.errors import FormatError, InputError, OutputError
@@ -147,6 +148,11 @@ def check_settings(stored: Settings, given: Settings, path: Path) -> None:
     Raises:
         OutputError: it was made with others; the message names each difference.
     """
+    if stored and stored.keys().isdisjoint(given):
+        raise OutputError(
+            f"{path} contains results of another kind, with the settings {', '.join(stored)}; "
+            "choose another output."
+        )
     differences = list(_differences(stored, given))
     if differences:
         more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -163,6 +169,6 @@ def _differences(stored: Settings, given: Settings, prefix: str = "") -> Iterato
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            was = "absent" if a is missing else repr(a)
-            now = "absent" if b is missing else repr(b)
+            was = "absent" if a is missing else shorten(repr(a), 60)
+            now = "absent" if b is missing else shorten(repr(b), 60)
             yield f"{prefix}{key} is {was} there, {now} now"
