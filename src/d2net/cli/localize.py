@@ -78,11 +78,10 @@ def localize(
         raise InputError("there are no photos to localize: give files, or folders that hold some")
     cameras = {} if intrinsics is None else read_intrinsics(intrinsics)
     check_output(output, intrinsics, *(photo.path for photo in photos))
-    drawings = {photo.name: _picture(pictures, photo.name) for photo in photos}
+    drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     for drawing in drawings.values():
-        if drawing is not None:
-            check_output(drawing)
-            drawing.parent.mkdir(parents=True, exist_ok=True)
+        check_output(drawing)
+        drawing.parent.mkdir(parents=True, exist_ok=True)
     device = options.find_device(device, printing)
     opened = Map.open(map_folder, weights=weights, device=device)
     answers: dict[str, Localization] = {}
@@ -98,9 +97,8 @@ def localize(
                     seed=seed,
                 )
                 answers[photo.name] = answer
-                drawing = drawings[photo.name]
-                if drawing is not None and answer.best_photo is not None:
-                    opened.plot(answer, photo.path, drawing)
+                if photo.name in drawings and answer.best_photo is not None:
+                    opened.plot(answer, photo.path, drawings[photo.name])
             except D2NetError as error:
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
@@ -117,10 +115,8 @@ def localize(
         raise typer.Exit(console.PARTLY_FAILED)
 
 
-def _picture(folder: Path | None, name: str) -> Path | None:
+def picture_file(folder: Path, name: str) -> Path:
     """The file of a query's picture: a.jpg for a.jpg, a.tif.jpg for a.tif."""
-    if folder is None:
-        return None
     drawable = Path(name).suffix.lower() in (".jpg", ".jpeg", ".png")
     return folder / (name if drawable else f"{name}.jpg")
 
