@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError, WeightsError
+from d2net.io.atomic import replacing
 from d2net.io.pickles import NumpyType, numpy_scalar
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.vgg import WHITENING_INPUTS
@@ -163,13 +165,18 @@ def parse(data: bytes, path: Path) -> Checkpoint:
     # First safetensors, because the length of its header may begin with the first byte of a pickle.
     if data[_HEADER_LENGTH : _HEADER_LENGTH + 1] == b"{":
         file_format = "safetensors"
-        entries, metadata = _parse_safetensors(data, path)
+        entries, metadata = parse_safetensors(data, path)
     elif data.startswith((b"PK\x03\x04", b"\x80")):
         file_format = "torch"
         entries, training = _parse_torch(data, path)
     else:
         raise WeightsError(
             f"{path} is not a weights file: expected safetensors or a file saved by torch (.pth)"
+        )
+    if metadata.get("architecture") == "matcher":
+        raise WeightsError(
+            f"{path} holds a matcher, not a network that makes features: give it to "
+            "`d2net match` as --matcher FILE"
         )
     if metadata.get("architecture") == "light":
         return _light(entries, metadata, path)
@@ -200,7 +207,7 @@ def _light(entries: Mapping[Any, Any], metadata: Mapping[str, str], path: Path) 
                 for name, t in Light(widths).for_inference().state_dict().items()
             }
     except (KeyError, ValueError, TypeError, InputError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if {name: tuple(tensor.shape) for name, tensor in entries.items()} != expected:
         raise WeightsError(f"{path} does not hold the arrays of the network light: get it again")
     return Checkpoint(
@@ -218,13 +225,14 @@ def _light(entries: Mapping[Any, Any], metadata: Mapping[str, str], path: Path) 
     )
 
 
-def _parse_safetensors(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
+def parse_safetensors(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
+    """The arrays and the header's strings of a safetensors file."""
     try:
         entries = safetensors.torch.load(data)
         end = _HEADER_LENGTH + int.from_bytes(data[:_HEADER_LENGTH], "little")
         metadata = json.loads(data[_HEADER_LENGTH:end]).get("__metadata__") or {}
     except Exception as error:  # an untrusted file may cause any
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return entries, metadata
 
 
@@ -237,7 +245,7 @@ def _parse_torch(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Training |
     except Exception as error:  # an untrusted file may cause any
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         raise WeightsError(
             f"{path} asks for {asked[1]} to be run when it is loaded, which is never done here: "
             "use a file that holds tensors only (torch.save of a state dict), from its authors"
@@ -250,7 +258,8 @@ def _parse_torch(data: bytes, path: Path) -> tuple[Mapping[Any, Any], Training |
     return model, _training(loaded)
 
 
-def _damaged(path: Path, error: Exception) -> WeightsError:
+def damaged(path: Path, error: Exception) -> WeightsError:
+    """The error for a file that cannot be read for the reason `error`."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return WeightsError(
         f"the weights file {path} is damaged, truncated or of another kind ({lines[0][:120]}): "
@@ -334,6 +343,24 @@ def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
             "file is damaged"
         )
     return copy
+
+
+def save_half(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays as half-precision safetensors, whole or not at all.
+
+    Raises:
+        WeightsError: half precision cannot hold a weight.
+        OutputError: the file cannot be written.
+    """
+    arrays = {}
+    for name, tensor in state.items():
+        arrays[name] = tensor.detach().cpu().half().contiguous()
+        to_float32(name, arrays[name], "the weights to be saved in half precision")
+    data = safetensors.torch.save(arrays, {"format": "pt", **metadata})
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def _dtype_name(tensor: Tensor) -> str:

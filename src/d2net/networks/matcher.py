@@ -166,8 +166,8 @@ class Layer(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """B x N x C to B x heads x N x C / heads."""
-        batch, n, _ = x.shape
-        return x.view(batch, n, self.heads, -1).transpose(1, 2)
+        batch, n, width = x.shape
+        return x.view(batch, n, self.heads, width // self.heads).transpose(1, 2)
 
 
 class AssignmentHead(nn.Module):

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 from torch import Tensor
 
 from d2net.errors import WeightsError
-from d2net.io.atomic import replacing
 from d2net.networks.base import Network
 from d2net.networks.catalogue import (
     ALIASES,
@@ -36,7 +34,7 @@ from d2net.networks.checkpoint import (
     Training,
     parse,
     read_bytes,
-    to_float32,
+    save_half,
 )
 from d2net.networks.download import download, record_sha256, recorded_sha256
 from d2net.networks.light import Light, LightSettings
@@ -283,22 +281,15 @@ def save_weights(
     tensors = dict(state)
     if whitening is not None:
         tensors |= dict(zip(WHITENING, (whitening.weight, whitening.bias), strict=True))
-    arrays = {}
-    for key, tensor in tensors.items():
-        half = tensor.detach().cpu().half()
-        to_float32(key, half, "the weights to be saved in half precision")
-        arrays[LAYOUTS["release"].get(key, key)] = half.contiguous()
     metadata = {
         **(notes or {}),
-        "format": "pt",
         "name": name,
         "normalisation": normalisation.name,
         "licence": licence,
         "training_data": training_data,
     }
-    data = safetensors.torch.save(arrays, metadata)
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(data)
+    names = LAYOUTS["release"]
+    save_half(path, {names.get(key, key): tensor for key, tensor in tensors.items()}, metadata)
 
 
 def save_light(
@@ -324,21 +315,15 @@ def save_light(
         WeightsError: half precision cannot hold a weight.
         OutputError: the file cannot be written.
     """
-    arrays = {}
-    for key, tensor in network.for_inference().state_dict().items():
-        arrays[key] = tensor.detach().cpu().half().contiguous()
-        to_float32(key, arrays[key], "the weights to be saved in half precision")
     metadata = {
         **(notes or {}),
-        "format": "pt",
         "architecture": "light",
         "widths": json.dumps(network.widths.to_dict()),
         "name": name,
         "licence": licence,
         "training_data": training_data,
     }
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(safetensors.torch.save(arrays, metadata))
+    save_half(path, network.for_inference().state_dict(), metadata)
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> tuple[WeightsRecord | None, Path]:
