@@ -30,7 +30,7 @@ from .test_public_names import PUBLIC
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*sorted(ROOT.glob("*.md")), *DOCS]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob(".github/*.md")), *DOCS]
 
 BLOCK = re.compile(
     r"(?:^ *<!-- not run: (?P<reason>[^>]+) -->\n)?"

@@ -10,6 +10,7 @@ import tomli
 import d2net
 
 ROOT = Path(__file__).parent.parent
+THIRD_PARTY = ROOT / "docs" / "third-party.md"
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -19,7 +20,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 def test_every_dependency_is_among_the_third_party_packages() -> None:
-    listed = re.findall(r"^\| ([\w-]+) \| [^|]+ \|", (ROOT / "THIRD_PARTY.md").read_text(), re.M)
+    listed = re.findall(r"^\| ([\w-]+) \| [^|]+ \|", THIRD_PARTY.read_text(), re.M)
     extras = PROJECT["optional-dependencies"]
     wanted = PROJECT["dependencies"] + [
         requirement
@@ -31,4 +32,4 @@ def test_every_dependency_is_among_the_third_party_packages() -> None:
         re.match(r"[\w-]+", requirement)[0] for requirement in wanted if "; " not in requirement
     }
     assert names <= set(listed), "run: python tools/licences.py --write"
-    assert not re.search(r"\| see its home \|", (ROOT / "THIRD_PARTY.md").read_text())
+    assert not re.search(r"\| see its home \|", THIRD_PARTY.read_text())

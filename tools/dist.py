@@ -24,7 +24,7 @@ DIST = ROOT / "dist"
 LARGEST = 25e6  # bytes, of which the weights are 23.4e6
 
 PACKAGE = ROOT / "src" / "d2net"
-IN_SDIST = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "pyproject.toml")
+IN_SDIST = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml")
 IN_METADATA = ("LICENSE", "MODEL_CARD.md")
 
 MATCH = """

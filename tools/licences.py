@@ -2,7 +2,7 @@
 
 usage: python tools/licences.py [--write]
 
-With `--write` the list goes into THIRD_PARTY.md.
+With `--write` the list goes into docs/third-party.md.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LIST = ROOT / "THIRD_PARTY.md"
+LIST = ROOT / "docs" / "third-party.md"
 FOR_DEVELOPERS = ("dev", "docs")
 
 HEAD = """\
 # Third-party packages
 
-d2net is under Apache-2.0, its packaged weights under the licence of their
-[model card](src/d2net/networks/pretrained/MODEL_CARD.md). Nothing below is part of it: pip installs
-these packages beside it, each under its own licence. `python tools/licences.py --write` makes this
-list from the metadata of the packages installed (CPU build of torch; a GPU build brings NVIDIA's
-libraries under NVIDIA's licence).
+The code of d2net is licensed under Apache-2.0. The
+[model card](../src/d2net/networks/pretrained/MODEL_CARD.md) states the licence of the packaged
+weights. d2net contains none of the packages below: pip installs them beside it, each under its own
+licence. `python tools/licences.py --write` makes this list from the metadata of the installed
+packages, with the CPU build of torch. A GPU build also installs NVIDIA's libraries under NVIDIA's
+licence.
 
 """
 

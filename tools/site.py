@@ -24,8 +24,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "SECURITY.md": "security.md",
-    "THIRD_PARTY.md": "third-party.md",
+    ".github/SECURITY.md": "security.md",
     "src/d2net/networks/pretrained/MODEL_CARD.md": "model-card.md",
 }
 SOURCES = {page: source for source, page in PAGES.items()}
