@@ -181,6 +181,6 @@ def test_unknown_kinds_are_told() -> None:
     with pytest.raises(InputError, match="detector must be deep, corner or both, not 'sift'"):
         ExtractionSettings(detector="sift")
     with pytest.raises(
-        InputError, match="descriptor must be plain, root, fused or whitened, not 'sift'"
+        InputError, match="descriptor must be plain, root, fused, whitened or light, not 'sift'"
     ):
         ExtractionSettings(descriptor="sift")

@@ -607,7 +607,7 @@ def test_saving_what_cannot_be_saved_leaves_the_old_file(ots, tmp_path):
     path = tmp_path / "new.safetensors"
     path.write_bytes(b"old")
     too_large = dict(ots.state) | {"conv1_1.bias": torch.full((64,), 1e5)}
-    with pytest.raises(WeightsError, match=r"conv1_1\.bias.*half precision.*infinity"):
+    with pytest.raises(WeightsError, match=r"half precision.*infinity"):
         save(path, too_large)
     with pytest.raises(WeightsError, match=r"conv4_3\.bias"):
         save(path, {k: v for k, v in ots.state.items() if k != "conv4_3.bias"})
