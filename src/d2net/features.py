@@ -170,6 +170,8 @@ class Matches:
         significance: minus log10 of the probability that the matches of two photos of different
             places agree with a model as well, see `geometry.significance`; None before
             verification.
+        confidence: K float32, the calibrated probability that a match is right; None if the matcher
+            does not know it, as nearest neighbours.
     """
 
     indices: Tensor
@@ -178,6 +180,7 @@ class Matches:
     model: str | None = None
     matrix: np.ndarray[Any, np.dtype[np.float64]] | None = None
     significance: float | None = None
+    confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         k = len(self.indices)
@@ -186,8 +189,10 @@ class Matches:
                 f"indices must be int64 of shape (K, 2), not {self.indices.dtype} of shape "
                 f"{tuple(self.indices.shape)}"
             )
-        if tuple(self.similarity.shape) != (k,):
-            raise InputError(f"similarity must have {k} entries, not {len(self.similarity)}")
+        for name in ("similarity", "confidence"):
+            values = getattr(self, name)
+            if values is not None and tuple(values.shape) != (k,):
+                raise InputError(f"{name} must have {k} entries, not {len(values)}")
         marks = self.inliers
         if marks is not None and (tuple(marks.shape) != (k,) or marks.dtype != torch.bool):
             raise InputError(
@@ -220,6 +225,11 @@ class Matches:
         return a.keypoints.cpu()[first].numpy(), b.keypoints.cpu()[second].numpy()
 
     @property
+    def scores(self) -> Tensor:
+        """K float32, larger for better matches: `confidence`, or `similarity` if it is unknown."""
+        return self.similarity if self.confidence is None else self.confidence
+
+    @property
     def num_inliers(self) -> int:
         """The number of inliers; before verification, the number of matches."""
         return len(self) if self.inliers is None else int(self.inliers.sum())
@@ -238,5 +248,6 @@ class Matches:
             self,
             indices=self.indices[keep],
             similarity=self.similarity[keep],
+            confidence=None if self.confidence is None else self.confidence[keep],
             inliers=keep[keep],
         )

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from d2net.io.h5 import FeatureFile, MatchFile
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.matcher_weights import save_matcher
 
-from ..tiny import DATA
+from ..tiny import DATA, make_tiny_model
 from .conftest import Real, Run
 
 GRAF1, GRAF3 = DATA / "graf1.jpg", DATA / "graf3.jpg"
@@ -251,3 +253,17 @@ def test_refinement_is_for_verified_matches_of_two_photos(d2net: Run, photos: Pa
         run = d2net("match", *arguments, "--refine")
         assert (run.code, run.out) == (2, "")
         assert run.err.startswith("error: --refine needs two photos")
+
+
+def test_a_learned_matcher_gives_confidences(d2net: Run, photos: Path) -> None:
+    a, b = sorted(photos.rglob("*.png"))[:2]
+    features = make_tiny_model().extract(a)
+    length, descriptor_id = features.descriptors.shape[1], features.descriptor_id or ""
+    network = MatchingTransformer(MatcherSettings(length, width=32, heads=2, layers=1))
+    file, about = Path("matcher.safetensors"), {"licence": "", "training_data": ""}
+    save_matcher(file, network, name="m", descriptor_id=descriptor_id, **about)
+    run = d2net("match", a, b, "--matcher", file, "-o", "m.json", "--verify", "none", "--json")
+    assert run.code == 0, run.err
+    found = json.loads(Path("m.json").read_text())
+    assert len(found["confidence"]) == run.json["matches"]
+    assert all(0.1 <= confidence <= 1 for confidence in found["confidence"])

@@ -231,6 +231,13 @@ class Matching:
             show_default="by the keypoints' uncertainty",
         ),
     ] = None
+    matcher: Annotated[
+        str,
+        _matching(
+            metavar="nearest|FILE",
+            help="Mutual nearest neighbours, or the weights file of a learned matcher.",
+        ),
+    ] = "nearest"
     ratio: Annotated[
         float | None,
         _matching(metavar="R", help="Ratio test, 0 to 1. D2-Net matches best without one."),
@@ -244,6 +251,7 @@ class Matching:
         return {
             "verify": None if self.verify == "none" else self.verify,
             "threshold": self.threshold,
+            "matcher": self.matcher,
             "ratio": self.ratio,
             "min_similarity": self.min_similarity,
         }

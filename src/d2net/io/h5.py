@@ -7,7 +7,8 @@ float32 (hloc's default is float16, with errors of half a pixel beyond 1024; bot
 centre of the top-left pixel is (0, 0).
 
 Matches: one group per pair, with `matches0` N0 (for each keypoint of the first photo, the row of
-its match in the second photo or -1) and `matching_scores0` N0. Rows are int32, because hloc's int16
+its match in the second photo or -1) and `matching_scores0` N0, which is the confidence if the
+attribute `scores` of the group says so, else the similarity. Rows are int32, because hloc's int16
 overflows above 32,767 keypoints; hloc reads any integer type, and both are read here.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py,
@@ -209,7 +210,8 @@ class MatchFile(Container):
     def get(self, first: str, second: str) -> Matches:
         """The matches of a pair of photos, whichever order it is stored in.
 
-        Verified pairs have only their inliers. A similarity that the file lacks is 1.
+        Verified pairs have only their inliers. A similarity that the file lacks is 1, as in files
+        with confidences.
 
         Raises:
             NoSuchEntryError: the pair is not in the file (an InputError and a KeyError).
@@ -232,10 +234,14 @@ class MatchFile(Container):
                 f"{where}: 'matches0' contains the row {rows.min()}, because rows above 32,767 "
                 "overflow hloc's 16 bits; match again with d2net."
             )
-        similarity = _column(record, "matching_scores0", len(rows), where)
         matched = torch.from_numpy(np.flatnonzero(rows != -1))
+        scores = _column(record, "matching_scores0", len(rows), where)[matched]
         indices = torch.stack([matched, torch.from_numpy(rows.astype(np.int64))[matched]], dim=1)
-        return Matches(indices.flip(1) if swapped else indices, similarity[matched])
+        if swapped:
+            indices = indices.flip(1)
+        if self.read_attributes(entry).get("scores") == "confidence":
+            return Matches(indices, torch.ones_like(scores), confidence=scores)
+        return Matches(indices, scores)
 
     def _find(self, first: str, second: str) -> tuple[str, bool] | None:
         """The pair's group, and whether it is stored in the other order."""
@@ -313,10 +319,12 @@ class MatchWriter(ResumableWriter):
         matches0 = np.full(num_keypoints, -1, dtype=np.int32)
         matches0[rows] = columns
         scores = np.zeros(num_keypoints, dtype=np.float32)
-        scores[rows] = as_numpy(kept.similarity)
+        scores[rows] = as_numpy(kept.scores)
         arrays = {"matches0": matches0, "matching_scores0": scores}
-        names: dict[str, str | float] = {"name0": first, "name1": second}
-        self._append(group_name(*pair), Record(arrays, {"": names}), inputs)
+        attributes: dict[str, str | float] = {"name0": first, "name1": second}
+        if kept.confidence is not None:
+            attributes["scores"] = "confidence"
+        self._append(group_name(*pair), Record(arrays, {"": attributes}), inputs)
         self._pairs.add(pair)
 
     def _read_done(self, existing: Container | None, unfinished: Mapping[str, Attributes]) -> None:

@@ -87,7 +87,7 @@ def _write_pair(root: Path, first: str, second: str, matches: Matches) -> None:
     rows = matches.indices
     if first > second:
         first, second, rows = second, first, rows.flip(1)
-    table = torch.cat([rows, matches.similarity[:, None].double()], dim=1)
+    table = torch.cat([rows, matches.scores[:, None].double()], dim=1)
     _write_array(root / _MATCHES / f"{first}{_PAIR_SEPARATOR}{second}.matches", table)
 
 

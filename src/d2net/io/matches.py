@@ -24,11 +24,12 @@ MATCH_TABLES = (".npz", ".csv", ".json")
 def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matches: Matches) -> None:
     """Write all matches of two photos, with the inliers marked.
 
-    - .npz: `points_a` and `points_b` K x 2 float32, `indices` K x 2, `similarity` K and, after
-      verification, `inliers` K, `model`, `matrix` (absent if none was found), `significance` and
-      `verdict`.
+    - .npz: `points_a` and `points_b` K x 2 float32, `indices` K x 2, `similarity` K, `confidence` K
+      if the matcher knows it, and after verification `inliers` K, `model`, `matrix` (absent if
+      none was found), `significance` and `verdict`.
     - .json: the same names, with lists for arrays and null for what is absent.
-    - .csv: the columns x_a, y_a, x_b, y_b, similarity and, after verification, inlier (0 or 1).
+    - .csv: the columns x_a, y_a, x_b, y_b, similarity, confidence if it is known, and after
+      verification inlier (0 or 1).
 
     Args:
         path: the file; its extension sets the format.
@@ -43,12 +44,14 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     path = Path(path)
     points_a, points_b = matches.points(a, b)
     similarity = matches.similarity.cpu().numpy()
+    confidence = None if matches.confidence is None else matches.confidence.cpu().numpy()
     inliers = None if matches.inliers is None else matches.inliers.cpu().numpy()
     values = {
         "points_a": points_a,
         "points_b": points_b,
         "indices": matches.indices.cpu().numpy(),
         "similarity": similarity,
+        "confidence": confidence,
         "inliers": inliers,
         "model": matches.model,
         "matrix": matches.matrix,
@@ -66,6 +69,9 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     elif suffix == ".csv":
         names = ["x_a", "y_a", "x_b", "y_b", "similarity"]
         columns = [*points_a.T, *points_b.T, similarity]
+        if confidence is not None:
+            names.append("confidence")
+            columns.append(confidence)
         if inliers is not None:
             names.append("inlier")
             columns.append(inliers.astype(int))

@@ -10,13 +10,13 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.robust import Method, Model
 from d2net.matching import verification
-from d2net.matching.matchers import MatcherName, create_matcher
+from d2net.matching.matchers import create_matcher
 
 
 class MatchOptions(TypedDict, total=False):
     """The arguments of `match` that can be the same for many pairs; see there what they mean."""
 
-    matcher: MatcherName
+    matcher: str
     ratio: float | None
     min_similarity: float | None
     verify: Model | None
@@ -28,7 +28,7 @@ def match(
     a: Features,
     b: Features,
     *,
-    matcher: MatcherName = "nearest",
+    matcher: str = "nearest",
     ratio: float | None = None,
     min_similarity: float | None = None,
     verify: Model | None = None,
@@ -42,7 +42,7 @@ def match(
     Args:
         a: features of the first photo.
         b: features of the second photo, on the same device.
-        matcher: "nearest" for mutual nearest neighbours.
+        matcher: "nearest" for mutual nearest neighbours, or the weights file of a learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         min_similarity: see `mutual_nearest`.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
@@ -52,11 +52,13 @@ def match(
         seed: seed of the random samples.
 
     Returns:
-        Matches in the order of the rows of `a`; with `inliers`, `model` and `matrix` if `verify` is
-        given.
+        Matches in the order of the rows of `a`, or with a learned matcher by confidence, the best
+        first; with `inliers`, `model` and `matrix` if `verify` is given.
 
     Raises:
-        InputError: an argument is out of range, or the descriptors cannot be compared.
+        InputError: an argument is out of range, or the descriptors cannot be compared, or are not
+            those of the learned matcher.
+        WeightsError: the file holds no matcher.
         MissingPackageError: the verification method needs a package that is not installed.
     """
     if verify is None and (threshold is not None or intrinsics is not None):

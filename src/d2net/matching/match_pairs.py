@@ -19,6 +19,7 @@ from d2net.io.pairs import Pair
 from d2net.io.resume import fingerprint
 from d2net.io.shards import Shards
 from d2net.matching import MatchOptions, match
+from d2net.matching.matchers import matcher_id
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def match_pairs(
             raise InputError(
                 f"the pairs name {missing[0]!r}{more}, but {file.path} has no features of it"
             )
-        settings = {"features": file.settings, **all_options}
+        matcher = all_options["matcher"]
+        settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
+        if cluster is not None and matcher != "nearest":
+            all_options["matcher"] = str(Path(matcher).absolute())  # working directories differ
         job = _Job(file.path, all_options, device, settings)
         if cluster is not None:
             counts = run_shards(

@@ -1,14 +1,13 @@
-"""Matchers: how keypoints of two photos are paired, chosen by name."""
+"""Matchers: how keypoints of two photos are paired, chosen by name or file."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Protocol
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.matching.learned import load_learned
 from d2net.matching.nearest import mutual_nearest
-
-MatcherName: TypeAlias = Literal["nearest"]
 
 
 class Matcher(Protocol):
@@ -20,20 +19,26 @@ class Matcher(Protocol):
 
 
 def create_matcher(
-    name: MatcherName, *, ratio: float | None = None, min_similarity: float | None = None
+    name: str, *, ratio: float | None = None, min_similarity: float | None = None
 ) -> Matcher:
-    """The matcher of a name.
+    """The matcher of a name or file.
 
     Args:
-        name: "nearest": mutual nearest neighbours.
+        name: "nearest" for mutual nearest neighbours, or the weights file of a learned matcher.
         ratio: see `mutual_nearest`.
         min_similarity: see `mutual_nearest`.
 
     Raises:
-        InputError: there is no matcher of this name.
+        InputError: there is no such matcher, or it does not take the options.
+        WeightsError: the file holds no matcher.
     """
-    if name not in get_args(MatcherName):
-        raise InputError(f"matcher must be one of {', '.join(get_args(MatcherName))}, not {name!r}")
+    if name != "nearest":
+        if ratio is not None or min_similarity is not None:
+            raise InputError(
+                'ratio and min_similarity are options of the matcher "nearest"; a learned matcher '
+                "gives each match a confidence instead"
+            )
+        return load_learned(name)
 
     def nearest(a: Features, b: Features) -> Matches:
         check_descriptor_ids(a, b)
@@ -42,6 +47,16 @@ def create_matcher(
         )
 
     return nearest
+
+
+def matcher_id(name: str) -> str:
+    """The name of a matcher, with the checksum of its weights, for saving with matches.
+
+    Raises:
+        InputError: there is no such matcher.
+        WeightsError: the file holds no matcher.
+    """
+    return name if name == "nearest" else load_learned(name).id
 
 
 def check_descriptor_ids(a: Features, b: Features) -> None:

@@ -1,0 +1,129 @@
+"""The learned matcher: a transformer that sees the keypoints of both photos."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.features import Features, Matches
+from d2net.networks.matcher import KeypointBatch
+from d2net.networks.matcher_weights import LoadedMatcher, load_matcher
+
+MAX_KEYPOINTS = 4096
+"""Keypoints of a photo that are matched, those with the highest scores: time and memory grow with
+the square of their number."""
+
+MIN_CONFIDENCE = 0.1
+"""Matches that are less likely to be right are dropped, as in LightGlue."""
+
+_MIN_DISTANCE = 2.5
+"""Pixels of the level between two keypoints of a photo. Of closer ones, which confuse attention
+(arXiv 2602.08430), the one with the highest score stays. The network light has none: the detector
+keeps one in 5 x 5 pixels."""
+
+
+class LearnedMatcher:
+    """Matches keypoints of one descriptor type by a transformer over both photos.
+
+    Args:
+        loaded: the transformer and the descriptor type that it belongs to.
+    """
+
+    def __init__(self, loaded: LoadedMatcher) -> None:
+        self._network, self._descriptor_id = loaded.network, loaded.descriptor_id
+        self.id = f"{loaded.name} {loaded.sha256[:8]}"
+
+    @torch.no_grad()
+    def __call__(self, a: Features, b: Features) -> Matches:
+        """Match the features of two photos, which are on one device.
+
+        Returns:
+            Matches with `confidence`, the most confident one first.
+
+        Raises:
+            InputError: the features are of another descriptor type.
+        """
+        for features in (a, b):
+            self._check(features)
+        rows = distinct_keypoints(a), distinct_keypoints(b)
+        network = self._network.to(a.descriptors.device)
+        assignment = network(*(as_batch([f[r]]) for f, r in zip((a, b), rows, strict=True)))[-1]
+        pairs, probability = assignment.mutual_best()
+        confidence = network.calibrated(probability)
+        order = confidence.argsort(descending=True, stable=True)
+        order = order[confidence[order] >= MIN_CONFIDENCE]
+        indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
+        first, second = (
+            f.descriptors[i].float() for f, i in zip((a, b), indices.unbind(1), strict=True)
+        )
+        return Matches(indices, (first * second).sum(1), confidence=confidence[order])
+
+    def _check(self, features: Features) -> None:
+        given, length = features.descriptor_id, features.descriptors.shape[1]
+        expected = self._network.settings.descriptor_length
+        if given not in (None, self._descriptor_id) or length != expected:
+            raise InputError(
+                f"the matcher {self.id!r} matches descriptors {self._descriptor_id!r} of length "
+                f"{expected}, not {given or 'unknown ones'!r} of length {length}: extract the "
+                'photos with those weights, or use the matcher "nearest"'
+            )
+
+
+def load_learned(path: str) -> LearnedMatcher:
+    """The learned matcher of a file. It is read once as long as the file does not change.
+
+    Raises:
+        InputError: there is no such file.
+        WeightsError: it holds no matcher.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(
+            f'matcher must be "nearest" or the file of a learned matcher, but there is no file '
+            f"{path!r}"
+        )
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _read(file: Path, _changed: int) -> LearnedMatcher:
+    return LearnedMatcher(load_matcher(file))
+
+
+def distinct_keypoints(features: Features) -> Tensor:
+    """Rows of the best keypoints that are not close to a better one, best first."""
+    from scipy.spatial import cKDTree
+
+    order = features.scores.argsort(descending=True, stable=True)
+    if len(order) > 1:
+        points = (features.keypoints[order] / features.scales.min()).cpu().numpy()
+        keep = torch.ones(len(order), dtype=torch.bool)
+        close = cKDTree(points).query_pairs(_MIN_DISTANCE, output_type="ndarray")
+        for better, worse in close[close[:, 0].argsort(kind="stable")].tolist():
+            if keep[better]:
+                keep[worse] = False
+        order = order[keep.to(order.device)]
+    return order[:MAX_KEYPOINTS]
+
+
+def as_batch(photos: list[Features]) -> KeypointBatch:
+    """The keypoints of photos as the transformer takes them, padded where numbers differ."""
+    most = max(map(len, photos))
+    device = photos[0].keypoints.device
+
+    def padded(tensors: list[Tensor]) -> Tensor:
+        return torch.stack([F.pad(t.float(), (0, 0, 0, most - len(t))) for t in tensors])
+
+    counts = torch.tensor([len(photo) for photo in photos], device=device)
+    valid = torch.arange(most, device=device) < counts[:, None]
+    return KeypointBatch(
+        padded([photo.descriptors for photo in photos]),
+        padded([photo.keypoints for photo in photos]),
+        torch.tensor([photo.image_size for photo in photos], dtype=torch.float32, device=device),
+        None if min(map(len, photos)) == most else valid,
+    )

@@ -1,0 +1,102 @@
+"""The learned matcher: what it matches, what it refuses, and what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2net import match
+from d2net.errors import InputError
+from d2net.features import Features
+from d2net.io.h5 import FeatureWriter, MatchFile
+from d2net.matching.learned import distinct_keypoints
+from d2net.matching.match_pairs import match_pairs
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.matcher_weights import save_matcher
+
+TYPE = "tiny 01234567 plain"
+
+
+def make_photo(n: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randperm(48 * 64, generator=generator)[:n]
+    descriptors = torch.randn(n, 16, generator=generator)
+    return Features(
+        keypoints=10 * torch.stack([cells % 64, cells // 64], dim=1).float(),
+        scores=torch.rand(n, generator=generator),
+        scales=torch.ones(n),
+        descriptors=torch.nn.functional.normalize(descriptors, dim=1),
+        image_size=(640, 480),
+        uncertainty=torch.ones(n),
+        descriptor_id=TYPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def matcher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained one, which starts from the similarity of the descriptors."""
+    torch.manual_seed(0)
+    network = MatchingTransformer(MatcherSettings(16, width=32, heads=2, layers=2))
+    path = tmp_path_factory.mktemp("weights") / "matcher.safetensors"
+    save_matcher(path, network, name="m", descriptor_id=TYPE, licence="", training_data="")
+    return str(path)
+
+
+def test_the_same_keypoints_match_the_most_confident_first(matcher: str) -> None:
+    a = make_photo(60, 1)
+    order = torch.randperm(60)
+    matches = match(a, a[order], matcher=matcher)
+    assert len(matches) > 40
+    assert torch.equal(order[matches.indices[:, 1]], matches.indices[:, 0])
+    torch.testing.assert_close(matches.similarity, torch.ones(len(matches)))
+    assert matches.confidence is not None
+    assert torch.equal(matches.confidence, matches.confidence.sort(descending=True).values)
+    verified = match(a, a[order], matcher=matcher, verify="homography").verified()
+    assert verified.confidence is not None
+    assert len(verified.confidence) == len(verified) > 40
+
+
+def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:
+    some, none = make_photo(20, 1), make_photo(0, 1)
+    assert [len(match(a, b, matcher=matcher)) for a, b in ((none, some), (some, none))] == [0, 0]
+
+
+def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
+    a = make_photo(20, 1)
+    with pytest.raises(InputError, match=f"'{TYPE}' of length 16, not 'other' of length 16"):
+        match(a, replace(a, descriptor_id="other"), matcher=matcher)
+    shorter = replace(a, descriptors=a.descriptors[:, :8], descriptor_id=None)
+    with pytest.raises(InputError, match="not 'unknown ones' of length 8"):
+        match(shorter, shorter, matcher=matcher)
+    with pytest.raises(InputError, match='options of the matcher "nearest"'):
+        match(a, a, matcher=matcher, ratio=0.8)
+    with pytest.raises(InputError, match="there is no file 'nearst'"):
+        match(a, a, matcher="nearst")
+
+
+def test_of_close_keypoints_the_best_stays() -> None:
+    a = make_photo(4, 1)
+    points = torch.tensor([[10.0, 10.0], [11.0, 10.0], [12.5, 10.0], [50.0, 10.0]])
+    a = replace(a, keypoints=points, scores=torch.tensor([0.3, 0.4, 0.2, 0.9]))
+    assert distinct_keypoints(a).tolist() == [3, 1]
+    assert distinct_keypoints(replace(a, scales=torch.full((4,), 0.1))).tolist() == [3, 1, 0, 2]
+
+
+def test_files_hold_the_confidence(matcher: str, tmp_path: Path) -> None:
+    photos = {"a.jpg": make_photo(50, 1), "b.jpg": make_photo(50, 1)[torch.randperm(50)]}
+    with FeatureWriter(tmp_path / "f.h5", {}) as writer:
+        for name, photo in photos.items():
+            writer.add(name, photo)
+    match_pairs(tmp_path / "f.h5", [("a.jpg", "b.jpg")], tmp_path / "m.h5", matcher=matcher)
+    expected = match(photos["a.jpg"], photos["b.jpg"], matcher=matcher)
+    with MatchFile(tmp_path / "m.h5") as file:
+        assert file.settings is not None
+        assert file.settings["matcher"].startswith("m ")
+        found = file.get("a.jpg", "b.jpg")
+    assert found.confidence is not None
+    assert expected.confidence is not None
+    rows = expected.indices[:, 0].argsort()
+    torch.testing.assert_close(found.confidence, expected.confidence[rows])
