@@ -1,4 +1,4 @@
-"""`d2net export`: features, matches and the network for other programs."""
+"""`d2net export`: features, matches, maps and the network for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from d2net.cli import options
 from d2net.errors import InputError
 from d2net.text import count
 
-app = options.app(help="Export features, matches and the network for other programs.")
+app = options.app(help="Export features, matches, maps and the network for other programs.")
 
 _Features = Annotated[Path, typer.Option(metavar="FILE", help="Features file (h5).")]
 _Matches = Annotated[Path | None, typer.Option(metavar="FILE", help="Matches file (h5).")]
@@ -45,6 +45,25 @@ def kapture(
     _export(write_kapture, output, features, matches, printing)
 
 
+def scene(
+    *,
+    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A map by d2net reconstruct.")],
+    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    printing: options.Printing,
+) -> None:
+    """Write a map with undistorted photos, for Gaussian splatting and nerfstudio."""
+    from d2net.cli import progress
+    from d2net.mapping.scene_export import export_scene
+
+    with progress.shown(printing) as report:
+        model = export_scene(map_folder, output, report)
+    photos, points = model.num_reg_images(), model.num_points3D()
+    printing.result(
+        {"photos": photos, "points": points, "output": str(output)},
+        f"{count(photos, 'photo')} and {count(points, 'point')} written: {output}",
+    )
+
+
 def onnx(
     *,
     output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
@@ -63,7 +82,7 @@ def onnx(
     )
 
 
-for _command in (colmap, kapture, onnx):
+for _command in (colmap, kapture, scene, onnx):
     options.add_command(app, _command)
 
 

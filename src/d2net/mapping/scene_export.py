@@ -1,0 +1,125 @@
+"""A map as a scene of undistorted photos, for Gaussian splatting and nerfstudio."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from d2net.geometry.cameras import check_photo_size, quiet_colmap
+from d2net.io.atomic import new_folder
+from d2net.io.h5 import FeatureFile
+from d2net.io.images import to_pixels
+from d2net.mapping.folder import MapFolder
+from d2net.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    import pycolmap
+
+POINTS = "points.ply"
+_JPEG_QUALITY = 95
+_OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
+"""OpenGL's camera looks along -z and its y axis points up; COLMAP's looks along z, y down."""
+
+
+def export_scene(
+    map_folder: Path | str, output: Path | str, progress: Progress = no_progress
+) -> pycolmap.Reconstruction:
+    """Write the largest model of a map with undistorted photos and pinhole cameras.
+
+    The folder has COLMAP's layout (`images/`, `sparse/0`) beside `transforms.json` (nerfstudio's
+    format) and `points.ply`. World coordinates are the same in all of them, and they are the map's.
+
+    Args:
+        map_folder: the map's folder.
+        output: the folder to make. It must not exist, or be empty.
+        progress: called after each photo.
+
+    Returns:
+        The written model.
+
+    Raises:
+        InputError: the folder holds no finished map, or a photo is missing or of another size.
+        ImageError: a photo cannot be read.
+        OutputError: `output` exists or cannot be written.
+    """
+    import pycolmap
+
+    folder = MapFolder(Path(map_folder))
+    model = folder.read_reconstruction()
+    with FeatureFile(folder.features) as features:
+        upright = bool((features.settings or {}).get("extraction", {}).get("upright", True))
+    options = pycolmap.UndistortCameraOptions()
+    lenses = {number: _copy(camera) for number, camera in model.cameras.items()}
+    for number, lens in lenses.items():
+        pinhole = pycolmap.undistort_camera(options, lens)
+        pinhole.camera_id = number
+        model.cameras[number].mergedict(pinhole.todict())
+    posed = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
+    with new_folder(Path(output)) as scene:
+        for done, image in enumerate(posed):
+            progress(f"undistorting {image.name}", done, len(posed))
+            lens = lenses[image.camera_id]
+            pixels = to_pixels(folder.photo(image.name), upright=upright)
+            check_photo_size(image.name, (pixels.shape[1], pixels.shape[0]), lens)
+            bitmap = pycolmap.Bitmap.from_array(pixels)
+            with quiet_colmap():
+                undistorted, _ = pycolmap.undistort_image(options, bitmap, lens)
+            _move_keypoints(image, lens, model.cameras[image.camera_id])
+            if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
+                image.name += ".jpg"
+            path = scene / "images" / image.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(undistorted.to_array()).save(path, quality=_JPEG_QUALITY)
+        with quiet_colmap():
+            model.extract_colors_for_all_images(scene / "images")
+        (scene / "sparse" / "0").mkdir(parents=True)
+        model.write_binary(scene / "sparse" / "0")
+        model.export_PLY(scene / POINTS)
+        text = json.dumps(_transforms(posed, model), indent=1, ensure_ascii=False) + "\n"
+        (scene / "transforms.json").write_text(text, encoding="utf-8")
+    return model
+
+
+def _copy(camera: pycolmap.Camera) -> pycolmap.Camera:
+    import pycolmap
+
+    return pycolmap.Camera(camera.todict())
+
+
+def _move_keypoints(image: pycolmap.Image, lens: pycolmap.Camera, pinhole: pycolmap.Camera) -> None:
+    """Move the keypoints of a photo to where they are after undistortion."""
+    if not len(image.points2D):
+        return
+    rays = lens.cam_from_img(np.array([point.xy for point in image.points2D]))
+    moved = pinhole.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+    for point, xy in zip(image.points2D, np.nan_to_num(moved), strict=True):
+        point.xy = xy
+
+
+def _transforms(images: list[pycolmap.Image], model: pycolmap.Reconstruction) -> dict[str, Any]:
+    """The cameras in nerfstudio's format: OpenGL's axes, camera to world, pixels as in COLMAP.
+
+    Source: https://docs.nerf.studio/quickstart/data_conventions.html
+    """
+    frames = []
+    for image in images:
+        camera = model.cameras[image.camera_id]
+        fl_x, fl_y, cx, cy = camera.params.tolist()
+        world_from_cam = np.vstack([image.cam_from_world().inverse().matrix(), [0, 0, 0, 1]])
+        frames.append(
+            {
+                "file_path": f"images/{image.name}",
+                "w": camera.width,
+                "h": camera.height,
+                "fl_x": fl_x,
+                "fl_y": fl_y,
+                "cx": cx,
+                "cy": cy,
+                "transform_matrix": (world_from_cam @ _OPENGL_FROM_COLMAP).tolist(),
+            }
+        )
+    return {"camera_model": "PINHOLE", "ply_file_path": POINTS, "frames": frames}
