@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import pycolmap
 import pytest
 
 from d2net.cli.localize import picture_file
+from d2net.io.poses import read_poses
+from d2net.mapping.localize import Map
 
+from ..tiny import write_photos
 from .conftest import Run
 
 
@@ -25,3 +30,55 @@ def test_queries_of_one_name_need_a_root(d2net: Run, photos: Path) -> None:
     queries = (photos / "a.png", photos / "b" / "a.png")
     assert "give a root folder" in d2net("localize", "map", *queries).err
     assert "map is not a map" in d2net("localize", "map", *queries, "--root", photos).err
+
+
+@dataclass
+class Answer:
+    """What a map says about a query."""
+
+    verdict: str
+    best_photo: None = None
+
+    @property
+    def cam_from_world(self) -> pycolmap.Rigid3d:
+        return pycolmap.Rigid3d()
+
+    def to_dict(self) -> dict[str, str]:
+        return {"verdict": self.verdict, "reason": "because"}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code", "written", "doubtful"),
+    [
+        (("localized", "doubtful", "lost"), 0, ["a.png"], ["b.png"]),
+        (("lost", "doubtful", "lost"), 1, [], ["b.png"]),
+        (("localized", "lost", "localized"), 0, ["a.png", "c.png"], None),
+    ],
+)
+def test_poses_are_those_of_localized_photos(
+    d2net: Run,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verdicts: tuple[str, ...],
+    code: int,
+    written: list[str],
+    doubtful: list[str] | None,
+) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    write_photos(here / "photos", *names)
+    answers = dict(zip(names, verdicts, strict=True))
+
+    class KnowingMap:
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer(answers[path.name])
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
+    Path("poses_doubtful.txt").write_text("c.png 1 0 0 0 0 0 0\n")  # of an earlier run
+    run = d2net("localize", "map", "photos", "--json")
+    assert run.code == code
+    assert [run.json["queries"][name]["verdict"] for name in names] == list(verdicts)
+    assert [line.split()[0] for line in Path("poses.txt").read_text().splitlines()] == written
+    if doubtful is None:
+        assert not Path("poses_doubtful.txt").exists()
+    else:
+        assert list(read_poses("poses_doubtful.txt")) == doubtful

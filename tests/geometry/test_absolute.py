@@ -216,3 +216,28 @@ def test_any_finite_points_give_a_consistent_answer(points, focal):
 def test_bad_points_are_told(points2D, points3D, message):
     with pytest.raises(InputError, match=message):
         absolute_pose(points2D, points3D, camera())
+
+
+def test_a_right_pose_is_significant_and_accidents_are_not():
+    rng = np.random.default_rng(0)
+    x, X = scene(100, rng)
+    x += rng.normal(0, 1, x.shape)
+    x[20:] = rng.uniform([0, 0], SIZE, (80, 2))
+    assert absolute_pose(x, X, camera()).significance > 10
+    for seed in range(20):
+        accident = absolute_pose(
+            rng.uniform([0, 0], SIZE, (200, 2)),
+            scene(200, rng)[1],
+            camera(),
+            AbsolutePoseOptions(seed=seed, max_iterations=500),
+        )
+        assert accident is None or accident.significance == 0
+
+
+def test_an_impossible_focal_length_is_refused():
+    """A field of view of 2 degrees, unless the camera is known."""
+    lens = camera("SIMPLE_PINHOLE", [20_000, 400, 300])
+    x, X = scene(60, np.random.default_rng(0), lens)
+    options = AbsolutePoseOptions(estimate_focal_length=True)
+    assert absolute_pose(x, X, camera("SIMPLE_PINHOLE"), options) is None
+    assert absolute_pose(x, X, lens) is not None

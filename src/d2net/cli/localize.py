@@ -63,8 +63,10 @@ def localize(
 ) -> None:
     """Estimate the poses of photos in a map.
 
-    Writes `name qw qx qy qz tx ty tz` (world to camera) for each photo with a pose, as the
-    benchmarks expect it, and prints whether each photo is localized, doubtful or lost.
+    Writes `name qw qx qy qz tx ty tz` (world to camera) for each localized photo, as the benchmarks
+    expect it, and prints whether each photo is localized, doubtful or lost. Doubtful poses go into
+    a file of their own, poses_doubtful.txt beside poses.txt. The exit code is 1 if no photo is
+    localized.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
@@ -77,7 +79,9 @@ def localize(
     if not photos:
         raise InputError("there are no photos to localize: give files, or folders that hold some")
     cameras = {} if intrinsics is None else read_intrinsics(intrinsics)
-    check_output(output, intrinsics, *(photo.path for photo in photos))
+    doubtful = output.with_name(f"{output.stem}_doubtful{output.suffix}")
+    for file in (output, doubtful):
+        check_output(file, intrinsics, *(photo.path for photo in photos))
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     for drawing in drawings.values():
         check_output(drawing)
@@ -102,16 +106,23 @@ def localize(
             except D2NetError as error:
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
-    write_poses(
-        output, {n: a.cam_from_world for n, a in answers.items() if a.cam_from_world is not None}
-    )
+    for file, verdict in ((output, "localized"), (doubtful, "doubtful")):
+        poses = {
+            name: answer.cam_from_world
+            for name, answer in answers.items()
+            if answer.verdict == verdict and answer.cam_from_world is not None
+        }
+        if poses or file == output:
+            write_poses(file, poses)
+        else:
+            file.unlink(missing_ok=True)  # of an earlier run
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
     values |= {name: {"verdict": "failed", "reason": reason} for name, reason in failed.items()}
     lines = console.columns(
         [(name, value["verdict"], _detail(value)) for name, value in sorted(values.items())]
     )
     printing.result({"queries": values, "poses": str(output)}, *lines, f"poses: {output}")
-    if failed:
+    if failed or all(answer.verdict != "localized" for answer in answers.values()):
         raise typer.Exit(console.PARTLY_FAILED)
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import project, quiet_colmap
+from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.geometry.ransac import RansacOptions, collinear
+from d2net.geometry.significance import pose_significance
 
 if TYPE_CHECKING:
     import pycolmap
@@ -56,12 +57,15 @@ class AbsolutePose:
         covariance: 6 x 6, of a rotation about the camera's axes (as a vector in radians) and of the
             camera's centre in the world. It follows from the scatter of the inliers, so it does not
             include errors that they share, such as those of the intrinsics.
+        significance: minus log10 of the probability that accidental correspondences agree with a
+            pose as well, 0 at least; see `geometry.significance`.
     """
 
     cam_from_world: pycolmap.Rigid3d
     camera: pycolmap.Camera
     inliers: NDArray[np.bool_]
     covariance: Array
+    significance: float
 
     @property
     def num_inliers(self) -> int:
@@ -100,8 +104,8 @@ def absolute_pose(
         options: see `AbsolutePoseOptions`.
 
     Returns:
-        The pose. None if there are too few points (see `MIN_POINTS`), they lie on a line, or no
-        pose agrees with them.
+        The pose. None if there are too few points (see `MIN_POINTS`), they lie on a line, no pose
+        agrees with them, or the estimated focal length is impossible (see `possible_focal_length`).
 
     Raises:
         InputError: the points have another shape or are not finite.
@@ -138,6 +142,8 @@ def absolute_pose(
         )
     if estimate is None:
         return None
+    if options.estimate_focal_length and not possible_focal_length(camera):
+        return None
     cam_from_world = estimate["cam_from_world"]
     errors = np.linalg.norm(project(camera, np.asarray(cam_from_world * X)) - x, axis=1)
     inliers = np.asarray(errors <= options.threshold)  # False for NaN
@@ -149,7 +155,11 @@ def absolute_pose(
     covariance = variance * _centre_covariance(cam_from_world, estimate["covariance"])
     if not np.isfinite(covariance).all():
         return None
-    return AbsolutePose(cam_from_world, camera, inliers, covariance)
+    sample = {"sample_size": 4, "num_solutions": 10} if options.estimate_focal_length else {}
+    significance = pose_significance(
+        errors, x, (camera.width, camera.height), threshold=options.threshold, **sample
+    )
+    return AbsolutePose(cam_from_world, camera, inliers, covariance, max(0.0, significance))
 
 
 def _checked(points2D: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array]:

@@ -34,6 +34,17 @@ def quiet_colmap() -> Iterator[None]:
         pycolmap.logging.minloglevel = before
 
 
+MIN_FIELD_OF_VIEW, MAX_FIELD_OF_VIEW = 5.0, 170.0
+"""Degrees across the longer side of a photo. Wrong matches give cameras beyond these limits."""
+
+
+def possible_focal_length(camera: pycolmap.Camera) -> bool:
+    """Whether a camera's field of view, without distortion, is that of a real lens."""
+    half = max(camera.width, camera.height) / 2
+    field_of_view = 2 * np.degrees(np.arctan2(half, camera.mean_focal_length()))
+    return bool(MIN_FIELD_OF_VIEW <= field_of_view <= MAX_FIELD_OF_VIEW)
+
+
 def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
     """Raise InputError if a photo and its camera differ in size.
 

@@ -43,6 +43,8 @@ _BAND, _BAND_THRESHOLDS = 0.02, 3.0
 """Half-width of the band around a model, as a share of the photo's longer side, and at least in
 thresholds of an inlier."""
 
+_POSE_BAND = 0.05  # instead of `_BAND`, radius around the projection of a 3D point
+
 _PIXEL = 0.5  # smaller errors are not measured
 _NEIGHBOURS = 8
 _SWAPS = 10
@@ -172,6 +174,34 @@ def homography_significance(
         num_solutions=1,
         power=1.5,
     )
+
+
+def pose_significance(
+    errors: Array,
+    points: Array,
+    image_size: tuple[int, int],
+    *,
+    threshold: float,
+    sample_size: int = 3,
+    num_solutions: int = 4,
+) -> float:
+    """Significance of an absolute pose.
+
+    Args:
+        errors: N, reprojection errors of all 2D-3D correspondences in pixels, outliers too.
+        points: N x 2, their points in the photo. A point may occur several times; the best of its
+            correspondences counts, and has had as many chances to fit by accident.
+        image_size: of the photo.
+        threshold: of an inlier in pixels. Points in the same square of this size count once.
+        sample_size: correspondences that determine the pose: 4 if the focal length is unknown.
+        num_solutions: poses that one sample gives at most: 10 if the focal length is unknown.
+    """
+    _, point, tries = np.unique(points, axis=0, return_inverse=True, return_counts=True)
+    rows = _one_each(np.argsort(errors, kind="stable"), (points, threshold))
+    band = max(_POSE_BAND * max(image_size), _BAND_THRESHOLDS * threshold)
+    near = rows[errors[rows] < band]
+    chances = tries[point.ravel()[near]] * (np.maximum(errors[near], _PIXEL) / band) ** 2
+    return nfa_significance(np.minimum(chances, 1.0), len(rows), sample_size, num_solutions)
 
 
 def _fit_significance(

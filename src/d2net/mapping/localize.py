@@ -44,12 +44,12 @@ POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 COLMAP's 12 px are 8 sigma of D2-Net's detections in photos of full size. With corners, 3 px place
 queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
 
-MIN_LOCALIZED_INLIERS, MIN_DOUBTFUL_INLIERS = 30, 16
+LOCALIZED, DOUBTFUL = 10.0, 2.0
+"""A query is localized if the significance of its pose is larger than the first number and its
+rotation is known well enough, lost if it is not larger than the second, and doubtful between."""
+
 MAX_ROTATION_DEVIATION = 1.0
-"""A query is localized with this many inliers and a rotation known to this many degrees, doubtful
-with fewer inliers or a less certain rotation, and lost below the smaller number. On four small maps
-no photo of another scene reached 16 inliers, and 30 is twice the best of them (docs/experiments.md,
-Maps)."""
+"""Largest standard deviation of a localized query's rotation, in degrees."""
 
 _CACHED_PHOTOS = 64  # map photos whose descriptors stay in memory, a few MB each
 
@@ -59,7 +59,8 @@ class Localization(QueryPose):
     """A query's pose and how far it can be trusted.
 
     Attributes:
-        verdict: "localized", "doubtful" (few inliers or an uncertain pose) or "lost".
+        verdict: "localized", "doubtful" (an accident cannot be excluded, or the pose is uncertain)
+            or "lost".
         reason: why the query is not localized; empty if it is.
         features: of the query.
         known_camera: whether the camera was given or read from EXIF. Otherwise the focal length
@@ -70,6 +71,11 @@ class Localization(QueryPose):
     reason: str
     features: Features
     known_camera: bool
+
+    @property
+    def significance(self) -> float:
+        """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
+        return 0.0 if self.pose is None else self.pose.significance
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
@@ -92,6 +98,7 @@ class Localization(QueryPose):
         values: dict[str, Any] = {
             "verdict": self.verdict,
             "reason": self.reason,
+            "significance": self.significance,
             "keypoints": len(self.features),
             "correspondences": len(self.correspondences),
             "inliers": self.num_inliers,
@@ -301,13 +308,14 @@ def _verdict(found: QueryPose, features: Features) -> tuple[Verdict, str]:
     """The verdict, and the reason if the query is not localized."""
     if len(features) == 0:
         return "lost", "the photo has no keypoints"
-    inliers, total = found.num_inliers, len(found.correspondences)
+    total = len(found.correspondences)
     if found.pose is None:
         return "lost", f"no pose agrees with its {total} correspondences to the map's points"
-    if inliers < MIN_DOUBTFUL_INLIERS:
-        return "lost", f"only {inliers} of {total} correspondences agree with one pose"
-    if inliers < MIN_LOCALIZED_INLIERS:
-        return "doubtful", f"only {inliers} of {total} correspondences agree with the pose"
+    agreeing = f"{found.num_inliers} of {total} correspondences agree with the pose"
+    if found.pose.significance <= DOUBTFUL:
+        return "lost", f"{agreeing}, as many as agree by accident"
+    if found.pose.significance <= LOCALIZED:
+        return "doubtful", f"only {agreeing}, which may be an accident"
     deviation = found.pose.rotation_deviation
     if deviation > MAX_ROTATION_DEVIATION:
         return "doubtful", f"the rotation is uncertain by {deviation:.1f} degrees"
