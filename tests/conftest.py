@@ -7,10 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +16,9 @@ from d2net import D2Net
 from d2net.networks.vgg_backbone import VGGBackbone
 
 from .tiny import make_tiny_model, make_tiny_network
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
 
 
 @pytest.fixture
@@ -38,6 +39,10 @@ def processes() -> ForkServerContext:
 
     (A process with threads, as pytest is after torch has computed, should not be forked.)
     """
+    if sys.platform == "win32":
+        pytest.skip("Windows has no fork server")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["d2net.extraction.folder", "d2net.matching.match_pairs"])
     with pytest.MonkeyPatch.context() as patch:  # the server knows no other way to find modules
@@ -65,12 +70,12 @@ def browser() -> Iterator[Any]:
 def shared() -> Path:
     """The folder of photos and truth beside the repository, which the repository cannot hold.
 
-    Without it the test is skipped, or fails where D2NET_REQUIRE_SHARED is set.
+    Without it the test is skipped, or fails if D2NET_REQUIRE_SHARED is 1.
     """
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
         reason = "wants the folder ../shared (photos with truth, not part of the repository)"
-        if os.environ.get("D2NET_REQUIRE_SHARED"):
-            pytest.fail(f"D2NET_REQUIRE_SHARED is set, and this test {reason}")
+        if os.environ.get("D2NET_REQUIRE_SHARED", "0") != "0":
+            pytest.fail(f"D2NET_REQUIRE_SHARED is 1, and this test {reason}")
         pytest.skip(reason)
     return folder
