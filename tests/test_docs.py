@@ -142,7 +142,7 @@ def test_every_block_is_run_or_says_why_not(page: Path) -> None:
         elif block.language == "toml":
             tomli.loads(block.code)
         else:
-            assert block.language in ("python", "bibtex")
+            assert block.language in ("python", "bibtex", "text")
         if block.language == "python":
             compile(block.code, page.name, "exec")
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: Markdown files beside docs/ become pages, links keep working, layers are drawn.
+"""Hooks of mkdocs: pages from Markdown files outside docs/ and from the commands; links; layers.
 
 Every text has one source, which also reads well in the repository. There, links lead from file to
 file; here they are turned to lead from page to page.
@@ -13,10 +13,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer.cli import get_docs_for_click
+
+from d2net.cli import app
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,16 +45,25 @@ GIVES = (
 """What each level gives those above it."""
 
 LINK = re.compile(r"(?P<bang>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-FIGURES = re.compile(r"<!-- from (?P<file>\S+): (?P<name>\S+) -->")
+FIGURES = re.compile(r"<!-- from (?P<file>\S+): (?P<name>\S+?)(?:, (?P<rows>\S+))? -->")
 LEVELS = re.compile(r"```\n(level 0.*?)```\n", re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie beside docs/."""
+    """Add the pages that are not files in docs/."""
     os.environ.setdefault("PYTHONPATH", str(ROOT / "src"))  # for the kernels of the tutorials
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    files.append(File.generated(config, "commands.md", content=_commands()))
     return files
+
+
+def _commands() -> str:
+    """All commands with their options, from the command line itself."""
+    group = typer.main.get_command(app)
+    context: Any = typer.Context(group)
+    text = get_docs_for_click(obj=group, ctx=context, name="d2net", title="Commands")
+    return re.sub(r"\* `--help`.*\n", "", text)  # which every command has
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:  # noqa: ANN401 (of mkdocs)
@@ -79,13 +92,16 @@ def _turned(link: re.Match[str], source: str, here: str) -> str:
 
 
 def _figures(place: re.Match[str]) -> str:
-    """What stands between another page's markers."""
+    """A table of another page, or only those of its rows that start with a method's name."""
     text = (ROOT / place["file"]).read_text()
     _, _, rest = text.partition(f"<!-- {place['name']} -->\n")
     figures, end, _ = rest.partition(f"<!-- end of {place['name']} -->")
     if not end:
         raise PluginError(f"{place['file']} has no figures called {place['name']}")
-    return figures
+    if place["rows"] is None:
+        return figures
+    head, line, *rows = figures.splitlines(keepends=True)
+    return "".join([head, line, *(row for row in rows if row.startswith(f"| `{place['rows']}"))])
 
 
 def _picture(table: str) -> str:
