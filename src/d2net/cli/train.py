@@ -14,6 +14,7 @@ from d2net.errors import InputError
 
 if TYPE_CHECKING:
     from d2net.training.loop import TrainingResult
+    from d2net.training.matcher import MatcherTrainingSettings
     from d2net.training.settings import TrainingSettings
 
 _recipe = partial(typer.Option, rich_help_panel="Recipe")
@@ -61,7 +62,7 @@ def train(
     ] = 1,
     printing: options.Printing,
 ) -> None:
-    """Train weights, or adapt them to your own photos.
+    """Train weights, or adapt them to your own photos; with a recipe for it, train a matcher.
 
     Options of the panel Recipe replace values of the recipe. The result is
     RUN/weights.safetensors, for `--weights` of the other commands. A run that was stopped continues
@@ -77,7 +78,8 @@ def train(
         raise InputError(f"--workers must be 0 or more, not {workers}")
 
     from d2net.cli import progress
-    from d2net.training.supervised import train as run
+    from d2net.training.matcher import MatcherTrainingSettings, train_matcher
+    from d2net.training.supervised import train as train_network
 
     if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
         printing = options.Printing(quiet=True)
@@ -93,20 +95,28 @@ def train(
     given = {name: value for name, value in changes.items() if value is not None}
     settings = _recipe_of(config, data).updated(**given)
     folder = data if data is not None else Path(config or "").parent
-    if minutes is not None:
-        settings = _settings_for_minutes(minutes, settings, folder, output, device, workers)
     with progress.shown(printing) as report:
-        result = run(settings, output, data=folder, device=device, workers=workers, progress=report)
+        if isinstance(settings, MatcherTrainingSettings):
+            if minutes is not None:
+                raise InputError("--minutes is not for matchers: give --steps")
+            result = train_matcher(
+                settings, output, data=folder, device=device, workers=workers, progress=report
+            )
+        else:
+            if minutes is not None:
+                settings = _settings_for_minutes(minutes, settings, folder, output, device, workers)
+            result = train_network(
+                settings, output, data=folder, device=device, workers=workers, progress=report
+            )
     printing.result(_values(result), *_lines(result))
 
 
-def _recipe_of(config: Path | None, data: Path | None) -> TrainingSettings:
-    from d2net.training.recipes import settings_for_photos
-    from d2net.training.settings import TrainingSettings
+def _recipe_of(
+    config: Path | None, data: Path | None
+) -> TrainingSettings | MatcherTrainingSettings:
+    from d2net.training.recipes import read_recipe, settings_for_photos
 
-    if config is not None:
-        return TrainingSettings.from_file(config)
-    return settings_for_photos(data or Path())
+    return settings_for_photos(data or Path()) if config is None else read_recipe(config)
 
 
 def _settings_for_minutes(

@@ -94,6 +94,15 @@ class D2Net(nn.Module):
         """Where the network is, and where features are returned."""
         return next(self.parameters()).device
 
+    @property
+    def descriptor_id(self) -> str:
+        """Weights and type of the descriptors that `extract` makes, see `Features`."""
+        return self._descriptor_id(self.settings)
+
+    def _descriptor_id(self, settings: ExtractionSettings) -> str:
+        words = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
+        return " ".join(word for word in words if word)
+
     def resolve(self, **settings: Unpack[ExtractionOptions]) -> ExtractionSettings:
         """The model's settings with some changed, and with defaults of the network filled in.
 
@@ -198,8 +207,7 @@ class D2Net(nn.Module):
             for found in find_in_turns(find, pixels, settings.turns):
                 for i, photo in enumerate(batch):
                     selected[i].append(_select(found[i], photo))
-        words = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
-        descriptor_id = " ".join(word for word in words if word)
+        descriptor_id = self._descriptor_id(settings)
         return [
             _to_features(Keypoints.concatenated(parts), photo, descriptor_id)
             for parts, photo in zip(selected, batch, strict=True)

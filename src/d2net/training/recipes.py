@@ -1,4 +1,4 @@
-"""Settings for one's own photos, and for a given time."""
+"""Recipes: from a file, for one's own photos, and for a given time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from d2net.errors import InputError
 from d2net.io.image_lists import photos_folder
 from d2net.training.batches import load
-from d2net.training.settings import SourceSettings, TrainingSettings
+from d2net.training.matcher import MatcherTrainingSettings
+from d2net.training.settings import SourceSettings, TrainingSettings, read_toml
 from d2net.training.sources import detect_kind
 from d2net.training.supervised import SupervisedObjective
 
@@ -23,6 +24,17 @@ _VALIDATION_COST, _WHITENING_COST = 1.6, 1.3
 0.86 s, against 0.68 s.)"""
 
 _MIN_WHITENING_PAIRS = 100  # these give about enough keypoints
+
+
+def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
+    """The settings of a TOML file: of a matcher if it says objective = "matcher".
+
+    Raises:
+        InputError: no such file, no TOML, or an unknown or impossible setting.
+    """
+    if read_toml(path).get("objective") == "matcher":
+        return MatcherTrainingSettings.from_file(path)
+    return TrainingSettings.from_file(path)
 
 
 def settings_for_photos(folder: Path) -> TrainingSettings:

@@ -186,12 +186,7 @@ class RunSettings(Settings):
         Raises:
             InputError: no such file, no TOML, or an unknown or impossible setting.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the configuration {path} cannot be read: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"the configuration {path} is no TOML: {error}") from error
+        values = read_toml(path)
         try:
             return cls.from_dict(values)
         except InputError as error:
@@ -234,6 +229,20 @@ class RunSettings(Settings):
             for part in self.shares
         }
         return [self.shares[s.part] * s.weight / total[s.part] for s in sources]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        InputError: no such file, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the configuration {path} is no TOML: {error}") from error
 
 
 @dataclass(frozen=True)

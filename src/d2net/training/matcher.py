@@ -1,0 +1,481 @@
+"""Training of the learned matcher, on the features of a frozen network.
+
+Keypoints are extracted from the crops of training pairs as users extract them. Which ones match
+follows from the pair's correspondences. The loss is LightGlue's (section 3.4): at every layer, the
+negative log-likelihood of the true matches, and of having no partner for keypoints without one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2net.errors import InputError, TrainingError
+from d2net.extraction.d2net import D2Net
+from d2net.features import Features
+from d2net.geometry.homography import transfer
+from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
+from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
+from d2net.networks.matcher_weights import load_matcher, save_matcher
+from d2net.progress import Progress, no_progress
+from d2net.training.batches import PairBatch, PairBatches, collate
+from d2net.training.correspondences import interpolate
+from d2net.training.loop import TrainingResult, run
+from d2net.training.objective import Objective
+from d2net.training.processes import mean_over_processes
+from d2net.training.settings import RunSettings
+from d2net.training.sources import TrainingPair
+from d2net.training.state import TrainingState
+from d2net.training.validation import fixed_pairs
+
+MATCH_DISTANCE = 3.0
+"""Two keypoints match if each lies within this distance of the other's partner, pixels."""
+
+NO_MATCH_DISTANCE = 6.0
+"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels. Between
+both distances nothing is taught."""
+
+_EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, others do not
+_WEIGHT_DECAY = 1e-4
+_MIN_JUDGED = 200  # matches from which a calibration is fitted
+_BINS = 15
+
+
+@dataclass(frozen=True)
+class MatcherTrainingSettings(RunSettings):
+    """Settings of a run that trains a matcher. `start` is the network that makes the features."""
+
+    objective: Literal["matcher"] = "matcher"
+    """Says that the recipe is one for a matcher."""
+
+    matcher: str = ""
+    """File of the matcher to start from. Empty: a new one."""
+
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    """Width, heads and layers of a new matcher, see `MatcherSettings`."""
+
+    keypoints: int = 512
+    """Maximum number of keypoints of a crop."""
+
+    different: float = 0.2
+    """Share of pairs of different places, which have no matches. They are made of two pairs of a
+    batch whose photos lie in the folders of different sources."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keypoints < 1:
+            raise InputError(f"keypoints must be at least 1, not {self.keypoints}")
+        if not 0 <= self.different < 1:
+            raise InputError(f"different must be at least 0 and below 1, not {self.different}")
+
+
+def train_matcher(
+    settings: MatcherTrainingSettings,
+    output: str | Path,
+    *,
+    data: str | Path = ".",
+    device: str = "cpu",
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Train a matcher, or resume an interrupted run with the same output; see `loop.run`.
+
+    Args:
+        settings: settings of the run.
+        output: folder of all files that the run writes.
+        data: the folder that the sources' paths are relative to.
+        device: see `loop.run`.
+        workers: see `loop.run`.
+        progress: called after every step.
+
+    Raises:
+        D2NetError: as `loop.run`; WeightsError if the starting weights cannot be loaded.
+    """
+    objective = MatcherObjective(settings, Path(data))
+    return run(objective, settings, output, device=device, workers=workers, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class MatcherBatch:
+    """Pairs of one place, and which of their crops make pairs of different places.
+
+    Attributes:
+        pairs: B pairs.
+        different: K x 2, the pair of the first crop and the pair of the second crop.
+    """
+
+    pairs: PairBatch
+    different: Tensor
+
+    def to(self, device: torch.device) -> MatcherBatch:
+        """Move the batch to a device."""
+        return replace(self, pairs=self.pairs.to(device))
+
+
+def make_batch(
+    pairs: Sequence[TrainingPair], *, folders: Sequence[Path], share: float
+) -> MatcherBatch:
+    """Make a batch of pairs and choose pairs of different places.
+
+    Args:
+        pairs: pairs of one place.
+        folders: folders of the sources.
+        share: share of pairs of different places.
+    """
+    rows = different_places(pairs, folders)[: round(len(pairs) * share / (1 - share))]
+    return MatcherBatch(collate(pairs), torch.tensor(rows, dtype=torch.int64).view(-1, 2))
+
+
+def different_places(
+    pairs: Sequence[TrainingPair], folders: Sequence[Path]
+) -> list[tuple[int, int]]:
+    """All (i, j) such that no folder has photos of both pair i and pair j."""
+    places = []
+    for pair in pairs:
+        photos = [Path(photo).resolve() for photo in pair.photos]
+        places.append({f for f in folders if any(photo.is_relative_to(f) for photo in photos)})
+    count = len(pairs)
+    shifted = [(i, (i + shift) % count) for shift in range(1, count) for i in range(count)]
+    return [(i, j) for i, j in shifted if places[i] and places[j] and not places[i] & places[j]]
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Which keypoints of two crops match.
+
+    Attributes:
+        errors: N x M, distance of each keypoint of b from the partner of each keypoint of a in
+            pixels; infinite if crop b does not show it; NaN if it is unknown.
+        matches: K x 2, rows of both.
+        unmatched_a: N bool, whether a keypoint has no match. Neither matched nor unmatched ones
+            are ignored.
+        unmatched_b: M bool.
+    """
+
+    errors: Tensor
+    matches: Tensor
+    unmatched_a: Tensor
+    unmatched_b: Tensor
+
+
+def ground_truth(
+    a: Tensor, b: Tensor, known_a: NDArray[np.float32], known_b: NDArray[np.float32]
+) -> GroundTruth:
+    """Which of N and M keypoints (x, y) of two crops match, by known correspondences."""
+    if min(len(a), len(b)) == 0:
+        return no_matches(a, b)
+
+    def errors(x: Tensor, y: Tensor, of_x: NDArray[Any], of_y: NDArray[Any]) -> Tensor:
+        expected = torch.from_numpy(_partners(x.cpu().numpy(), of_x, of_y)).to(y)
+        distances: Tensor = torch.linalg.vector_norm(expected[:, None] - y, dim=-1)
+        return distances
+
+    in_b, in_a = errors(a, b, known_a, known_b), errors(b, a, known_b, known_a).T
+    both = torch.maximum(in_a, in_b).nan_to_num(torch.inf)
+    best_b, best_a = both.argmin(1), both.argmin(0)
+    rows = torch.arange(len(a), device=a.device)
+    rows = rows[(best_a[best_b] == rows) & (both[rows, best_b] < MATCH_DISTANCE)]
+    return GroundTruth(
+        in_b,
+        torch.stack([rows, best_b[rows]], dim=1),
+        in_b.amin(1) > NO_MATCH_DISTANCE,
+        in_a.amin(0) > NO_MATCH_DISTANCE,
+    )
+
+
+def no_matches(a: Tensor, b: Tensor) -> GroundTruth:
+    """The ground truth of N and M keypoints of two places: none has a match."""
+    device = a.device
+    return GroundTruth(
+        torch.full((len(a), len(b)), torch.inf, device=device),
+        torch.empty(0, 2, dtype=torch.int64, device=device),
+        torch.ones(len(a), dtype=torch.bool, device=device),
+        torch.ones(len(b), dtype=torch.bool, device=device),
+    )
+
+
+def _partners(
+    points: NDArray[Any], known_a: NDArray[Any], known_b: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Partners of N x 2 points in crop b, perhaps outside of it; NaN where they are unknown.
+
+    Crops of one photo are related by a homography, which holds everywhere.
+    """
+    if len(known_a) > 8:
+        homography, _ = cv2.findHomography(known_a, known_b, 0)
+        if homography is not None:
+            matrix = np.asarray(homography, np.float64)
+            if np.abs(transfer(matrix, known_a.astype(np.float64)) - known_b).max() < _EXACT:
+                return transfer(matrix, points.astype(np.float64))
+    return interpolate(points, known_a, known_b)
+
+
+def assignment_loss(assignment: Assignment, truths: Sequence[GroundTruth]) -> Tensor:
+    """B losses of one layer's assignment (LightGlue, equation 10)."""
+    log_probability = assignment.log_probability()
+
+    def mean(values: Tensor) -> Tensor:
+        return values.sum() / max(1, values.numel())
+
+    losses = []
+    for row, truth in enumerate(truths):
+        first, second = truth.matches.unbind(1)
+        n, m = truth.errors.shape
+        # softplus(z) is the negative logarithm of 1 - sigmoid(z)
+        alone_a = F.softplus(assignment.matchability_a[row, :n][truth.unmatched_a])
+        alone_b = F.softplus(assignment.matchability_b[row, :m][truth.unmatched_b])
+        matched = mean(-log_probability[row, first, second])
+        losses.append(matched + (mean(alone_a) + mean(alone_b)) / 2)
+    return torch.stack(losses)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The features of two crops, each with at least one keypoint, and which of them match."""
+
+    a: Features
+    b: Features
+    truth: GroundTruth
+    different: bool
+
+
+class MatcherObjective(Objective):
+    """A matcher that learns on the features of a frozen network.
+
+    Args:
+        settings: settings of the run.
+        data: the folder that the sources' paths are relative to.
+    """
+
+    network: MatchingTransformer
+
+    def __init__(self, settings: MatcherTrainingSettings, data: Path) -> None:
+        super().__init__()
+        self.settings, self.data = settings, data
+        self.extractor = D2Net.from_pretrained(
+            settings.start, max_keypoints=settings.keypoints, precision=settings.precision
+        ).requires_grad_(False)
+        self.descriptor_id = self.extractor.descriptor_id
+        self.start = dict(self.extractor.weights)
+        if settings.matcher:
+            loaded = load_matcher(settings.matcher)
+            if loaded.descriptor_id != self.descriptor_id:
+                raise InputError(
+                    f"{settings.matcher} is a matcher of descriptors {loaded.descriptor_id!r}, not "
+                    f"{self.descriptor_id!r}: give the weights of those as start"
+                )
+            self.network = loaded.network.requires_grad_(True)
+            self.start["matcher"] = loaded.sha256
+        else:
+            lengths = self.extractor.network.descriptor_lengths
+            default, *_ = lengths
+            length = lengths[self.extractor.settings.descriptor or default]
+            torch.manual_seed(settings.seed)
+            self.network = MatchingTransformer(
+                MatcherSettings.from_dict({**settings.widths, "descriptor_length": length})
+            )
+        self.network.train()
+        self._fixed: list[Example] = []
+
+    def dataset(self, rank: int, processes: int) -> PairBatches:
+        """See `Objective.dataset`."""
+        batch = partial(make_batch, folders=self._folders(), share=self.settings.different)
+        return PairBatches(self.settings, self.data, batch, rank, processes)
+
+    def _folders(self) -> list[Path]:
+        sources = (*self.settings.training_sources, *self.settings.validation_sources)
+        return [(self.data / source.path).resolve() for source in sources]
+
+    def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
+        """See `Objective.optimizer`."""
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY
+        )
+
+    def forward(self, batch: MatcherBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss, averaged over layers and pairs."""
+        examples = self._examples(batch)
+        if not examples:  # no crop of the batch has keypoints
+            nothing = torch.stack([p.sum() for p in self.network.parameters()]).sum() * 0
+            return nothing, {"last_layer": 0.0, "matches": 0.0, "recall": 0.0}
+        truths = [example.truth for example in examples]
+        layers = self.network(as_batch([e.a for e in examples]), as_batch([e.b for e in examples]))
+        losses = torch.stack([assignment_loss(assignment, truths) for assignment in layers])
+        per_pair = losses.mean(0)
+        loss = mean_over_processes(per_pair, torch.ones_like(per_pair, dtype=torch.bool))
+        best = layers[-1].similarity.detach().argmax(2)
+        found = [best[row, t.matches[:, 0]] == t.matches[:, 1] for row, t in enumerate(truths)]
+        return loss, {
+            "last_layer": float(losses[-1].detach().mean()),
+            "matches": float(np.mean([len(truth.matches) for truth in truths])),
+            "recall": float(torch.cat(found).float().mean().nan_to_num()),
+        }
+
+    def _examples(self, batch: MatcherBatch) -> list[Example]:
+        """The examples of a batch: its pairs, then its pairs of different places."""
+        images = list(batch.pairs.images.cpu().numpy())
+        features = [f[distinct_keypoints(f)] for f in self.extractor.extract_batch(images)]
+        crops_a, crops_b = features[: len(features) // 2], features[len(features) // 2 :]
+        known = batch.pairs.correspondences
+        examples = []
+        for row, (a, b) in enumerate(zip(crops_a, crops_b, strict=True)):
+            valid = known.valid[row]
+            points = [p[row][valid].cpu().numpy() for p in (known.points_a, known.points_b)]
+            truth = ground_truth(a.keypoints, b.keypoints, points[0], points[1])
+            examples.append(Example(a, b, truth, different=False))
+        for row_a, row_b in batch.different.tolist():
+            a, b = crops_a[row_a], crops_b[row_b]
+            examples.append(Example(a, b, no_matches(a.keypoints, b.keypoints), different=True))
+        return [example for example in examples if len(example.a) and len(example.b)]
+
+    def validate(self) -> Mapping[str, float] | None:
+        """See `Objective.validate`.
+
+        Returns:
+            `loss` of the last layer, and its negative as `score`. Of the matches with a probability
+            above 0.5: `precision`, `recall` of the true ones, and `different`, their mean number
+            in a pair of different places.
+        """
+        if not self.settings.validation_sources:
+            return None
+        right, judged, true, wrong, losses = 0, 0, 0, [], []
+        for example in self._fixed_examples():
+            loss, probability, labels = _judge(self.network, example)
+            losses.append(loss)
+            labels = labels[probability > 0.5]
+            if example.different:
+                wrong.append(len(labels))
+            else:
+                right, judged = right + int((labels == 1).sum()), judged + int((labels >= 0).sum())
+                true += len(example.truth.matches)
+        return {
+            "score": -float(np.mean(losses)),
+            "loss": float(np.mean(losses)),
+            "precision": right / max(1, judged),
+            "recall": right / max(1, true),
+            "different": float(np.mean(wrong)) if wrong else 0.0,
+        }
+
+    def _fixed_examples(self) -> list[Example]:
+        """The examples of the validation pairs. Their features are extracted once."""
+        if not self._fixed:
+            pairs = fixed_pairs(self.settings, self.data)
+            folders, share = self._folders(), self.settings.different
+            batch = make_batch(pairs, folders=folders, share=share)
+            self._fixed = self._examples(batch)
+            if not self._fixed:
+                raise InputError("no validation pair has keypoints in both crops")
+        return self._fixed
+
+    def save(self, path: Path, state: TrainingState) -> None:
+        """See `Objective.save`."""
+        s, start = self.settings, self.start["name"]
+        sources = ", ".join(source.path for source in s.training_sources)
+        save_matcher(
+            path,
+            self.network,
+            name=s.name or path.resolve().parent.name,
+            descriptor_id=self.descriptor_id,
+            licence=s.licence or f"as of {start} and of the training data",
+            training_data=f"features of {start} on {sources}",
+            notes={
+                "start": json.dumps(state.start),
+                "settings": json.dumps(s.to_dict()),
+                "steps": str(state.step),
+                "pairs": str(state.pairs),
+            },
+        )
+
+    def finish(self, path: Path, progress: Progress) -> None:
+        """Fit the calibration on half of the validation pairs, and measure it on the others."""
+        if not self.settings.validation_sources:
+            raise TrainingError(
+                "the confidence is not calibrated: give validation sources, or hold_out"
+            )
+        loaded = load_matcher(path)
+        network = loaded.network.to(next(self.network.parameters()).device)
+        judged = []
+        examples = self._fixed_examples()
+        for number, example in enumerate(examples):
+            _, probability, labels = _judge(network, example)
+            half = torch.full_like(labels, number % 2)
+            judged.append(torch.stack([probability, labels, half], dim=1)[labels >= 0].cpu())
+            progress("calibration", number + 1, len(examples))
+        probability, right, half = torch.cat(judged).unbind(1)
+        fitted = half == 0
+        counts = [int((right[fitted] == label).sum()) for label in (1, 0)]
+        if min(counts) < _MIN_JUDGED:
+            raise TrainingError(
+                f"the confidence is not calibrated: that needs {_MIN_JUDGED} right and "
+                f"{_MIN_JUDGED} wrong matches, but half of the validation pairs gave {counts[0]} "
+                f"and {counts[1]}; raise validation_pairs"
+            )
+        network.cpu().calibration.copy_(fit_calibration(probability[fitted], right[fitted]))
+        error = calibration_error(network.calibrated(probability[~fitted]), right[~fitted])
+        metadata = {**loaded.metadata, "calibration_error": f"{error:.4f}"}
+        known = ("name", "descriptor_id", "licence", "training_data")
+        about = {name: metadata.pop(name) for name in known}
+        save_matcher(path, network, **about, notes=metadata)
+
+
+@torch.no_grad()
+def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tensor, Tensor]:
+    """The loss of the last layer, and the matches of an example.
+
+    Returns:
+        The loss, K probabilities, and K labels: 1 for right, 0 for wrong, -1 for unknown.
+    """
+    was_training = network.training
+    assignment = network.eval()(as_batch([example.a]), as_batch([example.b]))[-1]
+    network.train(was_training)
+    pairs, probability = assignment.mutual_best()
+    errors = example.truth.errors[pairs[:, 0], pairs[:, 1]]
+    labels = torch.where(errors.isnan(), -1, (errors <= MATCH_DISTANCE).long())
+    return float(assignment_loss(assignment, [example.truth])), probability, labels
+
+
+def fit_calibration(probability: Tensor, right: Tensor) -> Tensor:
+    """Scale and shift of the logit that make N probabilities those of being right (Platt, 1999).
+
+    By Newton's method.
+
+    Args:
+        probability: N, of the matcher.
+        right: N, 1 for right matches and 0 for wrong ones.
+    """
+    logit = probability.double().clamp(1e-6, 1 - 1e-6).logit()
+    inputs = torch.stack([logit, torch.ones_like(logit)], dim=1)
+    parameters = torch.zeros(2, dtype=torch.float64)  # from here it converges
+    for _ in range(30):
+        confidence = torch.sigmoid(inputs @ parameters)
+        weighted = inputs * (confidence * (1 - confidence))[:, None]
+        hessian = inputs.T @ weighted + 1e-6 * torch.eye(2, dtype=torch.float64)
+        gradient = inputs.T @ (right - confidence)
+        parameters = parameters + torch.linalg.solve(hessian, gradient)
+    return parameters.float()
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Expected calibration error of N matches (Guo et al., ICML 2017), with bins of equal width.
+
+    Matches that a user does not get, because their confidence is too low, do not count.
+    """
+    right, confidence = (
+        right[confidence >= MIN_CONFIDENCE],
+        confidence[confidence >= MIN_CONFIDENCE],
+    )
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, right.double() - confidence.double())
+    return float(gaps.abs().sum() / max(1, len(right)))

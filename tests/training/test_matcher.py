@@ -1,0 +1,165 @@
+"""Training of the learned matcher, with a tiny network that makes the features."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from d2net import D2Net, match
+from d2net.errors import InputError
+from d2net.networks.light import Light, LightSettings
+from d2net.networks.matcher_weights import load_matcher
+from d2net.networks.weights import save_light
+from d2net.training.matcher import (
+    MatcherObjective,
+    MatcherTrainingSettings,
+    calibration_error,
+    different_places,
+    fit_calibration,
+    ground_truth,
+    make_batch,
+    train_matcher,
+)
+
+from .made import DATA
+from .plane_pair import H, grid, warped_pair
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a small network light."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "light.safetensors"
+    small = LightSettings(channels=(8, 8, 8, 16, 16))
+    save_light(path, Light(small), name="tiny", licence="", training_data="")
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for place in ("graf", "other"):
+        (tmp_path / place).mkdir()
+        name = {"graf": "graf1.jpg", "other": "graf3.jpg"}[place]
+        shutil.copy(DATA / name, tmp_path / place / name)
+    return tmp_path
+
+
+def make_settings(network: str, **changes: Any) -> MatcherTrainingSettings:
+    places = [
+        {"kind": "photos", "path": place, "min_correspondences": 16, "rotation": 5.0, "scale": 1.2}
+        for place in ("graf", "other")
+    ]
+    return MatcherTrainingSettings.from_dict(
+        {
+            "sources": places,
+            "start": network,
+            "widths": {"width": 32, "heads": 2, "layers": 2},
+            "keypoints": 64,
+            "crop": 128,
+            "batch": 3,
+            "steps": 4,
+            "save_every": 2,
+            "learning_rate": 1e-3,
+            **changes,
+        }
+    )
+
+
+def test_keypoints_match_by_the_true_homography() -> None:
+    pair = warped_pair()
+    a = torch.tensor([[100.0, 100.0], [120.0, 90.0], [60.0, 200.0], [0.0, 250.0]])
+    partners = np.c_[a.numpy(), np.ones(4)] @ H.T
+    b = torch.from_numpy(partners[:, :2] / partners[:, 2:]).float()
+    b[1] += 3  # neither a match nor a proof of none
+    b[2] += 9
+    truth = ground_truth(a, b, pair.points_a, pair.points_b)
+    assert truth.matches.tolist() == [[0, 0], [3, 3]]
+    assert truth.unmatched_a.tolist() == [False, False, True, False]
+    assert truth.unmatched_b.tolist() == [False, False, True, False]
+
+
+def test_where_correspondences_are_unknown_nothing_is_taught() -> None:
+    pair = warped_pair()
+    near = (pair.points_a[:, 0] < 80) & (pair.points_a[:, 1] < 200)
+    noise = np.random.default_rng(0).normal(0, 0.3, (near.sum(), 2)).astype(np.float32)
+    known = pair.points_a[near], pair.points_b[near] + noise  # as tracks
+    a = torch.from_numpy(grid(32)).float()
+    truth = ground_truth(a, a[:0], *known)
+    assert truth.unmatched_a.all()  # no keypoint in b at all
+    truth = ground_truth(a, a, *known)
+    far = a[:, 0] > 120
+    assert truth.errors[far].isnan().all()
+    assert not truth.unmatched_a[far].any()
+    assert truth.unmatched_a[~far].any()
+
+
+def test_pairs_of_different_places_come_from_different_folders() -> None:
+    pair = warped_pair()
+    photos = [("/d/a/1", "/d/a/2"), ("/d/a/3", "/d/a/3"), ("/d/b/1", "/d/b/2"), ("/x", "/x")]
+    pairs = [replace(pair, photos=names) for names in photos]
+    expected = {(0, 2), (2, 0), (1, 2), (2, 1)}
+    assert set(different_places(pairs, [Path("/d/a"), Path("/d/b")])) == expected
+    assert different_places(pairs, [Path("/d"), Path("/d/a"), Path("/d/b")]) == []
+    batch = make_batch(pairs, folders=[Path("/d/a"), Path("/d/b")], share=0.2)
+    assert len(batch.different) == 1
+
+
+def test_the_loss_of_one_batch_falls(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings("ots")
+    objective = MatcherObjective(settings, data)
+    batch = objective.dataset(0, 1)[0].content  # type: ignore[union-attr]
+    examples = objective._examples(batch)
+    monkeypatch.setattr(objective, "_examples", lambda _: examples)  # extracted once
+    optimizer = objective.optimizer(settings)
+    losses = []
+    for _ in range(40):
+        loss, figures = objective(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert [example.different for example in examples] == [False, False, False, True]
+    assert figures["matches"] > 5
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_run_resumes_with_the_same_bits_and_its_file_matches(
+    network: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(stage: str, done: int, _: int | None) -> None:
+        if stage.startswith("training") and done == 3:
+            raise KeyboardInterrupt
+
+    settings = make_settings(network, validation_pairs=2, name="m").updated(
+        validation=[{"kind": "photos", "path": "graf", "min_correspondences": 16}]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_matcher(settings, tmp_path / "b", data=data, workers=0, progress=interrupt)
+    paths = [
+        train_matcher(settings, tmp_path / name, data=data, workers=0).weights for name in "ab"
+    ]
+    one, two = map(load_matcher, paths)
+    for name, value in one.network.state_dict().items():
+        assert torch.equal(value, two.network.state_dict()[name]), name
+    assert "the confidence is not calibrated" in caplog.text  # two pairs are too few
+    model = D2Net.from_pretrained(network, max_keypoints=64)
+    a = model.extract(DATA / "graf1.jpg", max_edge=160)
+    assert match(a, a, matcher=str(paths[0])).confidence is not None
+    with pytest.raises(InputError, match="matches descriptors 'tiny"):
+        match(a, replace(a, descriptor_id="other"), matcher=str(paths[0]))
+
+
+def test_calibration_makes_confidences_true() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.rand(20_000, generator=generator)
+    right = (torch.rand(20_000, generator=generator) < true).long()
+    stated = torch.sigmoid(3 * true.logit() + 1)  # too sure
+    assert calibration_error(stated, right) > 0.1
+    scale, shift = fit_calibration(stated, right)
+    assert calibration_error(torch.sigmoid(scale * stated.logit() + shift), right) < 0.02
