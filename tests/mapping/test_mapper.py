@@ -1,17 +1,28 @@
-"""The mapper starts again after an unlucky first pair."""
+"""Which pairs are mapped, and how."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pycolmap
 import pytest
+import torch
 
-from d2net.mapping.mapper import run_mapper
+from d2net.features import Matches
+from d2net.io.colmap_database import write_database
+from d2net.mapping.mapper import (
+    remove_insignificant_pairs,
+    run_mapper,
+    verified_pairs,
+    verify_pairs,
+)
 from d2net.mapping.settings import MappingSettings, Thresholds
+from d2net.matching import match
+
+from .made import camera, seen
 
 
 @dataclass
@@ -58,3 +69,27 @@ def test_it_starts_again_while_photos_are_missing(
     )
     assert used == seeds
     assert (models[0].num_reg_images() if models else None) == best
+
+
+def test_pairs_that_agree_by_accident_are_removed(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    foreign = replace(
+        seen(camera(0)), keypoints=torch.rand(len(seen(camera(0))), 2, generator=generator) * 480
+    )
+    photos = {"a": seen(camera(-0.5)), "b": seen(camera(0)), "foreign": foreign}
+    pairs = {("a", "b"): match(photos["a"], photos["b"])}
+    rows = torch.randperm(len(foreign), generator=generator)
+    pairs["b", "foreign"] = Matches(
+        torch.stack([torch.arange(len(foreign)), rows], 1), torch.ones(len(foreign))
+    )
+
+    class Pairs:
+        def among(self, _: object) -> list[tuple[str, str, Matches]]:
+            return [(*names, matches) for names, matches in pairs.items()]
+
+    database = tmp_path / "database.db"
+    write_database(database, photos, Pairs())
+    verify_pairs(database, Thresholds(8, 4), MappingSettings())
+    assert len(list(verified_pairs(database))) == 2
+    assert remove_insignificant_pairs(database, photos, lambda *names: pairs[names]) == 1
+    assert [pair[:2] for pair in verified_pairs(database)] == [("a", "b")]

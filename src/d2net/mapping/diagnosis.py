@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2net.mapping.mapper import verified_pairs
+from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MappingSettings
 from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS, in_another_model
 from d2net.text import count
@@ -18,19 +18,15 @@ if TYPE_CHECKING:
 
 def why_no_map(database: Path, settings: MappingSettings) -> str:
     """The reason why the mapper found no model."""
-    import pycolmap
-
     configurations = Counter(geometry.config for _, _, geometry in verified_pairs(database))
     if not configurations:
         return (
-            f"no two photos have {settings.min_inliers} matches that agree with one camera motion: "
-            "they do not show the same scene from similar viewpoints, or the wrong pairs were "
-            "matched"
+            f"no two photos have {settings.min_inliers} matches that agree with one camera motion "
+            "better than by accident: they do not show the same scene from similar viewpoints, or "
+            "the wrong pairs were matched"
         )
     agreeing = f"{count(configurations.total(), 'pair')} of photos agree"
-    known = pycolmap.TwoViewGeometryConfiguration
-    flat = {int(c) for c in (known.PLANAR, known.PANORAMIC, known.PLANAR_OR_PANORAMIC)}
-    if set(configurations) <= flat:
+    if flat_configurations().issuperset(configurations):
         return (
             f"{agreeing}, but they show a plane, were taken from one spot, or are copies: a map "
             "needs a camera that moves sideways"

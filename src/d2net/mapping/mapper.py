@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d2net.features import Features, Matches
 from d2net.geometry.cameras import quiet_colmap
+from d2net.geometry.robust import Model
 from d2net.mapping.settings import MappingSettings, Thresholds
+from d2net.matching.verification import verify
+from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pycolmap
@@ -44,6 +49,56 @@ def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewG
             if len(geometry.inlier_matches):
                 a, b = pycolmap.pair_id_to_image_pair(pair)
                 yield names[a], names[b], geometry
+
+
+def remove_insignificant_pairs(
+    database: Path,
+    features: Mapping[str, Features],
+    matches_of: Callable[[str, str], Matches],
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> int:
+    """Remove verified pairs whose matches may agree by accident, so that no map contains them.
+
+    Args:
+        database: with two-view geometries.
+        features: of its photos.
+        matches_of: returns all matches of two photos, outliers too.
+        seed: of random samples.
+        progress: called after each pair.
+
+    Returns:
+        The number of pairs removed: those with a verdict other than "same".
+    """
+    import pycolmap
+
+    @lru_cache(maxsize=1000)
+    def keypoints_of(name: str) -> Features:
+        photo = features[name]
+        return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
+
+    pairs = list(verified_pairs(database))
+    flat = flat_configurations()
+    removed = 0
+    with pycolmap.Database.open(database) as opened:
+        numbers = {image.name: image.image_id for image in opened.read_all_images()}
+        for done, (first, second, geometry) in enumerate(pairs, 1):
+            model: Model = "homography" if geometry.config in flat else "fundamental"
+            photos = keypoints_of(first), keypoints_of(second)
+            if verify(*photos, matches_of(first, second), model, seed=seed).verdict != "same":
+                opened.delete_two_view_geometry(numbers[first], numbers[second])
+                removed += 1
+            progress("verifying", done, len(pairs))
+    return removed
+
+
+def flat_configurations() -> frozenset[int]:
+    """COLMAP's two-view configurations of pairs that agree with a homography."""
+    import pycolmap
+
+    known = pycolmap.TwoViewGeometryConfiguration
+    return frozenset(map(int, (known.PLANAR, known.PANORAMIC, known.PLANAR_OR_PANORAMIC)))
 
 
 def run_mapper(

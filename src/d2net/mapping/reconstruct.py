@@ -24,7 +24,7 @@ from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.diagnosis import why_no_map, why_unregistered
 from d2net.mapping.folder import MapFolder
-from d2net.mapping.mapper import run_mapper, verify_pairs
+from d2net.mapping.mapper import remove_insignificant_pairs, run_mapper, verify_pairs
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise
@@ -286,6 +286,14 @@ class _Stages:
                     extend=adding,
                 )
             verify_pairs(folder.database, self.limits, settings)
+            with FeatureFile(self.keypoints) as features, MatchFile(folder.matches) as matches:
+                folder.record.values["insignificant_pairs"] = remove_insignificant_pairs(
+                    folder.database,
+                    features,
+                    matches.get,
+                    seed=settings.seed,
+                    progress=self._progress,
+                )
         folder.record.finish("verification", self.inputs)
 
     def adjust(self, upright: bool) -> None:
@@ -368,6 +376,7 @@ class _Stages:
                 seed=self._settings.seed,
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
+        folder.record.values.pop("insignificant_pairs", None)
         folder.save_reconstructions([model])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
@@ -381,6 +390,7 @@ class _Stages:
             cloud,
             {**why_unregistered(folder.database, models, self.usable), **self.failed},
             models=[model.num_reg_images() for model in models],
+            num_insignificant=folder.record.values.get("insignificant_pairs", 0),
             seconds=folder.seconds,
             settings={
                 **self._settings.to_dict(),

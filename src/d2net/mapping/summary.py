@@ -55,6 +55,7 @@ class MapSummary:
         mean_track_length: None without points.
         mean_error: mean reprojection error in pixels over points, as COLMAP's; None without points.
         models: number of photos in each model found, largest first; the map is the first.
+        num_insignificant: number of pairs left out, because their matches may agree by accident.
         seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
     """
@@ -65,6 +66,7 @@ class MapSummary:
     mean_track_length: float | None
     mean_error: float | None
     models: tuple[int, ...] = ()
+    num_insignificant: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +93,7 @@ class MapSummary:
             "mean_track_length": self.mean_track_length,
             "mean_reprojection_error_px": self.mean_error,
             "models": list(self.models),
+            "insignificant_pairs": self.num_insignificant,
             "seconds": dict(self.seconds),
             "settings": dict(self.settings),
             "photos": [
@@ -111,6 +114,7 @@ def summarise(
     failed: Mapping[str, str] | None = None,
     *,
     models: Sequence[int] = (),
+    num_insignificant: int = 0,
     seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> MapSummary:
@@ -120,6 +124,7 @@ def summarise(
         cloud: the map's points and photos.
         failed: name -> reason of the photos that are not in the map.
         models: number of photos in each model found; only the map's by default.
+        num_insignificant: number of pairs left out.
         seconds: stage -> duration.
         settings: how the map was made.
     """
@@ -135,6 +140,7 @@ def summarise(
         mean_track_length=num_observations / num_points if num_points else None,
         mean_error=_finite(mean(cloud.errors)),
         models=tuple(sorted(models or [len(cloud.photos)], reverse=True)),
+        num_insignificant=num_insignificant,
         seconds=dict(seconds or {}),
         settings=dict(settings or {}),
     )
@@ -175,6 +181,9 @@ def figure_lines(summary: MapSummary) -> list[str]:
         *first, last = (f"{size:,}" for size in summary.models)
         sizes = f"{', '.join(first)} and {last}"
         lines.append(f"the photos form {len(summary.models)} separate models, of {sizes} photos")
+    if summary.num_insignificant:
+        left_out = count(summary.num_insignificant, "pair")
+        lines.append(f"{left_out} of photos left out, whose matches may agree by accident")
     return lines
 
 
