@@ -23,6 +23,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_layers.py
+	$(BIN)/python tools/readme.py --check
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks

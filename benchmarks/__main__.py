@@ -16,6 +16,7 @@ from benchmarks.table import Row, brief, machine, markdown
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "extraction": extraction.rows,
     "kinds": extraction.kind_rows,
+    "methods": extraction.method_rows,
     "matching": matching.rows,
     "memory": memory.rows,
     "maps": maps.rows,

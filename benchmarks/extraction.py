@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
+from d2net.evaluation.sources import open_source
 from d2net.extraction.corners import detect_corners, to_grey
 from d2net.networks.base import View
 from d2net.networks.vgg import VGG
@@ -20,6 +22,10 @@ from d2net.settings import DescriptorType, DetectorName
 from tests import oracle
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
+ALIKED = Path(
+    os.environ.get("D2NET_ALIKED")
+    or Path(__file__).parents[2] / "shared" / "anchors" / "aliked-n16.pth"
+)
 PYRAMID = (0.5, 1.0, 2.0)
 
 
@@ -89,7 +95,8 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
     )
     share = seconds["after"] / seconds["all"]
     return Row(
-        "finding, placing and describing deep keypoints, share of float32 extraction at 800 x 640",
+        "detecting, localizing and describing deep keypoints, "
+        "share of float32 extraction at 800 x 640",
         f"{share:.1%}",
         "under 8%",
         share < 0.08,
@@ -140,6 +147,29 @@ def kind_rows() -> list[Row]:
             )
         )
     return rows
+
+
+def method_rows() -> list[Row]:
+    """Time of the methods in the README, in multiples of the default's."""
+    methods = ["seasons", "seasons:detector=corner", "ots:original", "rootsift"]
+    if ALIKED.is_file():
+        methods.append(f"aliked:weights={ALIKED}")
+    sources = [open_source(method) for method in methods]
+    seconds = medians_in_turn(
+        {source.name: partial(source.extract, PHOTO, PHOTO.name) for source in sources}, rounds=5
+    )
+    default = seconds["seasons"]
+    return [
+        Row(
+            f"extraction at 800 x 640, {source.name}: times the default",
+            f"{seconds[source.name] / default:.2f}",
+            "-",
+            True,
+            f"{seconds[source.name]:.2f} s and {default:.2f} s; "
+            f"{len(source.extract(PHOTO, PHOTO.name)):,} keypoints",
+        )
+        for source in sources[1:]
+    ]
 
 
 def gpu_rows() -> list[Row]:

@@ -34,7 +34,8 @@ PAGES = {
 SOURCES = {page: source for source, page in PAGES.items()}
 
 GIVES = (
-    "pixels, settings, files",
+    "settings, features",
+    "photos, files",
     "dense maps",
     "Features",
     "Matches",
