@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from d2net.features import Matches
 from d2net.io.colmap_database import write_database
+from d2net.mapping import mapper
 from d2net.mapping.mapper import (
     remove_insignificant_pairs,
     run_mapper,
@@ -36,20 +36,20 @@ class Model:
     def num_points3D(self) -> int:
         return self.points
 
-    def num_images(self) -> int:
-        return self.photos
-
 
 @pytest.mark.parametrize(
-    ("found", "seeds", "best"),
+    ("connected", "found", "seeds", "best"),
     [
-        ([[6], [10]], [7, 8], 10),  # ten photos: six are too few, ten are enough
-        ([[9], [10]], [7], 9),
-        ([[4], [6], [5]], [7, 8, 9], 6),  # the best of three
-        ([[]], [7], None),  # no first pair: another seed has none either
+        (10, [[6], [10]], [7, 8], 10),  # ten photos: six are too few, ten are enough
+        (10, [[9], [10]], [7], 9),
+        (6, [[6, 4]], [7], 6),  # two places
+        (10, [[4], [6], [5]], [7, 8, 9], 6),  # the best of three
+        (10, [[]], [7], None),  # no first pair: another seed has none either
+        (100, [[60]], [7], 60),  # once, because it takes minutes
     ],
 )
 def test_it_starts_again_while_photos_are_missing(
+    connected: int,
     found: list[list[int]],
     seeds: list[int],
     best: int | None,
@@ -63,7 +63,7 @@ def test_it_starts_again_while_photos_are_missing(
         return {i: Model(photos, 100) for i, photos in enumerate(found[len(used) - 1])}
 
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
-    monkeypatch.setattr(pycolmap.Database, "open", lambda _: nullcontext(Model(10, 0)))
+    monkeypatch.setattr(mapper, "_num_connected", lambda _: connected)
     models = run_mapper(
         tmp_path / "database.db", tmp_path, Thresholds(4, 1), MappingSettings(seed=7)
     )

@@ -325,13 +325,6 @@ class _Stages:
         folder = self._folder
         if folder.record.is_done("mapping", self.inputs) and folder.sparse.is_dir():
             return folder.read_reconstructions()
-        registered = 0
-
-        def count_registered() -> None:
-            nonlocal registered
-            registered += 1
-            self._progress("mapping", registered, None)
-
         self._progress("mapping", 0, None)
         with folder.timed("mapping"), folder.scratch() as scratch:
             models = run_mapper(
@@ -340,7 +333,7 @@ class _Stages:
                 self.limits,
                 self._settings,
                 existing=existing,
-                registered=count_registered,
+                progress=self._progress,
             )
         if not models:
             raise MappingError(why_no_map(folder.database, self._settings))
