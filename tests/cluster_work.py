@@ -11,6 +11,7 @@ from d2net import D2Net
 from d2net.errors import InputError, OutputBusyError
 from d2net.extraction.d2net import PreparedPhoto
 from d2net.features import Features
+from d2net.networks.vgg import VGG
 
 from .tiny import make_tiny_network
 
@@ -19,7 +20,7 @@ class WatchedModel(D2Net):
     """The tiny model; it notes each photo's process, and takes its time."""
 
     def __init__(self, notes: Path, seconds: float) -> None:
-        super().__init__(make_tiny_network())
+        super().__init__(VGG(make_tiny_network()))
         self.notes = notes
         self.seconds = seconds
 
