@@ -107,3 +107,34 @@ def test_bad_input_is_one_sentence(
     assert message in run.err
     assert run.err.count("\n") == 1
     assert not (folder / "run" / "weights.safetensors").exists()
+
+
+def test_a_recipe_of_a_matcher(d2net: Run, folder: Path) -> None:
+    widths = "[widths]\nwidth = 16\nheads = 2\nlayers = 1\n"
+    recipe = 'objective = "matcher"\nkeypoints = 32\n' + RECIPE.format(steps=2) + widths
+    (folder / "matcher.toml").write_text(recipe)
+    arguments = ("train", "--config", "matcher.toml", "-o", "run", "--workers", 0)
+    run = d2net(*arguments)
+    assert run.code == 0, run.err
+    assert "2 pairs in 2 steps" in run.out
+    assert ["loss", "precision", "recall", "different"] in [x.split() for x in run.out.splitlines()]
+    matched = d2net(
+        "match",
+        "photos/graf1.jpg",
+        "photos/graf3.jpg",
+        "--max-edge",
+        200,
+        "--matcher",
+        "run/weights.safetensors",
+        "-o",
+        "m.csv",
+        "--verify",
+        "none",
+    )
+    assert matched.code == 0, matched.err
+    assert Path("m.csv").read_text().startswith("x_a,y_a,x_b,y_b,similarity,confidence\n")
+    refused = d2net(*arguments, "--minutes", 3)
+    assert (refused.code, refused.err) == (
+        2,
+        "error: --minutes is not for matchers: give --steps\n",
+    )
