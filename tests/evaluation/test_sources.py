@@ -14,6 +14,8 @@ from d2net.errors import ImageError
 from d2net.evaluation import sources
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.sources import NetworkSource, open_source
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.matcher_weights import save_matcher
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -139,6 +141,20 @@ def test_cache_goes_by_content_and_provenance(photo: Path, tmp_path: Path) -> No
     other = Counting(version=2)
     CachedFeatures(other, tmp_path / "cache").features(tmp_path / "renamed.png", "x")
     assert other.calls == 1
+
+
+def test_a_learned_matcher_shares_features_but_not_matches(photo: Path, tmp_path: Path) -> None:
+    network = MatchingTransformer(MatcherSettings(128, width=32, heads=2, layers=1))
+    file = tmp_path / "matcher.safetensors"
+    save_matcher(file, network, name="m", descriptor_id="", licence="", training_data="")
+    source = open_source("rootsift:max_keypoints=50")
+    nearest = CachedFeatures(source, tmp_path / "cache")
+    learned = CachedFeatures(source, tmp_path / "cache", matcher=str(file))
+    assert learned.folder == nearest.folder == nearest.matches_folder != learned.matches_folder
+    assert learned.name.startswith("rootsift:max_keypoints=50 + m ")
+    features = learned.features(photo, "photo.png")
+    assert learned.match(features, features).confidence is not None
+    assert nearest.match(features, features).confidence is None
 
 
 def test_a_damaged_entry_is_made_anew(photo: Path, tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ class Evaluation:
     compare: Annotated[
         list[str] | None, _features(metavar="SOURCE", help="Another source; repeatable.")
     ] = None
+    matcher: Annotated[
+        str,
+        _features(
+            metavar="nearest|FILE",
+            help="Matcher of the features, see `d2net match`; those to compare get nearest.",
+        ),
+    ] = "nearest"
     max_keypoints: Annotated[
         int | None, _features(metavar="N", help="Use the N highest scores.", show_default="all")
     ] = None
@@ -80,9 +87,13 @@ class Evaluation:
         if self.html is not None:
             check_matplotlib()
         results = []
-        for specification in (self.features, *(self.compare or ())):
+        compared = [(specification, "nearest") for specification in self.compare or ()]
+        for specification, matcher in [(self.features, self.matcher), *compared]:
             source = CachedFeatures(
-                open_source(specification, device), max_keypoints=self.max_keypoints, device=device
+                open_source(specification, device),
+                max_keypoints=self.max_keypoints,
+                device=device,
+                matcher=matcher,
             )
             with progress.shown(printing) as report_progress:
                 shown = _with_source(report_progress, source.name)

@@ -27,6 +27,7 @@ from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
 from d2net.io.pairs import Pair
 from d2net.io.resume import file_state, fingerprint
 from d2net.matching import match
+from d2net.matching.matchers import matcher_id
 from d2net.networks.download import cache_folder
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class CachedFeatures:
         folder: default: `features` below the package's cache folder (`D2NET_CACHE`).
         max_keypoints: use the keypoints with the highest scores; None for all.
         device: where descriptors are compared.
+        matcher: see `match`.
 
     Attributes:
-        folder: for everything that is computed from the source's features.
+        folder: for the source's features.
+        matches_folder: for everything that is computed from matches.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class CachedFeatures:
         *,
         max_keypoints: int | None = None,
         device: str = "cpu",
+        matcher: str = "nearest",
     ) -> None:
         self.name = source.name
         self.provenance = source.provenance()
@@ -66,6 +70,12 @@ class CachedFeatures:
         self._device = device
         root = cache_folder() / "features" if folder is None else Path(folder)
         self.folder = root / fingerprint(self.provenance)
+        self.matches_folder = self.folder
+        self._matcher = matcher
+        if matcher != "nearest":
+            self.provenance = {**self.provenance, "matcher": matcher_id(matcher)}
+            self.name = f"{self.name} + {self.provenance['matcher']}"
+            self.matches_folder = self.folder / fingerprint(self.provenance)
 
     def features(self, photo: Path, name: str) -> Features:
         """Features of a photo, from the cache if they are there; a damaged entry is replaced.
@@ -105,8 +115,8 @@ class CachedFeatures:
             raise ImageError(f"cannot read the photo {photo}: {error.strerror}") from error
 
     def match(self, a: Features, b: Features) -> Matches:
-        """Mutual nearest neighbours."""
-        return match(a.to(self._device), b.to(self._device))
+        """Match the features of two photos."""
+        return match(a.to(self._device), b.to(self._device), matcher=self._matcher)
 
 
 class CachedMatches:
@@ -142,8 +152,8 @@ class CachedMatches:
 
     def cache_path(self, name: str, settings: object = None) -> Path:
         """Where something that depends on these photos and on some settings is kept."""
-        self._source.folder.mkdir(parents=True, exist_ok=True)
-        return self._source.folder / f"{fingerprint([self._settings, settings])}-{name}"
+        self._source.matches_folder.mkdir(parents=True, exist_ok=True)
+        return self._source.matches_folder / f"{fingerprint([self._settings, settings])}-{name}"
 
     def match(self, pairs: Iterable[Pair], progress: Callable[[int, int], None]) -> None:
         """Match the pairs that no earlier run has matched, once each; safe to kill.
