@@ -4,13 +4,19 @@ The number of inliers cannot tell. Of 500 random matches, 30 to 50 fit the best 
 matrices, and true pairs across seasons have no more. Significance is minus log10 of the probability
 of such an agreement between photos of different places: 3 is one accident in a thousand.
 
-The probability comes from a number of false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et
-al., ACCV 2012), with one change. The usual background model puts accidental partners anywhere in
-the photo. Learned features refute it in photos of different places, too: they match windows with
-windows and ground with ground, which lie at similar heights, and many epipolar lines that are
-nearly parallel then pass close to them. So only matches in a band around the model count, and the
-question is whether they gather in its middle. For fundamental and essential matrices a second,
-independent test asks whether neighbours stay neighbours along the epipolar lines.
+Two tests give the probability:
+
+- The fit, for all models: do the matches near the model gather closely around it? It is a number of
+  false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012) with one change. Its
+  usual background model puts accidental partners anywhere in the photo. Learned features refute
+  that in photos of different places, too: they match windows with windows and ground with ground,
+  which lie at similar heights, and nearly parallel epipolar lines pass close to them. So only
+  matches in a band around the model count.
+- The order, for fundamental and essential matrices: are neighbours in one photo neighbours in the
+  other? The null hypothesis swaps partners along their epipolar lines. A homography and a pose
+  predict the partner itself, so nothing is left to swap.
+
+The thresholds were calibrated with five kinds of features, see docs/accuracy.md.
 
 All points are in pixels, and all photo sizes are (width, height).
 """
@@ -37,7 +43,8 @@ VERDICT_TEXT: dict[Verdict, str] = {
 }
 
 SAME, DOUBTFUL = 2.0, 0.0
-"""Smallest significance of two photos of the same place, and of a doubtful pair."""
+"""A pair above the first number shows the same place, one above the second is doubtful. Of over
+8,000 pairs of different places none was above the first."""
 
 _BAND, _BAND_THRESHOLDS = 0.02, 3.0
 """Half-width of the band around a model, as a share of the photo's longer side, and at least in
@@ -107,8 +114,8 @@ def epipolar_significance(
 ) -> float:
     """Significance of a fundamental matrix, x_b^T F x_a = 0, for matches of two photos.
 
-    The weaker of two: the order test alone, and together with how closely the matches follow the
-    epipolar lines (both are independent, so their significances add up).
+    Order and fit are independent, so their significances add up. But the order alone must be
+    significant, too: rows of windows lie on epipolar lines in any order.
 
     Args:
         fundamental: 3 x 3.
