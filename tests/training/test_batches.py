@@ -18,6 +18,7 @@ from d2net.training.batches import (
     collate,
     load,
     open_part,
+    training_part,
 )
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources import TrainingPair, pair_generator
@@ -32,7 +33,13 @@ def settings(**changes: Any) -> TrainingSettings:
     return TrainingSettings.from_dict({"sources": [MADE], "crop": 64, "batch": 4, **changes})
 
 
-def batch(dataset: PairBatches, step: int) -> PairBatch:
+def batches(
+    settings: TrainingSettings, data: Path = HERE, rank: int = 0, processes: int = 1
+) -> PairBatches[TrainingPair]:
+    return PairBatches(settings, training_part(settings, data), collate, rank, processes)
+
+
+def batch(dataset: PairBatches[TrainingPair], step: int) -> PairBatch:
     drawn = dataset[step]
     assert isinstance(drawn, Drawn), drawn
     assert isinstance(drawn.content, PairBatch)
@@ -40,19 +47,17 @@ def batch(dataset: PairBatches, step: int) -> PairBatch:
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before() -> None:
-    one, other = PairBatches(settings(), HERE), PairBatches(settings(), HERE)
+    one, other = batches(settings()), batches(settings())
     for step in range(5):
         batch(one, step)
     assert torch.equal(batch(one, 5).images, batch(other, 5).images)
     assert not torch.equal(batch(one, 6).images, batch(other, 5).images)
-    assert not torch.equal(
-        batch(PairBatches(settings(seed=2), HERE), 5).images, batch(one, 5).images
-    )
+    assert not torch.equal(batch(batches(settings(seed=2)), 5).images, batch(one, 5).images)
 
 
 def test_processes_share_a_batch() -> None:
-    whole = batch(PairBatches(settings(), HERE), 3)
-    parts = [batch(PairBatches(settings(), HERE, rank=rank, processes=2), 3) for rank in (0, 1)]
+    whole = batch(batches(settings()), 3)
+    parts = [batch(batches(settings(), rank=rank, processes=2), 3) for rank in (0, 1)]
     for rank, part in enumerate(parts):
         assert torch.equal(part.images[:2], whole.images[:4][rank::2])
         assert torch.equal(part.images[2:], whole.images[4:][rank::2])
@@ -62,7 +67,7 @@ def test_processes_share_a_batch() -> None:
 def test_loading_keeps_the_order(workers: int, tmp_path: Path) -> None:
     (tmp_path / "photos").symlink_to(made.DATA)
     table = {"kind": "photos", "path": "photos", "min_correspondences": 16}
-    dataset = PairBatches(settings(sources=[table], batch=1), tmp_path)
+    dataset = batches(settings(sources=[table], batch=1), tmp_path)
     found = list(load(dataset, range(2, 7), workers))
     assert len(found) == 5
     for step, loaded in zip(range(2, 7), found, strict=True):
@@ -102,9 +107,9 @@ def test_a_single_pair_cannot_be_held_out(tmp_path: Path) -> None:
 
 def test_groups_choose_sources() -> None:
     sources = [{**MADE, "group": group} for group in ("free", "academic")]
-    drawn = PairBatches(settings(sources=sources, groups=["free"]), HERE)
+    drawn = batches(settings(sources=sources, groups=["free"]))
     assert len(batch(drawn, 0).images) == 8
-    nothing = PairBatches(settings(sources=sources, groups=["other"]), HERE)[0]
+    nothing = batches(settings(sources=sources, groups=["other"]))[0]
     assert isinstance(nothing, InputError)
     assert "no source of training pairs of the groups other" in str(nothing)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import Correspondences
 from d2net.training.settings import RunSettings, SourceSettings
 from d2net.training.sources import Source, TrainingPair, open_source, pair_generator
+from d2net.training.sources.base import PairSource
 
 T = TypeVar("T")
 
@@ -123,6 +125,11 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     return Subset(opened, indices)
 
 
+def training_part(settings: RunSettings, data: Path) -> Callable[[SourceSettings], Source]:
+    """Opens sources of a run without the pairs that they hold out; see `open_part`."""
+    return partial(open_part, crop=settings.crop, data=data, held_out=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Drawn(Generic[T]):
     """A pair or batch, and the pairs that were drawn in vain for it.
@@ -138,7 +145,7 @@ class Drawn(Generic[T]):
     problems: tuple[str, ...] = ()
 
 
-class Mixture:
+class Mixture(Generic[T]):
     """Several sources that are drawn from by weight; the pairs of a source are equally likely.
 
     Args:
@@ -146,13 +153,21 @@ class Mixture:
         weights: how often each is drawn from, of any sum; by default equally often.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[PairSource[T]], weights: Sequence[float] | None = None
+    ) -> None:
         shares = np.ones(len(sources)) if weights is None else np.array(weights, np.float64)
         self._sources, self._shares = tuple(sources), shares / shares.sum()
 
     @classmethod
-    def open(cls, settings: RunSettings, data: Path) -> Mixture:
-        """Open the training sources of a run, without the pairs that they hold out.
+    def open(
+        cls, settings: RunSettings, open_one: Callable[[SourceSettings], PairSource[T]]
+    ) -> Mixture[T]:
+        """Open the training sources of a run.
+
+        Args:
+            settings: settings of the run.
+            open_one: opens a source.
 
         Raises:
             InputError: a source cannot be opened, or there is none.
@@ -160,13 +175,10 @@ class Mixture:
         if not settings.training_sources:
             groups = f" of the groups {', '.join(settings.groups)}" if settings.groups else ""
             raise InputError(f"there is no source of training pairs{groups}: name one in sources")
-        opened = [
-            open_part(source, settings.crop, data, held_out=False)
-            for source in settings.training_sources
-        ]
+        opened = [open_one(source) for source in settings.training_sources]
         return cls(opened, settings.source_weights())
 
-    def draw(self, rng: np.random.Generator) -> Drawn[TrainingPair]:
+    def draw(self, rng: np.random.Generator) -> Drawn[T]:
         """Draw until a pair is usable. One broken photo must not end a night of training.
 
         Raises:
@@ -193,12 +205,12 @@ class Mixture:
         )
 
 
-class PairBatches(Dataset[Drawn[Any] | D2NetError]):
+class PairBatches(Dataset[Drawn[Any] | D2NetError], Generic[T]):
     """The batches of a run by step. A process opens the sources when it draws its first batch.
 
     Args:
         settings: settings of the run.
-        data: the folder that the sources' paths are relative to.
+        open_one: opens a source; it can be pickled.
         collate: makes a batch of pairs.
         rank: number of this process.
         processes: number of processes that share every batch.
@@ -207,14 +219,14 @@ class PairBatches(Dataset[Drawn[Any] | D2NetError]):
     def __init__(
         self,
         settings: RunSettings,
-        data: Path,
-        collate: Callable[[Sequence[TrainingPair]], Any] = collate,
+        open_one: Callable[[SourceSettings], PairSource[T]],
+        collate: Callable[[Sequence[T]], Any],
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self._settings, self._data, self._collate = settings, data, collate
+        self._settings, self._open, self._collate = settings, open_one, collate
         self._rows = range(rank, settings.batch, processes)
-        self._mixture: Mixture | None = None
+        self._mixture: Mixture[T] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mixture": None}
@@ -223,7 +235,7 @@ class PairBatches(Dataset[Drawn[Any] | D2NetError]):
         """The batch of a step. Errors are returned: a raised one would arrive as a traceback."""
         try:
             if self._mixture is None:
-                self._mixture = Mixture.open(self._settings, self._data)
+                self._mixture = Mixture.open(self._settings, self._open)
             seed = self._settings.seed
             drawn = [self._mixture.draw(pair_generator(seed, step, row)) for row in self._rows]
         except D2NetError as error:

@@ -176,9 +176,14 @@ def random_crop(
     low = -corners.min(axis=0) - 0.5
     high = np.array(size) - 0.5 - corners.max(axis=0)
     corners += np.clip(point, low, np.maximum(low, high))
+    return Crop(crop_from_corners(corners, edge), edge)
+
+
+def crop_from_corners(corners: Array, edge: int) -> Array:
+    """crop_from_photo of the crop with 4 x 2 corners (x, y) in pixels of the photo."""
     target = (_SQUARE + 1) * (edge / 2) - 0.5
     matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), target.astype(np.float32))
-    return Crop(np.asarray(matrix, dtype=np.float64), edge)
+    return np.asarray(matrix, dtype=np.float64)
 
 
 def _integer_offset(matrix: Array) -> tuple[int, int] | None:

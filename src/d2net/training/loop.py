@@ -176,6 +176,7 @@ def learning_rate(settings: RunSettings, step: int) -> float:
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    rate *= min(1.0, (settings.steps - step) / max(1, settings.decay))
     return rate * min(1.0, (step + 1) / max(1, settings.warmup))
 
 

@@ -29,7 +29,7 @@ from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
 from d2net.networks.matcher_weights import load_matcher, save_matcher
 from d2net.progress import Progress, no_progress
-from d2net.training.batches import PairBatch, PairBatches, collate
+from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.correspondences import interpolate
 from d2net.training.loop import TrainingResult, run
 from d2net.training.objective import Objective
@@ -288,10 +288,11 @@ class MatcherObjective(Objective):
         self.network.train()
         self._fixed: list[Example] = []
 
-    def dataset(self, rank: int, processes: int) -> PairBatches:
+    def dataset(self, rank: int, processes: int) -> PairBatches[TrainingPair]:
         """See `Objective.dataset`."""
         batch = partial(make_batch, folders=self._folders(), share=self.settings.different)
-        return PairBatches(self.settings, self.data, batch, rank, processes)
+        open_one = training_part(self.settings, self.data)
+        return PairBatches(self.settings, open_one, batch, rank, processes)
 
     def _folders(self) -> list[Path]:
         sources = (*self.settings.training_sources, *self.settings.validation_sources)

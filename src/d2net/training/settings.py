@@ -117,6 +117,9 @@ class RunSettings(Settings):
     warmup: int = 0
     """Steps in which the learning rate rises linearly from 0. (release: none)"""
 
+    decay: int = 0
+    """Last steps in which the learning rate falls linearly to 0. (release: none)"""
+
     clip: float | None = None
     """Maximum norm of the gradient; None for no limit. (release: none)"""
 
@@ -148,7 +151,7 @@ class RunSettings(Settings):
         for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "seed"):
+        for name in ("warmup", "decay", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("learning_rate", "clip"):
@@ -284,3 +287,120 @@ class TrainingSettings(RunSettings):
                 f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, such as "
                 f'["conv4_2", "conv4_3"], not {list(self.layers)}'
             )
+
+
+@dataclass(frozen=True)
+class TeacherSettings(Settings):
+    """A teacher: a [[teachers]] table of a configuration."""
+
+    name: str = ""
+    """A name that `d2net weights` lists, a weights file, or aliked-n16:FILE or aliked-n16rot:FILE
+    with ALIKED's weights. Files are relative to the folder of the data."""
+
+    weight: float = 1.0
+    """Weight of its descriptors in the concatenation of all teachers' descriptors."""
+
+    keypoints: int = 0
+    """Number of its keypoints per photo that are taught. 0: it teaches descriptors only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < math.inf or self.keypoints < 0:
+            raise InputError(
+                f"the teacher {self.name!r} needs a weight above 0 and 0 or more keypoints, not "
+                f"{self.weight} and {self.keypoints}"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationSettings(RunSettings):
+    """Settings of a run that trains the network light to imitate teachers."""
+
+    start: str = "none"
+    """Starting weights of the network light: a name, a file, or none for random ones."""
+
+    batch: int = 4
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    clip: float | None = 5.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    teachers: tuple[TeacherSettings, ...] = ()
+    """The teachers; at least one teaches keypoints."""
+
+    student: Mapping[str, Any] = field(default_factory=dict)
+    """Widths of the network, see `LightSettings`. Empty: those of the packaged weights."""
+
+    weight_decay: float = 1e-4
+    """Weight decay of the kernels."""
+
+    averaging: float = 0.999
+    """Factor of the moving average of the weights, which is what is saved."""
+
+    cosine: float = 1.0
+    """Weight of the term that compares each descriptor with its teacher's by their cosine."""
+
+    score: float = 3.0
+    """Weight of the score's cross-entropy."""
+
+    floor: float = 0.2
+    """Share of the teachers' score that a keypoint keeps as its target when it is not matched
+    right between the two crops."""
+
+    min_distance: float = 3.0
+    """Points of a photo nearer than this are no negatives of each other, pixels."""
+
+    photo_edge: int = 512
+    """Photos with a longer edge are reduced for teachers and student, pixels."""
+
+    random_points: int = 100
+    """Number of random points per photo that are described besides the keypoints."""
+
+    points: int = 256
+    """Maximum number of points of a pair whose descriptors are compared."""
+
+    min_share: float = 0.36
+    """Smallest edge of a crop, as a share of the photo's shorter edge."""
+
+    max_share: float = 1.1
+    """Largest edge of a crop, as a share of the photo's shorter edge."""
+
+    turns: tuple[float, ...] = (20.0, 60.0, 180.0)
+    """Maximum rotations of a crop, degrees."""
+
+    turn_shares: tuple[float, ...] = (0.6, 0.3, 0.1)
+    """How often each of `turns` is the maximum; the sum is 1."""
+
+    perspective: float = 0.2
+    """Maximum shift of a crop's corner as a share of half its edge."""
+
+    other_photo: float = 0.65
+    """How often a crop is cut from another photo of the same view, where there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(teacher.keypoints for teacher in self.teachers):
+            raise InputError("distillation needs [[teachers]], one of them with keypoints above 0")
+        if self.crop % 32:
+            raise InputError(f"crop must be a multiple of 32 pixels, not {self.crop}")
+        if len(self.turns) != len(self.turn_shares) or abs(sum(self.turn_shares) - 1) > 1e-6:
+            raise InputError("turn_shares must have one number for each of turns, of the sum 1")
+        if not 0 < self.min_share <= self.max_share < 2:
+            raise InputError(
+                "min_share must be above 0 and at most max_share, which must be below 2, not "
+                f"{self.min_share} and {self.max_share}"
+            )
+        if any(source.hold_out for source in self.sources):
+            raise InputError("hold_out is not for distillation: name sources in validation")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillationSettings:
+        """Settings from names and values. Lists and tables of sources and teachers are accepted."""
+        tables = values.get("teachers", ())
+        teachers = tuple(TeacherSettings.from_dict(table) for table in tables)
+        return cls(teachers=teachers).updated(**{**values, "teachers": teachers})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and plain values; `from_dict` gives the same settings again."""
+        teachers = [teacher.to_dict() for teacher in self.teachers]
+        return {**super().to_dict(), "teachers": teachers, "student": dict(self.student)}

@@ -24,7 +24,7 @@ from d2net.networks.weights import load_weights, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import WINDOW, Alarm
-from d2net.training.batches import PairBatch, PairBatches, collate
+from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.contrast import contrastive_loss
 from d2net.training.crops import RGB
 from d2net.training.loop import TrainingResult, run
@@ -138,10 +138,11 @@ class SupervisedObjective(Objective):
             convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._validate = validate
 
-    def dataset(self, rank: int, processes: int) -> PairBatches:
+    def dataset(self, rank: int, processes: int) -> PairBatches[TrainingPair]:
         """See `Objective.dataset`."""
+        open_one = training_part(self.settings, self.data)
         make_batch = partial(collate, corners=self.settings.contrast > 0)
-        return PairBatches(self.settings, self.data, make_batch, rank, processes)
+        return PairBatches(self.settings, open_one, make_batch, rank, processes)
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the paper's loss, the contrastive loss and the retention term."""

@@ -19,7 +19,7 @@ from d2net.errors import TrainingError
 from d2net.networks import weights
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.progress import Progress, no_progress
-from d2net.training.batches import Mixture
+from d2net.training.batches import Mixture, training_part
 from d2net.training.correspondences import corner_correspondences
 from d2net.training.crops import RGB
 from d2net.training.settings import TrainingSettings
@@ -59,7 +59,7 @@ def add_whitening(
     network, _ = weights.load_network(path)
     assert isinstance(network, VGG)  # noqa: S101 (`save_weights` writes no other)
     network.to(device)
-    mixture = Mixture.open(settings, data)
+    mixture = Mixture.open(settings, training_part(settings, data))
 
     def pairs() -> Iterable[TrainingPair]:
         for number in range(settings.whitening):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from d2net.training.augment import augment
 from d2net.training.correspondences import PointPairs, Points
 from d2net.training.crops import RGB, Crop, Warp
 from d2net.training.sources.reading import read_photo
+
+Pair_co = TypeVar("Pair_co", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class TrainingPair:
     photos: tuple[str, str]
 
 
-class Source(Protocol):
-    """A source of training pairs.
+class PairSource(Protocol[Pair_co]):
+    """A source of pairs of any type.
 
     A pair is a pure function of its index and the generator's state, so that a resumed run sees
     the same pairs as an uninterrupted one.
@@ -51,7 +53,7 @@ class Source(Protocol):
         """Number of distinct pairs."""
         ...
 
-    def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
+    def pair(self, index: int, rng: np.random.Generator) -> Pair_co | None:
         """Make a pair.
 
         Args:
@@ -65,6 +67,10 @@ class Source(Protocol):
             D2NetError: a file of the pair is missing or broken.
         """
         ...
+
+
+Source: TypeAlias = PairSource[TrainingPair]
+"""A source of training pairs."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    photos = _aligned_photos(folder)
+    photos = aligned_photos(folder)
     if not photos:
         raise InputError(
             f"{folder} holds no aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or subfolders"
@@ -182,12 +182,17 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
 def is_aligned(folder: Path) -> bool:
     """Whether a folder holds aligned photos in a layout that `open_aligned` knows."""
     try:
-        return bool(_aligned_photos(folder))
+        return bool(aligned_photos(folder))
     except FormatError:  # a broken list, or unrelated photos that share their names
         return any((folder / name).is_file() for name in (PAIRS_FILE, OFFSETS_FILE))
 
 
-def _aligned_photos(folder: Path) -> list[RelatedPhotos]:
+def aligned_photos(folder: Path) -> list[RelatedPhotos]:
+    """The pairs of a folder of aligned photos; none if it has none of the layouts.
+
+    Raises:
+        FormatError: a file is broken or names photos that are missing.
+    """
     if (folder / PAIRS_FILE).is_file():
         return _read_pairs_file(folder / PAIRS_FILE)
     views = sorted(folder.rglob(OFFSETS_FILE))
