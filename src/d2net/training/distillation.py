@@ -1,0 +1,384 @@
+"""Distillation: the network light learns to imitate teachers.
+
+The descriptors of all teachers are concatenated and projected to their first principal components.
+The student sees two warped and augmented crops of a photo and must reproduce these descriptors in
+both, agree between its crops, and give a high score to the teachers' keypoints that it can match.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from d2net.errors import InputError
+from d2net.extraction.d2net import D2Net
+from d2net.io.arrays import evenly_spaced
+from d2net.networks.light import SCORE_CELL, Light, LightSettings
+from d2net.networks.weights import load_network, save_light
+from d2net.progress import Progress, no_progress
+from d2net.settings import ExtractionSettings
+from d2net.training.alarms import Alarm
+from d2net.training.batches import PairBatches
+from d2net.training.crops import RGB
+from d2net.training.loop import TrainingResult, run
+from d2net.training.muon import Muon
+from d2net.training.objective import Objective
+from d2net.training.processes import mean_over_processes
+from d2net.training.settings import DistillationSettings, RunSettings
+from d2net.training.sources import TrainingPair
+from d2net.training.sources.taught import StudentPair, TaughtPairs, find_taught, stack
+from d2net.training.state import TrainingState
+from d2net.training.teachers import Lessons, load_teachers
+from d2net.training.validation import Validation, fixed_pairs
+
+_FIRST_SCALE, _MAX_SCALE = 15.0, 50.0
+"""Factor of the cosines in the softmax; it is learned."""
+
+_PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5
+"""Photos from which the principal components come, and the step between their descriptors."""
+
+_ALARMS = (
+    Alarm(
+        "similarity",
+        lambda cosine: cosine > 0.98,
+        "the descriptors have collapsed: those of different points have a mean cosine of "
+        "{value:.3f}; start again with a lower learning_rate",
+        ends_run=True,
+    ),
+)
+
+
+def distill(
+    settings: DistillationSettings,
+    output: str | Path,
+    *,
+    data: str | Path = ".",
+    device: str = "cpu",
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Train the network light to imitate teachers, or resume; see `loop.run`.
+
+    The teachers' outputs are stored in the folder `teachers` of the output.
+
+    Args:
+        settings: settings of the run.
+        output: folder of all files that the run writes.
+        data: the folder that paths of sources and teachers are relative to.
+        device: see `loop.run`.
+        workers: see `loop.run`.
+        progress: called after every photo and every step.
+
+    Raises:
+        D2NetError: as `loop.run`; WeightsError if a teacher cannot be loaded.
+    """
+    objective = DistillationObjective(settings, Path(data), Path(output) / "teachers", progress)
+    return run(objective, settings, output, device=device, workers=workers, progress=progress)
+
+
+class Student(nn.Module):
+    """The network that learns, and what belongs to its training state.
+
+    Attributes:
+        light: the network.
+        average: moving average of its weights.
+        log_scale: logarithm of the factor of the cosines in the softmax.
+        projection: D x d, from the teachers' descriptors to the student's; zero until known.
+        updates: number of updates of the average.
+    """
+
+    projection: Tensor
+    updates: Tensor
+
+    def __init__(self, light: Light, teacher_length: int) -> None:
+        super().__init__()
+        self.light = light
+        light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(light).requires_grad_(False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
+        self.register_buffer("projection", torch.zeros(teacher_length, light.widths.dimension))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the cosines in the softmax."""
+        return self.log_scale.exp().clamp(max=_MAX_SCALE)
+
+    @torch.no_grad()
+    def update_average(self, averaging: float) -> None:
+        """Move the average towards the weights; it follows faster in the first steps."""
+        self.updates += 1
+        updates = int(self.updates)
+        keep = min(averaging, updates / (updates + 9))
+        average = self.average.state_dict()
+        for name, value in self.light.state_dict().items():
+            if value.is_floating_point():
+                average[name].lerp_(value, 1 - keep)
+            else:
+                average[name].copy_(value)
+
+
+class DistillationObjective(Objective):
+    """The network light, its teachers' outputs and the losses.
+
+    Args:
+        settings: settings of the run.
+        data: the folder that paths of sources and teachers are relative to.
+        folder: the folder of the teachers' outputs.
+        progress: called after every photo that the teachers have seen.
+    """
+
+    network: Student
+    alarms = _ALARMS
+
+    def __init__(
+        self,
+        settings: DistillationSettings,
+        data: Path,
+        folder: Path,
+        progress: Progress = no_progress,
+    ) -> None:
+        super().__init__()
+        self.settings, self.data, self._progress = settings, data, progress
+        teachers = load_teachers(settings, data, "cpu")
+        checksums = [teacher.sha256 for teacher in teachers]
+        self._lessons = Lessons(folder, data, settings, checksums)
+        light, self.start = _start(settings)
+        self.start |= {
+            entry.name: checksum
+            for entry, checksum in zip(settings.teachers, checksums, strict=True)
+        }
+        length = sum(teacher.length for teacher in teachers)
+        if length < light.widths.dimension:
+            raise InputError(
+                f"the teachers' descriptors have {length} numbers together, fewer than the "
+                f"student's {light.widths.dimension}: lower dimension in student"
+            )
+        self.network = Student(light, length)
+        self._validation: Validation | None = None
+
+    def dataset(self, rank: int, processes: int) -> PairBatches[StudentPair]:
+        """See `Objective.dataset`; first, the teachers look at photos that are new or changed."""
+        sources = self.settings.training_sources
+        photos = sorted({t.path for source in sources for t in find_taught(source, self.data)})
+        mine = photos[rank::processes]
+        if not all(self._lessons.path(photo).exists() for photo in mine):
+            device = str(self.network.projection.device)
+            teachers = load_teachers(self.settings, self.data, device)
+            self._lessons.give(mine, teachers, device, self._progress)
+        if processes > 1:
+            torch.distributed.barrier()
+        if not self.network.projection.any():
+            known = [photo for photo in photos if self._lessons.path(photo).exists()]
+            self.network.projection.copy_(self._principal_components(known))
+        open_one = partial(
+            TaughtPairs, settings=self.settings, data=self.data, lessons=self._lessons
+        )
+        return PairBatches(self.settings, open_one, stack, rank, processes)
+
+    def _principal_components(self, photos: list[Path]) -> Tensor:
+        """D x d, the directions in which the teachers' descriptors have the most energy."""
+        if not photos:
+            raise InputError(f"none of the photos in {self.data} can be read")
+        chosen = [photos[i] for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS)]
+        length = len(self.network.projection)
+        total = np.zeros((length, length))
+        for photo in chosen:
+            x = self._lessons.read(photo).descriptors[::_PROJECTION_STEP].astype(np.float64)
+            total += x.T @ x
+        vectors = np.linalg.eigh(total)[1]
+        return torch.from_numpy(vectors[:, -self.network.light.widths.dimension :].copy()).float()
+
+    def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
+        """See `Objective.optimizer`."""
+        learned = [p for p in self.network.parameters() if p.requires_grad]
+        return Muon(learned, settings.learning_rate, self.settings.weight_decay)
+
+    def forward(self, batch: StudentPair) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum of the losses.
+
+        - teacher: each student's descriptor against the teachers' descriptors of all points;
+        - cosine: between each student's descriptor and that of its teachers;
+        - between: the descriptors of one crop against those of the other;
+        - score: cross-entropy of the keypoint's place in each cell.
+        """
+        s, student = self.settings, self.network
+        if torch.is_grad_enabled():
+            student.update_average(s.averaging)  # with the weights after the step before
+        images, points = batch.images.flatten(0, 1), batch.points.flatten(0, 1)
+        with torch.autocast(images.device.type, torch.bfloat16, s.precision == "bfloat16"):
+            maps = student.light.compute_maps(images.float(), torch.float32)
+        descriptors = student.light.describe_batch(maps, points)
+        descriptors = descriptors.view(*batch.points.shape[:3], -1)
+        a, b = (descriptors[:, k][batch.valid] for k in (0, 1))
+        teacher = F.normalize(batch.targets[batch.valid].float() @ student.projection, dim=1)
+        near = self._near(batch)
+        to_teacher = [contrast(x @ teacher.T * student.scale, near) for x in (a, b)]
+        between = contrast(a @ b.T * student.scale, near)
+        matched = (-between.detach()).exp()  # probability of a match in both directions
+        cosine = 2 - (a * teacher).sum(1) - (b * teacher).sum(1)
+        score = self._score_loss(maps[3].float(), batch, matched)
+
+        def mean(values: Tensor) -> Tensor:
+            return mean_over_processes(values, torch.ones_like(values, dtype=torch.bool))
+
+        terms = {
+            "teacher": mean(to_teacher[0] + to_teacher[1]) / 4,
+            "cosine": mean(cosine),
+            "between": mean(between) / 2,
+            "score": mean(score),
+        }
+        loss = terms["teacher"] + s.cosine * terms["cosine"] + terms["between"]
+        figures = {name: float(value.detach()) for name, value in terms.items()}
+        figures["matched"] = float(matched.mean())
+        figures["scale"] = float(student.scale.detach())
+        figures["similarity"] = float(a.detach().mean(0).square().sum())
+        return loss + s.score * terms["score"], figures
+
+    def _near(self, batch: StudentPair) -> Tensor:
+        """Pairs of points of one photo that are too near to be negatives, n x n bool."""
+        photo = torch.arange(len(batch.valid), device=batch.valid.device)[:, None]
+        photo = photo.expand(batch.valid.shape)[batch.valid]
+        places = batch.places[batch.valid].double()
+        near = torch.cdist(places, places) < self.settings.min_distance
+        return (near & (photo[:, None] == photo)).fill_diagonal_(False)
+
+    def _score_loss(self, score: Tensor, batch: StudentPair, matched: Tensor) -> Tensor:
+        """Cross-entropy of the cells that lie on the photo.
+
+        The target of a keypoint is the teachers' score times the probability that it is matched
+        right between the crops, so the score becomes the chance to find it again. Keypoints that
+        one crop shows have the mean probability of their pair.
+        """
+        floor = self.settings.floor
+        chance = torch.zeros(batch.valid.shape, device=score.device)
+        chance = chance.masked_scatter(batch.valid, matched)
+        mean = chance.sum(1, keepdim=True) / batch.valid.sum(1, keepdim=True)
+        chance = torch.cat([chance, mean], 1)  # the row -1 is the mean
+        rows = batch.rows.flatten(1) % chance.shape[1]
+        chance = chance.gather(1, rows).view_as(batch.scores)
+        mass = batch.scores * (floor + (1 - floor) * chance)
+        wanted = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), score.shape[-1])
+        wanted = F.pixel_unshuffle(wanted, SCORE_CELL)
+        total = wanted.sum(1, keepdim=True)
+        wanted = torch.cat([wanted / total.clamp(min=1), (1 - total).clamp(min=0)], 1)
+        loss = -(wanted * self.network.light.score_head.log_probability(score)).sum(1)
+        shown: Tensor = loss[batch.shown.flatten(0, 1)]
+        return shown
+
+    def validate(self) -> dict[str, float] | None:
+        """See `Objective.validate`."""
+        if not self.settings.validation_sources:
+            return None
+        if self._validation is None:
+            self._validation = Validation(fixed_pairs(self.settings, self.data), self.pair_loss)
+        return self._validation(self._model())
+
+    @torch.no_grad()
+    def pair_loss(self, pair: TrainingPair) -> float:
+        """The loss between the crops of a validation pair, at its correspondences."""
+        device, network = self.network.projection.device, self.network.average.for_inference()
+        images = torch.from_numpy(np.stack([pair.image_a, pair.image_b])).to(device).float()
+        points = torch.from_numpy(np.stack([pair.points_a, pair.points_b])).to(device)
+        a, b = network.describe_batch(network.compute_maps(images, torch.float32), points)
+        near = torch.zeros(len(a), len(a), dtype=torch.bool, device=device)
+        return float(contrast(a @ b.T * self.network.scale, near).mean() / 2)
+
+    def pictures(self) -> Mapping[str, Image.Image]:
+        """See `Objective.pictures`."""
+        if self._validation is None:
+            return {}
+        return self._validation.pictures(self._model(), self._score_map)
+
+    @torch.no_grad()
+    def _score_map(self, crop: RGB) -> NDArray[np.float32]:
+        network = self.network.average.for_inference()
+        image = torch.from_numpy(crop)[None].to(self.network.projection.device).float()
+        maps = network.compute_maps(image, torch.float32)
+        score = network.score_map(tuple(part[0] for part in maps))
+        return np.asarray(score.cpu().numpy(), np.float32)
+
+    def _model(self) -> D2Net:
+        return D2Net(self.network.average.for_inference(), ExtractionSettings())
+
+    def save(self, path: Path, state: TrainingState) -> None:
+        """See `Objective.save`; the moving average is saved."""
+        s = self.settings
+        teachers = ", ".join(entry.name for entry in s.teachers)
+        sources = ", ".join(source.path for source in s.training_sources)
+        save_light(
+            path,
+            self.network.average,
+            name=s.name or path.resolve().parent.name,
+            licence=s.licence or "as of the teachers and of the training data",
+            training_data=f"distilled from {teachers} on {sources}",
+            notes={
+                "start": json.dumps(state.start),
+                "settings": json.dumps(s.to_dict()),
+                "steps": str(state.step),
+                "pairs": str(state.pairs),
+            },
+        )
+
+
+def _start(settings: DistillationSettings) -> tuple[Light, dict[str, str]]:
+    """The network at the start of a run, and the name and checksum of its weights."""
+    if settings.start != "none":
+        network, source = load_network(settings.start)
+        if not isinstance(network, Light):
+            raise InputError(f"{settings.start} are not weights of the network light")
+        return network.float(), source
+    widths = LightSettings.from_dict(settings.student) if settings.student else LightSettings()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return Light(widths), {"name": "none"}
+
+
+def contrast(similarity: Tensor, near: Tensor) -> Tensor:
+    """Cross-entropy of each point's partner in its row and in its column, added.
+
+    Args:
+        similarity: n x n logits; partners are on the diagonal.
+        near: n x n bool, entries that are no negatives.
+
+    Returns:
+        n losses.
+    """
+    similarity = similarity.masked_fill(near, -1e4)
+    right = similarity.diagonal()
+    return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * right
+
+
+def splat(positions: Tensor, mass: Tensor, edge: int) -> Tensor:
+    """Spread points over the four pixels around them, bilinear.
+
+    Args:
+        positions: B x K x 2 (x, y) in pixels.
+        mass: B x K.
+        edge: edge of the images in pixels.
+
+    Returns:
+        B x 1 x edge x edge.
+    """
+    low = positions.floor()
+    part = positions - low
+    out = torch.zeros(len(positions), edge * edge, device=positions.device)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            x, y = (low + low.new_tensor([dx, dy])).clamp(0, edge - 1).unbind(-1)
+            across = part[..., 0] if dx else 1 - part[..., 0]
+            down = part[..., 1] if dy else 1 - part[..., 1]
+            out.scatter_add_(1, (y * edge + x).long(), mass * across * down)
+    return out.view(-1, 1, edge, edge)

@@ -1,0 +1,264 @@
+"""Pairs for distillation: two warped crops of a photo that the teachers have seen.
+
+Either crop may be cut from another photo of the same view instead, such as one at night. The
+teachers' keypoints and descriptors stay those of the first photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2net.errors import InputError
+from d2net.geometry import coordinates
+from d2net.geometry.homography import transfer
+from d2net.io.image_lists import find_images
+from d2net.networks.light import SCORE_CELL
+from d2net.settings import Settings
+from d2net.training.augment import augment
+from d2net.training.crops import RGB, Array, Warp, as_matrix, crop_from_corners
+from d2net.training.settings import DistillationSettings, SourceSettings
+from d2net.training.sources.planar import RelatedPhotos, aligned_photos
+from d2net.training.sources.reading import read_photo
+from d2net.training.teachers import Lessons
+
+_MIN_KEYPOINTS = 16  # that both crops show
+_MAX_KEYPOINTS = 900  # of a crop
+_BORDER = 3.5  # pixels at the border of a crop without points
+_AUGMENTED = 0.85  # share of the crops with photometric augmentation
+_AUGMENTATION, _AUGMENTATION_OF_OTHERS = (0.1, 1.0), (0.1, 0.5)  # limits of its strength
+
+
+@dataclass(frozen=True)
+class TaughtOptions(Settings):
+    """Options of the sources of a distillation. Patterns are for paths relative to the source."""
+
+    taught: Sequence[str] = ("*",)
+    """Patterns of the photos that the teachers see."""
+
+    left_out: Sequence[str] = ()
+    """Patterns of photos that are not used."""
+
+    clearest: int = 0
+    """Teachers see only so many photos of each view: of its brighter half, those with the most
+    detail. 0: all."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtPhoto:
+    """A photo that the teachers see, and how other photos of its view are related to it."""
+
+    path: Path
+    others: list[RelatedPhotos] = field(default_factory=list)
+
+
+def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
+    """The photos of a source that the teachers see.
+
+    Args:
+        source: of kind photos or aligned.
+        data: the folder that its path is relative to.
+
+    Raises:
+        InputError: another kind, or there are no such photos.
+        FormatError: the lists of aligned photos are broken.
+        ImageError: a photo that `clearest` must judge cannot be read.
+    """
+    folder, options = data / source.path, TaughtOptions.from_dict(source.options)
+    if source.kind not in ("photos", "aligned"):
+        raise InputError(
+            f"{source.path}: distillation needs sources of kind photos or aligned, not "
+            f"{source.kind!r}"
+        )
+    if isinstance(options.taught, str) or isinstance(options.left_out, str):
+        raise InputError(f'{source.path}: taught and left_out are lists, such as ["visible/*"]')
+
+    def matches(path: Path, patterns: Sequence[str]) -> bool:
+        name = path.relative_to(folder).as_posix()
+        return any(fnmatch(name, pattern) for pattern in patterns)
+
+    found: dict[Path, TaughtPhoto] = {}
+    if source.kind == "photos":
+        found = {image.path: TaughtPhoto(image.path) for image in find_images([folder])}
+    elif folder.is_dir():
+        for pair in aligned_photos(folder):
+            for related in (pair, pair.swapped()):
+                photo = found.setdefault(related.a, TaughtPhoto(related.a))
+                if not matches(related.b, options.left_out):
+                    photo.others.append(related)
+    kept = [
+        photo
+        for path, photo in sorted(found.items())
+        if matches(path, options.taught) and not matches(path, options.left_out)
+    ]
+    if options.clearest:
+        kept = _clearest(kept, options.clearest)
+    if not kept:
+        raise InputError(f"{folder} has no photos of kind {source.kind} to be taught")
+    return kept
+
+
+def _clearest(photos: Sequence[TaughtPhoto], count: int) -> list[TaughtPhoto]:
+    """At most `count` photos of each view."""
+    views: dict[Path, list[TaughtPhoto]] = {}
+    for photo in photos:
+        views.setdefault(min([photo.path, *(r.b for r in photo.others)]), []).append(photo)
+    kept = []
+    for view in views.values():
+        grey = {p: cv2.cvtColor(read_photo(p.path, 640), cv2.COLOR_RGB2GRAY) for p in view}
+        view.sort(key=lambda photo: -float(np.mean(grey[photo])))
+        brighter = view[: (len(view) + 1) // 2]
+        kept += sorted(brighter, key=lambda photo: -_detail(np.asarray(grey[photo])))[:count]
+    return kept
+
+
+def _detail(grey: NDArray[np.uint8]) -> float:
+    """Mean difference between neighbouring pixels after a blur, which removes noise."""
+    x = np.asarray(cv2.GaussianBlur(grey, (5, 5), 0), np.float32)
+    return float(np.abs(np.diff(x, axis=0)).mean() + np.abs(np.diff(x, axis=1)).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class StudentPair:
+    """Two crops of one view and what the teachers say about them; in a batch B come first.
+
+    Positions are (x, y) in pixels of the crops unless said otherwise.
+
+    Attributes:
+        images: 2 x E x E x 3 uint8.
+        shown: 2 x E/4 x E/4 bool, the cells of the score that lie on the photo.
+        points: 2 x P x 2, points that both crops show.
+        places: P x 2, the same points in pixels of the photo.
+        targets: P x D float16, their descriptors.
+        valid: P bool, which of the P points there are.
+        keypoints: 2 x K x 2, the keypoints of each crop.
+        scores: 2 x K, their target scores; 0 where there is no keypoint.
+        rows: 2 x K int64, the keypoint's row in `points`, -1 if the other crop does not show it.
+    """
+
+    images: Tensor
+    shown: Tensor
+    points: Tensor
+    places: Tensor
+    targets: Tensor
+    valid: Tensor
+    keypoints: Tensor
+    scores: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device) -> StudentPair:
+        """Move to a device."""
+        return StudentPair(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+
+
+def stack(pairs: Sequence[StudentPair]) -> StudentPair:
+    """Make a batch of pairs."""
+    names = [item.name for item in fields(StudentPair)]
+    return StudentPair(*(torch.stack([getattr(p, name) for p in pairs]) for name in names))
+
+
+class TaughtPairs:
+    """A source of pairs for distillation.
+
+    Args:
+        source: of kind photos or aligned.
+        settings: settings of the run.
+        data: the folder that the source's path is relative to.
+        lessons: the teachers' outputs.
+    """
+
+    def __init__(
+        self, source: SourceSettings, settings: DistillationSettings, data: Path, lessons: Lessons
+    ) -> None:
+        self.name = source.path
+        self._settings, self._lessons = settings, lessons
+        self._photos = find_taught(source, data)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def pair(self, index: int, rng: np.random.Generator) -> StudentPair | None:
+        """See `PairSource.pair`; None if both crops show fewer than 16 keypoints.
+
+        Raises:
+            ImageError: a photo or its lesson is missing or broken.
+        """
+        s, taught = self._settings, self._photos[index]
+        lesson = self._lessons.read(taught.path)
+        photo = read_photo(taught.path, s.photo_edge)
+        centre = rng.uniform(0.3, 0.7, 2) * (photo.shape[1], photo.shape[0])
+        crops = [self._crop(taught, photo, centre, rng) for _ in range(2)]
+        places = [transfer(matrix, lesson.positions.astype(np.float64)) for _, matrix, _ in crops]
+        visible = [((p > _BORDER) & (p < s.crop - 1 - _BORDER)).all(axis=1) for p in places]
+        is_keypoint = lesson.scores > 0
+        both = np.flatnonzero(visible[0] & visible[1])
+        if is_keypoint[both].sum() < _MIN_KEYPOINTS:
+            return None
+        order = rng.random(len(both)) - 0.5 * is_keypoint[both]  # keypoints more often than others
+        both = both[np.argsort(order)[: s.points]]
+        rows = np.full(len(is_keypoint), -1)
+        rows[both] = np.arange(len(both))
+        of_crops = [np.flatnonzero(v & is_keypoint)[:_MAX_KEYPOINTS] for v in visible]
+        scores = np.sqrt(lesson.scores)
+        return StudentPair(
+            images=torch.from_numpy(np.stack([image for image, _, _ in crops])),
+            shown=torch.from_numpy(np.stack([shown for _, _, shown in crops])),
+            points=torch.stack([_padded(p[both], s.points) for p in places]).float(),
+            places=_padded(lesson.positions[both], s.points),
+            targets=_padded(lesson.descriptors[both], s.points),
+            valid=torch.arange(s.points) < len(both),
+            keypoints=torch.stack(
+                [_padded(p[k], _MAX_KEYPOINTS) for p, k in zip(places, of_crops, strict=True)]
+            ).float(),
+            scores=torch.stack([_padded(scores[k], _MAX_KEYPOINTS) for k in of_crops]),
+            rows=torch.stack([_padded(rows[k], _MAX_KEYPOINTS, -1) for k in of_crops]),
+        )
+
+    def _crop(
+        self, taught: TaughtPhoto, photo: RGB, centre: Array, rng: np.random.Generator
+    ) -> tuple[RGB, Array, NDArray[np.bool_]]:
+        """A crop, crop_from_photo, and the cells of the score that lie on the photo."""
+        s, size = self._settings, min(photo.shape[:2])
+        image, strength = photo, _AUGMENTATION
+        photo_from_image: Array = np.eye(3)
+        if taught.others and rng.random() < s.other_photo:
+            other = taught.others[int(rng.integers(len(taught.others)))]
+            image = read_photo(other.b, s.photo_edge)
+            photo_from_image = np.asarray(np.linalg.inv(other.reduced(s.photo_edge)[0]))
+            strength = _AUGMENTATION_OF_OTHERS
+        edge = size * float(np.exp(rng.uniform(np.log(s.min_share), np.log(s.max_share))))
+        shift = rng.uniform(-0.15, 0.15, 2) * size
+        rotation = s.turns[int(rng.choice(len(s.turns), p=s.turn_shares))]
+        warp = Warp(rotation=rotation, perspective=s.perspective)
+        matrix = crop_from_corners(warp.random_corners(edge, rng) + centre + shift, s.crop)
+        crop = cv2.warpPerspective(
+            image,
+            matrix @ photo_from_image,
+            (s.crop, s.crop),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        cells = s.crop // SCORE_CELL
+        cells_from_crop = as_matrix(coordinates.resize((s.crop, s.crop), (cells, cells)))
+        everywhere = np.ones(photo.shape[:2], np.uint8)
+        shown = cv2.warpPerspective(
+            everywhere, cells_from_crop @ matrix, (cells, cells), flags=cv2.INTER_NEAREST
+        )
+        if rng.random() < _AUGMENTED:
+            crop = augment(np.asarray(crop, np.uint8), rng.uniform(*strength), rng)
+        return np.asarray(crop, np.uint8), matrix, np.asarray(shown > 0, np.bool_)
+
+
+def _padded(array: NDArray[np.generic], length: int, value: float = 0) -> Tensor:
+    """The array with rows of `value` appended, up to a length."""
+    padded = np.full((length, *array.shape[1:]), value, array.dtype)
+    padded[: len(array)] = array
+    return torch.from_numpy(padded)

@@ -1,0 +1,292 @@
+"""Teachers of a distillation, and what they say about each training photo.
+
+Teachers see every photo once, as it is. Their keypoints and descriptors are stored in one file per
+photo, so the training itself does not run them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2net.errors import D2NetError, ImageError, MissingPackageError, WeightsError
+from d2net.io.atomic import output_errors, replacing
+from d2net.io.resume import file_state, fingerprint
+from d2net.networks.base import Network, View
+from d2net.networks.vgg import VGG
+from d2net.networks.weights import load_network
+from d2net.progress import Progress
+from d2net.training.crops import RGB
+from d2net.training.settings import DistillationSettings
+from d2net.training.sources.reading import read_photo
+
+_ALIKED_OFFSETS = {"aliked-n16": (1.30, -2.05), "aliked-n16rot": (0.47, -0.02)}
+"""Pixels (x, y) from the structure to the keypoint that ALIKED puts there: of n16rot measured
+against itself on photos turned by quarters, of n16 against n16rot, on 14 photos. Upright pairs do
+not notice the offset. A student that sees turned crops cannot know its direction and would learn
+keypoints smeared over a circle, so the offset is removed."""
+
+_SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are one
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The output of one teacher for a photo.
+
+    Attributes:
+        positions: N x 2 float32 (x, y) of keypoints in pixels, best first.
+        scores: N float32, 0..1.
+        describe: computes M x D descriptors at M x 2 positions.
+    """
+
+    positions: Tensor
+    scores: Tensor
+    describe: Callable[[Tensor], Tensor]
+
+
+class Teacher(Protocol):
+    """Detects and describes for a student to imitate.
+
+    Attributes:
+        sha256: checksum of the weights.
+        length: length of the descriptors.
+    """
+
+    sha256: str
+    length: int
+
+    def answer(self, photo: Tensor, keypoints: int) -> Answer:
+        """Look at a photo.
+
+        Args:
+            photo: H x W x 3 float32, RGB, 0..255, on the teacher's device.
+            keypoints: maximum number of keypoints.
+        """
+        ...
+
+
+class NetworkTeacher:
+    """Weights of the package. Scores are relative to the photo's highest.
+
+    Args:
+        name: name or file of the weights.
+        device: device of the network.
+        dtype: precision of a VGG.
+    """
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+        network, source = load_network(name)
+        self._network: Network = network.to(device).eval()
+        self._dtype = dtype if isinstance(network, VGG) else torch.float32  # light is fast anyway
+        self.sha256 = source["sha256"]
+        self._type, self.length = next(iter(network.descriptor_lengths.items()))
+
+    def answer(self, photo: Tensor, keypoints: int) -> Answer:
+        """See `Teacher.answer`."""
+        network = self._network
+        maps = tuple(part[0] for part in network.compute_maps(photo[None], self._dtype))
+        positions, scores = photo.new_empty(0, 2), photo.new_empty(0)
+        if keypoints:
+            detector = network.detector(original=False)
+            found = detector.detect(View(photo, maps, 1, 1.0, self._dtype))
+            last = photo.new_tensor([photo.shape[1] - 1, photo.shape[0] - 1])
+            near_border = (found.positions - last / 2).abs() > last / 2 - detector.border
+            found = found[found.located & ~near_border.any(1)]
+            found = found[found.scores.argsort(descending=True, stable=True)[:keypoints]]
+            positions, scores = found.positions, found.scores / found.scores.amax().clamp_min(1e-6)
+        return Answer(positions, scores, lambda at: network.describe(maps, at, self._type))
+
+
+class AlikedTeacher:
+    """ALIKED (Zhao et al., IEEE TIM 2023) through kornia, with its offset removed.
+
+    Args:
+        model: aliked-n16 or aliked-n16rot.
+        file: its weights.
+        device: device of the network.
+        keypoints: maximum number of keypoints.
+    """
+
+    length = 128
+
+    def __init__(self, model: str, file: Path, device: str, keypoints: int) -> None:
+        try:
+            import kornia.feature as kf
+        except ImportError as error:
+            raise MissingPackageError(
+                f"the teacher {model} needs kornia: pip install 'd2net[baselines]'"
+            ) from error
+        options: dict[str, Any] = {"max_num_keypoints": max(1, keypoints)}
+        network: Any = kf.ALIKED(model_name=model, detection_threshold=0.0, **options)
+        try:
+            self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+            state = torch.load(file, weights_only=True, map_location="cpu")
+            network.load_state_dict(state, strict=False)
+        except Exception as error:  # a wrong file provokes all kinds of exceptions
+            raise WeightsError(f"{file} cannot be read as weights of {model}: {error}") from error
+        self._network = network.to(device).eval()
+        self._offset = torch.tensor(_ALIKED_OFFSETS[model], device=device)
+
+    def answer(self, photo: Tensor, keypoints: int) -> Answer:
+        """See `Teacher.answer`."""
+        last = photo.new_tensor([photo.shape[1] - 1, photo.shape[0] - 1])
+        features, score_map = self._network.extract_dense_map(photo.permute(2, 0, 1)[None] / 255)
+        found, scores, _ = self._network.dkd(score_map)
+
+        def describe(positions: Tensor) -> Tensor:
+            at = (positions + self._offset) / last * 2 - 1
+            descriptors: Tensor = self._network.desc_head(features, [at.clamp(-1, 1)])[0][0]
+            return descriptors
+
+        positions = (found[0][:keypoints] + 1) / 2 * last - self._offset
+        return Answer(positions, scores[0][:keypoints].clamp(0, 1), describe)
+
+
+def load_teachers(settings: DistillationSettings, data: Path, device: str) -> list[Teacher]:
+    """The teachers of a run.
+
+    Raises:
+        WeightsError: weights are missing or damaged.
+        MissingPackageError: kornia is not installed.
+    """
+    teachers: list[Teacher] = []
+    for entry in settings.teachers:
+        model, _, file = entry.name.partition(":")
+        if model in _ALIKED_OFFSETS:
+            teachers.append(AlikedTeacher(model, data / file, device, entry.keypoints))
+        else:
+            local = data / entry.name
+            dtype: torch.dtype = getattr(torch, settings.precision)
+            name = str(local) if local.is_file() else entry.name
+            teachers.append(NetworkTeacher(name, device, dtype))
+    return teachers
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the teachers say about a photo.
+
+    Attributes:
+        positions: N x 2 float32 (x, y) in pixels of the reduced photo: keypoints, then random ones.
+        scores: N float32, 0..1, the best score that a teacher gives a keypoint; 0: no keypoint.
+        descriptors: N x D float16, the weighted descriptors of all teachers side by side.
+    """
+
+    positions: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    descriptors: NDArray[np.float16]
+
+
+@torch.inference_mode()
+def teach(
+    photo: RGB,
+    teachers: Sequence[Teacher],
+    settings: DistillationSettings,
+    device: str,
+    rng: np.random.Generator,
+) -> Lesson:
+    """Ask all teachers about a photo; keypoints of several teachers become one."""
+    pixels = torch.from_numpy(np.array(photo)).to(device).float()
+    answers = [
+        teacher.answer(pixels, entry.keypoints)
+        for teacher, entry in zip(teachers, settings.teachers, strict=True)
+    ]
+    positions, scores = pixels.new_empty(0, 2), pixels.new_empty(0)
+    for answer in answers:
+        if not len(answer.positions):
+            continue
+        near = torch.cdist(positions, answer.positions) < _SAME_KEYPOINT
+        scores = torch.maximum(scores, (near * answer.scores).amax(1))
+        new = ~near.any(0)
+        positions = torch.cat([positions, answer.positions[new]])
+        scores = torch.cat([scores, answer.scores[new]])
+    last = np.array([photo.shape[1] - 1, photo.shape[0] - 1])
+    others = rng.uniform(0.02, 0.98, (settings.random_points, 2)) * last
+    positions = torch.cat([positions, torch.from_numpy(others).to(positions)])
+    scores = F.pad(scores, (0, len(others)))
+    parts = [
+        entry.weight * F.normalize(answer.describe(positions).float(), dim=1)
+        for answer, entry in zip(answers, settings.teachers, strict=True)
+    ]
+    descriptors = F.normalize(torch.cat(parts, 1), dim=1).half()
+    return Lesson(*(x.cpu().numpy() for x in (positions, scores, descriptors)))
+
+
+class Lessons:
+    """The stored lessons of a run, one file per photo.
+
+    A file's name is the fingerprint of the photo's file, the teachers and the settings. So a
+    lesson is complete or absent, and given anew when the photo has changed.
+
+    Args:
+        folder: the folder of the files.
+        data: the folder that the photos are below; names are relative to it.
+        settings: settings of the run.
+        teachers: the checksums of the teachers' weights.
+    """
+
+    def __init__(
+        self, folder: Path, data: Path, settings: DistillationSettings, teachers: Sequence[str]
+    ) -> None:
+        self._folder, self._data, self._settings = folder, data, settings
+        entries = [entry.to_dict() for entry in settings.teachers]
+        sizes = (settings.photo_edge, settings.random_points, settings.precision)
+        self._made_by = [entries, *teachers, *sizes]
+
+    def path(self, photo: Path) -> Path:
+        """The file of a photo's lesson."""
+        name = os.path.relpath(photo, self._data)
+        return self._folder / f"{fingerprint([self._made_by, name, file_state(photo)])}.npz"
+
+    def give(
+        self, photos: Sequence[Path], teachers: Sequence[Teacher], device: str, progress: Progress
+    ) -> None:
+        """Compute the lessons that are missing. Photos that cannot be read are logged.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        with output_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        for number, photo in enumerate(photos):
+            progress("teaching", number, len(photos))
+            file = self.path(photo)
+            if file.exists():
+                continue
+            rng = np.random.default_rng(int(file.stem, 16))
+            try:
+                pixels = read_photo(photo, self._settings.photo_edge)
+            except D2NetError as error:
+                _log.warning("a photo is left out: %s", error)
+                continue
+            lesson = teach(pixels, teachers, self._settings, device, rng)
+            with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, **vars(lesson))
+
+    def read(self, photo: Path) -> Lesson:
+        """The lesson of a photo.
+
+        Raises:
+            ImageError: there is none, because the photo cannot be read or has just changed.
+        """
+        try:
+            with np.load(self.path(photo)) as arrays:
+                return Lesson(**arrays)
+        except OSError as error:
+            raise ImageError(
+                f"there are no teachers' outputs for {photo}: it is no photo, or has changed since "
+                "the run began; start the run again"
+            ) from error
