@@ -13,6 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from d2net import D2Net
+from d2net.networks.light import Light, LightSettings
+from d2net.networks.weights import save_light
+
 from .conftest import Real, Run
 
 DATA = Path(__file__).parents[1] / "data"
@@ -95,7 +99,7 @@ def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder
         (("photos", "--layers", "conv9_9"), "layers must be the last ones"),
         (("photos", "--from", "nothing"), "there are no weights called 'nothing'"),
         (("photos", "--device", "warp"), "device"),
-        (("photos", "--workers", "-1"), "--workers must be 0 or more"),
+        (("photos", "--workers", "-1"), "greater than or equal to 0"),
         (("photos", "--config", "missing.toml"), "cannot be read"),
     ],
 )
@@ -138,3 +142,35 @@ def test_a_recipe_of_a_matcher(d2net: Run, folder: Path) -> None:
         2,
         "error: --minutes is not for matchers: give --steps\n",
     )
+
+
+DISTILLATION = """
+crop = 64
+steps = 2
+batch = 1
+photo_edge = 200
+student = {channels = [4, 4, 8, 8, 8], neck = 8, hidden = 16, dimension = 16}
+
+[[teachers]]
+name = "teacher.safetensors"
+keypoints = 300
+
+[[sources]]
+kind = "photos"
+path = "photos"
+"""
+
+
+def test_distillation(real: Real, folder: Path) -> None:
+    widths = LightSettings(channels=(4, 4, 8, 8, 8), neck=8, hidden=16, dimension=24)
+    save_light(
+        folder / "teacher.safetensors", Light(widths), name="t", licence="", training_data=""
+    )
+    (folder / "light.toml").write_text(DISTILLATION)
+    arguments = (".", "--config", "light.toml", "-o", "run", "--batch", 2, "--json")
+    with real.start("distill", *arguments) as process:
+        out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert json.loads(out)["pairs"] == 4
+    model = D2Net.from_pretrained(folder / "run" / "weights.safetensors")
+    assert model.extract(folder / "photos" / "graf1.jpg", max_edge=100).descriptors.shape[1] == 16

@@ -36,7 +36,7 @@ app = options.app(help="Match photos across night, season and years.")
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
     *(show.show, serve.serve),
-    *(train.train, info.weights, info.info),
+    *(train.train, train.distill, info.weights, info.info),
 ):
     options.add_command(app, _command)
 app.add_typer(evaluate.app, name="evaluate")

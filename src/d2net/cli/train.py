@@ -1,11 +1,11 @@
-"""`d2net train`: weights from photos."""
+"""`d2net train` and `d2net distill`: weights from photos."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 
 _recipe = partial(typer.Option, rich_help_panel="Recipe")
 
+_Output: TypeAlias = Annotated[
+    Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")
+]
+_Start: TypeAlias = Annotated[
+    str | None, _recipe("--from", metavar="NAME|FILE", help="Weights to start from.")
+]
+_Steps: TypeAlias = Annotated[int | None, _recipe(metavar="N", help="Number of training steps.")]
+_Batch: TypeAlias = Annotated[int | None, _recipe(metavar="N", help="Pairs per step.")]
+_LearningRate: TypeAlias = Annotated[
+    float | None, _recipe(metavar="R", help="The optimizer's learning rate.")
+]
+_Seed: TypeAlias = Annotated[int | None, _recipe(metavar="N", help="Seed of all random samples.")]
+_Workers: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, help="Processes that prepare training pairs; 0 uses this process."
+    ),
+]
+
 
 def train(
     *,
@@ -30,36 +49,27 @@ def train(
             "photos; with --config the folder of its sources.",
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")
-    ],
+    output: _Output,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="A recipe (toml).", show_default="the recipe for own photos"
         ),
     ] = None,
-    start: Annotated[
-        str | None, _recipe("--from", metavar="NAME|FILE", help="Weights to start from.")
-    ] = None,
-    steps: Annotated[int | None, _recipe(metavar="N", help="Number of training steps.")] = None,
+    start: _Start = None,
+    steps: _Steps = None,
     minutes: Annotated[
         float | None,
         _recipe(metavar="M", help="Train for about M minutes, instead of a number of steps."),
     ] = None,
-    batch: Annotated[int | None, _recipe(metavar="N", help="Pairs per step.")] = None,
-    learning_rate: Annotated[float | None, _recipe(metavar="R", help="Adam's.")] = None,
+    batch: _Batch = None,
+    learning_rate: _LearningRate = None,
     layers: Annotated[
         str | None, _recipe(metavar="NAMES", help="Layers to train, such as conv4_2,conv4_3.")
     ] = None,
-    seed: Annotated[int | None, _recipe(metavar="N", help="Seed of all random samples.")] = None,
+    seed: _Seed = None,
     device: options.Device = "auto",
-    workers: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Processes that prepare training pairs; 0 uses this process."
-        ),
-    ] = 1,
+    workers: _Workers = 1,
     printing: options.Printing,
 ) -> None:
     """Train weights, or adapt them to your own photos; with a recipe for it, train a matcher.
@@ -74,15 +84,12 @@ def train(
         )
     if steps is not None and minutes is not None:
         raise InputError("give --steps or --minutes, not both")
-    if workers < 0:
-        raise InputError(f"--workers must be 0 or more, not {workers}")
 
     from d2net.cli import progress
     from d2net.training.matcher import MatcherTrainingSettings, train_matcher
     from d2net.training.supervised import train as train_network
 
-    if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
-        printing = options.Printing(quiet=True)
+    printing = _printing_of_one_process(printing)
     device = options.find_device(device, printing)
     changes = {
         "start": start,
@@ -109,6 +116,55 @@ def train(
                 settings, output, data=folder, device=device, workers=workers, progress=report
             )
     printing.result(_values(result), *_lines(result))
+
+
+def distill(
+    *,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of the recipe's sources and teachers.")
+    ],
+    output: _Output,
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="A recipe (toml), such as configs/light.toml.")
+    ],
+    start: _Start = None,
+    steps: _Steps = None,
+    batch: _Batch = None,
+    learning_rate: _LearningRate = None,
+    seed: _Seed = None,
+    device: options.Device = "auto",
+    workers: _Workers = 1,
+    printing: options.Printing,
+) -> None:
+    """Train the small network light to imitate larger ones.
+
+    The teachers look at every photo first; their outputs are stored in RUN/teachers. Then it is as
+    with `d2net train`: the result is RUN/weights.safetensors, and a run that was stopped continues
+    when the same command is started again.
+    """
+    from d2net.cli import progress
+    from d2net.training.distillation import distill as run
+    from d2net.training.settings import DistillationSettings
+
+    printing = _printing_of_one_process(printing)
+    device = options.find_device(device, printing)
+    changes = {
+        "start": start,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = DistillationSettings.from_file(config).updated(**given)
+    with progress.shown(printing) as report:
+        result = run(settings, output, data=data, device=device, workers=workers, progress=report)
+    printing.result(_values(result), *_lines(result))
+
+
+def _printing_of_one_process(printing: options.Printing) -> options.Printing:
+    """Only the first of torchrun's processes prints."""
+    return printing if os.environ.get("RANK", "0") == "0" else options.Printing(quiet=True)
 
 
 def _recipe_of(
