@@ -50,6 +50,7 @@ _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, othe
 _WEIGHT_DECAY = 1e-4
 _MIN_JUDGED = 200  # matches from which a calibration is fitted
 _BINS = 15
+_CROPS_AT_ONCE = 32  # whose features are extracted on a GPU
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,7 @@ class MatcherObjective(Objective):
                     f"{self.descriptor_id!r}: give the weights of those as start"
                 )
             self.network = loaded.network.requires_grad_(True)
+            self.network.calibration.copy_(torch.tensor([1.0, 0.0]))  # it is fitted anew
             self.start["matcher"] = loaded.sha256
         else:
             lengths = self.extractor.network.descriptor_lengths
@@ -326,7 +328,12 @@ class MatcherObjective(Objective):
     def _examples(self, batch: MatcherBatch) -> list[Example]:
         """The examples of a batch: its pairs, then its pairs of different places."""
         images = list(batch.pairs.images.cpu().numpy())
-        features = [f[distinct_keypoints(f)] for f in self.extractor.extract_batch(images)]
+        size = 1 if self.extractor.device.type == "cpu" else _CROPS_AT_ONCE
+        features = [
+            crop[distinct_keypoints(crop)]
+            for start in range(0, len(images), size)
+            for crop in self.extractor.extract_batch(images[start : start + size])
+        ]
         crops_a, crops_b = features[: len(features) // 2], features[len(features) // 2 :]
         known = batch.pairs.correspondences
         examples = []
@@ -472,10 +479,8 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
 
     Matches that a user does not get, because their confidence is too low, do not count.
     """
-    right, confidence = (
-        right[confidence >= MIN_CONFIDENCE],
-        confidence[confidence >= MIN_CONFIDENCE],
-    )
+    given = confidence >= MIN_CONFIDENCE
+    right, confidence = right[given], confidence[given]
     bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
     gaps = torch.zeros(_BINS, dtype=torch.float64)
     gaps.index_add_(0, bins, right.double() - confidence.double())
