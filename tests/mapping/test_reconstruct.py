@@ -29,8 +29,10 @@ from d2net.mapping.settings import MIN_REPROJECTION_ERROR, MappingOptions
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.matcher_weights import save_matcher
 
-from .made import LENS, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
+from .made import LENS, SIZE, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
 
 POSES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
 QUERY = camera(0.9, 6, z=1.0)
@@ -79,6 +81,20 @@ def test_all_photos_are_registered_where_they_were(made: Path) -> None:
     position, rotation = errors(model)
     assert position < 0.1
     assert rotation < 0.1
+
+
+def test_a_learned_matcher_makes_a_map_and_localizes_in_it(made: Path, tmp_path: Path) -> None:
+    query = seen(QUERY)
+    torch.manual_seed(0)
+    length = query.descriptors.shape[1]
+    weights = MatchingTransformer(MatcherSettings(length, width=32, heads=2, layers=1))
+    file, about = tmp_path / "m.safetensors", {"licence": "", "training_data": ""}
+    save_matcher(file, weights, name="m", descriptor_id=query.descriptor_id or "", **about)
+    reconstruct(made / "photos", tmp_path / "map", model=network(), matcher=str(file))
+    assert model_of(tmp_path / "map").num_reg_images() == 6
+    map_ = Map(MapFolder(tmp_path / "map"), PreparedNetwork([query]), str(file))
+    answer = map_.localize(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), camera=LENS)
+    assert answer.verdict == "localized"
 
 
 def test_outputs_are_what_other_programs_read(made: Path) -> None:

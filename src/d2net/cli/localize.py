@@ -57,6 +57,7 @@ def localize(
             metavar="FILE", help="The map's weights.", show_default="by the name in the map"
         ),
     ] = None,
+    matcher: options.Matcher = "nearest",
     device: options.Device = "auto",
     seed: options.Seed = 0,
     printing: options.Printing,
@@ -87,7 +88,7 @@ def localize(
         check_output(drawing)
         drawing.parent.mkdir(parents=True, exist_ok=True)
     device = options.find_device(device, printing)
-    opened = Map.open(map_folder, weights=weights, device=device)
+    opened = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
     answers: dict[str, Localization] = {}
     failed: dict[str, str] = {}
     with progress.shown(printing) as report:

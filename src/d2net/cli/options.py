@@ -52,6 +52,13 @@ Masks: TypeAlias = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."),
 ]
+Matcher: TypeAlias = Annotated[
+    str,
+    _matching(
+        metavar="nearest|FILE",
+        help="Mutual nearest neighbours, or the weights file of a learned matcher.",
+    ),
+]
 Mapper: TypeAlias = Annotated[
     Literal["incremental", "global"],
     typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
@@ -231,13 +238,7 @@ class Matching:
             show_default="by the keypoints' uncertainty",
         ),
     ] = None
-    matcher: Annotated[
-        str,
-        _matching(
-            metavar="nearest|FILE",
-            help="Mutual nearest neighbours, or the weights file of a learned matcher.",
-        ),
-    ] = "nearest"
+    matcher: Matcher = "nearest"
     ratio: Annotated[
         float | None,
         _matching(metavar="R", help="Ratio test, 0 to 1. D2-Net matches best without one."),

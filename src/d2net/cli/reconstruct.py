@@ -45,6 +45,7 @@ def reconstruct(
         ),
     ] = None,
     masks: options.Masks = None,
+    matcher: options.Matcher = "nearest",
     mapper: options.Mapper = "incremental",
     refine: Annotated[
         bool,
@@ -88,6 +89,7 @@ def reconstruct(
     from d2net.mapping.summary import text_lines
 
     mapping: MappingOptions = {
+        "matcher": matcher,
         "mapper": mapper,
         "camera_model": camera_model,
         "camera_mode": camera_mode,

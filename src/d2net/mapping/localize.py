@@ -27,7 +27,7 @@ from d2net.mapping.query_pose import (
     keypoint_points,
     observed_points,
 )
-from d2net.matching import match
+from d2net.matching.matchers import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
 
 if TYPE_CHECKING:
@@ -142,9 +142,10 @@ class Map:
         features: returns the features of a registered photo by its name.
     """
 
-    def __init__(self, folder: MapFolder, model: D2Net) -> None:
+    def __init__(self, folder: MapFolder, model: D2Net, matcher: str = "nearest") -> None:
         self.folder = folder
         self.model = model
+        self._matcher = create_matcher(matcher)
         self.reconstruction = folder.read_reconstruction()
         images = self.reconstruction.images
         self.names = tuple(sorted(images[i].name for i in self.reconstruction.reg_image_ids()))
@@ -161,6 +162,7 @@ class Map:
         *,
         weights: str | os.PathLike[str] | None = None,
         device: str = "cpu",
+        matcher: str = "nearest",
     ) -> Map:
         """Open a map that `d2net reconstruct` made.
 
@@ -170,6 +172,7 @@ class Map:
             path: the map's folder.
             weights: name or file of the map's weights; None finds them by the name in the map.
             device: where the network runs and descriptors are compared.
+            matcher: how queries are matched, see `match`.
 
         Raises:
             InputError: the folder holds no finished map, or the weights are not the map's.
@@ -199,7 +202,7 @@ class Map:
                 f"not with {model.weights['name']} ({model.weights['sha256'][:12]}); pass the "
                 "map's weights"
             )
-        return cls(folder, model)
+        return cls(folder, model, matcher)
 
     def localize(
         self,
@@ -257,7 +260,7 @@ class Map:
                 seed=seed,
             ),
             covisible_groups(similar, self._observed),
-            lambda name: match(features, self.features(name)),
+            lambda name: self._matcher(features, self.features(name)),
             self._points_of,
         )
         verdict, reason = _verdict(found, features)

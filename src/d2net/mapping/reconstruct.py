@@ -261,6 +261,7 @@ class _Stages:
                 pairs,
                 self._folder.matches,
                 progress=self._progress,
+                matcher=self._settings.matcher,
             )
         self._depend_on(pairs)
 

@@ -25,6 +25,7 @@ SIFT, makes cameras from corners 1.5 times as inaccurate."""
 class MappingOptions(TypedDict, total=False):
     """The fields of `MappingSettings` as keyword arguments; see there for what they mean."""
 
+    matcher: str
     mapper: Mapper
     camera_model: str
     camera_mode: CameraMode
@@ -47,7 +48,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class MappingSettings(Settings):
-    """How a map is made from matches."""
+    """How a map is made from features."""
+
+    matcher: str = "nearest"
+    """"nearest", or the weights file of a learned matcher, see `match`."""
 
     mapper: Mapper = "incremental"
     """COLMAP's incremental or its global mapper (GLOMAP)."""
