@@ -64,7 +64,8 @@ def _commands() -> str:
     group = typer.main.get_command(app)
     context: Any = typer.Context(group)
     text = get_docs_for_click(obj=group, ctx=context, name="d2net", title="Commands")
-    return re.sub(r"\* `--help`.*\n", "", text)  # which every command has
+    # Every command has --help. The lists of commands repeat the first words of the sections.
+    return re.sub(r"\* `--help`.*\n|\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:  # noqa: ANN401 (of mkdocs)
