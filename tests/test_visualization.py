@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,3 +295,13 @@ def test_features_of_the_stored_orientation_are_drawn_on_it(tmp_path):
     for size, upright in (((60, 50), False), ((50, 60), True)):
         picture = plot_keypoints(tmp_path / "turned.jpg", features([], size), upright=upright)
         assert (picture.width < picture.height) is upright
+
+
+def test_matches_without_evidence_are_not_coloured():
+    grey = np.full((640, 800, 3), 128, np.uint8)
+    a = random_features(60)
+    matches = pairs(60, inliers=[True] * 60, model="fundamental")
+    for significance, coloured in ((50.0, True), (0.0, False)):
+        found = replace(matches, significance=significance)
+        picture = plot_matches(grey, grey, a, a, found)
+        assert (saturation(photos_of(picture)).max() > 100) == coloured

@@ -45,6 +45,7 @@ def test_matches_are_those_of_the_library(
     shown = match_best(*pair, "deep", number, threshold)
     expected = d2net.match(a[:number], b[:number], verify="fundamental", threshold=threshold)
     assert shown["inliers"] == expected.num_inliers > 10
+    assert (shown["verdict"], shown["significance"]) == (expected.verdict, expected.significance)
     rows = np.column_stack([shown["first"], shown["second"]])
     assert sorted(map(tuple, rows)) == sorted(map(tuple, expected.indices.tolist()))
     verified = {tuple(row) for row in expected.verified().indices.tolist()}
