@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,26 @@ def test_killed_and_resumed_ends_with_the_same_bits(folder: Path) -> None:
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     model = D2Net.from_pretrained(killed)
     assert model.extract(DATA / "graf1.jpg", max_edge=100).descriptors.shape[1] == 16
+
+
+@pytest.mark.slow
+def test_two_processes_share_photos_and_batches(folder: Path) -> None:
+    given = settings().to_dict()
+    worker = "import json, sys; from d2net.training.distillation import distill; "
+    worker += "from d2net.training.settings import DistillationSettings as S; "
+    worker += "distill(S.from_dict(json.loads(sys.argv[1])), 'run', workers=0)"
+    (folder / "worker.py").write_text(worker)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "worker.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, *launch, json.dumps(given)],
+        cwd=folder,
+        env=environment,
+        check=True,
+        timeout=200,
+    )
+    assert len(list((folder / "run" / "teachers").glob("*.npz"))) == 2
+    assert (folder / "run" / "weights.safetensors").is_file()
 
 
 def test_teachers_see_a_photo_once_and_again_when_it_has_changed(

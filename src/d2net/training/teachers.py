@@ -275,6 +275,7 @@ class Lessons:
             lesson = teach(pixels, teachers, self._settings, device, rng)
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **vars(lesson))
+        progress("teaching", len(photos), len(photos))
 
     def read(self, photo: Path) -> Lesson:
         """The lesson of a photo.
