@@ -38,6 +38,7 @@ class Answer:
 
     verdict: str
     best_photo: None = None
+    map_number: int = 0
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d:

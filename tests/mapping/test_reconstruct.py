@@ -286,7 +286,7 @@ def test_photos_that_fail_have_reasons(tmp_path: Path) -> None:
     assert "broken.png" in reasons["broken.png"]
 
 
-def test_a_second_scene_is_a_separate_model(tmp_path: Path) -> None:
+def test_a_second_scene_is_a_map_of_its_own(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", range(10))
     elsewhere = [seen(pose, other=True) for pose in POSES[:4]]
     summary = reconstruct(
@@ -294,8 +294,14 @@ def test_a_second_scene_is_a_separate_model(tmp_path: Path) -> None:
         tmp_path / "map",
         model=network([*(seen(pose) for pose in POSES), *elsewhere]),
     )
-    assert summary.models == (6, 4)
-    assert {photo.reason for photo in summary.failed} == {"in another model with 4 photos"}
+    assert [len(part.photos) for part in summary.maps] == [6, 4]
+    assert {part.verdict for part in summary.maps} == {"good"}
+    assert not summary.failed
+    query = seen(camera(0.9, 6, z=1.0), other=True)
+    answer = Map(MapFolder(tmp_path / "map"), network([query])).localize(
+        np.zeros((LENS.height, LENS.width, 3), np.uint8), camera=LENS
+    )
+    assert (answer.verdict, answer.map_number) == ("localized", 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from d2net.errors import OutputError
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.picture.page import page_data
 from d2net.mapping.report import write_report
-from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, in_another_model, summarise, text_lines
+from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, summarise, text_lines
+from d2net.mapping.trust import MapTrust
 
 from .clouds import ball, drawn, front_row, synthetic, upright
 
@@ -23,14 +24,13 @@ from .clouds import ball, drawn, front_row, synthetic, upright
 
 def test_figures_are_those_of_the_reconstruction() -> None:
     made = synthetic(noise=0.7)
-    summary = summarise(read_cloud(made), {"blank.jpg": NO_FEATURES}, models=[2, 6])
+    summary = summarise(read_cloud(made), {"blank.jpg": NO_FEATURES})
     assert (summary.num_registered, len(summary.photos)) == (6, 7)
     assert summary.num_points == made.num_points3D()
     assert summary.num_observations == made.compute_num_observations()
     assert summary.mean_track_length == pytest.approx(made.compute_mean_track_length())
     made.update_point_3d_errors()
     assert summary.mean_error == pytest.approx(made.compute_mean_reprojection_error())
-    assert summary.models == (6, 2)
     seen = {image.name: image.num_points3D for image in made.images.values()}
     assert {p.name: p.num_points for p in summary.photos if p.registered} == seen
 
@@ -47,25 +47,26 @@ def test_errors_are_measured_and_not_taken_from_the_model() -> None:
 
 def test_a_registered_photo_has_not_failed() -> None:
     made = upright(ball(), front_row())
-    summary = summarise(
-        read_cloud(made), {"photo1.png": NO_MATCHES, "other.png": in_another_model(1)}
-    )
-    assert [(p.name, p.reason) for p in summary.failed] == [
-        ("other.png", "in another model with 1 photo")
-    ]
+    summary = summarise(read_cloud(made), {"photo1.png": NO_MATCHES, "other.png": NO_MATCHES})
+    assert [photo.name for photo in summary.failed] == ["other.png"]
 
 
 def test_text_tells_what_was_found_and_why_photos_failed() -> None:
     made = upright(ball(), front_row())
     failed = {f"dark{i:02}.jpg": NO_FEATURES for i in range(10)} | {"x.jpg": NO_MATCHES}
     seconds = {"features": 8.25, "mapping": 3671.0}
-    text = "\n".join(
-        text_lines(summarise(read_cloud(made), failed, models=[5, 3, 2], seconds=seconds))
-    )
+    names = tuple(f"photo{i}.png" for i in range(1, 6))
+    maps = [
+        MapTrust(names, "good"),
+        MapTrust(("y.jpg",), "doubtful", ("only 12 points per photo",)),
+    ]
+    text = "\n".join(text_lines(summarise(read_cloud(made), failed, maps=maps, seconds=seconds)))
     assert "5 of 16 photos registered" in text
     assert "150 points, each seen in 5.0 photos on average" in text
     assert "mean reprojection error 0.00 px" in text
-    assert "3 separate models, of 5, 3 and 2 photos" in text
+    assert "2 separate maps" in text
+    assert "map 0, good: photo1.png, photo2.png" in text
+    assert "map 1, doubtful: only 12 points per photo: y.jpg" in text
     assert "no features: dark00.jpg" in text
     assert "dark07.jpg and 2 more" in text
     assert "no verified matches with any photo: x.jpg" in text

@@ -66,8 +66,8 @@ def localize(
 
     Writes `name qw qx qy qz tx ty tz` (world to camera) for each localized photo, as the benchmarks
     expect it, and prints whether each photo is localized, doubtful or lost. Doubtful poses go into
-    a file of their own, poses_doubtful.txt beside poses.txt. The exit code is 1 if no photo is
-    localized.
+    a file of their own, poses_doubtful.txt beside poses.txt, and poses in a second map into
+    poses_map1.txt. The exit code is 1 if no photo is localized.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
@@ -107,14 +107,16 @@ def localize(
             except D2NetError as error:
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
-    for file, verdict in ((output, "localized"), (doubtful, "doubtful")):
-        poses = {
-            name: answer.cam_from_world
-            for name, answer in answers.items()
-            if answer.verdict == verdict and answer.cam_from_world is not None
-        }
-        if poses or file == output:
-            write_poses(file, poses)
+    poses: dict[Path, dict[str, pycolmap.Rigid3d]] = {output: {}, doubtful: {}}
+    for name, answer in answers.items():
+        if answer.cam_from_world is not None and answer.verdict != "lost":
+            file = output if answer.verdict == "localized" else doubtful
+            if answer.map_number:  # each map has a frame of its own
+                file = file.with_stem(f"{file.stem}_map{answer.map_number}")
+            poses.setdefault(file, {})[name] = answer.cam_from_world
+    for file, written in poses.items():
+        if written or file == output:
+            write_poses(file, written)
         else:
             file.unlink(missing_ok=True)  # of an earlier run
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
@@ -142,7 +144,8 @@ def _camera(cameras: dict[str, pycolmap.Camera], name: str) -> pycolmap.Camera |
 def _detail(value: dict[str, Any]) -> str:
     if value["reason"]:
         return str(value["reason"])
+    where = f"map {value['map']}, " if value["map"] else ""
     return (
-        f"{value['inliers']:,} inliers, most of them with {value['best_photo']}; rotation "
+        f"{where}{value['inliers']:,} inliers, most of them with {value['best_photo']}; rotation "
         f"uncertain by {value['rotation_deviation_deg']:.2f} degrees"
     )

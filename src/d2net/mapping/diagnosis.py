@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MappingSettings
-from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS, in_another_model
+from d2net.mapping.summary import NO_MATCHES, TOO_FEW_INLIERS
 from d2net.text import count
-
-if TYPE_CHECKING:
-    import pycolmap
 
 
 def why_no_map(database: Path, settings: MappingSettings) -> str:
@@ -38,20 +34,12 @@ def why_no_map(database: Path, settings: MappingSettings) -> str:
 
 
 def why_unregistered(
-    database: Path, models: Sequence[pycolmap.Reconstruction], names: Iterable[str]
+    database: Path, registered: Container[str], names: Iterable[str]
 ) -> dict[str, str]:
-    """Reasons of the photos that are not in the first model, by name."""
-    registered = {
-        model.images[i].name: number
-        for number, model in reversed(list(enumerate(models)))
-        for i in model.reg_image_ids()
-    }
+    """Reasons of the photos that are in no map, by name."""
     matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
-    reasons = {}
-    for name in names:
-        number = registered.get(name)
-        if number is None:
-            reasons[name] = TOO_FEW_INLIERS if name in matched else NO_MATCHES
-        elif number > 0:
-            reasons[name] = in_another_model(models[number].num_reg_images())
-    return reasons
+    return {
+        name: TOO_FEW_INLIERS if name in matched else NO_MATCHES
+        for name in names
+        if name not in registered
+    }

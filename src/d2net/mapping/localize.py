@@ -65,12 +65,14 @@ class Localization(QueryPose):
         features: of the query.
         known_camera: whether the camera was given or read from EXIF. Otherwise the focal length
             was estimated with the pose.
+        map_number: number n of the map `sparse/n` in whose frame the pose is.
     """
 
     verdict: Verdict
     reason: str
     features: Features
     known_camera: bool
+    map_number: int = 0
 
     @property
     def significance(self) -> float:
@@ -103,6 +105,7 @@ class Localization(QueryPose):
             "correspondences": len(self.correspondences),
             "inliers": self.num_inliers,
             "best_photo": self.best_photo,
+            "map": self.map_number,
         }
         if self.pose is not None:
             x, y, z, w = self.pose.cam_from_world.rotation.quat.tolist()
@@ -137,8 +140,9 @@ class Map:
     Attributes:
         folder: the map's files.
         model: extracts queries as the map's photos were extracted.
-        reconstruction: COLMAP's.
-        names: registered photos, sorted.
+        reconstruction: COLMAP's largest.
+        names: photos of all maps in the folder, sorted.
+        map_numbers: number n of the map `sparse/n` that a photo is in, by name.
         features: returns the features of a registered photo by its name.
     """
 
@@ -147,12 +151,17 @@ class Map:
         self.model = model
         self._matcher = create_matcher(matcher)
         self.reconstruction = folder.read_reconstruction()
-        images = self.reconstruction.images
-        self.names = tuple(sorted(images[i].name for i in self.reconstruction.reg_image_ids()))
+        models = [self.reconstruction, *folder.read_reconstructions()[1:]]
+        self.map_numbers = {
+            model.images[image].name: number
+            for number, model in reversed(list(enumerate(models)))
+            for image in model.reg_image_ids()
+        }
+        self.names = tuple(sorted(self.map_numbers))
         self._file = FeatureFile(folder.features)
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
-        self._points_of = keypoint_points(self.reconstruction)
-        self._observed = observed_points(self.reconstruction)
+        self._points_of = [keypoint_points(model) for model in models]
+        self._observed = [observed_points(model) for model in models]
         self.features = lru_cache(maxsize=_CACHED_PHOTOS)(self._read)
 
     @classmethod
@@ -259,9 +268,15 @@ class Map:
                 estimate_focal_length=estimate_focal_length,
                 seed=seed,
             ),
-            covisible_groups(similar, self._observed),
+            (
+                group
+                for number, observed in enumerate(self._observed)
+                for group in covisible_groups(
+                    [name for name in similar if self.map_numbers[name] == number], observed
+                )
+            ),
             lambda name: self._matcher(features, self.features(name)),
-            self._points_of,
+            lambda name: self._points_of[self.map_numbers[name]](name),
         )
         verdict, reason = _verdict(found, features)
         return Localization(
@@ -272,6 +287,7 @@ class Map:
             reason,
             features,
             known_camera=not estimate_focal_length,
+            map_number=self.map_numbers[found.photos[0]] if found.photos else 0,
         )
 
     def plot(

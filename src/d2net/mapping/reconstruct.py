@@ -29,6 +29,7 @@ from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise
 from d2net.mapping.triangulate import triangulate
+from d2net.mapping.trust import judge_map, remove_impossible_photos
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
@@ -338,6 +339,13 @@ class _Stages:
             )
         if not models:
             raise MappingError(why_no_map(folder.database, self._settings))
+        models, removed = remove_impossible_photos(models, self._settings.min_model_size)
+        if not models:
+            faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
+            raise MappingError(f"the map was impossible: {faults}; give --camera-params")
+        if existing is not None:
+            models += folder.read_reconstructions()[1:]  # other places, to which nothing is added
+        folder.record.values["removed"] = removed
         folder.save_reconstructions(models)
         folder.record.finish("mapping", self.inputs)
         return models
@@ -371,6 +379,7 @@ class _Stages:
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         folder.record.values.pop("insignificant_pairs", None)
+        folder.record.values.pop("removed", None)
         folder.save_reconstructions([model])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
@@ -379,11 +388,16 @@ class _Stages:
         """Write the report of the largest model, and record that the map is finished."""
         folder = self._folder
         self._progress("writing the report", 0, None)
-        cloud = read_cloud(models[0])
+        maps = [judge_map(model, folder.database, self.limits.verification) for model in models]
+        registered = {name for part in maps for name in part.photos}
+        removed = folder.record.values.get("removed", {})
+        failed = {**why_unregistered(folder.database, registered, self.usable), **removed}
+        cloud, *others = map(read_cloud, models)
         summary = summarise(
             cloud,
-            {**why_unregistered(folder.database, models, self.usable), **self.failed},
-            models=[model.num_reg_images() for model in models],
+            {**failed, **self.failed},
+            others=others,
+            maps=maps,
             num_insignificant=folder.record.values.get("insignificant_pairs", 0),
             seconds=folder.seconds,
             settings={

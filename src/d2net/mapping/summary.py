@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from d2net.mapping.cloud import Cloud, mean
+from d2net.mapping.trust import MapTrust
 from d2net.text import count
 
 NO_FEATURES = "no features"
@@ -17,18 +18,13 @@ TOO_FEW_INLIERS = "too few inliers to a model"
 _MAX_NAMES = 8  # photos that the terminal names for each reason; the files name all
 
 
-def in_another_model(photos: int) -> str:
-    """The reason of a photo that is in a smaller model with this many photos."""
-    return f"in another model with {count(photos, 'photo')}"
-
-
 @dataclass(frozen=True)
 class PhotoStatus:
-    """Whether a photo is in the map.
+    """Whether a photo is in a map.
 
     Attributes:
         name: relative to the photos' folder.
-        reason: why it is not in the map, such as `NO_FEATURES`; empty if it is.
+        reason: why it is in no map, such as `NO_FEATURES`; empty if it is in one.
         num_points: number of the map's points that it observes.
         error: their mean reprojection error in pixels; None without points.
     """
@@ -40,13 +36,13 @@ class PhotoStatus:
 
     @property
     def registered(self) -> bool:
-        """Whether it is in the map."""
+        """Whether it is in a map."""
         return not self.reason
 
 
 @dataclass(frozen=True)
 class MapSummary:
-    """Figures of a map.
+    """Figures of the largest map of some photos, and which photos are in which map.
 
     Attributes:
         photos: all photos given, by name.
@@ -54,7 +50,7 @@ class MapSummary:
         num_observations: total length of their tracks.
         mean_track_length: None without points.
         mean_error: mean reprojection error in pixels over points, as COLMAP's; None without points.
-        models: number of photos in each model found, largest first; the map is the first.
+        maps: all maps, the largest first; number n is in `sparse/n`.
         num_insignificant: number of pairs left out, because their matches may agree by accident.
         seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
@@ -65,19 +61,19 @@ class MapSummary:
     num_observations: int
     mean_track_length: float | None
     mean_error: float | None
-    models: tuple[int, ...] = ()
+    maps: tuple[MapTrust, ...] = ()
     num_insignificant: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_registered(self) -> int:
-        """Number of photos in the map."""
+        """Number of photos in a map."""
         return sum(photo.registered for photo in self.photos)
 
     @property
     def failed(self) -> tuple[PhotoStatus, ...]:
-        """The photos that are not in the map."""
+        """The photos that are in no map."""
         return tuple(photo for photo in self.photos if not photo.registered)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +88,7 @@ class MapSummary:
             "observations": self.num_observations,
             "mean_track_length": self.mean_track_length,
             "mean_reprojection_error_px": self.mean_error,
-            "models": list(self.models),
+            "maps": [asdict(part) for part in self.maps],
             "insignificant_pairs": self.num_insignificant,
             "seconds": dict(self.seconds),
             "settings": dict(self.settings),
@@ -113,7 +109,8 @@ def summarise(
     cloud: Cloud,
     failed: Mapping[str, str] | None = None,
     *,
-    models: Sequence[int] = (),
+    others: Sequence[Cloud] = (),
+    maps: Sequence[MapTrust] = (),
     num_insignificant: int = 0,
     seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -121,15 +118,16 @@ def summarise(
     """Figures of a map.
 
     Args:
-        cloud: the map's points and photos.
-        failed: name -> reason of the photos that are not in the map.
-        models: number of photos in each model found; only the map's by default.
+        cloud: the points and photos of the largest map.
+        failed: name -> reason of the photos that are in no map.
+        others: the smaller maps.
+        maps: the verdict on each map.
         num_insignificant: number of pairs left out.
         seconds: stage -> duration.
         settings: how the map was made.
     """
     photos = {n: PhotoStatus(n, reason) for n, reason in (failed or {}).items()}
-    for photo in cloud.photos:
+    for photo in (photo for part in (*others, cloud) for photo in part.photos):
         num_points = len(set(photo.point_rows.tolist()))
         photos[photo.name] = PhotoStatus(photo.name, "", num_points, _finite(photo.error))
     num_points, num_observations = len(cloud.points), int(cloud.track_lengths.sum())
@@ -139,7 +137,7 @@ def summarise(
         num_observations=num_observations,
         mean_track_length=num_observations / num_points if num_points else None,
         mean_error=_finite(mean(cloud.errors)),
-        models=tuple(sorted(models or [len(cloud.photos)], reverse=True)),
+        maps=tuple(maps),
         num_insignificant=num_insignificant,
         seconds=dict(seconds or {}),
         settings=dict(settings or {}),
@@ -155,9 +153,7 @@ def text_lines(summary: MapSummary) -> list[str]:
         for photo in summary.failed:
             by_reason.setdefault(photo.reason, []).append(photo.name)
         for reason, names in by_reason.items():
-            more = len(names) - _MAX_NAMES
-            named = ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-            lines.append(f"  {reason}: {named}")
+            lines.append(f"  {reason}: {_named(names)}")
     if summary.seconds:
         stages = ", ".join(f"{stage} {duration(s)}" for stage, s in summary.seconds.items())
         lines.append(f"{duration(sum(summary.seconds.values()))}: {stages}")
@@ -168,6 +164,15 @@ def figure_lines(summary: MapSummary) -> list[str]:
     """The main figures, one a line."""
     given = count(len(summary.photos), "photo")
     lines = [f"{summary.num_registered:,} of {given} registered"]
+    if len(summary.maps) > 1:
+        lines[0] += f", in {len(summary.maps)} separate maps"
+    for number, part in enumerate(summary.maps):
+        doubt = f"doubtful: {'; '.join(part.reasons)}"
+        if len(summary.maps) == 1 and part.reasons:
+            lines.insert(0, doubt)
+        elif len(summary.maps) > 1:
+            verdict = doubt if part.reasons else part.verdict
+            lines.append(f"map {number}, {verdict}: {_named(part.photos)}")
     if summary.mean_track_length is None:
         lines.append("no points")
     else:
@@ -177,14 +182,15 @@ def figure_lines(summary: MapSummary) -> list[str]:
         )
     if summary.mean_error is not None:
         lines.append(f"mean reprojection error {summary.mean_error:.2f} px")
-    if len(summary.models) > 1:
-        *first, last = (f"{size:,}" for size in summary.models)
-        sizes = f"{', '.join(first)} and {last}"
-        lines.append(f"the photos form {len(summary.models)} separate models, of {sizes} photos")
     if summary.num_insignificant:
         left_out = count(summary.num_insignificant, "pair")
         lines.append(f"{left_out} of photos left out, whose matches may agree by accident")
     return lines
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def sentence(text: str) -> str:

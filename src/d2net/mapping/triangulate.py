@@ -87,7 +87,7 @@ def triangulate(
                             )
                     a, b = images[first], images[second]
                     points = keypoints[first][rows[:, 0]], keypoints[second][rows[:, 1]]
-                    near = _epipolar_distances(model, a, b, *points) <= max_error
+                    near = epipolar_distances(model, a, b, *points) <= max_error
                     geometry = pycolmap.TwoViewGeometry()
                     geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
                     geometry.inlier_matches = rows[near].astype(np.uint32)
@@ -116,7 +116,7 @@ def _write_photos(
             database.write_keypoints(image.image_id, COLMAP_FROM_PIXELS(points))
 
 
-def _epipolar_distances(
+def epipolar_distances(
     model: pycolmap.Reconstruction, a: pycolmap.Image, b: pycolmap.Image, *points: Points
 ) -> NDArray[np.float64]:
     """Sampson distances of matched points in pixels, with lens distortion undone."""
