@@ -392,13 +392,17 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
 
 def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
-    before = {i.name: i.image_id for i in model_of(tmp_path / "map").images.values()}
+    old = model_of(tmp_path / "map")
+    before = {i.name: i.image_id for i in old.images.values()}
     new = write_photos(tmp_path / "new", [6, 7])
     both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
     summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 8
     model = model_of(tmp_path / "map")
     assert {i.name: i.image_id for i in model.images.values()}.items() >= before.items()
+    for number, image in old.images.items():  # the map's coordinates stay
+        stayed = model.images[number].cam_from_world().matrix()
+        np.testing.assert_allclose(stayed, image.cam_from_world().matrix(), atol=0.01)
     assert errors(model)[0] < 0.1
     opened = Map(MapFolder(tmp_path / "map"), network(both))
     assert "photo06.png" in opened.names

@@ -145,7 +145,13 @@ def _detail(value: dict[str, Any]) -> str:
     if value["reason"]:
         return str(value["reason"])
     where = f"map {value['map']}, " if value["map"] else ""
-    return (
+    detail = (
         f"{where}{value['inliers']:,} inliers, most of them with {value['best_photo']}; rotation "
         f"uncertain by {value['rotation_deviation_deg']:.2f} degrees"
     )
+    if "latitude" in value:
+        detail += (
+            f"; latitude {value['latitude']:.6f}, longitude {value['longitude']:.6f}, uncertain by "
+            f"{value['earth_deviation_m']:.1f} m"
+        )
+    return detail

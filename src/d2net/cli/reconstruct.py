@@ -65,6 +65,14 @@ def reconstruct(
             show_default="from EXIF",
         ),
     ] = None,
+    known_distance: Annotated[
+        tuple[str, str, float] | None,
+        typer.Option(
+            metavar="A B METRES",
+            help="Distance of the cameras of the photos A and B in metres, which sets the scale.",
+            show_default="from GPS in EXIF",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     extraction: options.Extraction,
     printing: options.Printing,
@@ -74,8 +82,10 @@ def reconstruct(
     `d2net reconstruct PHOTOS --output MAP` makes a map. A run that was stopped continues when the
     same command is started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
     """
-    if into is not None and (output is not None or poses is not None or pairs != "auto"):
-        raise InputError("--into adds photos to a map: leave out --output, --pairs and --poses")
+    if into is not None and (output or poses or known_distance or pairs != "auto"):
+        raise InputError(
+            "--into adds photos to a map: leave out --output, --pairs, --poses and --known-distance"
+        )
     params = camera_params and options.numbers("--camera-params", camera_params, float)
     pair_file = Path(pairs) if Path(pairs).is_file() else None
     choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
@@ -109,6 +119,7 @@ def reconstruct(
                 pairs=choice,
                 masks=masks,
                 poses=poses,
+                known_distance=known_distance,
                 progress=report,
                 **mapping,
             )

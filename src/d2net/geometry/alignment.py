@@ -44,29 +44,17 @@ def camera_errors(
     Returns:
         The errors. None if fewer than three cameras agree, or all are on one line.
     """
-    import pycolmap
-
     names = sorted(estimated.keys() & true.keys())
     if len(names) < 3:
         return None
     mine, theirs = (
-        _off_origin(np.array([poses[name].inverse().translation for name in names]))
+        np.array([poses[name].inverse().translation for name in names])
         for poses in (estimated, true)
     )
     spread = spread_of(np.array([pose.inverse().translation for pose in true.values()]))
     if spread == 0:
         return None
-    options = pycolmap.RANSACOptions()
-    options.max_error = MAX_ERROR * spread
-    options.random_seed = seed
-    # pycolmap's annotation is wrong: it returns a dictionary.
-    found: Any = pycolmap.estimate_sim3d_robust(mine, theirs, options)
-    if found is None:
-        return None
-    agree = _distances(found["tgt_from_src"], mine, theirs) <= options.max_error
-    if np.count_nonzero(agree) < 3:
-        return None
-    true_from_mine = pycolmap.estimate_sim3d(mine[agree], theirs[agree])
+    true_from_mine = estimate_similarity(mine, theirs, MAX_ERROR * spread, seed)
     if true_from_mine is None:
         return None
     turn = np.asarray(true_from_mine.rotation.matrix(), dtype=np.float64)
@@ -84,6 +72,41 @@ def camera_errors(
     )
 
 
+def estimate_similarity(
+    sources: Array, targets: Array, max_error: float, seed: int = 0
+) -> pycolmap.Sim3d | None:
+    """The least-squares similarity between those points that RANSAC finds to agree.
+
+    Args:
+        sources: N x 3.
+        targets: N x 3, the corresponding points.
+        max_error: largest distance of points that agree, in units of the targets.
+        seed: of RANSAC.
+
+    Returns:
+        `targets_from_sources`. None if fewer than three points agree, or all are on one line.
+    """
+    import pycolmap
+
+    options = pycolmap.RANSACOptions()
+    options.max_error = max_error
+    options.random_seed = seed
+    before, after = _off_origin(sources), _off_origin(targets)
+    moved, expected = sources + before, targets + after
+    # pycolmap's annotation is wrong: it returns a dictionary.
+    found: Any = pycolmap.estimate_sim3d_robust(moved, expected, options)
+    if found is None:
+        return None
+    agree = _distances(found["tgt_from_src"], moved, expected) <= max_error
+    if np.count_nonzero(agree) < 3:
+        return None
+    similarity = pycolmap.estimate_sim3d(moved[agree], expected[agree])
+    if similarity is None:
+        return None
+    shift = similarity * before - after
+    return pycolmap.Sim3d(similarity.scale, similarity.rotation, shift)
+
+
 def spread_of(centres: Array) -> float:
     """Root mean square distance of N x 3 points from their centroid."""
     return float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean()))
@@ -97,10 +120,10 @@ def rotation_angle(a: Array, b: Array) -> float:
 
 
 def _off_origin(points: Array) -> Array:
-    """Move N x 3 points: COLMAP calls a plane of points through the origin degenerate."""
-    centred = points - points.mean(axis=0)
-    normal = np.linalg.svd(centred)[2][2]
-    return np.asarray(centred + normal * (1 + np.abs(centred).max()), dtype=np.float64)
+    """A shift of N x 3 points: COLMAP calls a plane of points through the origin degenerate."""
+    mean = points.mean(axis=0)
+    normal = np.linalg.svd(points - mean)[2][2]
+    return np.asarray(normal * (1 + np.abs(points - mean).max()) - mean, dtype=np.float64)
 
 
 def _distances(true_from_mine: pycolmap.Sim3d, mine: Array, theirs: Array) -> Array:

@@ -17,13 +17,19 @@ _EXIF, _GPS = 0x8769, 0x8825
 _MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
 _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
+_ALTITUDE_REF, _ALTITUDE = 5, 6
+_MAX_ALTITUDE = 20_000.0  # metres
 
 
 class Position(NamedTuple):
-    """A position on the earth (WGS84) in degrees; north and east are positive."""
+    """A position on the earth (WGS84) in degrees; north and east are positive.
+
+    The altitude is in metres above sea level, None if unknown.
+    """
 
     latitude: float
     longitude: float
+    altitude: float | None = None
 
     def on_ellipsoid(self) -> NDArray[np.float64]:
         """The earth-centred, earth-fixed coordinates at height 0: 3 numbers in metres."""
@@ -58,7 +64,11 @@ def gps_position(path: Path) -> Position | None:
         return None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         return None
-    return Position(latitude, longitude)
+    try:
+        altitude = float(tags[_ALTITUDE]) * (-1 if tags.get(_ALTITUDE_REF) in (1, b"\1") else 1)
+    except (LookupError, TypeError, ValueError, ZeroDivisionError):
+        altitude = float("nan")
+    return Position(latitude, longitude, altitude if abs(altitude) < _MAX_ALTITUDE else None)
 
 
 def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str, int]) -> float:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from d2net.io.atomic import locked, new_folder, output_errors
 from d2net.io.colmap_model import read_model
 from d2net.io.image_lists import find_photo
 from d2net.io.resume import WorkRecord
+from d2net.mapping.georeference import Georeference
 
 if TYPE_CHECKING:
     import pycolmap
@@ -30,7 +32,8 @@ class MapFolder:
         adjusted: `adjusted.h5`, hloc's layout without descriptors: the map's keypoints if it was
             made with `refine`.
         database: `database.db`, COLMAP's, verified.
-        sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the largest first.
+        sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the largest first, with
+            `georeference.json` beside those whose place on the earth is known.
         record: `map.json`, the finished stages, and the folders of the photos.
     """
 
@@ -131,11 +134,20 @@ class MapFolder:
             )
         return read_model(self.sparse / "0")
 
-    def save_reconstructions(self, models: Sequence[pycolmap.Reconstruction]) -> None:
-        """Replace the models. A kill leaves the old ones, none or the new ones."""
+    def save_reconstructions(
+        self,
+        models: Sequence[pycolmap.Reconstruction],
+        georeferences: Sequence[Georeference | None] = (),
+    ) -> None:
+        """Replace the models and their places on the earth.
+
+        A kill leaves the old ones, none or the new ones.
+        """
         with locked(self.sparse):
             shutil.rmtree(self.sparse, ignore_errors=True)
             with new_folder(self.sparse, lock=False) as sparse:
-                for number, model in enumerate(models):
+                for number, (model, place) in enumerate(zip_longest(models, georeferences)):
                     (sparse / str(number)).mkdir()
                     model.write_binary(sparse / str(number))
+                    if place is not None:
+                        place.write(sparse / str(number))

@@ -16,10 +16,12 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.cameras import check_photo_size
+from d2net.io.exif import Position
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
 from d2net.mapping.cameras import photo_camera
 from d2net.mapping.folder import MapFolder
+from d2net.mapping.georeference import Georeference
 from d2net.mapping.query_pose import (
     QueryPose,
     covisible_groups,
@@ -66,6 +68,7 @@ class Localization(QueryPose):
         known_camera: whether the camera was given or read from EXIF. Otherwise the focal length
             was estimated with the pose.
         map_number: number n of the map `sparse/n` in whose frame the pose is.
+        georeference: the place on the earth of that map; None if unknown.
     """
 
     verdict: Verdict
@@ -73,11 +76,27 @@ class Localization(QueryPose):
     features: Features
     known_camera: bool
     map_number: int = 0
+    georeference: Georeference | None = None
 
     @property
     def significance(self) -> float:
         """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
         return 0.0 if self.pose is None else self.pose.significance
+
+    @property
+    def earth_position(self) -> Position | None:
+        """Latitude and longitude of the camera; None without a pose or a georeferenced map."""
+        if self.pose is None or self.georeference is None:
+            return None
+        return self.georeference.position(self.pose.centre)
+
+    @property
+    def earth_deviation(self) -> float | None:
+        """Standard deviation of that position in metres, from the pose and the map's alignment."""
+        if self.pose is None or self.georeference is None:
+            return None
+        deviation = self.georeference.deviation(self.pose.centre)
+        return float(np.hypot(self.pose.position_deviation, deviation))
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
@@ -126,6 +145,12 @@ class Localization(QueryPose):
                     "known": self.known_camera,
                 },
             }
+        if self.earth_position is not None:
+            values |= {
+                "latitude": self.earth_position.latitude,
+                "longitude": self.earth_position.longitude,
+                "earth_deviation_m": self.earth_deviation,
+            }
         return values
 
 
@@ -152,6 +177,9 @@ class Map:
         self._matcher = create_matcher(matcher)
         self.reconstruction = folder.read_reconstruction()
         models = [self.reconstruction, *folder.read_reconstructions()[1:]]
+        self._georeferences = [
+            Georeference.read(folder.sparse / str(number)) for number in range(len(models))
+        ]
         self.map_numbers = {
             model.images[image].name: number
             for number, model in reversed(list(enumerate(models)))
@@ -279,6 +307,7 @@ class Map:
             lambda name: self._points_of[self.map_numbers[name]](name),
         )
         verdict, reason = _verdict(found, features)
+        map_number = self.map_numbers[found.photos[0]] if found.photos else 0
         return Localization(
             found.photos,
             found.correspondences,
@@ -287,7 +316,8 @@ class Map:
             reason,
             features,
             known_camera=not estimate_focal_length,
-            map_number=self.map_numbers[found.photos[0]] if found.photos else 0,
+            map_number=map_number,
+            georeference=self._georeferences[map_number],
         )
 
     def plot(

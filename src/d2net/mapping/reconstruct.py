@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
 from d2net.io.colmap_model import find_model, read_model
+from d2net.io.exif import Position, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pairs import Pair, read_pairs, write_pairs
@@ -24,6 +25,7 @@ from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.diagnosis import why_no_map, why_unregistered
 from d2net.mapping.folder import MapFolder
+from d2net.mapping.georeference import Georeference, KnownDistance, georeference, keep_frame
 from d2net.mapping.mapper import remove_insignificant_pairs, run_mapper, verify_pairs
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
@@ -53,6 +55,7 @@ def reconstruct(
     pairs: PairChoice | None = None,
     masks: Path | None = None,
     poses: Path | None = None,
+    known_distance: KnownDistance | None = None,
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
 ) -> MapSummary:
@@ -71,6 +74,8 @@ def reconstruct(
         masks: see `extract_folder`.
         poses: folder of a COLMAP model with cameras and poses of the photos. They are kept, and
             points are triangulated, as the localization benchmarks build their maps.
+        known_distance: names of two photos and the distance of their cameras in metres, which sets
+            the map's scale. Without it, GPS positions in EXIF set it. It excludes `poses`.
         progress: called as the work goes on.
         **options: fields of `MappingSettings`.
 
@@ -85,6 +90,8 @@ def reconstruct(
         raise InputError(
             f"a map needs at least two photos of one scene, and {photos} holds {len(found)}"
         )
+    if known_distance is not None:
+        _check_known_distance(known_distance, {photo.name for photo in found}, poses)
     model = model or D2Net.from_pretrained()
     with _opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
@@ -95,7 +102,9 @@ def reconstruct(
             stages.adjust(model.settings.upright)
         if poses is None:
             stages.verify()
-            return stages.finish(stages.map())
+            models = stages.map()
+            stages.georeference(models, gps_positions(found), known_distance)
+            return stages.finish(models)
         return stages.finish([stages.triangulate(poses)])
 
 
@@ -146,6 +155,22 @@ def _find_photos(folder: Path) -> list[FoundImage]:
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the folder that holds the photos")
     return find_images([folder])
+
+
+def _check_known_distance(
+    known_distance: KnownDistance, photos: Set[str], poses: Path | None
+) -> None:
+    first, second, metres = known_distance
+    for name in (first, second):
+        if name not in photos:
+            raise InputError(f"the known distance names {name}, which is not among the photos")
+    if first == second or not 0 < metres < float("inf"):
+        raise InputError(
+            "a known distance has two different photos and a positive number of metres, not "
+            f"{first}, {second} and {metres}"
+        )
+    if poses is not None:
+        raise InputError("known poses set the scale: leave out the poses or the known distance")
 
 
 @contextmanager
@@ -343,12 +368,33 @@ class _Stages:
         if not models:
             faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
+        places: list[Georeference | None] = []
         if existing is not None:
+            keep_frame(models[0], read_model(existing))
             models += folder.read_reconstructions()[1:]  # other places, to which nothing is added
+            numbers = range(len(models))
+            places = [Georeference.read(folder.sparse / str(number)) for number in numbers]
         folder.record.values["removed"] = removed
-        folder.save_reconstructions(models)
+        folder.save_reconstructions(models, places)
+        folder.record.finish("georeference")  # of earlier models
         folder.record.finish("mapping", self.inputs)
         return models
+
+    def georeference(
+        self,
+        models: Sequence[pycolmap.Reconstruction],
+        positions: Mapping[str, Position],
+        known_distance: KnownDistance | None,
+    ) -> None:
+        """Turn the models upright, and to metres and north up as far as these are known."""
+        folder = self._folder
+        inputs = fingerprint([self.inputs, positions, known_distance])
+        if folder.record.is_done("georeference", inputs):
+            return
+        self._progress("georeferencing", 0, None)
+        places = [georeference(model, positions, known_distance) for model in models]
+        folder.save_reconstructions(models, places)
+        folder.record.finish("georeference", inputs)
 
     def triangulate(self, poses: Path) -> pycolmap.Reconstruction:
         """Triangulate points from known poses, in place of verification and mapping."""
@@ -400,6 +446,7 @@ class _Stages:
             maps=maps,
             num_insignificant=folder.record.values.get("insignificant_pairs", 0),
             seconds=folder.seconds,
+            georeference=Georeference.read(folder.sparse / "0"),
             settings={
                 **self._settings.to_dict(),
                 "verification_px": self.limits.verification,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from d2net.mapping.cloud import Cloud, mean
+from d2net.mapping.georeference import Georeference
 from d2net.mapping.trust import MapTrust
 from d2net.text import count
 
@@ -54,6 +55,7 @@ class MapSummary:
         num_insignificant: number of pairs left out, because their matches may agree by accident.
         seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
+        georeference: the map's place on the earth; None if unknown.
     """
 
     photos: tuple[PhotoStatus, ...]
@@ -65,6 +67,7 @@ class MapSummary:
     num_insignificant: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    georeference: Georeference | None = None
 
     @property
     def num_registered(self) -> int:
@@ -90,6 +93,7 @@ class MapSummary:
             "mean_reprojection_error_px": self.mean_error,
             "maps": [asdict(part) for part in self.maps],
             "insignificant_pairs": self.num_insignificant,
+            "georeference": self.georeference and asdict(self.georeference),
             "seconds": dict(self.seconds),
             "settings": dict(self.settings),
             "photos": [
@@ -114,6 +118,7 @@ def summarise(
     num_insignificant: int = 0,
     seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Any] | None = None,
+    georeference: Georeference | None = None,
 ) -> MapSummary:
     """Figures of a map.
 
@@ -125,6 +130,7 @@ def summarise(
         num_insignificant: number of pairs left out.
         seconds: stage -> duration.
         settings: how the map was made.
+        georeference: the map's place on the earth.
     """
     photos = {n: PhotoStatus(n, reason) for n, reason in (failed or {}).items()}
     for photo in (photo for part in (*others, cloud) for photo in part.photos):
@@ -141,6 +147,7 @@ def summarise(
         num_insignificant=num_insignificant,
         seconds=dict(seconds or {}),
         settings=dict(settings or {}),
+        georeference=georeference,
     )
 
 
@@ -182,6 +189,12 @@ def figure_lines(summary: MapSummary) -> list[str]:
         )
     if summary.mean_error is not None:
         lines.append(f"mean reprojection error {summary.mean_error:.2f} px")
+    place = summary.georeference
+    if place is not None:
+        lines.append(
+            f"in metres, north up: {place.num_agreeing} of {place.num_positions} GPS positions "
+            f"agree, with errors of {place.error:.1f} m"
+        )
     if summary.num_insignificant:
         left_out = count(summary.num_insignificant, "pair")
         lines.append(f"{left_out} of photos left out, whose matches may agree by accident")

@@ -1,0 +1,322 @@
+"""A map's place on the earth: upright, in metres and north up where the photos have GPS positions.
+
+A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people and
+drones hold cameras level. GPS positions say the rest, with errors of metres, some of them large.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+
+from d2net.errors import FormatError, InputError
+from d2net.geometry.alignment import estimate_similarity
+from d2net.io.exif import Position
+
+if TYPE_CHECKING:
+    import pycolmap
+
+Array = NDArray[np.float64]
+KnownDistance = tuple[str, str, float]
+
+FILE = "georeference.json"
+_UP = np.array([0.0, 0.0, 1.0])
+
+_GPS_DEVIATION = np.array([5.0, 5.0, 10.0])
+_UP_DEVIATION = np.radians(5.0)
+"""Standard deviations of a GPS position (east, north, up) in metres, and of the cameras' common up
+in radians: their weights in the alignment."""
+
+_MAX_GPS_ERROR = 3 * _GPS_DEVIATION
+_MIN_POSITIONS = 4
+_MAX_SCALE_DEVIATION = 0.1
+"""A GPS position agrees with the map within these errors in metres. A map is georeferenced if this
+many photos and at least half of the positions agree, and its scale is known to this share. Ten
+photos within a few metres of each other do not tell the scale."""
+
+_NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
+_MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
+_LEVEL = 0.05
+"""Weight of the mean of the cameras' up directions against level horizons. Level horizons do not
+determine up where all photos look in one direction."""
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """The place on the earth of a map whose axes point east, north and up, in metres.
+
+    Attributes:
+        latitude: of the map's origin in degrees (WGS84), positive to the north.
+        longitude: of the origin in degrees, positive to the east.
+        altitude: of the origin in metres as in the photos' EXIF data; 0 if they have none.
+        num_positions: number of photos with a GPS position.
+        num_agreeing: number of these whose position agrees with the map. The origin is their
+            centre.
+        error: standard deviation of one agreeing position, east or north, in metres.
+        spread: root mean square horizontal distance of the agreeing photos from the origin.
+    """
+
+    latitude: float
+    longitude: float
+    altitude: float
+    num_positions: int
+    num_agreeing: int
+    error: float
+    spread: float
+
+    def position(self, point: Array) -> Position:
+        """The position on the earth of a point of the map (3 numbers in metres)."""
+        import pycolmap
+
+        latitude, longitude, altitude = pycolmap.GPSTransform().enu_to_ellipsoid(
+            point[None], self.latitude, self.longitude, self.altitude
+        )[0]
+        return Position(float(latitude), float(longitude), float(altitude))
+
+    def deviation(self, point: Array) -> float:
+        """Standard deviation in metres of the horizontal position of a point of the map.
+
+        It follows from the fit of shift, turn and scale to positions with independent errors, so it
+        grows with the distance from the origin.
+        """
+        distance = float(np.linalg.norm(point[:2]))
+        return self.error * float(
+            np.sqrt((2 + 2 * (distance / self.spread) ** 2) / self.num_agreeing)
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write it beside a model."""
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Georeference | None:
+        """Read that of a model; None if the model has none.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{path} is damaged ({error}); make the map again") from error
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """x -> scale rotation x + shift (3)."""
+
+    scale: float
+    rotation: Rotation
+    shift: Array
+
+    def apply(self, points: Array) -> Array:
+        """Move N x 3 points."""
+        return np.asarray(self.scale * self.rotation.apply(points) + self.shift)
+
+    def to_colmap(self) -> pycolmap.Sim3d:
+        """COLMAP's similarity."""
+        import pycolmap
+
+        return pycolmap.Sim3d(self.scale, pycolmap.Rotation3d(self.rotation.as_quat()), self.shift)
+
+
+def georeference(
+    model: pycolmap.Reconstruction,
+    positions: Mapping[str, Position],
+    known_distance: KnownDistance | None = None,
+) -> Georeference | None:
+    """Turn a model upright, and with GPS positions to metres and north up.
+
+    Args:
+        model: it is changed.
+        positions: of photos, by name; see `io.exif.gps_positions`.
+        known_distance: names of two photos and the distance of their cameras in metres, which sets
+            the scale. A model without one of the photos is aligned without it.
+
+    Returns:
+        The place on the earth. None if too few positions agree, or they do not tell the scale.
+    """
+    import pycolmap
+
+    images = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
+    poses = {image.name: image.cam_from_world() for image in images}
+    centres = {name: pose.inverse().translation for name, pose in poses.items()}
+    up = common_up(np.array([pose.rotation.matrix() for pose in poses.values()]))
+    upright = Rotation.align_vectors(_UP[None], up[None])[0]
+    scale = None
+    if known_distance is not None and {*known_distance[:2]} <= centres.keys():
+        first, second, metres = known_distance
+        distance = float(np.linalg.norm(centres[first] - centres[second]))
+        if distance == 0:
+            raise InputError(f"{first} and {second} have one position, so they set no scale")
+        scale = metres / distance
+    turn = Similarity(scale or 1.0, upright, np.zeros(3))
+    model.transform(turn.to_colmap())
+
+    names = [name for name in centres if name in positions]
+    if len(names) < _MIN_POSITIONS:
+        return None
+    on_earth = np.array([[*positions[name][:2], positions[name].altitude or 0.0] for name in names])
+    if any(positions[name].altitude is None for name in names):
+        on_earth[:, 2] = 0
+    reference = np.median(on_earth, axis=0)
+    transform = pycolmap.GPSTransform()
+    targets = transform.ellipsoid_to_enu(on_earth, *reference)
+    sources = turn.apply(np.array([centres[name] for name in names]))
+    aligned = _align(sources, targets, known_scale=scale is not None)
+    if aligned is None:
+        return None
+    moved = aligned.apply(sources)
+    agree = _agree(moved, targets)
+    n = int(np.count_nonzero(agree))
+    origin = targets[agree].mean(axis=0)
+    spread = float(np.sqrt(moved[agree, :2].var(axis=0).sum()))
+    error = float(np.sqrt(((moved - targets)[agree, :2] ** 2).sum() / (2 * n - 4)))
+    if 2 * n < len(names) or error >= _MAX_SCALE_DEVIATION * spread * np.sqrt(n):
+        return None
+    model.transform(replace(aligned, shift=aligned.shift - origin).to_colmap())
+    latitude, longitude, altitude = map(
+        float, transform.enu_to_ellipsoid(origin[None], *reference)[0]
+    )
+    return Georeference(latitude, longitude, altitude, len(names), n, error, spread)
+
+
+def keep_frame(model: pycolmap.Reconstruction, old: pycolmap.Reconstruction) -> None:
+    """Move a model into the frame of an older one, from the points of their common keypoints."""
+    sources, targets = [], []
+    for number in sorted(set(model.images) & set(old.images)):
+        keypoints = model.images[number].points2D, old.images[number].points2D
+        for new, before in zip(*keypoints, strict=False):
+            if new.has_point3D() and before.has_point3D():
+                sources.append(model.points3D[new.point3D_id].xyz)
+                targets.append(old.points3D[before.point3D_id].xyz)
+    if len(sources) >= _MIN_POSITIONS:
+        target = np.array(targets)
+        spread = float(np.linalg.norm(target - np.median(target, axis=0), axis=1).mean())
+        similarity = estimate_similarity(np.array(sources), target, 0.05 * spread)
+        if similarity is not None:
+            model.transform(similarity)
+
+
+def common_up(cam_from_world: Array) -> Array:
+    """The direction in the world that most cameras agree to be up (3, a unit vector).
+
+    Up is normal to the cameras' horizontal axes and near the mean of their vertical axes. Photos
+    that differ by more than 45 degrees are left out.
+
+    Args:
+        cam_from_world: N x 3 x 3 rotations.
+    """
+    rights, ups = cam_from_world[:, 0], -cam_from_world[:, 1]
+    keep = np.ones(len(ups), np.bool_)
+    up = ups[0]
+    for _ in range(5):
+        level = rights[keep].T @ rights[keep] / np.count_nonzero(keep)
+        up = np.linalg.solve(level + _LEVEL * np.eye(3), ups[keep].mean(axis=0))
+        up /= max(float(np.linalg.norm(up)), 1e-12)
+        near = ups @ up > np.cos(np.pi / 4)
+        if not near.any() or (near == keep).all():
+            break
+        keep = near
+    return np.asarray(up if up.any() else ups[0], dtype=np.float64)
+
+
+def _agree(moved: Array, targets: Array) -> NDArray[np.bool_]:
+    errors = moved - targets
+    horizontal = np.linalg.norm(errors[:, :2], axis=1) <= _MAX_GPS_ERROR[0]
+    return np.asarray(horizontal & (np.abs(errors[:, 2]) <= _MAX_GPS_ERROR[2]))
+
+
+def _align(sources: Array, targets: Array, *, known_scale: bool) -> Similarity | None:
+    """The similarity from upright sources to targets (N x 3), robust to wrong targets.
+
+    It starts from two estimates: one keeps the sources upright, so cameras along a line determine
+    it too, and one is free, for cameras whose common up is wrong, such as a drone's that look down.
+    The second is taken if a quarter more positions agree with it.
+    """
+    best, most = None, 0
+    starts = (
+        (True, _align_upright(sources, targets, known_scale)),
+        (False, _align_free(sources, targets, known_scale)),
+    )
+    for keep_up, start in starts:
+        if start is None:
+            continue
+        fitted, agree = start, np.zeros(len(sources), np.bool_)
+        for _ in range(_MAX_REFINEMENTS):
+            before, agree = agree, _agree(fitted.apply(sources), targets)
+            if (agree == before).all() or np.count_nonzero(agree) < _MIN_POSITIONS:
+                break
+            fitted = _fit(sources[agree], targets[agree], fitted, keep_up, known_scale)
+        number = int(np.count_nonzero(agree))
+        if number >= _MIN_POSITIONS and number > 1.25 * most:
+            best, most = fitted, number
+    return best
+
+
+def _align_free(sources: Array, targets: Array, known_scale: bool) -> Similarity | None:
+    found = estimate_similarity(sources, targets, float(_MAX_GPS_ERROR[0]))
+    if found is None:
+        return None
+    rotation = Rotation.from_quat(found.rotation.quat)
+    return Similarity(1.0 if known_scale else float(found.scale), rotation, found.translation)
+
+
+def _align_upright(sources: Array, targets: Array, known_scale: bool) -> Similarity | None:
+    """The best turn about the vertical, scale and shift from pairs of photos (MSAC).
+
+    In the plane of complex numbers it is target = a source + b.
+    """
+    z, w = (points[:, 0] + 1j * points[:, 1] for points in (sources, targets))
+    first, second = np.triu_indices(len(z), 1)
+    if len(first) > _NUM_HYPOTHESES:
+        rows = np.random.default_rng(0).choice(len(first), _NUM_HYPOTHESES, replace=False)
+        first, second = first[rows], second[rows]
+    apart = (z[second] != z[first]) & (w[second] != w[first])
+    first, second = first[apart], second[apart]
+    if not len(first):
+        return None
+    slopes = (w[second] - w[first]) / (z[second] - z[first])
+    if known_scale:
+        slopes /= np.abs(slopes)
+    shifts = (w[first] + w[second] - slopes * (z[first] + z[second])) / 2
+    costs = [
+        np.minimum(np.abs(a * z + b - w), _MAX_GPS_ERROR[0]).sum()
+        for a, b in zip(slopes, shifts, strict=True)
+    ]
+    a, b = slopes[np.argmin(costs)], shifts[np.argmin(costs)]
+    height = np.median(targets[:, 2] - np.abs(a) * sources[:, 2])
+    rotation = Rotation.from_euler("z", np.angle(a))
+    return Similarity(float(np.abs(a)), rotation, np.array([b.real, b.imag, height]))
+
+
+def _fit(
+    sources: Array, targets: Array, start: Similarity, keep_up: bool, known_scale: bool
+) -> Similarity:
+    """Least squares over positions, and over the direction of up if it is kept."""
+    centre, target_centre = sources.mean(axis=0), targets.mean(axis=0)
+
+    def changed(change: Array) -> Similarity:
+        scale = start.scale if known_scale else start.scale * float(np.exp(change[6]))
+        rotation = Rotation.from_rotvec(change[:3]) * start.rotation
+        shift = target_centre + change[3:6] - scale * rotation.apply(centre)
+        return Similarity(scale, rotation, shift)
+
+    def residuals(change: Array) -> Array:
+        similarity = changed(change)
+        errors = (similarity.apply(sources) - targets) / _GPS_DEVIATION
+        tilt = similarity.rotation.apply(_UP)[:2] / _UP_DEVIATION if keep_up else np.zeros(2)
+        return np.concatenate([errors.ravel(), tilt])
+
+    return changed(least_squares(residuals, np.zeros(7)).x)
