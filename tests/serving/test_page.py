@@ -81,10 +81,14 @@ def choose(page: Any, which: str, content: bytes, name: str = "photo.png") -> No
     page.set_input_files(f"#file-{which}-photo", file)
 
 
+def expect_inliers(page: Any, number: int) -> None:
+    expect(page.locator("#match .result")).to_contain_text(f": {number:,} verified of ")
+
+
 def match_two(page: Any, expected: int) -> None:
     choose(page, "first", FIRST, "one.png")
     choose(page, "second", SECOND, "two.png")
-    expect(page.locator("#match .result strong")).to_have_text(str(expected))
+    expect_inliers(page, expected)
 
 
 def expected(model: D2Net, number: int | None = None, **arguments: Any) -> tuple[Features, Any]:
@@ -103,11 +107,11 @@ def test_two_photos_are_matched_and_sliders_change_it(
     expect(page.locator("#number-value")).to_have_text("all")
     page.locator("#number").fill("0")
     expect(page.locator("#number-value")).to_have_text("50")
-    expect(page.locator("#match .result strong")).to_have_text(str(len(expected(model, 50)[1])))
+    expect_inliers(page, len(expected(model, 50)[1]))
     page.locator("#threshold").fill("0.5")
     expect(page.locator("#automatic")).not_to_be_checked()
     inliers = len(expected(model, 50, threshold=0.5)[1])
-    expect(page.locator("#match .result strong")).to_have_text(str(inliers))
+    expect_inliers(page, inliers)
     page.locator("#automatic").check()
     expect(page.locator("#threshold-value")).to_have_text("1.5 px")
 
@@ -217,7 +221,7 @@ def test_a_photo_that_the_server_has_forgotten_is_sent_again(
     for image in page.locator("#match img").all():
         served.ask(image.get_attribute("src").removesuffix("/picture"), "DELETE")
     page.locator("#number").fill("0")
-    expect(page.locator("#match .result strong")).to_have_text(str(len(expected(model, 50)[1])))
+    expect_inliers(page, len(expected(model, 50)[1]))
 
 
 def test_who_leaves_the_page_leaves_no_photo(served: Served, open_page: Open) -> None:
