@@ -47,6 +47,17 @@ def test_features_of_a_photo(light: Light, photo: np.ndarray) -> None:
     assert set(both.scales.tolist()) == {2.0, 1.0, 0.5}
 
 
+def test_bfloat16_finds_nearly_the_same(light: Light, photo: np.ndarray) -> None:
+    for network in (light, light.for_inference()):
+        exact, rough = (
+            D2Net(network).extract(photo, precision=precision, max_keypoints=None)
+            for precision in ("float32", "bfloat16")
+        )
+        distance = torch.cdist(exact.keypoints, rough.keypoints).min(dim=1).values
+        assert float((distance < 1.5).float().mean()) > 0.5  # ties of an untrained network move
+        assert rough.descriptors.dtype == torch.float32
+
+
 def test_folding_the_normalisation_changes_nothing(light: Light, photo: np.ndarray) -> None:
     images = torch.from_numpy(photo.copy())[None].float()
     with torch.no_grad():

@@ -250,7 +250,10 @@ class Light(Network):
         )
         rows, cols = rows.clamp(max=height - 1), cols.clamp(max=width - 1)
         x = x[..., rows.to(x.device), :][..., cols.to(x.device)]
-        maps: Maps = self(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        # An exported graph has weights of that precision instead.
+        mixed = dtype != torch.float32 and not torch.compiler.is_exporting()
+        with torch.autocast(x.device.type, dtype=dtype, enabled=mixed):
+            maps: Maps = self(x.to(dtype).contiguous(memory_format=torch.channels_last))
         return maps
 
     def detector(self, *, original: bool) -> Detector:
