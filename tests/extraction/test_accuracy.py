@@ -11,6 +11,7 @@ from PIL import Image
 
 from d2net import D2Net, Features, mutual_nearest
 from d2net.geometry import coordinates
+from d2net.networks.vgg import VGG
 from d2net.networks.vgg_backbone import VGGBackbone
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
@@ -23,7 +24,7 @@ def symmetric_network() -> D2Net:
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.fill_(0.05 if parameter.ndim == 4 else 0.0)
-    return D2Net(backbone)
+    return D2Net(VGG(backbone))
 
 
 def blob(x: float, y: float, width: int = 241, height: int = 203) -> np.ndarray:
