@@ -8,9 +8,9 @@ from d2net.extraction.keypoints import Keypoints
 from d2net.extraction.suppression import has_neighbour
 
 NEAR_DUPLICATE = 1.0
-"""Keypoints of two detectors this close, in pixels of the second one's level, count as one. Up to
-2 px, as many right matches of webcams over day and season remained as without the rule; at 3 px
-fewer."""
+"""If keypoints of two detectors are this close, in pixels of the second keypoint's level, the
+second one is dropped. Up to 2 px this lost no right matches of webcams over day and season; 3 px
+did."""
 
 
 def select_best(found: Sequence[Keypoints], budget: int | None) -> Keypoints:

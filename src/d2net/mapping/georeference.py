@@ -60,7 +60,8 @@ class Georeference:
         num_positions: number of photos with a GPS position.
         num_agreeing: number of these whose position agrees with the map. The origin is their
             centre.
-        error: standard deviation of one agreeing position, east or north, in metres.
+        error: standard deviation of a GPS fix that agrees with the map, along east or north,
+            in metres.
         spread: root mean square horizontal distance of the agreeing photos from the origin.
     """
 

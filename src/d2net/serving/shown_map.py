@@ -115,7 +115,7 @@ def _points(features: Features, rows: list[int]) -> list[float]:
 
 @contextmanager
 def _as_file(content: bytes) -> Iterator[Path | None]:
-    """A path to bytes in memory, because COLMAP reads EXIF data from files only.
+    """A temporary file with these bytes, because COLMAP reads EXIF only from files.
 
     None on systems without such files. The focal length is unknown there.
     """
