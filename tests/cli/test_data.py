@@ -32,7 +32,7 @@ def test_check_draws_and_counts(d2net: Run, scene: Path) -> None:
 
 def test_check_in_json_with_options_and_score_maps(d2net: Run, scene: Path) -> None:
     arguments = ["data", "check", scene, "--crop", 128, "--pairs", 4, "--json"]
-    plain = d2net(*arguments, "--set", "max_overlap=0.9").json
+    plain = d2net(*arguments, "--set", "min_overlap=0.9").json
     assert plain["kind"] == "colmap" and plain["drawn"] == 4
     assert plain["pairs"] < d2net(*arguments).json["pairs"]
     with Image.open("pairs.png") as picture:

@@ -123,26 +123,18 @@ def megadepth(
             "or a text file.",
         ),
     ] = "default",
-    scene_info: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Read the scene_info files of the 2019 release instead of COLMAP models.",
-        ),
-    ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", help="Number of processes.")] = 1,
     printing: options.Printing,
 ) -> None:
     """Prepare MegaDepth for training: check the files, undistort the cameras, find pairs.
 
-    Reads the published download, or the undistorted form of the 2019 release. COLMAP is not needed,
-    and no photos are written. A run that was stopped continues when it is started again.
+    COLMAP is not needed, and no photos are written. A run that was stopped continues when it is
+    started again.
     """
     from d2net.cli import progress
-    from d2net.training.sources.megadepth_preparation import prepare_megadepth
+    from d2net.training.sources.megadepth import prepare_megadepth
 
     with progress.shown(printing) as report:
-        done = prepare_megadepth(root, output, scenes, scene_info, jobs, report)
+        done = prepare_megadepth(root, output, scenes, report)
     rows = [
         (
             scene.name,

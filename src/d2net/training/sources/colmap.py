@@ -19,7 +19,6 @@ from d2net.training.sources.scenes import (
     SceneOptions,
     ScenePairs,
     find_overlaps,
-    no_pairs_error,
 )
 
 if TYPE_CHECKING:
@@ -77,14 +76,18 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
         missing = len(photos) - len(with_depth)
         remarks.append(f"{missing} of the {len(photos)} photos have no depth map and are left out")
         photos = with_depth
-    overlaps = find_overlaps(photos)
-    pairs = overlaps.within(options)
+    pairs, shares = find_overlaps(photos)
     if not len(pairs):
-        raise no_pairs_error(folder, overlaps, options)
+        raise InputError(f"no two photos of {folder} see the same point, so there are no pairs")
+    if shares.max() < options.min_overlap:
+        raise InputError(
+            f"no two photos of {folder} have an overlap of {options.min_overlap}; the largest is "
+            f"{shares.max():.2f}: lower min_overlap"
+        )
     if not options.min_correspondences:
         minimum = _MIN_CORRESPONDENCES_DENSE if with_depth else _MIN_CORRESPONDENCES_SPARSE
         options = replace(options, min_correspondences=minimum)
-    scene = Scene(pairs, photos.__getitem__)
+    scene = Scene(pairs[shares >= options.min_overlap], photos.__getitem__)
     return ScenePairs(options.name or folder.resolve().name, [scene], options, crop, remarks)
 
 

@@ -1,32 +1,58 @@
-"""MegaDepth, prepared: one HDF5 file per reconstruction, read photo by photo.
+"""MegaDepth: its preparation, in place of the 2019 release's scripts, and the prepared scenes.
 
-`d2net data prepare` writes the files (`megadepth_preparation.py`). MegaDepth has more observations
-than fit into memory, so a training process reads only those of the two photos that it needs.
-Cameras are pinholes, in pixels whose centres are at integers.
+Li and Snavely, "MegaDepth: Learning Single-View Depth Prediction from Internet Photos", CVPR 2018.
+The published photos and depth maps are undistorted, but the published models are not. Cameras and
+points are undistorted here as COLMAP did it when the depth maps were made; no COLMAP is run and no
+photo is written. Each reconstruction becomes one HDF5 file, of which training reads only the
+observations of the two photos that it needs: all of them do not fit into memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
-from d2net.geometry.cameras import intrinsics_from_colmap, pinhole
-from d2net.io.atomic import replacing
-from d2net.training.sources.scenes import Overlaps, PosedPhoto, Scene, SceneOptions, ScenePairs
+from d2net.geometry.cameras import intrinsics_from_colmap, pinhole, project, rays
+from d2net.io.atomic import output_errors, replacing
+from d2net.io.colmap_model import find_model, read_model
+from d2net.progress import Progress, no_progress
+from d2net.training.correspondences import PosedDepth
+from d2net.training.sources.colmap import posed_photo
+from d2net.training.sources.reading import read_raw_depth, stored_size
+from d2net.training.sources.scenes import (
+    PosedPhoto,
+    Scene,
+    SceneOptions,
+    ScenePairs,
+    find_overlaps,
+)
+
+if TYPE_CHECKING:
+    import pycolmap
+
+SCENE_LISTS = ("default", "paper", "paper-validation")
+"""Lists of scenes that come with the package; `all` stands for every scene that is there."""
+
+PHOTOS = Path("phoenix", "S6", "zl548", "MegaDepth_v1")
+MODELS = Path("MegaDepth_v1_SfM")
 
 MIN_STORED_OVERLAP = 0.1
 """Pairs of photos with a smaller overlap in both orders are not stored."""
 
-_ATTRIBUTE, _FORMAT = "d2net", "d2net-scene-1"
+_MAX_DEPTH_ERROR = 0.1  # median difference of a sound depth map to its photo's points, a share
+_MIN_POINTS = 10  # with fewer points on known depth the median is not judged
+_HEADER = "d2net-scene-2"  # attribute of the file; of another version it has another name
+_OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
 
 
 @dataclass(frozen=True)
@@ -44,7 +70,7 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> SceneP
     """Open the scenes that `prepare_megadepth` wrote.
 
     Raises:
-        InputError: no such folder, no prepared scene in it, or no pairs within the limits.
+        InputError: no such folder, no prepared scene in it, or no pairs with enough overlap.
         FormatError: a prepared scene is damaged.
     """
     files = sorted(folder.glob("*.h5"))
@@ -53,125 +79,38 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> SceneP
             f"{folder} holds no prepared scenes: run `d2net data prepare megadepth ROOT "
             f"--output {folder}` first"
         )
-    root = Path(options.root) if options.root else None
-    stored = [StoredScene(path, root, options) for path in files]
+    stored = [StoredScene(path, options) for path in files]
     usable = [Scene(scene.pairs, scene.photo) for scene in stored if len(scene.pairs)]
     if not usable:
         raise InputError(
-            f"none of the {len(stored)} scenes in {folder} has pairs within the limits of overlap "
-            f"({options.min_overlap} to {options.max_overlap}) and scale ratio"
+            f"none of the {len(stored)} scenes in {folder} has pairs with an overlap of "
+            f"{options.min_overlap} or more: lower min_overlap"
         )
-    remarks = []
-    if len(usable) < len(stored):
-        remarks.append(f"{len(stored) - len(usable)} scenes have no pairs within the limits")
-    if options.min_overlap < MIN_STORED_OVERLAP:
-        remarks.append(f"pairs with an overlap below {MIN_STORED_OVERLAP} were not stored")
+    left_out = len(stored) - len(usable)
+    remarks = [f"{left_out} scenes have no pairs with enough overlap"] if left_out else []
     return ScenePairs(
-        options.name or "megadepth", usable, options, crop, remarks, options.pairs_per_scene or None
+        options.name or "megadepth", usable, options, crop, remarks, options.pairs_per_scene
     )
 
 
-def write_scene(
-    path: Path,
-    root: Path,
-    photos: Sequence[PosedPhoto],
-    overlaps: Overlaps,
-    notes: Mapping[str, Any],
-) -> None:
-    """Write a scene; the file is whole or absent.
-
-    Args:
-        path: the file.
-        root: folder that the paths of photos and depth maps are stored relative to.
-        photos: photos with pinhole cameras and depth maps.
-        overlaps: overlaps of the photos.
-        notes: plain values to store with the scene.
-
-    Raises:
-        OutputError: it cannot be written.
-        OutputBusyError: another process writes it.
-    """
-
-    def relative(file: Path | None) -> str:
-        return "" if file is None else file.relative_to(root).as_posix()
-
-    def intrinsics(photo: PosedPhoto) -> NDArray[np.float64]:
-        return intrinsics_from_colmap(np.asarray(photo.camera.calibration_matrix(), np.float64))
-
-    def joined(name: str, *shape: int) -> NDArray[Any]:
-        return np.concatenate([np.empty((0, *shape)), *(getattr(photo, name) for photo in photos)])
-
-    count, text = len(photos), h5py.string_dtype()
-    poses = [photo.cam_from_world for photo in photos]
-    datasets: dict[str, tuple[Any, Any]] = {
-        "photos": ([relative(photo.path) for photo in photos], text),
-        "depth_maps": ([relative(photo.depth_map) for photo in photos], text),
-        "sizes": (np.reshape([photo.size for photo in photos], (count, 2)), np.int32),
-        "intrinsics": (np.reshape([intrinsics(photo) for photo in photos], (count, 3, 3)), float),
-        "cam_from_world": (np.reshape(poses, (count, 3, 4)), float),
-        "ends": (np.cumsum([len(photo.ids) for photo in photos]), np.int64),
-        "ids": (joined("ids"), np.int64),
-        "points": (joined("points", 2), np.float32),
-        "depths": (joined("depths"), np.float32),
-        "pairs": (overlaps.pairs.reshape(-1, 2), np.int32),
-        "shares": (overlaps.shares, np.float32),
-        "scale_ratios": (overlaps.scale_ratios, np.float32),
-    }
-    header = {"format": _FORMAT, "root": str(root.resolve()), **notes}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs[_ATTRIBUTE] = json.dumps(header)
-        for name, (values, dtype) in datasets.items():
-            file.create_dataset(name, data=values, dtype=dtype)
-
-
-def read_notes(path: Path) -> dict[str, Any]:
-    """The notes that are stored with a scene.
-
-    Raises:
-        FormatError: it is no stored scene, or damaged.
-    """
-    with _open(path) as file:
-        header: dict[str, Any] = json.loads(file.attrs[_ATTRIBUTE])
-    if header.get("format") != _FORMAT:
-        raise FormatError(f"{path} is not a scene that `d2net data prepare` wrote")
-    return header
-
-
-def is_stored_scene(path: Path) -> bool:
-    """Whether a file is a stored scene."""
-    try:
-        read_notes(path)
-    except FormatError:
-        return False
-    return True
-
-
 class StoredScene:
-    """A stored scene. Its file is opened anew for each photo, so any process may use the object.
+    """A prepared scene. Its file is opened anew for each photo, so any process may use the object.
 
     Args:
         path: the file.
-        root: folder of the photos; None: where they were when the scene was prepared.
-        options: limits of overlap and scale ratio, and of the photos' size.
+        options: the folder of the photos, their largest size and the minimum overlap.
 
     Raises:
         FormatError: no such file, or it is damaged.
     """
 
-    def __init__(self, path: Path, root: Path | None, options: SceneOptions) -> None:
-        self._path, self._root = path, root or Path(read_notes(path)["root"])
-        self._max_edge = options.max_edge
-        with _open(path) as file:
-            self._photos = [name.decode() for name in file["photos"][:]]
-            self._depth_maps = [name.decode() for name in file["depth_maps"][:]]
-            self._sizes = file["sizes"][:]
-            self._intrinsics = file["intrinsics"][:]
-            self._poses = file["cam_from_world"][:]
-            self._ends = file["ends"][:]
-            overlaps = Overlaps(
-                file["pairs"][:].astype(np.int64), file["shares"][:], file["scale_ratios"][:]
-            )
-        self.pairs: NDArray[np.int64] = overlaps.within(options)
+    def __init__(self, path: Path, options: MegadepthOptions) -> None:
+        self._path, self._max_edge = path, options.max_edge
+        with _open(path) as (file, header):
+            self._root = Path(options.root or header["root"])
+            self._photos: list[dict[str, Any]] = json.loads(file["photos"][()])
+            self._ends = np.cumsum([0, *(photo["points"] for photo in self._photos)])
+            self.pairs = file["pairs"][:][file["shares"][:] >= options.min_overlap]
 
     def photo(self, number: int) -> PosedPhoto:
         """A photo with its observations.
@@ -179,32 +118,209 @@ class StoredScene:
         Raises:
             FormatError: the file is damaged or gone.
         """
-        start, end = (int(self._ends[i]) if i >= 0 else 0 for i in (number - 1, number))
-        with _open(self._path) as file:
-            ids, points, depths = (file[name][start:end] for name in ("ids", "points", "depths"))
-        camera = pinhole(self._intrinsics[number])
-        camera.width, camera.height = map(int, self._sizes[number])
-        depth_map = self._depth_maps[number]
+        about = self._photos[number]
+        with _open(self._path) as (file, _):
+            seen = file["observations"][slice(*self._ends[number : number + 2])]
+        camera = pinhole(about["intrinsics"])
+        camera.width, camera.height = about["size"]
         return PosedPhoto(
-            path=self._root / self._photos[number],
+            path=self._root / about["photo"],
             upright=False,
             size=(camera.width, camera.height),
             camera=camera,
-            cam_from_world=self._poses[number],
-            ids=ids,
-            points=points.astype(np.float64),
-            depths=depths.astype(np.float64),
-            depth_map=self._root / depth_map if depth_map else None,
+            cam_from_world=np.array(about["cam_from_world"]),
+            ids=seen["id"],
+            points=seen["point"].astype(np.float64),
+            depths=seen["depth"].astype(np.float64),
+            depth_map=self._root / about["depth_map"],
         ).reduced(self._max_edge)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
+def _open(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     try:
         with h5py.File(path, "r") as file:
-            yield file
+            header = json.loads(file.attrs[_HEADER])
+            yield file, header
     except (OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FormatError(
             f"{path} is no stored scene, or damaged ({reason}): delete it and prepare it again"
         ) from error
+
+
+def is_stored_scene(path: Path) -> bool:
+    """Whether a file is a prepared scene."""
+    try:
+        with _open(path):
+            return True
+    except FormatError:
+        return False
+
+
+@dataclass(frozen=True)
+class PreparedScene:
+    """Result of preparing one reconstruction.
+
+    Attributes:
+        name: SCENE/NUMBER.
+        photos: number of usable photos.
+        pairs: number of ordered pairs that were stored.
+        left_out: number of photos that were left out, by reason.
+        error: why the reconstruction could not be read, or "".
+    """
+
+    name: str
+    photos: int = 0
+    pairs: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    error: str = ""
+
+
+def prepare_megadepth(
+    root: Path, output: Path, scenes: str = "default", progress: Progress = no_progress
+) -> list[PreparedScene]:
+    """Check MegaDepth and store what training needs of it. An interrupted run resumes.
+
+    Args:
+        root: the folder of `phoenix` and `MegaDepth_v1_SfM`.
+        output: folder for a file per reconstruction, created if needed. Existing files are kept.
+        scenes: `default`, `paper`, `paper-validation`, `all`, or a file with a scene per line.
+        progress: called after each reconstruction.
+
+    Raises:
+        InputError: no MegaDepth at `root`, none of the scenes there, or no such list.
+        OutputError: the output cannot be written.
+    """
+    dense = sorted(path.parent for path in (root / PHOTOS).glob("*/dense*/depths"))
+    available = {}
+    for folder in dense:
+        scene, number = folder.parent.name, folder.name.removeprefix("dense")
+        model = root / MODELS / scene / "sparse" / "manhattan" / number
+        if find_model(model):
+            available[scene, number] = folder, model
+    if not available:
+        raise InputError(
+            f"{root} does not hold MegaDepth: {MODELS if dense else PHOTOS} is missing or empty; "
+            f"expected {PHOTOS}/SCENE/dense0/depths and {MODELS}/SCENE/sparse/manhattan/0"
+        )
+    wanted = scene_list(scenes)
+    chosen = {
+        f"{scene}/{number}": folders
+        for (scene, number), folders in available.items()
+        if wanted is None or scene in wanted or f"{scene}/{number}" in wanted
+    }
+    if not chosen:
+        raise InputError(f"none of the scenes of the list {scenes!r} is in {root}")
+    with output_errors(output / "scene"):
+        output.mkdir(parents=True, exist_ok=True)
+    results = []
+    progress("preparing", 0, len(chosen))
+    for name, (folder, model) in chosen.items():
+        path = output / f"{name.replace('/', '-')}.h5"
+        try:
+            with _open(path) as (_, header):
+                result = PreparedScene(**header["prepared"])
+        except FormatError:  # absent, of another version, or damaged
+            try:
+                result = _prepare(name, root, folder, model, path)
+            except FormatError as error:
+                result = PreparedScene(name, error=str(error))
+        results.append(result)
+        progress(f"preparing: {name}", len(results), len(chosen))
+    return results
+
+
+def _prepare(name: str, root: Path, dense: Path, model: Path, path: Path) -> PreparedScene:
+    found = _read(dense, model)
+    photos = [photo for photo in found if isinstance(photo, PosedPhoto)]
+    left_out = Counter(sorted(problem for problem in found if isinstance(problem, str)))
+    pairs, shares = find_overlaps(photos, MIN_STORED_OVERLAP)
+    result = PreparedScene(name, len(photos), len(pairs), dict(left_out))
+    about = [
+        {
+            "photo": photo.path.relative_to(root).as_posix(),
+            "depth_map": (photo.depth_map or photo.path).relative_to(root).as_posix(),
+            "size": photo.size,
+            "intrinsics": intrinsics_from_colmap(photo.camera.calibration_matrix()).tolist(),
+            "cam_from_world": photo.cam_from_world.tolist(),
+            "points": len(photo.ids),
+        }
+        for photo in photos
+    ]
+    seen = np.empty(sum(len(photo.ids) for photo in photos), _OBSERVATION)
+    for key, attribute in (("id", "ids"), ("point", "points"), ("depth", "depths")):
+        if photos:
+            seen[key] = np.concatenate([getattr(photo, attribute) for photo in photos])
+    header = {"root": str(root.resolve()), "prepared": asdict(result)}
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs[_HEADER] = json.dumps(header)
+        file["photos"] = json.dumps(about)
+        file["observations"], file["pairs"], file["shares"] = seen, pairs, shares
+    return result
+
+
+def scene_list(name: str) -> list[str] | None:
+    """The scenes of a list or a file, as SCENE or SCENE/NUMBER; None for `all`."""
+    if name == "all":
+        return None
+    packaged = resources.files(__package__) / "scene_lists" / f"{name}.txt"
+    try:
+        file = packaged if name in SCENE_LISTS else Path(name)
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"there is no list of scenes {name!r}: give {', '.join(SCENE_LISTS)}, all, or a text "
+            "file with a scene per line"
+        ) from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
+    """The photos that have sound depth maps; for each of the others its problem."""
+    import pycolmap
+
+    images, depths = dense / "imgs", dense / "depths"
+    model = read_model(model_folder)
+    options = pycolmap.UndistortCameraOptions()
+    # COLMAP reduced the photos to this size when it undistorted them.
+    edges = (max(stored_size(path, upright=False)) for path in images.iterdir())
+    options.max_image_size = max(edges, default=0)
+
+    def read(image: pycolmap.Image) -> PosedPhoto | str:
+        path, depth_map = images / image.name, (depths / image.name).with_suffix(".h5")
+        if not image.has_pose or not image.num_points3D:
+            return "no points"
+        if not depth_map.is_file():
+            return "no depth map"
+        if not path.is_file():
+            return "no photo"
+        photo = posed_photo(model, image, path, depth_map)
+        directions = np.hstack([rays(photo.camera, photo.points), np.ones((len(photo.points), 1))])
+        camera = pycolmap.undistort_camera(options, photo.camera)
+        points, size = project(camera, directions), (camera.width, camera.height)
+        photo = replace(photo, camera=camera, size=size, points=points)
+        if size != stored_size(path, upright=False):
+            return "photo of another size"
+        return _depth_problem(photo, depth_map) or photo
+
+    return [read(image) for image in sorted(model.images.values(), key=lambda image: image.name)]
+
+
+def _depth_problem(photo: PosedPhoto, depth_map: Path) -> str | None:
+    """The problem of a photo's depth map, None if there is none."""
+    try:
+        depth = read_raw_depth(depth_map)
+    except FormatError:
+        return "depth map broken"
+    if (depth < 0).any():
+        return "an order instead of depths"
+    if not (depth > 0).any():
+        return "depth map empty"
+    if depth.shape[::-1] != photo.size:
+        return "depth map of another size"
+    posed = PosedDepth(photo.camera, photo.cam_from_world, depth.astype(np.float32), photo.size)
+    errors = np.abs(posed.depth_at(photo.points) - photo.depths) / photo.depths
+    known = errors[np.isfinite(errors)]
+    contradicts = len(known) >= _MIN_POINTS and np.median(known) > _MAX_DEPTH_ERROR
+    return "depth contradicts the points" if contradicts else None
