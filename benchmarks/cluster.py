@@ -49,7 +49,7 @@ def rows() -> list[Row]:
             f"{two / one:.2f} x",
             f"at least {TARGET} x",
             two / one >= TARGET,
-            f"{two:.2f} and {one:.2f} photos/s, {PHOTOS} photos to the finished index",
+            f"{two:.2f} and {one:.2f} photos/s, {PHOTOS} photos to the finished file",
         )
     ]
 

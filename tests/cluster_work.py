@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2net import D2Net
-from d2net.errors import InputError, OutputBusyError
+from d2net.errors import InputError
 from d2net.extraction.d2net import PreparedPhoto
 from d2net.features import Features
 from d2net.networks.vgg import VGG
@@ -39,15 +39,6 @@ def double(shared: dict[str, int], part: int) -> tuple[int, int]:
 
 def refuse(shared: str, part: int) -> int:
     raise InputError(f"{shared} {part}")
-
-
-def wait_for(shared: Path, part: int) -> int:
-    """Busy for a while."""
-    with shared.open("a") as notes:
-        notes.write("x")
-    if shared.stat().st_size < 3:
-        raise OutputBusyError("still there")
-    return part
 
 
 def die(shared: Path, part: int) -> int:

@@ -87,14 +87,6 @@ def test_errors_are_the_works_own(two_nodes: Any) -> None:
         list(cluster.run(work.refuse, "no photo", [1]))
 
 
-def test_a_file_that_a_dead_process_still_holds_is_waited_for(
-    two_nodes: Any, tmp_path: Path
-) -> None:
-    with connected("auto") as cluster:
-        assert list(cluster.run(work.wait_for, tmp_path / "notes", [7])) == [7]
-    assert (tmp_path / "notes").read_text() == "xxx"
-
-
 def test_work_that_kills_its_process_ends(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,10 +183,8 @@ def test_every_photo_is_done_once_although_a_node_dies(
     killer.join()
     processes = done()
     assert len(set(processes)) >= 2
-    assert len(NAMES) <= len(processes) <= len(NAMES) + 1  # what the dead one had begun, again
-    known = {outcome.name for outcome in summary.extracted} | set(summary.skipped)
-    assert known == set(NAMES)
-    assert len(summary.extracted) + len(summary.skipped) == len(NAMES)
+    assert len(NAMES) <= len(processes)  # the batch that the dead one had begun is done again
+    assert [outcome.name for outcome in summary.extracted] == sorted(NAMES)
     extract_folder(make_tiny_model(), listed, tmp_path / "one.h5")
     assert_same_files(tmp_path / "many.h5", tmp_path / "one.h5")
     assert not list(tmp_path.rglob("*.partial"))

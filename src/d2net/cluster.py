@@ -1,8 +1,8 @@
 """Work on many machines with Ray (https://docs.ray.io).
 
 Ray starts a process for each core, sends it the data that all parts of the work share, and then
-the parts. When a process or a machine dies, another process begins its part again. The writers of
-`d2net.io` allow that: entries that the dead process had finished are kept.
+the parts. Results come back to this process, which alone writes the output. When a process or a
+machine dies, another process begins its part again.
 
 All machines must see the same files under the same paths and have d2net installed. Ray is imported
 only when a cluster is used.
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from d2net.errors import D2NetError, InputError, MissingPackageError, OutputBusyError
-from d2net.io.shards import Shards
-from d2net.progress import Progress
+from d2net.errors import D2NetError, InputError, MissingPackageError
 
 Item = TypeVar("Item")
 Shared = TypeVar("Shared")
@@ -32,62 +28,35 @@ Result = TypeVar("Result")
 _MAX_RETRIES = 10
 """How often a part is begun again after its process died. The part itself may be what kills it."""
 
-_BUSY_SECONDS = 60
-"""How long the lock of a process may outlive it: Ray may notice a death before the lock is gone."""
 
-
-def run_shards(
+def share(
     address: str,
-    work: Callable[[Shared, Path, list[Item]], list[Result]],
+    work: Callable[[Shared, list[Item]], list[Result]],
     shared: Shared,
     items: Sequence[Item],
-    shards: Shards,
     *,
-    name: Callable[[Item], str],
+    batch: int,
     gpu: bool,
-    progress: Progress,
-    stage: str,
-) -> list[Result]:
-    """Write one output on a cluster: each part of the work writes one shard of it.
+) -> Iterator[Result]:
+    """Yield the results of `work(shared, some_items)` for batches of items, as they are finished.
 
     Args:
         address: as for `connected`.
-        work: a function of a module. It writes the shard at the path and returns a result for each
-            of the shard's items. It may be called again for a shard that it has begun.
+        work: a function of a module. It may be called again for a batch that it has begun.
         shared: sent once to each process.
-        items: different from each other.
-        shards: the output.
-        name: decides which shard an item belongs to.
+        items: small objects.
+        batch: items per call.
         gpu: start a process for each GPU instead of each core.
-        progress: called after each shard, with the number of finished items.
-        stage: for `progress`.
-
-    Returns:
-        The results in the order of `items`.
 
     Raises:
         MissingPackageError: Ray is not installed.
         InputError: there is no cluster.
         D2NetError: an error of `work`, or its process died again and again.
     """
-    results: dict[Item, Result] = {}
-    with connected(address, gpu=gpu) as cluster, shards:
-        parts = shards.divide(items, name, cluster.count)
-        progress(stage, 0, len(items))
-        for done in cluster.run(_write_shard, (work, shared), parts):
-            results.update(done)
-            progress(stage, len(results), len(items))
-        shards.join()
-    return [results[item] for item in items]
-
-
-def _write_shard(
-    shared: tuple[Callable[[Shared, Path, list[Item]], list[Result]], Shared],
-    part: tuple[Path, list[Item]],
-) -> dict[Item, Result]:
-    work, shared_by_work = shared
-    path, items = part
-    return dict(zip(items, work(shared_by_work, path, items), strict=True))
+    batches = (list(items[i : i + batch]) for i in range(0, len(items), batch))
+    with connected(address, gpu=gpu) as cluster:
+        for results in cluster.run(work, shared, batches):
+            yield from results
 
 
 @contextmanager
@@ -187,15 +156,7 @@ class Cluster:
 
 def _work(work: Callable[[Shared, Part], Result], reference: list[Any], part: Part) -> Result:
     """Work on one part, in a process of the cluster."""
-    shared = _fetch(reference[0])
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            return work(shared, part)
-        except OutputBusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+    return work(_fetch(reference[0]), part)
 
 
 _fetched: dict[str, Any] = {}

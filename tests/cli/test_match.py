@@ -35,12 +35,6 @@ def test_a_cluster_is_for_retrieval_from_a_file(d2net: Run, photos: Path) -> Non
     assert "a cluster needs a features file" in run.err
 
 
-def test_a_cluster_writes_h5(d2net: Run, photos: Path) -> None:
-    run = d2net("extract", photos, "-o", "out", "--format", "npz", "--cluster", "auto")
-    assert run.code == 2
-    assert "a cluster writes h5, not 'npz'" in run.err
-
-
 # --- Two photos ------------------------------------------------------------------------------
 
 

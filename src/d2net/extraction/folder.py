@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from d2net.cluster import run_shards
+from d2net.cluster import share
 from d2net.errors import ImageError, InputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.io import release
 from d2net.io.atomic import locked, output_errors
-from d2net.io.h5 import FeatureFile, FeatureWriter
+from d2net.io.h5 import FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.resume import WorkRecord, file_state, fingerprint
-from d2net.io.shards import Shards
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 from d2net.text import count
@@ -39,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 _READ_AHEAD = 4
 """Photos read and reduced while the network works; each may take some 10 MB."""
+
+_CLUSTER_BATCH = 4
+"""Photos that a process of a cluster extracts at a time."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ class Summary:
     Attributes:
         extracted: outcomes of the photos that this run extracted.
         failed: outcomes of the photos that could not be read or stored.
-        skipped: names of the photos whose features the output held before. On a cluster also
-            photos of a process that died after it had stored them.
+        skipped: names of the photos whose features the output held before.
     """
 
     extracted: list[Outcome]
@@ -74,7 +75,6 @@ class _Job:
     settings: ExtractionSettings
     masks: dict[str, Path]
     half: bool
-    provenance: dict[str, Any]
     device: str
 
 
@@ -106,10 +106,9 @@ def extract_folder(
         masks: folder with one mask per photo: the mask of a.jpg is a.jpg.png (as in COLMAP) or
             a.png. Photos without a mask are extracted whole.
         half: store descriptors in half precision (h5 only). Keypoints stay in float32.
-        cluster: address of a Ray cluster that shares the work (h5 only), or "auto" for the cluster
-            of this machine. The output is then an index of the files in the folder
-            `OUTPUT.shards`; it reads as one file, see `io.shards`.
-        progress: called after each photo; on a cluster after each of those files.
+        cluster: address of a Ray cluster that shares the work, or "auto" for the cluster of this
+            machine.
+        progress: called after each photo.
         **settings: changes to the model's settings.
 
     Raises:
@@ -123,14 +122,27 @@ def extract_folder(
     found = _find_photos(photos)
     masks_of_photos = {} if masks is None else _find_masks(found, Path(masks))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
-    job = _Job(model, chosen, masks_of_photos, half, provenance, str(model.device))
-    if cluster is not None:
-        if format != "h5":
-            raise InputError(f"a cluster writes h5, not {format!r}")
-        outcomes = _extract_on_cluster(cluster, job, found, _one_file(output), progress)
-        return _summarize(job, found, outcomes)
+    job = _Job(model, chosen, masks_of_photos, half, str(model.device))
     with _open_output(output, found, format, provenance) as sink:
-        return _summarize(job, found, _extract(job, found, sink, progress))
+        inputs = {
+            photo.name: fingerprint([file_state(photo.path), file_state(job.masks.get(photo.name))])
+            for photo in found
+        }
+        todo = [photo for photo in found if not sink.is_done(photo.name, inputs[photo.name])]
+        changed = [photo.name for photo in todo if photo.name in sink.done()]
+        if changed:
+            _log.warning(
+                "%s changed since the last run, such as %s; extracting again",
+                *(count(len(changed), "photo"), changed[0]),
+            )
+        outcomes: dict[str, Outcome] = {}
+        progress("extracting", 0, len(todo))
+        results = _extract(job, todo) if cluster is None else _on_cluster(cluster, job, todo)
+        with closing(results):
+            for name, result in results:
+                outcomes[name] = _store(sink, name, result, inputs[name])
+                progress(f"extracting: {name}", len(outcomes), len(todo))
+        return _summarize(job, [(photo.name, outcomes.get(photo.name)) for photo in found])
 
 
 def _find_photos(photos: PathLike | Sequence[PathLike | FoundImage]) -> list[FoundImage]:
@@ -142,99 +154,65 @@ def _find_photos(photos: PathLike | Sequence[PathLike | FoundImage]) -> list[Fou
     return found
 
 
-def _extract_on_cluster(
-    address: str, job: _Job, photos: Sequence[FoundImage], output: Path, progress: Progress
-) -> list[Outcome | None]:
+def _on_cluster(
+    address: str, job: _Job, photos: Sequence[FoundImage]
+) -> Generator[tuple[str, Features | str], None, None]:
     # Other machines have other working directories, and may have no GPU until one is requested.
     photos = [FoundImage(photo.path.absolute(), photo.name) for photo in photos]
     masks = {name: path.absolute() for name, path in job.masks.items()}
-    return run_shards(
-        address,
-        _extract_shard,
-        replace(job, model=copy.deepcopy(job.model).to("cpu"), masks=masks),
-        photos,
-        Shards(output.absolute(), FeatureFile, job.provenance),
-        name=lambda photo: photo.name,
-        gpu=job.device != "cpu",
-        progress=progress,
-        stage="extracting",
-    )
+    job = replace(job, model=copy.deepcopy(job.model).to("cpu"), masks=masks)
+    gpu = job.device != "cpu"
+    yield from share(address, _extract_batch, job, photos, batch=_CLUSTER_BATCH, gpu=gpu)
 
 
-def _extract_shard(job: _Job, path: Path, photos: list[FoundImage]) -> list[Outcome | None]:
-    """Extract the photos of one shard, in a process of a cluster."""
+def _extract_batch(job: _Job, photos: list[FoundImage]) -> list[tuple[str, Features | str]]:
+    """Extract some of the photos, in a process of a cluster."""
     job.model.to(job.device)
-    with FeatureWriter(path, job.provenance) as sink:
-        return _extract(job, photos, sink, no_progress)
+    return list(_extract(job, photos))
 
 
 def _extract(
-    job: _Job, photos: Sequence[FoundImage], sink: _Sink, progress: Progress
-) -> list[Outcome | None]:
-    """The outcome of each photo, None for photos that the output held before."""
-    inputs = {
-        photo.name: fingerprint([file_state(photo.path), file_state(job.masks.get(photo.name))])
-        for photo in photos
-    }
-    todo = [photo for photo in photos if not sink.is_done(photo.name, inputs[photo.name])]
-    changed = [photo.name for photo in todo if photo.name in sink.done()]
-    if changed:
-        _log.warning(
-            "%s changed since the last run, such as %s; extracting again",
-            *(count(len(changed), "photo"), changed[0]),
-        )
-    outcomes: dict[str, Outcome] = {}
-    progress("extracting", 0, len(todo))
-    with closing(_read_ahead(todo, job.settings, job.masks)) as reading:
+    job: _Job, photos: Sequence[FoundImage]
+) -> Generator[tuple[str, Features | str], None, None]:
+    """The features of each photo on the CPU, or why it has none."""
+    with closing(_read_ahead(photos, job.settings, job.masks)) as reading:
         for photo, prepared in reading:
-            outcomes[photo.name] = _extract_one(job, photo, prepared, sink, inputs[photo.name])
-            progress(f"extracting: {photo.name}", len(outcomes), len(todo))
-    return [outcomes.get(photo.name) for photo in photos]
+            try:
+                ready = prepared.result()
+            except (ImageError, InputError) as error:
+                yield photo.name, str(error)
+                continue
+            features = job.model.extract_prepared([ready])[0].to("cpu")
+            yield photo.name, features.half() if job.half else features
 
 
-def _summarize(
-    job: _Job, photos: Sequence[FoundImage], outcomes: Sequence[Outcome | None]
-) -> Summary:
-    tried = [outcome for outcome in outcomes if outcome is not None]
+def _store(sink: _Sink, name: str, result: Features | str, inputs: str) -> Outcome:
+    if isinstance(result, str):
+        return Outcome(name, error=result)
+    try:
+        sink.add(name, result, inputs)
+    except InputError as error:  # HDF5 cannot hold this name
+        return Outcome(name, error=str(error))
+    return Outcome(name, len(result))
+
+
+def _summarize(job: _Job, outcomes: Sequence[tuple[str, Outcome | None]]) -> Summary:
+    tried = [outcome for _, outcome in outcomes if outcome is not None]
     failed = [outcome for outcome in tried if outcome.error is not None]
     if len(failed) == len(outcomes):
         raise InputError(
             f"no photo could be extracted, so no features are written; the first error: "
             f"{failed[0].error}"
         )
-    masked = [
-        outcome.name
-        for outcome in tried
-        if outcome.error is None and not outcome.num_keypoints and outcome.name in job.masks
-    ]
+    extracted = [outcome for outcome in tried if outcome.error is None]
+    masked = [done.name for done in extracted if not done.num_keypoints and done.name in job.masks]
     if masked:
         _log.warning(
             "%s with a mask and without keypoints, such as %s; keypoints are kept where the mask "
             "is not 0",
             *(count(len(masked), "photo"), masked[0]),
         )
-    return Summary(
-        extracted=[outcome for outcome in tried if outcome.error is None],
-        failed=failed,
-        skipped=[
-            photo.name for photo, outcome in zip(photos, outcomes, strict=True) if outcome is None
-        ],
-    )
-
-
-def _extract_one(
-    job: _Job, photo: FoundImage, prepared: Future[PreparedPhoto], sink: _Sink, inputs: str
-) -> Outcome:
-    try:
-        ready = prepared.result()
-    except (ImageError, InputError) as error:
-        return Outcome(photo.name, error=str(error))
-    features = job.model.extract_prepared([ready])[0].to("cpu")
-    try:
-        sink.add(photo.name, features.half() if job.half else features, inputs)
-    except InputError as error:  # HDF5 cannot hold this name
-        return Outcome(photo.name, error=str(error))
-    return Outcome(photo.name, len(features))
+    return Summary(extracted, failed, [name for name, outcome in outcomes if outcome is None])
 
 
 def _read_ahead(

@@ -4,6 +4,6 @@
 - Features and matches: `h5` (hloc's layout), `global_descriptors`, `release` (the 2019 release),
   `kapture`, `colmap_database`.
 - Cameras and poses: `colmap_model`, `nvm`, `intrinsics`, `poses`, `pairs`.
-- Writing: `atomic` (safe files and locks), `resume` (what is finished), `container`, `resumable`
-  and `shards` (large HDF5 files over long runs).
+- Writing: `atomic` (safe files and locks), `resume` (what is finished), `container` and `resumable`
+  (large HDF5 files over long runs).
 """

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from d2net.errors import D2NetError, FormatError, InputError, OutputError
+from d2net.errors import D2NetError, FormatError, InputError
 from d2net.io.arrays import Array
 from d2net.io.resume import Settings
 
@@ -29,9 +29,6 @@ INPUTS = "inputs"
 """An entry's attribute with the fingerprint of the inputs that the entry was made from."""
 
 _VERSION = ("v110", "v110")
-_SMALL = 64
-"""Largest array in bytes that is copied into an index. The photo's size is among them: programs
-that do not follow links, such as hloc, find photos by it."""
 _H5_ERRORS = (
     OSError,
     RuntimeError,
@@ -174,7 +171,6 @@ class Container:
             group = self._file[name]
             arrays, attributes = {}, {"": _read_attributes(group)}
             for key, dataset in group.items():
-                _check_link(group, key, dataset)
                 array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
                 if not isinstance(array, np.ndarray):
                     raise FormatError(f"{self.path}: {key!r} of {name!r} is not an array.")
@@ -190,28 +186,6 @@ class Container:
         """
         with self._damage(name):
             return _read_attributes(self._file[name])
-
-    def link_record(self, name: str, group: h5py.Group, path: str) -> None:
-        """Fill a group of an index with copies of small arrays and links to the others.
-
-        Args:
-            name: the entry.
-            group: the index's group for it.
-            path: this file, relative to the index.
-
-        Raises:
-            FormatError: the entry is damaged.
-        """
-        with self._damage(name):
-            source = self._file[name]
-            small = {key: dataset for key, dataset in source.items() if dataset.nbytes <= _SMALL}
-            attributes = {"": _read_attributes(source)}
-            attributes |= {key: _read_attributes(dataset) for key, dataset in small.items()}
-            arrays = {key: dataset[()] for key, dataset in small.items()}
-            others = sorted(source.keys() - small.keys())
-        _write_record(group, Record(arrays, attributes))
-        for key in others:
-            group[key] = h5py.ExternalLink(path, f"{name}/{key}")
 
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
@@ -275,33 +249,6 @@ def write_container(
             _write_record(file.create_group(name), record)
 
 
-def write_index(path: Path, settings: Settings, shards: Iterable[tuple[str, Container]]) -> None:
-    """Write an HDF5 file in place that reads as if it contained the entries of several others.
-
-    Args:
-        path: the index.
-        settings: how the entries were made, the same in all files.
-        shards: the other files with their paths relative to the index; only one is open at a time.
-
-    Raises:
-        OutputError: one entry's name is the folder of another.
-        FormatError: a shard is damaged.
-        OSError: the disk is full or fails.
-    """
-    with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
-        _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
-        known: set[str] = set()
-        for link, shard in shards:
-            for name in shard.entries():
-                if name in file or not known.isdisjoint(folders_of(name)):
-                    raise OutputError(
-                        f"{name!r} cannot be stored: one photo's name is the folder of another; "
-                        "rename one of them."
-                    )
-                shard.link_record(name, file.create_group(name), link)
-                known.add(name)
-
-
 def _write_record(group: h5py.Group, record: Record) -> None:
     for key in sorted(record.arrays):
         group.create_dataset(key, data=record.arrays[key], track_times=False)
@@ -320,17 +267,7 @@ def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | floa
 
 
 def _has(group: h5py.Group, key: str) -> bool:
-    """Whether there is a dataset, or a link to one in another file, which is not opened."""
     return group.get(key, getlink=True) is not None
-
-
-def _check_link(group: h5py.Group, key: str, dataset: object) -> None:
-    link = group.get(key, getlink=True)
-    if dataset is None and isinstance(link, h5py.ExternalLink):
-        raise FormatError(
-            f"{group.file.filename}: {group.name[1:]!r} is stored in {link.filename}, which is "
-            "missing or damaged; keep that folder beside the file."
-        )
 
 
 def _read_attributes(source: h5py.HLObject) -> dict[str, Any]:

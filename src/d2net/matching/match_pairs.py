@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from d2net.cluster import run_shards
+from d2net.cluster import share
 from d2net.errors import InputError
-from d2net.features import Features
-from d2net.io.h5 import FeatureFile, MatchFile, MatchWriter
+from d2net.features import Features, Matches
+from d2net.io.h5 import FeatureFile, MatchWriter
 from d2net.io.pairs import Pair
 from d2net.io.resume import fingerprint
-from d2net.io.shards import Shards
 from d2net.matching import MatchOptions, match
 from d2net.matching.matchers import matcher_id
 from d2net.progress import Progress, no_progress
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _CACHED_PHOTOS = 8
 """Photos whose features stay in memory: pairs usually come sorted by their first photo."""
 
+_CLUSTER_BATCH = 64
+"""Pairs that a process of a cluster matches at a time."""
 
 _DEFAULTS: MatchOptions = {
     "matcher": "nearest",
@@ -59,7 +61,6 @@ class _Job:
     features: Path
     options: MatchOptions
     device: str
-    settings: dict[str, Any]  # stored in the output
 
 
 def match_pairs(
@@ -83,7 +84,7 @@ def match_pairs(
         output: HDF5 file of matches in hloc's layout. If matches are verified, it gets the inliers.
         device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
-        progress: called after each pair; on a cluster after many pairs at once.
+        progress: called after each pair.
         options: `matcher`, `ratio`, `min_similarity`, `verify`, `threshold`, `method`; see `match`.
 
     Raises:
@@ -111,72 +112,77 @@ def match_pairs(
             )
         matcher = all_options["matcher"]
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
-        if cluster is not None and matcher != "nearest":
-            all_options["matcher"] = str(Path(matcher).absolute())  # working directories differ
-        job = _Job(file.path, all_options, device, settings)
-        if cluster is not None:
-            counts = run_shards(
-                cluster,
-                _match_shard,
-                replace(job, features=file.path.absolute()),  # working directories differ
-                wanted,
-                Shards(Path(output).absolute(), MatchFile, settings),
-                name=min,  # keeps the pairs of a photo together, so that it is read once
-                gpu=device != "cpu",
-                progress=progress,
-                stage="matching",
+        if matcher != "nearest":  # the machines of a cluster have other working directories
+            all_options["matcher"] = str(Path(matcher).absolute())
+        job = _Job(file.path.absolute(), all_options, device)
+        counts: dict[Pair, int] = {}
+        with MatchWriter(os.fspath(output), settings) as writer:
+            todo = _unfinished(wanted, file, writer)
+            progress("matching", 0, len(todo))
+            stored = [pair for _, pair, _ in todo]
+            gpu = device != "cpu"
+            results = (
+                _match(job, stored, file)
+                if cluster is None
+                else share(cluster, _match_batch, job, stored, batch=_CLUSTER_BATCH, gpu=gpu)
             )
-        else:
-            _check_device(device)
-            with MatchWriter(os.fspath(output), settings) as writer:
-                counts = _match(job, wanted, file, writer, progress)
-    outcomes = list(zip(wanted, counts, strict=True))
+            given = {pair: (as_given, inputs) for as_given, pair, inputs in todo}
+            for (first, second), matches, num_keypoints in results:
+                as_given, inputs = given[first, second]
+                writer.add(first, second, matches, num_keypoints, inputs)
+                counts[as_given] = matches.num_inliers
+                progress(f"matching: {first}  {second}", len(counts), len(todo))
     return PairSummary(
-        matched={pair: count for pair, count in outcomes if count is not None},
-        skipped=[pair for pair, count in outcomes if count is None],
+        matched={pair: counts[pair] for pair in wanted if pair in counts},
+        skipped=[pair for pair in wanted if pair not in counts],
     )
 
 
-def _match_shard(job: _Job, path: Path, pairs: list[Pair]) -> list[int | None]:
-    """Match the pairs of one shard, in a process of a cluster."""
-    _check_device(job.device)
-    with FeatureFile(job.features) as file, MatchWriter(path, job.settings) as writer:
-        return _match(job, pairs, file, writer, no_progress)
-
-
-def _match(
-    job: _Job,
-    pairs: Sequence[Pair],
-    file: FeatureFile,
-    writer: MatchWriter,
-    progress: Progress,
-) -> list[int | None]:
-    """The number of matches of each pair, None for pairs that the output has already."""
-
-    @lru_cache(maxsize=_CACHED_PHOTOS)
-    def load(name: str) -> Features:
-        return file[name].to(job.device)
+def _unfinished(
+    wanted: Iterable[Pair], file: FeatureFile, writer: MatchWriter
+) -> list[tuple[Pair, Pair, str]]:
+    """The pairs to match: as given, in the order in which the output stores them, and inputs."""
 
     @cache
     def inputs_of(name: str) -> str:
         return file.inputs(name)
 
-    todo = {}
-    for pair in pairs:
+    todo = []
+    for pair in wanted:
         stored = pair[::-1] if pair[::-1] in writer.done() else pair
         both = [inputs_of(name) for name in stored]
         inputs = fingerprint(both) if all(both) else ""
         if not writer.is_done(*stored, inputs):
-            todo[pair] = stored, inputs
-    counts: dict[Pair, int] = {}
-    progress("matching", 0, len(todo))
-    for pair, ((first, second), inputs) in todo.items():
+            todo.append((pair, stored, inputs))
+    return todo
+
+
+def _match_batch(job: _Job, pairs: list[Pair]) -> list[tuple[Pair, Matches, int]]:
+    """Match some of the pairs, in a process of a cluster."""
+    with FeatureFile(job.features) as file:
+        return [(pair, _on_cpu(found), n) for pair, found, n in _match(job, pairs, file)]
+
+
+def _on_cpu(matches: Matches) -> Matches:
+    values: dict[str, Any] = {
+        name: value.cpu() for name, value in vars(matches).items() if isinstance(value, Tensor)
+    }
+    return replace(matches, **values)
+
+
+def _match(
+    job: _Job, pairs: Iterable[Pair], file: FeatureFile
+) -> Iterator[tuple[Pair, Matches, int]]:
+    """Each pair with its matches and the number of keypoints of its first photo."""
+    _check_device(job.device)
+
+    @lru_cache(maxsize=_CACHED_PHOTOS)
+    def load(name: str) -> Features:
+        return file[name].to(job.device)
+
+    for first, second in pairs:
         a, b = load(first), load(second)
-        matches = match(a, b, **job.options)
-        writer.add(first, second, matches, len(a), inputs)
-        counts[pair] = matches.num_inliers
-        progress(f"matching: {first}  {second}", len(counts), len(todo))
-    return [counts.get(pair) for pair in pairs]
+        yield (first, second), match(a, b, **job.options), len(a)
 
 
 def _check_device(device: str) -> None:
