@@ -1,4 +1,4 @@
-"""Puts a trained weights file into the package, packed as `d2net.networks.packing` says.
+"""Puts a weights file into the package, packed as `d2net.networks.checkpoint.unpack` says.
 
 usage: python tools/pack_weights.py FILE NAME [--base NAME]
 
@@ -15,10 +15,32 @@ import hashlib
 import zlib
 from pathlib import Path
 
-from d2net.networks import packing
-from d2net.networks.weights import describe, ordinary_file
+import numpy as np
+import safetensors.numpy
 
-FOLDER = Path(packing.__file__).with_name("pretrained")
+from d2net.networks.catalogue import PACKAGED
+from d2net.networks.checkpoint import arrays_of, header_of, unpack
+from d2net.networks.weights import load_weights
+
+
+def pack(data: bytes, base: str | None = None) -> bytes:
+    """The packed form of an ordinary safetensors file of half-precision numbers.
+
+    Args:
+        data: the file.
+        base: name of packaged weights that share some arrays.
+    """
+    metadata = {"packed": header_of(data).decode()}
+    known = {}
+    if base is not None:
+        metadata["base"] = base
+        known = arrays_of(unpack((PACKAGED / f"{base}.safetensors").read_bytes()))
+    own = {
+        name: np.frombuffer(content, np.uint8).reshape(-1, 2).T.copy()
+        for name, content in arrays_of(data).items()
+        if known.get(name) != content
+    }
+    return bytes(safetensors.numpy.save(own, metadata))
 
 
 def main() -> None:
@@ -28,13 +50,12 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--base")
     arguments = parser.parse_args()
-    describe(arguments.file)  # an error for what is no weights file
+    load_weights(arguments.file)  # an error for what is no weights file
     data = arguments.file.read_bytes()
-    base = None if arguments.base is None else (arguments.base, ordinary_file(arguments.base))
-    packed = packing.pack(data, base)
-    target = FOLDER / f"{arguments.name}.safetensors"
-    if packing.unpack(packed, target, ordinary_file) != data:
+    packed = pack(data, arguments.base)
+    if unpack(packed) != data:
         raise SystemExit(f"{arguments.file} does not come back from its packed form")
+    target = PACKAGED / f"{arguments.name}.safetensors"
     target.write_bytes(packed)
     print(f'sha256="{hashlib.sha256(data).hexdigest()}",\nbytes={len(data):_},')
     size = len(zlib.compress(packed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -77,15 +76,14 @@ def test_features_that_are_damaged(d2net: Run, photos: Path, name: str) -> None:
 
 def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
-    found = {status["record"]["name"]: status for status in d2net("weights", "--json").json}
+    found = {record["name"]: record for record in d2net("weights", "--json").json}
     assert found["seasons"]["state"] == found["ots"]["state"] == "packaged"
-    assert found["seasons"]["aliases"] == ["default"]
     for name in ("d2_ots", "d2_tf", "d2_tf_no_phototourism"):
         assert found[name]["state"] == "downloadable"
-        assert found[name]["record"]["url"].endswith(f"/{name}.pth")
+        assert found[name]["url"].endswith(f"/{name}.pth")
     text = d2net("weights").out
     assert "seasons (= default): packaged, 16.3 MB" in text
-    assert all(status["record"]["advice"] in text for status in found.values())
+    assert all(record["advice"] in text for record in found.values())
     assert d2net("weights", "--quiet").out == ""
 
 
@@ -97,16 +95,10 @@ def test_one_file(real: Real) -> None:
     assert r"\xfc.safetensors" in run.out
     assert loaded.sha256 in run.out
     assert "CC BY 4.0" in run.out
-    layers = [line.split() for line in run.out.splitlines() if line.startswith("conv")]
-    assert [layer[0] for layer in layers] == list(loaded.state)
 
 
-def test_weights_as_json(d2net: Run) -> None:
-    info = d2net("weights", "default", "--json").json
-    assert info["name"] == "seasons"
-    assert info["normalisation"]["name"] == "caffe"
-    assert len(info["arrays"]) == 20
-    assert json.dumps(info)
+def test_named_weights_as_json(d2net: Run) -> None:
+    assert d2net("weights", "default", "--json").json["name"] == "seasons"
 
 
 def test_broken_weights(d2net: Run, here: Path) -> None:
@@ -129,7 +121,7 @@ def test_broken_weights_stop_an_extraction(real: Real, photos: Path) -> None:
     assert not (real.folder / "f.h5").exists()
 
 
-@pytest.mark.parametrize("command", ["weights d2_tf --download", "extract photos --weights d2_tf"])
+@pytest.mark.parametrize("command", ["weights d2_tf", "extract photos --weights d2_tf"])
 def test_downloading_without_a_network(
     d2net: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, here: Path, command: str
 ) -> None:

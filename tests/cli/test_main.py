@@ -155,8 +155,6 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("weights nonsense", "nonsense"),
         ("weights text.txt", "text.txt is not a weights file"),
         ("weights none.pth", "none.pth"),
-        ("weights --download", "name the weights"),
-        ("weights text.txt --download", "text.txt"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

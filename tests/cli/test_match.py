@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import save_matcher
+from d2net.networks.weights import save_weights
 
 from ..tiny import DATA, make_tiny_model
 from .conftest import Real, Run
@@ -255,8 +255,8 @@ def test_a_learned_matcher_gives_confidences(d2net: Run, photos: Path) -> None:
     features = make_tiny_model().extract(a)
     length, descriptor_id = features.descriptors.shape[1], features.descriptor_id or ""
     network = MatchingTransformer(MatcherSettings(length, width=32, heads=2, layers=1))
-    file, about = Path("matcher.safetensors"), {"licence": "", "training_data": ""}
-    save_matcher(file, network, name="m", descriptor_id=descriptor_id, **about)
+    file = Path("matcher.safetensors")
+    save_weights(file, network, {"name": "m", "descriptor_id": descriptor_id})
     run = d2net("match", a, b, "--matcher", file, "-o", "m.json", "--verify", "none", "--json")
     assert run.code == 0, run.err
     found = json.loads(Path("m.json").read_text())

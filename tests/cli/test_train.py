@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from d2net import D2Net
 from d2net.networks.light import Light, LightSettings
-from d2net.networks.weights import save_light
+from d2net.networks.weights import save_weights
 
 from .conftest import Real, Run
 
@@ -163,9 +163,7 @@ path = "photos"
 
 def test_distillation(real: Real, folder: Path) -> None:
     widths = LightSettings(channels=(4, 4, 8, 8, 8), neck=8, hidden=16, dimension=24)
-    save_light(
-        folder / "teacher.safetensors", Light(widths), name="t", licence="", training_data=""
-    )
+    save_weights(folder / "teacher.safetensors", Light(widths), {"name": "t"})
     (folder / "light.toml").write_text(DISTILLATION)
     arguments = (".", "--config", "light.toml", "-o", "run", "--batch", 2, "--json")
     with real.start("distill", *arguments) as process:

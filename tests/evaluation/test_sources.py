@@ -15,7 +15,7 @@ from d2net.evaluation import sources
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.sources import NetworkSource, open_source
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import save_matcher
+from d2net.networks.weights import save_weights
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -146,7 +146,7 @@ def test_cache_goes_by_content_and_provenance(photo: Path, tmp_path: Path) -> No
 def test_a_learned_matcher_shares_features_but_not_matches(photo: Path, tmp_path: Path) -> None:
     network = MatchingTransformer(MatcherSettings(128, width=32, heads=2, layers=1))
     file = tmp_path / "matcher.safetensors"
-    save_matcher(file, network, name="m", descriptor_id="", licence="", training_data="")
+    save_weights(file, network, {"name": "m", "descriptor_id": ""})
     source = open_source("rootsift:max_keypoints=50")
     nearest = CachedFeatures(source, tmp_path / "cache")
     learned = CachedFeatures(source, tmp_path / "cache", matcher=str(file))

@@ -18,7 +18,7 @@ from d2net.extraction.tiling import MARGIN, tiles
 from d2net.networks.catalogue import CAFFE
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.networks.vgg_backbone import VGGBackbone
-from d2net.networks.weights import load_weights
+from d2net.networks.weights import load_network
 from d2net.settings import ExtractionSettings
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
@@ -50,7 +50,7 @@ def test_every_cell_has_one_owner(
 @pytest.fixture(scope="module")
 def vgg() -> VGG:
     backbone = VGGBackbone()
-    backbone.load_state_dict(load_weights("ots").state)
+    backbone.load_state_dict(load_network("ots")[0].backbone.state_dict())
     whitening = Whitening(torch.eye(WHITENING_INPUTS)[-384:], torch.zeros(384))
     return VGG(backbone, CAFFE, whitening)
 

@@ -30,7 +30,7 @@ from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import save_matcher
+from d2net.networks.weights import save_weights
 
 from .made import LENS, SIZE, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
 
@@ -88,8 +88,8 @@ def test_a_learned_matcher_makes_a_map_and_localizes_in_it(made: Path, tmp_path:
     torch.manual_seed(0)
     length = query.descriptors.shape[1]
     weights = MatchingTransformer(MatcherSettings(length, width=32, heads=2, layers=1))
-    file, about = tmp_path / "m.safetensors", {"licence": "", "training_data": ""}
-    save_matcher(file, weights, name="m", descriptor_id=query.descriptor_id or "", **about)
+    file = tmp_path / "m.safetensors"
+    save_weights(file, weights, {"name": "m", "descriptor_id": query.descriptor_id or ""})
     reconstruct(made / "photos", tmp_path / "map", model=network(), matcher=str(file))
     assert model_of(tmp_path / "map").num_reg_images() == 6
     map_ = Map(MapFolder(tmp_path / "map"), PreparedNetwork([query]), str(file))

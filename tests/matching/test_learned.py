@@ -15,7 +15,7 @@ from d2net.io.h5 import FeatureWriter, MatchFile
 from d2net.matching.learned import distinct_keypoints
 from d2net.matching.match_pairs import match_pairs
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import save_matcher
+from d2net.networks.weights import save_weights
 
 TYPE = "tiny 01234567 plain"
 
@@ -41,7 +41,7 @@ def matcher(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     network = MatchingTransformer(MatcherSettings(16, width=32, heads=2, layers=2))
     path = tmp_path_factory.mktemp("weights") / "matcher.safetensors"
-    save_matcher(path, network, name="m", descriptor_id=TYPE, licence="", training_data="")
+    save_weights(path, network, {"name": "m", "descriptor_id": TYPE})
     return str(path)
 
 

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.errors import WeightsError
-from d2net.networks.light import Light
 from d2net.networks.matcher import Assignment, KeypointBatch, MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import load_matcher, save_matcher
-from d2net.networks.weights import load_network, save_light
+from d2net.networks.weights import load_matcher, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +101,9 @@ def test_untrained_it_trusts_the_descriptors_and_every_weight_learns() -> None:
 
 def test_a_saved_matcher_matches_the_same(matcher: MatchingTransformer, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
-    about = {"licence": "mine", "training_data": "nothing"}
-    save_matcher(path, matcher, name="small", descriptor_id="tiny 0 plain", **about)
-    loaded = load_matcher(path)
-    assert (loaded.name, loaded.descriptor_id) == ("small", "tiny 0 plain")
-    assert loaded.metadata["licence"] == "mine"
+    save_weights(path, matcher, {"name": "small", "descriptor_id": "tiny 0 plain"})
+    network, _ = load_matcher(path)
     a, b = keypoints(40, 1), keypoints(50, 2)
     with torch.no_grad():
-        before, after = (net(a, b)[-1].mutual_best() for net in (matcher, loaded.network))
+        before, after = (net(a, b)[-1].mutual_best() for net in (matcher, network))
     torch.testing.assert_close(after[1].sum(), before[1].sum(), rtol=1e-2, atol=1e-2)
-
-
-def test_files_of_networks_and_of_matchers_are_told_apart(
-    matcher: MatchingTransformer, tmp_path: Path
-) -> None:
-    path = tmp_path / "small.safetensors"
-    save_matcher(path, matcher, name="", descriptor_id="", licence="", training_data="")
-    with pytest.raises(WeightsError, match="holds a matcher"):
-        load_network(path)
-    save_light(path, Light(), name="", licence="", training_data="")
-    with pytest.raises(WeightsError, match="holds no matcher, but light"):
-        load_matcher(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="damaged"):
-        load_matcher(path)

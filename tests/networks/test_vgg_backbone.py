@@ -12,16 +12,14 @@ from d2net.errors import InputError
 from d2net.networks.catalogue import CAFFE
 from d2net.networks.detection import detect, soft_scores
 from d2net.networks.vgg_backbone import RECEPTIVE_FIELD, VGGBackbone
-from d2net.networks.weights import load_weights
+from d2net.networks.weights import load_network
 
 from ..release_outputs import released
 
 
 @pytest.fixture(scope="module")
 def vgg() -> VGGBackbone:
-    backbone = VGGBackbone()
-    backbone.load_state_dict(load_weights("ots").state)
-    return backbone
+    return load_network("ots")[0].backbone
 
 
 def normalised(pixels: np.ndarray) -> Tensor:

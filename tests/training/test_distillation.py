@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from d2net import D2Net
 from d2net.errors import InputError
 from d2net.networks.light import Light, LightSettings
-from d2net.networks.weights import save_light
+from d2net.networks.weights import save_weights
 from d2net.training import teachers
 from d2net.training.distillation import contrast, distill, splat
 from d2net.training.settings import DistillationSettings
@@ -34,9 +34,7 @@ def folder(tmp_path: Path) -> Path:
         shutil.copy(DATA / name, tmp_path / "photos" / name)
     torch.manual_seed(3)
     widths = LightSettings.from_dict({**WIDTHS, "dimension": 24})
-    save_light(
-        tmp_path / "teacher.safetensors", Light(widths), name="t", licence="", training_data=""
-    )
+    save_weights(tmp_path / "teacher.safetensors", Light(widths), {"name": "t"})
     return tmp_path
 
 

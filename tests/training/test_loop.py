@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from d2net import D2Net
 from d2net.errors import InputError, OutputError, TrainingError
-from d2net.networks.weights import describe, load_weights
+from d2net.networks.weights import load_weights
 from d2net.training.loop import learning_rate
 from d2net.training.settings import TrainingSettings
 from d2net.training.supervised import train
@@ -79,15 +79,15 @@ def test_learns_and_the_result_loads(tmp_path: Path) -> None:
     settings = small(steps=24, learning_rate=3e-4, batch=1, seed=3)
     stages: list[str] = []
     result = train(settings, tmp_path, workers=0, progress=lambda stage, *_: stages.append(stage))
-    start, learnt = load_weights("ots"), load_weights(result.weights)
+    start, info = load_weights("ots"), load_weights(result.weights)
+    learnt = info.network.backbone.state_dict()
     losses = [float(stage.split()[2].rstrip(",")) for stage in stages]
     assert sum(losses[-4:]) < sum(losses[:4])
     model = D2Net.from_pretrained(result.weights)
     assert len(model.extract(made.DATA / "graf1.jpg", max_edge=200)) > 50
-    for name, before in start.state.items():
-        assert torch.equal(learnt.state[name], before) == (not name.startswith("conv4_3"))
-    assert learnt.normalisation == start.normalisation
-    info = describe(result.weights)
+    for name, before in start.network.backbone.state_dict().items():
+        assert torch.equal(learnt[name], before) == (not name.startswith("conv4_3"))
+    assert info.network.normalisation == start.network.normalisation
     assert info.bytes < 16e6
     assert info.metadata["training_data"] == "conv4_3 of ots on here"
     assert TrainingSettings.from_dict(json.loads(info.metadata["settings"])) == settings
@@ -155,8 +155,9 @@ def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path) -> 
         difference = (found[name] - gradient).norm() / gradient.norm()
         assert gradient.norm() > 0
         assert difference < 1e-5, name
-    ends = [load_weights(folder / "weights.safetensors").state for folder in (one, two)]
-    moved = ends[0]["conv4_3.weight"] - load_weights("ots").state["conv4_3.weight"]
+    files = (one / "weights.safetensors", two / "weights.safetensors", "ots")
+    *ends, start = (load_weights(file).network.backbone.state_dict() for file in files)
+    moved = ends[0]["conv4_3.weight"] - start["conv4_3.weight"]
     apart = ends[0]["conv4_3.weight"] - ends[1]["conv4_3.weight"]
     assert apart.norm() < 0.01 * moved.norm()
 
@@ -249,8 +250,8 @@ def test_validation_keeps_the_best(tmp_path: Path) -> None:
     assert result.state.best == {"step": 2, "score": 0.5}
     assert [entry["step"] for entry in result.state.validations] == [0, 2, 4]
     assert result.best is not None
-    assert describe(result.best).metadata["steps"] == "2"
-    assert describe(result.weights).metadata["steps"] == "4"
+    assert load_weights(result.best).metadata["steps"] == "2"
+    assert load_weights(result.weights).metadata["steps"] == "4"
     assert [entry["score"] for entry in log(tmp_path, "validation")] == [0.2, 0.5, 0.4]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.networks.detection import soft_scores
-from d2net.networks.vgg_backbone import VGGBackbone
+from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_weights
 from d2net.training import loss as loss_module
 from d2net.training.loss import Correspondences, Loss, matching_loss
@@ -66,11 +66,11 @@ def written_out(map_a: Tensor, map_b: Tensor, a: Tensor, b: Tensor, radius: int 
 @pytest.mark.parametrize("name", ["loss_0", "loss_1"])
 def test_equals_the_release(name: str) -> None:
     golden = np.load(released(f"{name}.npz"))
-    weights = load_weights("ots")
-    backbone = VGGBackbone()
-    backbone.load_state_dict(weights.state)
+    network = load_weights("ots").network
+    assert isinstance(network, VGG)
+    backbone = network.backbone
     photos = torch.from_numpy(np.stack([golden["image1"], golden["image2"]]))
-    maps = backbone(weights.normalisation(photos.permute(0, 3, 1, 2).float()))
+    maps = backbone(network.normalisation(photos.permute(0, 3, 1, 2).float()))
     points = [torch.from_numpy(golden[f"positions{k}_ij"].T.copy()).flip(1) for k in (1, 2)]
     loss = matching_loss(maps, of((points[0], points[1])))
     loss.mean().backward()

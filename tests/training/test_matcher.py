@@ -14,8 +14,7 @@ import torch
 from d2net import D2Net, match
 from d2net.errors import InputError
 from d2net.networks.light import Light, LightSettings
-from d2net.networks.matcher_weights import load_matcher
-from d2net.networks.weights import save_light
+from d2net.networks.weights import load_matcher, save_weights
 from d2net.training.matcher import (
     MatcherObjective,
     MatcherTrainingSettings,
@@ -37,7 +36,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "light.safetensors"
     small = LightSettings(channels=(8, 8, 8, 16, 16))
-    save_light(path, Light(small), name="tiny", licence="", training_data="")
+    save_weights(path, Light(small), {"name": "tiny"})
     return str(path)
 
 
@@ -144,9 +143,9 @@ def test_a_run_resumes_with_the_same_bits_and_its_file_matches(
     paths = [
         train_matcher(settings, tmp_path / name, data=data, workers=0).weights for name in "ab"
     ]
-    one, two = map(load_matcher, paths)
-    for name, value in one.network.state_dict().items():
-        assert torch.equal(value, two.network.state_dict()[name]), name
+    one, two = (load_matcher(path)[0].state_dict() for path in paths)
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
     assert "the confidence is not calibrated" in caplog.text  # two pairs are too few
     model = D2Net.from_pretrained(network, max_keypoints=64)
     a = model.extract(DATA / "graf1.jpg", max_edge=160)

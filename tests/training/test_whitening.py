@@ -15,7 +15,7 @@ from d2net.errors import TrainingError
 from d2net.features import Features
 from d2net.matching.nearest import mutual_nearest
 from d2net.networks.vgg import VGG, WHITENING_INPUTS
-from d2net.networks.weights import describe, load_weights
+from d2net.networks.weights import load_weights
 from d2net.training import whitening
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair
@@ -91,12 +91,12 @@ def test_fewer_numbers_tell_more_apart_in_the_dark() -> None:
 
 def test_a_run_gives_its_weights_a_whitening_always_the_same(tmp_path: Path) -> None:
     ends = [train(SETTINGS, tmp_path / name, workers=0).weights for name in ("one", "two")]
-    one, two = (load_weights(path).whitening for path in ends)
+    one, two = (load_weights(path).network.whitening for path in ends)
     assert one is not None
     assert two is not None
     assert torch.equal(one.weight, two.weight)
-    about = describe(ends[0])
-    assert about.whitening == 256
+    about = load_weights(ends[0])
+    assert len(about.network.whitening.bias) == 256
     assert about.metadata["pairs"] == "2"
     assert D2Net.from_pretrained(ends[0]).settings.descriptor == "whitened"
     assert D2Net.from_pretrained(ends[0], descriptor="plain").settings.descriptor == "plain"
@@ -106,15 +106,15 @@ def test_too_little_to_learn_from_leaves_the_weights_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = train(SETTINGS.updated(whitening=1), tmp_path, workers=0)
-    assert load_weights(result.weights).whitening is None
+    assert load_weights(result.weights).network.whitening is None
     (warning,) = caplog.messages
     assert "no new whitening was learned (no whitening is kept): the whitening" in warning
 
 
 def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> None:
     settings = SETTINGS.updated(start="default", whitening=0)
-    found = load_weights(train(settings, tmp_path, workers=0).weights).whitening
-    before = load_weights("default").whitening
+    found = load_weights(train(settings, tmp_path, workers=0).weights).network.whitening
+    before = load_weights("default").network.whitening
     assert found is not None
     assert before is not None
     assert torch.equal(found.weight, before.weight)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from d2net.cli import console, options
-from d2net.errors import FormatError, InputError
-
-if TYPE_CHECKING:
-    from d2net.networks.weights import WeightsInfo, WeightsStatus
+from d2net.errors import FormatError
 
 
 def weights(
@@ -24,67 +21,41 @@ def weights(
             metavar="NAME|FILE", help="Weights to describe.", show_default="list all weights"
         ),
     ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Download the weights to the cache first.")
-    ] = False,
     printing: options.Printing,
 ) -> None:
-    """List the weights, where they are and what they are for; or describe one weights file."""
-    from d2net.cli import progress
-    from d2net.networks.weights import describe, download_weights, list_weights
+    """List the weights, where they are and what they are for; or describe one weights file.
+
+    Weights that are not on this machine yet are downloaded before they are described.
+    """
+    from d2net.networks.catalogue import CATALOGUE, DEFAULT
+    from d2net.networks.weights import load_weights
 
     if name_or_path is not None:
-        if download:
-            with progress.shown(printing, download=True) as advance:
-                download_weights(name_or_path, advance)
-        info = describe(name_or_path)
-        printing.result(_plain(asdict(info)), *_description(info))
-    elif download:
-        raise InputError("name the weights to download: d2net weights NAME --download")
-    else:
-        listed = list_weights()
-        lines = [line for status in listed for line in _summary(status)]
-        printing.result([_plain(asdict(status)) for status in listed], *lines)
-
-
-def _summary(status: WeightsStatus) -> Iterator[str]:
-    record = status.record
-    alias = f" (= {', '.join(status.aliases)})" if status.aliases else ""
-    size = "" if status.bytes is None else f", {status.bytes / 1e6:.1f} MB"
-    yield f"{record.name}{alias}: {status.state}{size}"
-    yield f"    {record.advice}"
-    yield f"    trained on: {record.training_data}"
-    yield f"    {record.licence}"
-    if record.url is not None:
-        yield f"    {record.url}"
-
-
-def _description(info: WeightsInfo) -> list[str]:
-    normalisation = info.normalisation
-    licence, training_data = info.metadata.get("licence"), info.metadata.get("training_data")
-    if info.record is not None:
-        licence, training_data = info.record.licence, info.record.training_data
-    values = {
-        "name": info.name,
-        "file": info.path,
-        "format": f"{info.format}, parameters named as in {info.layout}",
-        "size": f"{info.bytes:,} bytes, {info.parameters:,} parameters",
-        "sha256": info.sha256,
-        "input": None
-        if normalisation is None
-        else f"{normalisation.order}, normalised as {normalisation.name}",
-        "whitening": info.whitening and f"to {info.whitening} numbers per descriptor",
-        "other entries": info.unused or None,
-        "licence": licence,
-        "trained on": training_data,
-        "epoch": None if info.training is None else info.training.epoch,
-    }
-    known = [(name, str(value)) for name, value in values.items() if value is not None]
-    arrays = [
-        (array.name, array.name_in_file, " x ".join(map(str, array.shape)), array.dtype)
-        for array in info.arrays
-    ]
-    return [*console.columns(known), "", *console.columns(arrays)]
+        options.download(name_or_path, printing)
+        loaded = load_weights(name_or_path)
+        known = {**loaded.metadata, **({} if loaded.record is None else asdict(loaded.record))}
+        values = {
+            "name": loaded.name,
+            "file": str(loaded.path),
+            "bytes": loaded.bytes,
+            "sha256": loaded.sha256,
+            "network": type(loaded.network).__name__,
+            "parameters": sum(array.numel() for array in loaded.network.state_dict().values()),
+            "licence": known.get("licence", "unknown"),
+            "trained on": known.get("training_data", "unknown"),
+        }
+        printing.result(values, *console.columns((key, str(x)) for key, x in values.items()))
+        return
+    lines = []
+    for record in CATALOGUE.values():
+        alias = " (= default)" if record.name == DEFAULT else ""
+        size = "" if record.bytes is None else f", {record.bytes / 1e6:.1f} MB"
+        lines.append(f"{record.name}{alias}: {record.state}{size}")
+        about = (record.advice, f"trained on: {record.training_data}", record.licence, record.url)
+        lines += [f"    {line}" for line in about if line]
+    printing.result(
+        [asdict(record) | {"state": record.state} for record in CATALOGUE.values()], *lines
+    )
 
 
 def info(
@@ -155,12 +126,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, str(value)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON)
-    """The value with paths as text and tuples as lists, for JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

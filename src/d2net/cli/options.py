@@ -187,16 +187,22 @@ class Extraction:
         """The model. Its weights are downloaded if they are not on this machine."""
         settings = self.settings.to_dict()  # reports wrong settings before the slow imports
 
-        from d2net.cli import progress
         from d2net.extraction.d2net import D2Net
-        from d2net.networks.catalogue import CATALOGUE
-        from d2net.networks.weights import download_weights
 
-        if self.weights in CATALOGUE:
-            with progress.shown(printing, download=True) as advance:
-                download_weights(self.weights, advance)
+        download(self.weights, printing)
         device = find_device(self.device, printing)
         return D2Net.from_pretrained(self.weights, device=device, **settings)
+
+
+def download(weights: str, printing: Printing) -> None:
+    """Download named weights that are not on this machine yet."""
+    from d2net.cli import progress
+    from d2net.networks.catalogue import CATALOGUE
+    from d2net.networks.weights import download_weights
+
+    if weights in CATALOGUE:
+        with progress.shown(printing, download=True) as advance:
+            download_weights(weights, advance)
 
 
 def find_device(device: str, printing: Printing) -> str:

@@ -28,7 +28,7 @@ from d2net.io.pairs import Pair
 from d2net.io.resume import file_state, fingerprint
 from d2net.matching import match
 from d2net.matching.matchers import matcher_id
-from d2net.networks.download import cache_folder
+from d2net.networks.catalogue import cache_folder
 
 if TYPE_CHECKING:
     import pycolmap

@@ -12,7 +12,7 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.networks.matcher import KeypointBatch
-from d2net.networks.matcher_weights import LoadedMatcher, load_matcher
+from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
 """Keypoints of a photo that are matched, those with the highest scores: time and memory grow with
@@ -31,11 +31,12 @@ class LearnedMatcher:
     """Matches keypoints of one descriptor type by a transformer over both photos.
 
     Args:
-        loaded: the transformer and the descriptor type that it belongs to.
+        file: its weights.
     """
 
-    def __init__(self, loaded: LoadedMatcher) -> None:
-        self._network, self._descriptor_id = loaded.network, loaded.descriptor_id
+    def __init__(self, file: Path) -> None:
+        self._network, loaded = load_matcher(file)
+        self._descriptor_id = loaded.metadata["descriptor_id"]
         self.id = f"{loaded.name} {loaded.sha256[:8]}"
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ def load_learned(path: str) -> LearnedMatcher:
 
 @lru_cache(maxsize=2)
 def _read(file: Path, _changed: int) -> LearnedMatcher:
-    return LearnedMatcher(load_matcher(file))
+    return LearnedMatcher(file)
 
 
 def distinct_keypoints(features: Features) -> Tensor:

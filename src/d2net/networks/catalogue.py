@@ -1,19 +1,14 @@
-"""The named weights, and the input normalisations that weights are trained with.
-
-A name stands for one file with a checksum, a licence and a normalisation. The normalisation belongs
-to the weights and cannot be chosen.
-"""
+"""The named weights, and the input normalisations that weights are trained with."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
-
-from d2net.networks.download import cache_folder
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,15 @@ TORCH = Normalisation("torch", "RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.
 NORMALISATIONS: Mapping[str, Normalisation] = {"caffe": CAFFE, "torch": TORCH}
 
 
+def cache_folder() -> Path:
+    """The folder of downloads: `$D2NET_CACHE`, `$XDG_CACHE_HOME/d2net` or `~/.cache/d2net`."""
+    own, xdg = os.environ.get("D2NET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or (Path(xdg) / "d2net" if xdg else "~/.cache/d2net")).expanduser()
+
+
+PACKAGED = Path(__file__).with_name("pretrained")
+
+
 @dataclass(frozen=True)
 class WeightsRecord:
     """A named file of weights.
@@ -59,13 +63,10 @@ class WeightsRecord:
         name: the name.
         file: file name, in the package or in the cache.
         url: address of the download; None for packaged weights.
-        sha256: checksum of the unpacked file. None if the source states none: then the checksum of
-            the first load is recorded beside the file, and later loads must match it.
-        bytes: size of the unpacked file; None if it is known only after the download.
+        sha256: checksum of the unpacked file; None if the source states none.
+        bytes: size of the unpacked file; None if the source states none.
         licence: the licence, and the part of the weights that it covers.
-        source: authors of the weights.
         training_data: description of the training data.
-        normalisation: input normalisation; None for the network light.
         advice: what to use the weights for.
     """
 
@@ -75,19 +76,20 @@ class WeightsRecord:
     sha256: str | None
     bytes: int | None
     licence: str
-    source: str
     training_data: str
-    normalisation: Normalisation | None
     advice: str
 
     @property
     def path(self) -> Path:
         """Path of the file, which may have to be downloaded first."""
-        folder = _PACKAGED if self.url is None else cache_folder()
-        return folder / self.file
+        return (PACKAGED if self.url is None else cache_folder()) / self.file
 
-
-_PACKAGED = Path(__file__).with_name("pretrained")
+    @property
+    def state(self) -> Literal["packaged", "cached", "downloadable"]:
+        """Where the file is."""
+        if self.url is None:
+            return "packaged"
+        return "cached" if self.path.exists() else "downloadable"
 
 
 def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord:
@@ -101,9 +103,7 @@ def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord
             "not stated for the file itself; the authors' repository, which links to it, is under "
             "the Clear BSD licence, and the VGG-16 it starts from under CC BY 4.0"
         ),
-        source="M. Dusmanu et al., D2-Net, CVPR 2019, github.com/mihaidusmanu/d2-net",
         training_data=training_data,
-        normalisation=CAFFE,
         advice=advice,
     )
 
@@ -123,11 +123,9 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
                 "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
                 "stated licence were trained on: see MODEL_CARD.md"
             ),
-            source="the developers of d2net, 2026, from `ots`",
             training_data=(
                 f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos that MODEL_CARD.md lists"
             ),
-            normalisation=CAFFE,
             advice="trained on photos of many seasons, hours and sensors; packaged",
         ),
         WeightsRecord(
@@ -137,9 +135,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
             bytes=15_272_984,
             licence="CC BY 4.0",
-            source="VGG-16 to conv4_3, K. Simonyan and A. Zisserman, University of Oxford, 2014",
             training_data=_IMAGENET,
-            normalisation=CAFFE,
             advice="off the shelf: never trained for matching; packaged, nothing is downloaded",
         ),
         _of_the_authors(
@@ -164,4 +160,5 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
     )
 }
 
-ALIASES: Mapping[str, str] = {"default": "seasons"}
+DEFAULT = "seasons"
+"""The weights that the name `default` stands for."""

@@ -27,6 +27,11 @@ from d2net.networks import winograd
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
 """Output channels of the convolutions of each stage; a pool stands between two stages."""
 
+LAYERS = tuple(
+    f"conv{i}_{j}" for i, widths in enumerate(VGG16_STAGES, 1) for j in range(1, len(widths) + 1)
+)
+"""conv1_1 to conv4_3."""
+
 EXTRACTION_STRIDE = 4
 TRAINING_STRIDE = 8
 

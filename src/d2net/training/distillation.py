@@ -26,7 +26,7 @@ from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.io.arrays import evenly_spaced
 from d2net.networks.light import SCORE_CELL, Light, LightSettings
-from d2net.networks.weights import load_network, save_light
+from d2net.networks.weights import load_network, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import Alarm
@@ -318,13 +318,13 @@ class DistillationObjective(Objective):
         s = self.settings
         teachers = ", ".join(entry.name for entry in s.teachers)
         sources = ", ".join(source.path for source in s.training_sources)
-        save_light(
+        save_weights(
             path,
             self.network.average,
-            name=s.name or path.resolve().parent.name,
-            licence=s.licence or "as of the teachers and of the training data",
-            training_data=f"distilled from {teachers} on {sources}",
-            notes={
+            {
+                "name": s.name or path.resolve().parent.name,
+                "licence": s.licence or "as of the teachers and of the training data",
+                "training_data": f"distilled from {teachers} on {sources}",
                 "start": json.dumps(state.start),
                 "settings": json.dumps(s.to_dict()),
                 "steps": str(state.step),

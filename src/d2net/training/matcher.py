@@ -27,7 +27,7 @@ from d2net.features import Features
 from d2net.geometry.homography import transfer
 from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
-from d2net.networks.matcher_weights import load_matcher, save_matcher
+from d2net.networks.weights import load_matcher, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.correspondences import interpolate
@@ -270,13 +270,13 @@ class MatcherObjective(Objective):
         self.descriptor_id = self.extractor.descriptor_id
         self.start = dict(self.extractor.weights)
         if settings.matcher:
-            loaded = load_matcher(settings.matcher)
-            if loaded.descriptor_id != self.descriptor_id:
+            network, loaded = load_matcher(settings.matcher)
+            if (given := loaded.metadata["descriptor_id"]) != self.descriptor_id:
                 raise InputError(
-                    f"{settings.matcher} is a matcher of descriptors {loaded.descriptor_id!r}, not "
+                    f"{settings.matcher} is a matcher of descriptors {given!r}, not "
                     f"{self.descriptor_id!r}: give the weights of those as start"
                 )
-            self.network = loaded.network.requires_grad_(True)
+            self.network = network.requires_grad_(True)
             self.network.calibration.copy_(torch.tensor([1.0, 0.0]))  # it is fitted anew
             self.start["matcher"] = loaded.sha256
         else:
@@ -390,14 +390,14 @@ class MatcherObjective(Objective):
         """See `Objective.save`."""
         s, start = self.settings, self.start["name"]
         sources = ", ".join(source.path for source in s.training_sources)
-        save_matcher(
+        save_weights(
             path,
             self.network,
-            name=s.name or path.resolve().parent.name,
-            descriptor_id=self.descriptor_id,
-            licence=s.licence or f"as of {start} and of the training data",
-            training_data=f"features of {start} on {sources}",
-            notes={
+            {
+                "name": s.name or path.resolve().parent.name,
+                "descriptor_id": self.descriptor_id,
+                "licence": s.licence or f"as of {start} and of the training data",
+                "training_data": f"features of {start} on {sources}",
                 "start": json.dumps(state.start),
                 "settings": json.dumps(s.to_dict()),
                 "steps": str(state.step),
@@ -411,8 +411,8 @@ class MatcherObjective(Objective):
             raise TrainingError(
                 "the confidence is not calibrated: give validation sources, or hold_out"
             )
-        loaded = load_matcher(path)
-        network = loaded.network.to(next(self.network.parameters()).device)
+        network, loaded = load_matcher(path)
+        network = network.to(next(self.network.parameters()).device)
         judged = []
         examples = self._fixed_examples()
         for number, example in enumerate(examples):
@@ -432,9 +432,7 @@ class MatcherObjective(Objective):
         network.cpu().calibration.copy_(fit_calibration(probability[fitted], right[fitted]))
         error = calibration_error(network.calibrated(probability[~fitted]), right[~fitted])
         metadata = {**loaded.metadata, "calibration_error": f"{error:.4f}"}
-        known = ("name", "descriptor_id", "licence", "training_data")
-        about = {name: metadata.pop(name) for name in known}
-        save_matcher(path, network, **about, notes=metadata)
+        save_weights(path, network, metadata)
 
 
 @torch.no_grad()

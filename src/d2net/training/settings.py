@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from d2net.errors import InputError
-from d2net.networks.checkpoint import SHAPES
+from d2net.networks.vgg_backbone import LAYERS
 from d2net.settings import Settings
 from d2net.training.loss import Sampling
 
@@ -20,9 +20,6 @@ else:
     import tomli as tomllib
 
 R = TypeVar("R", bound="RunSettings")
-
-LAYERS = tuple(name.removesuffix(".weight") for name in SHAPES if name.endswith(".weight"))
-"""conv1_1 to conv4_3."""
 
 
 @dataclass(frozen=True)

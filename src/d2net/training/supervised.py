@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from d2net.errors import TrainingError
+from d2net.errors import InputError, TrainingError
 from d2net.extraction.d2net import D2Net
 from d2net.networks.detection import soft_scores
 from d2net.networks.vgg import VGG
 from d2net.networks.vgg_backbone import VGGBackbone
-from d2net.networks.weights import load_weights, save_weights
+from d2net.networks.weights import load_network, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import WINDOW, Alarm
@@ -121,12 +121,11 @@ class SupervisedObjective(Objective):
     ) -> None:
         super().__init__()
         self.settings, self.data = settings, data
-        loaded = load_weights(settings.start)
-        self.start = {"name": loaded.name, "sha256": loaded.sha256}
-        self.normalisation, self.whitening = loaded.normalisation, loaded.whitening
-        self.network = VGGBackbone()
-        self.network.load_state_dict(loaded.state)
-        self.network.requires_grad_(False)
+        network, self.start = load_network(settings.start)
+        if not isinstance(network, VGG):
+            raise InputError(f"{settings.start} are not weights of a VGG")
+        self.normalisation, self.whitening = network.normalisation, network.whitening
+        self.network = network.backbone.requires_grad_(False)
         first = self.network.names.index(settings.layers[0])
         self._frozen, self._learned = self.network.names[:first], self.network.names[first:]
         for name in self._learned:
@@ -223,13 +222,11 @@ class SupervisedObjective(Objective):
         sources = ", ".join(source.path for source in s.training_sources)
         save_weights(
             path,
-            self.network.state_dict(),
-            name=s.name or path.resolve().parent.name,
-            normalisation=self.normalisation,
-            licence=s.licence or f"as of {start} and of the training data",
-            training_data=f"{', '.join(s.layers)} of {start} on {sources}",
-            whitening=self.whitening,
-            notes={
+            VGG(self.network, self.normalisation, self.whitening),
+            {
+                "name": s.name or path.resolve().parent.name,
+                "licence": s.licence or f"as of {start} and of the training data",
+                "training_data": f"{', '.join(s.layers)} of {start} on {sources}",
                 "start": json.dumps(state.start),
                 "settings": json.dumps(s.to_dict()),
                 "steps": str(state.step),

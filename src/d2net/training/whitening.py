@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2net.errors import TrainingError
-from d2net.networks import weights
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
+from d2net.networks.weights import load_weights, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.training.batches import Mixture, training_part
 from d2net.training.correspondences import corner_correspondences
@@ -56,8 +56,9 @@ def add_whitening(
         TrainingError: too few keypoints correspond.
         D2NetError: the file or the data cannot be read, or the file cannot be written.
     """
-    network, _ = weights.load_network(path)
-    assert isinstance(network, VGG)  # noqa: S101 (`save_weights` writes no other)
+    loaded = load_weights(path)
+    network = loaded.network
+    assert isinstance(network, VGG)  # noqa: S101 (the recipes of other networks learn no whitening)
     network.to(device)
     mixture = Mixture.open(settings, training_part(settings, data))
 
@@ -68,18 +69,8 @@ def add_whitening(
             yield mixture.draw(rng).content
             progress("whitening", number + 1, settings.whitening)
 
-    whitening = learn_whitening(network, pairs())
-    metadata = dict(weights.describe(path).metadata)
-    weights.save_weights(
-        path,
-        network.backbone.state_dict(),
-        name=metadata.pop("name"),
-        normalisation=network.normalisation,
-        licence=metadata.pop("licence"),
-        training_data=metadata.pop("training_data"),
-        whitening=whitening,
-        notes=metadata,
-    )
+    network.whitening = learn_whitening(network, pairs())
+    save_weights(path, network, loaded.metadata)
 
 
 def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
