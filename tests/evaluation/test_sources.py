@@ -11,11 +11,11 @@ from PIL import Image
 
 from d2net import FeatureWriter, InputError, MissingPackageError, WeightsError
 from d2net.errors import ImageError
-from d2net.evaluation import sources
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedFeatures, CachedPhotos
 from d2net.evaluation.sources import NetworkSource, open_source
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
+from d2net.progress import no_progress
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -28,15 +28,15 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_settings_after_a_colon(photo: Path) -> None:
-    turned = open_source("ots:turns=4,max_keypoints=20").extract(photo, "photo.png")
+    turned = open_source("ots:turns=4,max_keypoints=20,max_edge=100").extract(photo, "photo.png")
     assert len(turned) == 4 * 20
-    source = open_source("ots:original,max_keypoints=20,max_edge=200")
+    source = open_source("ots:original,max_keypoints=20,max_edge=100")
     assert isinstance(source, NetworkSource)
     extraction = source.provenance()["extraction"]
     assert extraction["original"] is True
-    assert extraction["max_edge"] == 200
+    assert extraction["max_edge"] == 100
     assert len(source.extract(photo, "photo.png")) == 20
-    assert source.name == "ots:original,max_keypoints=20,max_edge=200"
+    assert source.name == "ots:original,max_keypoints=20,max_edge=100"
 
 
 def test_unknown_names_and_settings() -> None:
@@ -110,64 +110,21 @@ def test_baselines_find_a_shifted_photo(shared: Path, tmp_path: Path, method: st
     np.testing.assert_allclose(shift.median(dim=0).values, [20, 0], atol=0.5)
 
 
-class Counting:
-    """A source that counts how often it is asked."""
-
-    name = "counting"
-
-    def __init__(self, version: int = 1) -> None:
-        self.calls = 0
-        self.version = version
-
-    def provenance(self) -> dict[str, int]:
-        return {"version": self.version}
-
-    def extract(self, photo: Path, name: str) -> sources.Features:
-        self.calls += 1
-        return open_source("rootsift:max_keypoints=20").extract(photo, name)
-
-
-def test_cache_goes_by_content_and_provenance(photo: Path, tmp_path: Path) -> None:
-    source = Counting()
-    cache = CachedFeatures(source, tmp_path / "cache")
-    first = cache.features(photo, "photo.png")
-    again = cache.features(photo.rename(tmp_path / "renamed.png"), "renamed.png")
-    assert source.calls == 1
-    assert torch.equal(first.keypoints, again.keypoints)
-    with Image.open(tmp_path / "renamed.png") as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "renamed.png")
-    cache.features(tmp_path / "renamed.png", "renamed.png")
-    assert source.calls == 2
-    other = Counting(version=2)
-    CachedFeatures(other, tmp_path / "cache").features(tmp_path / "renamed.png", "x")
-    assert other.calls == 1
-
-
-def test_a_learned_matcher_shares_features_but_not_matches(photo: Path, tmp_path: Path) -> None:
+def test_a_learned_matcher_has_its_own_matches(photo: Path, tmp_path: Path) -> None:
     network = MatchingTransformer(MatcherSettings(128, width=32, heads=2, layers=1))
     file = tmp_path / "matcher.safetensors"
     save_weights(file, network, {"name": "m", "descriptor_id": ""})
     source = open_source("rootsift:max_keypoints=50")
-    nearest = CachedFeatures(source, tmp_path / "cache")
-    learned = CachedFeatures(source, tmp_path / "cache", matcher=str(file))
-    assert learned.folder == nearest.folder == nearest.matches_folder != learned.matches_folder
-    assert learned.name.startswith("rootsift:max_keypoints=50 + m ")
-    features = learned.features(photo, "photo.png")
-    assert learned.match(features, features).confidence is not None
-    assert nearest.match(features, features).confidence is None
-
-
-def test_a_damaged_entry_is_made_anew(photo: Path, tmp_path: Path) -> None:
-    source = Counting()
-    cache = CachedFeatures(source, tmp_path / "cache")
-    first = cache.features(photo, "photo.png")
-    (entry,) = (tmp_path / "cache").rglob("*.h5")
-    entry.write_bytes(entry.read_bytes()[:100])
-    again = cache.features(photo, "photo.png")
-    assert source.calls == 2
-    assert torch.equal(first.keypoints, again.keypoints)
+    files = {"a.png": photo, "b.png": photo}
+    for matcher, has_confidence in (("nearest", False), (str(file), True)):
+        cached = CachedFeatures(source, tmp_path / "cache", matcher=matcher)
+        with CachedPhotos(cached, tmp_path, files, no_progress) as photos:
+            photos.match([("a.png", "b.png")], no_progress)
+            assert (photos.matches("a.png", "b.png").confidence is not None) == has_confidence
+    assert cached.name.startswith("rootsift:max_keypoints=50 + m ")
 
 
 def test_a_missing_photo_is_an_image_error(tmp_path: Path) -> None:
+    cached = CachedFeatures(open_source("rootsift"), tmp_path)
     with pytest.raises(ImageError, match="missing"):
-        CachedFeatures(Counting(), tmp_path).features(tmp_path / "missing.png", "missing.png")
+        CachedPhotos(cached, tmp_path, {"a.png": tmp_path / "missing.png"}, no_progress)

@@ -217,12 +217,6 @@ def reconstruction(
         ),
     ] = None,
     camera_mode: options.CameraMode = "auto",
-    known_cameras: Annotated[
-        bool,
-        typer.Option(
-            "--known-cameras", help="Use the intrinsics of the true cameras and keep them fixed."
-        ),
-    ] = False,
     mapper: options.Mapper = "incremental",
     refine: Annotated[
         bool, typer.Option("--refine", help="Adjust keypoints as d2net reconstruct --refine does.")
@@ -241,7 +235,6 @@ def reconstruction(
 
     arguments: dict[str, Any] = {
         "model": model,
-        "known_cameras": known_cameras,
         "settings": MappingSettings(
             camera_mode=camera_mode, mapper=mapper, refine=refine, seed=seed
         ),
@@ -272,7 +265,7 @@ def localization(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="The map: folder of a COLMAP model, or .nvm file.",
+            help="Folder of the map's COLMAP model.",
             show_default="found in DIR/3D-models",
         ),
     ] = None,
@@ -293,9 +286,6 @@ def localization(
             metavar="FILE", help="Write the poses in the format of visuallocalization.net."
         ),
     ] = None,
-    num_covisible: Annotated[
-        int, typer.Option(metavar="N", help="Match each map photo with N covisible ones.")
-    ] = 20,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -324,7 +314,6 @@ def localization(
         model=model,
         truth=truth,
         night=night,
-        num_covisible=num_covisible,
         threshold=threshold,
     )
     evaluate = partial(evaluate_localization, settings=settings, submission=submission)

@@ -9,9 +9,8 @@ Localization in Changing Conditions", CVPR 2018). A query without a pose counts 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,15 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.aachen import QUERY_LISTS, read_aachen
-from d2net.evaluation.cache import CachedFeatures, CachedMatches
+from d2net.evaluation.cache import CachedFeatures, CachedPhotos
 from d2net.evaluation.held_out import read_held_out
-from d2net.evaluation.inloc import read_inloc
-from d2net.evaluation.localization_dataset import LocalizationDataset, Query, QueryMap
+from d2net.evaluation.inloc import read_inloc, scanned_map, telephone
+from d2net.evaluation.localization_dataset import (
+    LocalizationDataset,
+    Query,
+    QueryMap,
+    triangulated_map,
+)
 from d2net.evaluation.results import (
     FEATURES,
     OVERALL,
@@ -34,18 +38,24 @@ from d2net.evaluation.results import (
     Result,
     averaged,
 )
-from d2net.features import Features, Matches
+from d2net.features import Features, LazyFeatures
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
-from d2net.geometry.cameras import project
+from d2net.geometry.cameras import check_photo_size, project
 from d2net.io.colmap_model import find_model
 from d2net.io.poses import read_poses, write_poses
-from d2net.mapping.localize import pose_threshold
+from d2net.mapping.localize import NUM_RETRIEVED, pose_threshold
 from d2net.mapping.query_pose import QueryPose, estimate_query_pose
+from d2net.mapping.settings import MappingSettings
+from d2net.matching.pair_selection import PairChoice, choose_pairs
+from d2net.matching.retrieval import GlobalDescriptors
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import pycolmap
+
+MAX_ERROR = 4.0
+"""Largest reprojection error of a triangulated point in pixels (hloc's and COLMAP's)."""
 
 PROTOCOL = Protocol(
     "localization",
@@ -72,16 +82,13 @@ class LocalizationSettings:
     Attributes:
         pairs: lists of a query and a photo of the map; found in the dataset's folder if empty.
         queries: lists of queries with intrinsics (Aachen), found likewise.
-        model: folder of a COLMAP model or .nvm file of the map (Aachen), found likewise.
+        model: folder of a COLMAP model of the map (Aachen), found likewise.
         truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
             judged, except in a scene, whose model has the true poses.
         night: folder for the queries of a scene as they would look at night (see `night`), which
             are localized too; None for the day alone.
-        num_covisible: each photo of the map is matched with this many others, which see the most of
-            the same points (Aachen).
         threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
             one.
-        seed: of RANSAC's random samples and of the night.
     """
 
     pairs: tuple[Path, ...] = ()
@@ -89,9 +96,7 @@ class LocalizationSettings:
     model: Path | None = None
     truth: Path | None = None
     night: Path | None = None
-    num_covisible: int = 20
     threshold: float | None = None
-    seed: int = 0
 
 
 def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDataset:
@@ -109,7 +114,7 @@ def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDa
         raise InputError(f"there is no folder {folder}")
     scene_model = find_model(folder)
     if scene_model is not None and not (settings.pairs or settings.queries or settings.model):
-        return read_held_out(folder, scene_model, settings.night, settings.seed)
+        return read_held_out(folder, scene_model, settings.night)
     if settings.night is not None:
         raise InputError(
             "only the queries of a scene can be turned into night photos: a folder with photos and "
@@ -123,10 +128,6 @@ def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDa
             "images_upright) nor in InLoc's (database/cutouts, query), nor a scene with a COLMAP "
             "model of its photos"
         )
-    if is_inloc and (settings.queries or settings.model is not None):
-        raise InputError(
-            f"{folder} is in InLoc's layout, which has no list of queries and no model"
-        )
     pair_lists = settings.pairs or sorted(folder.glob("pairs-query-*.txt"))
     if not pair_lists:
         raise InputError(
@@ -135,7 +136,7 @@ def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDa
         )
     if is_inloc:
         return read_inloc(folder, pair_lists)
-    return read_aachen(folder, query_lists, pair_lists, settings.model, settings.num_covisible)
+    return read_aachen(folder, query_lists, pair_lists, settings.model)
 
 
 def evaluate_localization(
@@ -154,7 +155,7 @@ def evaluate_localization(
         settings: see `LocalizationSettings`.
         submission: file to write the poses to, in the form of the benchmark's site. Queries without
             a pose are left out, which counts as wrong there.
-        progress: called after each pair matched and each query localized.
+        progress: called after each photo, each pair matched and each query localized.
 
     Returns:
         Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`; with
@@ -172,45 +173,29 @@ def evaluate_localization(
     true_poses = dataset.true_poses
     if settings.truth is not None:
         true_poses = _read_true_poses(settings.truth, dataset.queries)
-    photos = CachedMatches(source, dataset.photos, dataset.elsewhere)
-    queries, map_pairs = dataset.choose_pairs(photos)
-    query_pairs = [(query.name, name) for query in queries for name in query.candidates]
-    photos.match([*map_pairs, *query_pairs], partial(progress, "matching"))
-    progress("mapping", 0, None)
-    query_map = dataset.build_map(photos, map_pairs)
+    files = dataset.files()
     results, poses = [], {}
-    with photos.open() as matches:
+    with CachedPhotos(source, folder, files, progress) as photos:
+        queries, query_map = _map(dataset, photos, progress)
         for done, query in enumerate(queries):
             progress("localizing", done, len(queries))
-            localized = _localize(query, dataset, photos, matches, query_map, settings)
-            pose = localized.estimate.pose
-            if pose is not None:
-                poses[query.name] = pose.cam_from_world
             true_pose = None if true_poses is None else true_poses[query.name]
+            localized = _localize(query, dataset, photos, query_map, settings.threshold)
+            if localized.estimate.pose is not None:
+                poses[query.name] = localized.estimate.pose.cam_from_world
             best_photo, drawing = _drawing(localized, true_pose, photos)
-            paths = [
-                os.path.relpath(photos.path(name), folder) for name in (query.name, best_photo)
-            ]
-            names = tuple(Path(path).as_posix() for path in paths)
+            names = tuple(
+                Path(os.path.relpath(files[name], folder)).as_posix()
+                for name in (query.name, best_photo)
+            )
             figures = _figures(localized, dataset, true_pose)
             results.append(PairResult(query.group, names, figures, drawing))
         progress("localizing", len(queries), len(queries))
     if submission is not None:
         write_poses(submission, poses)
-    return _result(source, folder, dataset, settings, results, judged=true_poses is not None)
 
-
-def _result(
-    source: CachedFeatures,
-    folder: Path,
-    dataset: LocalizationDataset,
-    settings: LocalizationSettings,
-    results: list[PairResult],
-    *,
-    judged: bool,
-) -> Result:
     limits, errors, medians = [], [], []
-    if judged:
+    if true_poses is not None:
         text = "queries within both limits of the true pose"
         limits = [Metric(limit.name, text, "%") for limit in dataset.limits]
         for name, unit in (("position error", dataset.unit), ("rotation error", "°")):
@@ -223,7 +208,7 @@ def _result(
         source.name,
         str(folder),
         source.provenance,
-        {**asdict(settings), "max_keypoints": source.max_keypoints},
+        asdict(settings),
         results,
         _groups(results),
         [*limits, *medians, *counts],
@@ -232,7 +217,7 @@ def _result(
     )
 
 
-def _read_true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap.Rigid3d]:
+def _read_true_poses(path: Path, queries: Sequence[Query]) -> Mapping[str, pycolmap.Rigid3d]:
     poses = read_poses(path)
     missing = [query.name for query in queries if Path(query.name).name not in poses]
     if missing:
@@ -241,6 +226,33 @@ def _read_true_poses(path: Path, queries: Sequence[Query]) -> dict[str, pycolmap
             "give a list of the queries whose poses it has"
         )
     return {query.name: poses[Path(query.name).name] for query in queries}
+
+
+def _map(
+    dataset: LocalizationDataset, photos: CachedPhotos, progress: Progress
+) -> tuple[list[Query], QueryMap]:
+    """Match all pairs and build the map; the queries with the photos they are matched with."""
+    queries, pairs, max_error = dataset.queries, dataset.map_pairs, MAX_ERROR
+    if pairs is None and dataset.model is not None:
+        names = sorted(image.name for image in dataset.model.images.values())
+        features = LazyFeatures(photos.features, names)
+        retrieval = GlobalDescriptors.build(features)
+        pairs = choose_pairs(PairChoice(), names, descriptors=retrieval)
+        queries = []
+        for query in dataset.queries:
+            similar = retrieval.query(photos.features(query.name), NUM_RETRIEVED)
+            # A query without features is similar to no photo. Any photo will do: it is not found.
+            candidates = tuple(name for name, _ in similar) or tuple(names[:1])
+            queries.append(query._replace(candidates=candidates))
+        sigmas = [float(f.uncertainty.median()) for f in features.values() if len(f)]
+        max_error = MappingSettings().thresholds(sigmas).reprojection
+    pairs = pairs or []
+    query_pairs = [(query.name, name) for query in queries for name in query.candidates]
+    photos.match([*pairs, *query_pairs], progress)
+    progress("mapping", 0, None)
+    if dataset.model is None:
+        return queries, scanned_map(dataset.photos, photos)
+    return queries, triangulated_map(dataset.model, photos, pairs, max_error)
 
 
 @dataclass(frozen=True)
@@ -256,20 +268,20 @@ class _Localized:
 def _localize(
     query: Query,
     dataset: LocalizationDataset,
-    photos: CachedMatches,
-    matches: Callable[[str, str], Matches],
+    photos: CachedPhotos,
     query_map: QueryMap,
-    settings: LocalizationSettings,
+    threshold: float | None,
 ) -> _Localized:
     features = photos.features(query.name)
-    camera = query.camera(features.image_size)
-    threshold = settings.threshold or dataset.threshold or pose_threshold(features)
+    camera = query.camera or telephone(features.image_size)
+    check_photo_size(query.name, features.image_size, camera)
+    threshold = threshold or dataset.threshold or pose_threshold(features)
     estimate = estimate_query_pose(
         features,
         camera,
-        AbsolutePoseOptions(threshold=threshold, seed=settings.seed),
+        AbsolutePoseOptions(threshold=threshold),
         query_map.groups(query.candidates),
-        lambda name: matches(query.name, name),
+        lambda name: photos.matches(query.name, name),
         query_map.points_of,
     )
     return _Localized(camera, features, threshold, estimate)
@@ -302,7 +314,7 @@ def _figures(
 
 
 def _drawing(
-    localized: _Localized, true_pose: pycolmap.Rigid3d | None, photos: CachedMatches
+    localized: _Localized, true_pose: pycolmap.Rigid3d | None, photos: CachedPhotos
 ) -> tuple[str, Drawing]:
     """The photo of the map that shares most inliers, and the matches with it.
 

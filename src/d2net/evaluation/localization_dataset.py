@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from d2net.errors import FormatError
-from d2net.evaluation.cache import CachedMatches, cached_model
+from d2net.evaluation.cache import CachedPhotos
 from d2net.evaluation.results import Array
 from d2net.geometry.cameras import check_photo_size
-from d2net.io.pairs import Pair
+from d2net.io.pairs import Pair, read_pairs
 from d2net.mapping.query_pose import covisible_groups, keypoint_points, observed_points
 from d2net.mapping.triangulate import triangulate
 
 if TYPE_CHECKING:
     import pycolmap
 
-    from d2net.geometry.coordinates import Size
 
-
-_IPHONE7_FOCAL = 28 / 36
-"""Focal length of InLoc's queries in units of the longer side: 28 mm on a film of 36 mm."""
-
-
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Largest errors of a pose that counts: in the dataset's unit of length, and in degrees."""
 
     name: str
@@ -36,36 +28,20 @@ class Limit:
     rotation: float
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """A photo to be localized.
 
     Attributes:
         name: its path relative to the folder of photos.
         group: "day" or "night", or the floor of a building.
         candidates: names of the photos of the map that it is matched with.
-        known_camera: COLMAP's camera; None for InLoc's telephone.
+        camera: COLMAP's; None for InLoc's telephone.
     """
 
     name: str
     group: str
     candidates: tuple[str, ...] = ()
-    known_camera: pycolmap.Camera | None = None
-
-    def camera(self, size: Size) -> pycolmap.Camera:
-        """The camera of the photo, which has this (width, height).
-
-        Raises:
-            InputError: the known camera is of another size.
-        """
-        import pycolmap
-
-        if self.known_camera is not None:
-            check_photo_size(self.name, size, self.known_camera)
-            return self.known_camera
-        width, height = size
-        params = [_IPHONE7_FOCAL * max(size), width / 2, height / 2]
-        return pycolmap.Camera(model="SIMPLE_PINHOLE", width=width, height=height, params=params)
+    camera: pycolmap.Camera | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +59,19 @@ class QueryMap:
 
 
 @dataclass(frozen=True)
-class LocalizationDataset(ABC):
+class LocalizationDataset:
     """Queries, and what a map is built from.
 
     Attributes:
-        name: of the benchmark, with its version; "" for other photos.
+        name: of the benchmark; "" for other photos.
         photos: the folder that names of photos are relative to.
         queries: in the order of their lists.
         limits: by which the benchmark counts.
         threshold: usual largest reprojection error of an inlier in pixels; None to choose it by
             the uncertainty of a query's keypoints, as `d2net localize` does.
+        model: poses and cameras of the map's photos; None for InLoc's scans.
+        map_pairs: pairs of the map's photos. None: these and the candidates of queries are chosen
+            by the evaluated features, as `d2net reconstruct` and `d2net localize` do.
         true_poses: `cam_from_world` of the queries, where the dataset has them.
         unit: of positions in figures and limits.
         unit_length: of that unit, in units of the map.
@@ -101,71 +80,56 @@ class LocalizationDataset(ABC):
 
     name: str
     photos: Path
-    queries: Sequence[Query]
+    queries: list[Query]
     limits: Sequence[Limit]
     threshold: float | None
+    model: pycolmap.Reconstruction | None
+    map_pairs: list[Pair] | None
     true_poses: Mapping[str, pycolmap.Rigid3d] | None = None
     unit: str = "m"
     unit_length: float = 1.0
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
-    @abstractmethod
-    def choose_pairs(self, photos: CachedMatches) -> tuple[list[Query], list[Pair]]:
-        """The queries with their candidates, and the pairs of photos that the map is built from."""
+    def files(self) -> dict[str, Path]:
+        """The files of all photos by name.
 
-    @abstractmethod
-    def build_map(self, photos: CachedMatches, pairs: Sequence[Pair]) -> QueryMap:
-        """The map, built from the matches of these pairs."""
+        Raises:
+            FormatError: one is missing.
+        """
+        names = {image.name for image in self.model.images.values()} if self.model else set()
+        for query in self.queries:
+            names.update((query.name, *query.candidates))
+        files = {name: self.elsewhere.get(name, self.photos / name) for name in sorted(names)}
+        missing = [name for name, path in files.items() if not path.is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise FormatError(f"{self.photos} lacks the photo {missing[0]}{more}")
+        return files
 
 
-def check_photos_exist(folder: Path, names: Iterable[str]) -> None:
-    """Raise FormatError if a photo is not in the folder."""
-    missing = [name for name in dict.fromkeys(names) if not (folder / name).is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FormatError(f"{folder} lacks the photo {missing[0]}{more}")
+def read_candidates(pair_lists: Iterable[Path]) -> dict[str, tuple[str, ...]]:
+    """Photos of the map by query, in the order of the lists."""
+    candidates: dict[str, dict[str, None]] = {}
+    for path in pair_lists:
+        for query, photo in read_pairs(path):
+            candidates.setdefault(query, {})[photo] = None
+    return {query: tuple(photos) for query, photos in candidates.items()}
 
 
 def triangulated_map(
-    model: pycolmap.Reconstruction, photos: CachedMatches, pairs: Sequence[Pair], max_error: float
+    model: pycolmap.Reconstruction, photos: CachedPhotos, pairs: Sequence[Pair], max_error: float
 ) -> QueryMap:
-    """Triangulate the matches of photos with known poses, or read what an earlier run triangulated.
-
-    Args:
-        model: poses and cameras of the photos.
-        photos: their features and matches.
-        pairs: of photos that have been matched.
-        max_error: see `mapping.triangulate.triangulate`.
+    """Triangulate the matches of photos with known poses.
 
     Raises:
         InputError: a photo has another size than its camera.
     """
-    cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
-    poses = {image.name: image.cam_from_world() for image in model.images.values()}
-    inputs = {
-        "photos": [
-            [
-                photos.key(name),
-                poses[name].matrix().tolist(),
-                camera.model_name,
-                camera.params.tolist(),
-            ]
-            for name, camera in cameras.items()
-        ],
-        "pairs": pairs,
-        "max_error": max_error,
-    }
-
-    def compute() -> pycolmap.Reconstruction:
-        keypoints = {}
-        for name, camera in cameras.items():
-            features = photos.features(name)
-            check_photo_size(name, features.image_size, camera)
-            keypoints[name] = features.keypoints.numpy()
-        with photos.open() as matches:
-            matched = ((a, b, matches(a, b).indices.numpy()) for a, b in pairs)
-            return triangulate(model, keypoints, matched, max_error=max_error)
-
-    with_points = cached_model(photos.cache_path("map", inputs), compute).model or model
+    keypoints = {}
+    for image in model.images.values():
+        features = photos.features(image.name)
+        check_photo_size(image.name, features.image_size, image.camera)
+        keypoints[image.name] = features.keypoints.numpy()
+    matches = ((a, b, photos.matches(a, b).indices.numpy()) for a, b in pairs)
+    with_points = triangulate(model, keypoints, matches, max_error=max_error)
     groups = partial(covisible_groups, observed=observed_points(with_points))
     return QueryMap(keypoint_points(with_points), groups)

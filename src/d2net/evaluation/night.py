@@ -1,17 +1,6 @@
 """A simulated night photo, for evaluations where no real night photos are at hand.
 
-The steps work on linear light (sRGB's curve is taken as a power of 2.2):
-
-1. Light falls off from a lamp at a random position, with a standard deviation of `LAMP` times the
-   longer edge of the photo, down to the share `SKY`.
-2. The colour of the lamp is drawn between sodium (red over blue 8) and moonlight (red over blue
-   0.6).
-3. A white pixel at the lamp gives `PHOTONS` electrons on average, with Poisson noise. Reading out
-   adds normal noise of `READING` electrons. Both are independent for each pixel and channel.
-4. The gain brings the brightest hundredth of the pixels to `EXPOSED` of white; 8 bits.
-
-Real nights have lit windows, other shadows and longer exposures. The simulation is repeatable: the
-same photo and seed give the same pixels.
+Real nights have lit windows, other shadows and longer exposures.
 """
 
 from __future__ import annotations
@@ -26,24 +15,22 @@ from d2net.io.atomic import output_errors, replacing
 from d2net.io.images import Pixels, to_pixels
 
 PHOTONS = 40.0
+"""Electrons that a white pixel at the lamp gives on average."""
 READING = 2.0
-SKY = 0.04
-LAMP = 0.3
+"""Standard deviation of the noise of reading out, in electrons."""
+SKY, LAMP = 0.04, 0.3
+"""Share of the light far from the lamp, and standard deviation of its fall in longer edges."""
 EXPOSED = 0.3
-_SODIUM = np.array([1.0, 0.55, 0.125])
-_MOON = np.array([0.6, 0.75, 1.0])
+"""Share of white that the brightest hundredth of the pixels gets."""
+_SODIUM, _MOON = np.array([1.0, 0.55, 0.125]), np.array([0.6, 0.75, 1.0])
 _GAMMA = 2.2
 
 
 def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """Simulate the night photo of a photo.
+    """Simulate the night photo of a photo (H x W x 3 RGB, 0 to 255).
 
-    Args:
-        photo: H x W x 3 RGB, 0 to 255.
-        rng: draws the position and colour of the lamp, and the noise.
-
-    Returns:
-        H x W x 3 RGB of the same view.
+    A lamp at a random position, of a colour between sodium and moonlight, lights the scene. Photons
+    are counted with Poisson noise and read out with normal noise.
     """
     height, width = photo.shape[:2]
     light = np.asarray(photo / 255.0, np.float64) ** _GAMMA
@@ -60,19 +47,16 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
     return night
 
 
-def write_at_night(photo: Path, output: Path, seed: int) -> None:
+def write_at_night(photo: Path, output: Path) -> None:
     """Write the simulated night photo of a photo as PNG.
 
-    Args:
-        photo: the file.
-        output: a PNG file; its folder is created. The name changes the random draws.
-        seed: of the random draws.
+    The same photo and name of the output give the same pixels.
 
     Raises:
         ImageError: the photo cannot be read.
         OutputError: the output cannot be written.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(output.name.encode())])
+    rng = np.random.default_rng([0, zlib.crc32(output.name.encode())])
     dark = at_night(to_pixels(photo), rng)
     with output_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the protocols on pairs of photos have in common: match each pair, and judge its matches."""
+"""Protocols on pairs of photos: match each pair, and judge its matches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedFeatures, CachedPhotos
 from d2net.evaluation.results import Array, Drawing, Figures, PairResult
 from d2net.features import Features, Matches
 from d2net.progress import Progress
@@ -36,7 +36,7 @@ def evaluate_pairs(
     judge: Callable[[P, Features, Features, Matches], tuple[Figures, Drawing | None]],
     progress: Progress,
 ) -> list[PairResult]:
-    """Match the photos of each pair by mutual nearest neighbours, and judge the matches.
+    """Match the photos of each pair, and judge the matches.
 
     Args:
         source: features.
@@ -44,23 +44,30 @@ def evaluate_pairs(
         pairs: of photos.
         judge: gives figures of a pair from the features of both photos and their matches. The
             numbers of `features` (mean of both photos) and `matches` are added.
-        progress: called after each pair.
+        progress: called after each photo and pair.
     """
+    names = {path: path.relative_to(folder).as_posix() for pair in pairs for path in pair.photos}
+    by_names = {(names[pair.photos[0]], names[pair.photos[1]]): pair for pair in pairs}
     results = []
-    for done, pair in enumerate(pairs):
-        progress(f"evaluating: {pair.group}", done, len(pairs))
-        first, second = (path.relative_to(folder).as_posix() for path in pair.photos)
-        a, b = source.features(pair.photos[0], first), source.features(pair.photos[1], second)
-        matches = source.match(a, b)
-        figures, drawing = judge(pair, a, b, matches)
-        figures["features"] = (len(a) + len(b)) / 2
-        figures["matches"] = float(len(matches))
-        results.append(PairResult(pair.group, (first, second), figures, drawing))
+    files = {name: path for path, name in names.items()}
+    with CachedPhotos(source, folder, files, progress) as photos:
+        photos.match(by_names, progress)
+        for done, ((first, second), pair) in enumerate(by_names.items()):
+            progress(f"evaluating: {pair.group}", done, len(pairs))
+            a, b, matches = (
+                photos.features(first),
+                photos.features(second),
+                photos.matches(first, second),
+            )
+            figures, drawing = judge(pair, a, b, matches)
+            figures["features"] = (len(a) + len(b)) / 2
+            figures["matches"] = float(len(matches))
+            results.append(PairResult(pair.group, (first, second), figures, drawing))
     progress("evaluating", len(pairs), len(pairs))
     return results
 
 
 def matched_points(a: Features, b: Features, matches: Matches) -> tuple[Array, Array]:
     """Keypoints of both photos (K x 2) in the order of the matches."""
-    rows_a, rows_b = matches.indices.cpu().T.numpy()
+    rows_a, rows_b = matches.indices.T.numpy()
     return a.keypoints.double().numpy()[rows_a], b.keypoints.double().numpy()[rows_b]

@@ -117,7 +117,6 @@ def run_mapper(
     settings: MappingSettings,
     *,
     existing: Path | None = None,
-    fixed_cameras: bool = False,
     progress: Progress = no_progress,
 ) -> list[pycolmap.Reconstruction]:
     """Map from a database of verified matches.
@@ -129,7 +128,6 @@ def run_mapper(
         settings: of the mapping.
         existing: folder of a model to which the other photos are added. Its photos have the same
             ids in the database.
-        fixed_cameras: do not refine intrinsics; implied if the settings give them.
         progress: called after each registered photo with the number of photos in the growing model
             (incremental mapper only).
 
@@ -138,7 +136,7 @@ def run_mapper(
     """
     import pycolmap
 
-    refine = not fixed_cameras and settings.camera_params is None
+    refine = settings.camera_params is None
     if settings.mapper == "global" and existing is None:
         with quiet_colmap():
             found = pycolmap.global_mapping(

@@ -93,9 +93,9 @@ def reconstruct(
     if known_distance is not None:
         _check_known_distance(known_distance, {photo.name for photo in found}, poses)
     model = model or D2Net.from_pretrained()
-    with _opened(Path(output)) as folder:
+    with opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
-        stages = _Stages(folder, settings, progress)
+        stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
         stages.match(stages.select_pairs(pairs or PairChoice(), found))
         if settings.refine:
@@ -137,13 +137,13 @@ def add_photos(
     if settings.refine:
         raise InputError("refine needs a new map; photos cannot be added to a map with it")
     MapFolder(Path(map_folder)).read_reconstruction()
-    with _opened(Path(map_folder)) as folder:
+    with opened(Path(map_folder)) as folder:
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in _find_photos(Path(photos)) if photo.name not in folder.finished]
         if not found:
             raise InputError(f"all photos of {photos} are in the map {map_folder} already")
         folder.add_photo_folder(Path(photos))
-        stages = _Stages(folder, settings, progress)
+        stages = Stages(folder, settings, progress)
         stages.extract(model or D2Net.from_pretrained(), found, None)
         stages.match(stages.select_added_pairs())
         stages.survey()
@@ -174,7 +174,7 @@ def _check_known_distance(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[MapFolder]:
+def opened(path: Path) -> Iterator[MapFolder]:
     """A map's folder, locked."""
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _opened(path: Path) -> Iterator[MapFolder]:
         yield MapFolder(path)
 
 
-class _Stages:
+class Stages:
     """The stages of one run, and what is known of its photos.
 
     Attributes:
