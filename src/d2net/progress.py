@@ -10,7 +10,7 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 stage: the current work in a word or two, such as "matching". A detail that changes from step to
     step may follow a colon and a blank: "extracting: a.jpg", "training: loss 0.31".
-done: number of finished steps of this stage, or bytes of a download; 0 when the stage begins.
+done: number of finished steps of this stage; 0 when the stage begins.
 total: number of steps of this stage; None while it is unknown.
 
 Progress is only shown. Failures are returned in the function's result, and warnings go to logging.

@@ -99,7 +99,7 @@ def test_photos_without_permission_to_read(d2net: Run, photos: Path, here: Path)
 def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
     d2net(
         *("extract", photos, "-o", "f.h5", "--half", "--max-keypoints", 7, "--multiscale"),
-        *("--original", "--score-threshold", 0.25, "--max-edge", 90, "--max-sum-edges", 150),
+        *("--original", "--score-threshold", 0.25, "--max-edge", 90),
         *("--stored-orientation", "--precision", "bfloat16"),
     )
     with FeatureFile("f.h5") as file:
@@ -111,7 +111,7 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
             "multiscale": True,
             "turns": 1,
             "max_edge": 90,
-            "max_sum_edges": 150,
+            "max_sum_edges": 2800,
             "max_keypoints": 7,
             "score_threshold": 0.25,
             "upright": False,

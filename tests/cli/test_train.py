@@ -61,7 +61,7 @@ def test_json_and_going_on(d2net: Run, folder: Path) -> None:
     first, again = d2net(*arguments).json, d2net(*arguments).json
     assert first["pairs"] == again["pairs"] == 2
     assert first["validations"] == again["validations"]
-    other = d2net(*arguments, "--seed", 5)
+    other = d2net(*arguments, "--batch", 5)
     assert other.code == 2
     assert "give the same settings to resume it, or another output" in other.json["error"]
 
@@ -96,10 +96,9 @@ def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder
         ((), "give a folder of photos, or --config FILE"),
         (("photos", "--steps", "5", "--minutes", "1"), "not both"),
         (("missing",), "there is no folder missing"),
-        (("photos", "--layers", "conv9_9"), "layers must be the last ones"),
         (("photos", "--from", "nothing"), "there are no weights called 'nothing'"),
         (("photos", "--device", "warp"), "device"),
-        (("photos", "--workers", "-1"), "greater than or equal to 0"),
+        (("photos", "--workers", "-1"), "--workers must be 0 or more, not -1"),
         (("photos", "--config", "missing.toml"), "cannot be read"),
     ],
 )

@@ -45,8 +45,8 @@ def say(line: str) -> None:
 
 
 def print_json(values: object) -> None:
-    """Print one JSON document on standard output."""
-    out.out(json.dumps(values, indent=2))
+    """Print one JSON document on standard output; paths become text."""
+    out.out(json.dumps(values, indent=2, default=str))
 
 
 def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:

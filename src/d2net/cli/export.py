@@ -5,85 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from d2net.cli import options
 from d2net.errors import InputError
 from d2net.text import count
 
-app = options.app(help="Export features, matches, maps and the network for other programs.")
-
-_Features = Annotated[Path, typer.Option(metavar="FILE", help="Features file (h5).")]
-_Matches = Annotated[Path | None, typer.Option(metavar="FILE", help="Matches file (h5).")]
+app = options.app("Export features, matches, maps and the network for other programs.")
 
 
 def colmap(
-    *,
-    output: Annotated[Path, typer.Argument(metavar="DATABASE", help="Database to make.")],
-    features: _Features,
-    matches: _Matches = None,
-    printing: options.Printing,
+    output: Path, *, features: Path, matches: Path | None = None, printing: options.Printing
 ) -> None:
-    """Write features and matches as a COLMAP database."""
+    """Write features and matches as a COLMAP database.
+
+    Options:
+        output DATABASE: Database to make.
+        features FILE: Features file (h5).
+        matches FILE: Matches file (h5).
+    """
     from d2net.io.colmap_database import write_database
 
     _export(write_database, output, features, matches, printing)
 
 
 def kapture(
-    *,
-    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
-    features: _Features,
-    matches: _Matches = None,
-    printing: options.Printing,
+    output: Path, *, features: Path, matches: Path | None = None, printing: options.Printing
 ) -> None:
-    """Write features and matches as a kapture 1.1 folder."""
+    """Write features and matches as a kapture 1.1 folder.
+
+    Options:
+        output DIR: Folder to make.
+        features FILE: Features file (h5).
+        matches FILE: Matches file (h5).
+    """
     from d2net.io.kapture import write_kapture
 
     _export(write_kapture, output, features, matches, printing)
-
-
-def scene(
-    *,
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A map by d2net reconstruct.")],
-    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
-    printing: options.Printing,
-) -> None:
-    """Write a map with undistorted photos, for Gaussian splatting and nerfstudio."""
-    from d2net.cli import progress
-    from d2net.mapping.scene_export import export_scene
-
-    with progress.shown(printing) as report:
-        model = export_scene(map_folder, output, report)
-    photos, points = model.num_reg_images(), model.num_points3D()
-    printing.result(
-        {"photos": photos, "points": points, "output": str(output)},
-        f"{count(photos, 'photo')} and {count(points, 'point')} written: {output}",
-    )
-
-
-def onnx(
-    *,
-    output: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
-    extraction: options.Extraction,
-    printing: options.Printing,
-) -> None:
-    """Write the network as an ONNX graph, with a program that runs it without torch."""
-    from d2net.onnx.export import MODEL, RUNNER, export_onnx
-
-    export_onnx(extraction.model(printing), output)
-    size = (output / MODEL).stat().st_size
-    printing.result(
-        {"output": str(output), "bytes": size},
-        f"{output / MODEL} written, {size / 1e6:.1f} MB",
-        f"try it: python {output / RUNNER} A.jpg B.jpg",
-    )
-
-
-for _command in (colmap, kapture, scene, onnx):
-    options.add_command(app, _command)
 
 
 def _export(
@@ -107,3 +64,43 @@ def _export(
             {"photos": len(photos), "pairs": num_pairs, "output": str(output)},
             f"{count(len(photos), 'photo')} and {count(num_pairs, 'pair')} written: {output}",
         )
+
+
+def scene(map_folder: Path, output: Path, *, printing: options.Printing) -> None:
+    """Write a map with undistorted photos, for Gaussian splatting and nerfstudio.
+
+    Options:
+        map_folder MAP: A map by d2net reconstruct.
+        output DIR: Folder to make.
+    """
+    from d2net.cli import progress
+    from d2net.mapping.scene_export import export_scene
+
+    with progress.shown(printing) as report:
+        model = export_scene(map_folder, output, report)
+    photos, points = model.num_reg_images(), model.num_points3D()
+    printing.result(
+        {"photos": photos, "points": points, "output": str(output)},
+        f"{count(photos, 'photo')} and {count(points, 'point')} written: {output}",
+    )
+
+
+def onnx(output: Path, *, extraction: options.Extraction, printing: options.Printing) -> None:
+    """Write the network as an ONNX graph, with a program that runs it without torch.
+
+    Options:
+        output DIR: Folder to make.
+    """
+    from d2net.onnx.export import MODEL, RUNNER, export_onnx
+
+    export_onnx(extraction.model(printing), output)
+    size = (output / MODEL).stat().st_size
+    printing.result(
+        {"output": str(output), "bytes": size},
+        f"{output / MODEL} written, {size / 1e6:.1f} MB",
+        f"try it: python {output / RUNNER} A.jpg B.jpg",
+    )
+
+
+for _command in (colmap, kapture, scene, onnx):
+    options.add_command(app, _command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
@@ -14,44 +14,15 @@ from d2net.text import count
 
 
 def extract(
+    paths: list[Path] | None = None,
     *,
-    paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PHOTOS", help="Photos and folders.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Features file (h5), or folder (npz, mat).",
-            show_default="beside the photos, for npz and mat",
-        ),
-    ] = None,
-    format: Annotated[
-        Literal["h5", "npz", "mat"],
-        typer.Option(
-            help="h5: one file in hloc's layout. npz, mat: one file NAME.d2-net per photo, as the "
-            "2019 release writes."
-        ),
-    ] = "h5",
-    image_list: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text file with one photo per line, instead of PHOTOS."),
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Photos are named relative to this folder.",
-            show_default="the folder in PHOTOS; for a list, the current folder",
-        ),
-    ] = None,
-    masks: options.Masks = None,
-    half: Annotated[
-        bool, typer.Option("--half", help="Store descriptors in half precision (h5).")
-    ] = False,
-    cluster: options.Cluster = None,
+    output: Path | None = None,
+    format: Literal["h5", "npz", "mat"] = "h5",
+    image_list: Path | None = None,
+    root: Path | None = None,
+    masks: Path | None = None,
+    half: bool = False,
+    cluster: str | None = None,
     printing: options.Printing,
     extraction: options.Extraction,
 ) -> None:
@@ -59,6 +30,17 @@ def extract(
 
     A run that was stopped continues when the same command is started again. A photo that cannot be
     read does not stop the others; the exit code is then 1.
+
+    Options:
+        paths PHOTOS: Photos and folders.
+        output PATH: Features file (h5), or folder (npz, mat). Default: beside the photos, for npz
+            and mat.
+        format: h5: one file in hloc's layout. npz, mat: one file NAME.d2-net per photo, as the
+            2019 release writes.
+        image_list FILE: Text file with one photo per line, instead of PHOTOS.
+        root DIR: Photos are named relative to this folder. Default: the folder in PHOTOS; for a
+            list, the current folder.
+        half: Store descriptors in half precision (h5).
     """
     from d2net.io.image_lists import find_images, read_image_list
 

@@ -5,34 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from d2net.cli import console, options
 from d2net.errors import FormatError
 
 
-def weights(
-    *,
-    name_or_path: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME|FILE", help="Weights to describe.", show_default="list all weights"
-        ),
-    ] = None,
-    printing: options.Printing,
-) -> None:
+def weights(name: str | None = None, *, printing: options.Printing) -> None:
     """List the weights, where they are and what they are for; or describe one weights file.
 
     Weights that are not on this machine yet are downloaded before they are described.
+
+    Options:
+        name NAME|FILE: Weights to describe. Default: list all weights.
     """
     from d2net.networks.catalogue import CATALOGUE, DEFAULT
     from d2net.networks.weights import load_weights
 
-    if name_or_path is not None:
-        options.download(name_or_path, printing)
-        loaded = load_weights(name_or_path)
+    if name is not None:
+        options.download(name, printing)
+        loaded = load_weights(name)
         known = {**loaded.metadata, **({} if loaded.record is None else asdict(loaded.record))}
         values = {
             "name": loaded.name,
@@ -58,17 +50,12 @@ def weights(
     )
 
 
-def info(
-    *,
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FILE", help="Features or matches file (h5).", show_default="this installation"
-        ),
-    ] = None,
-    printing: options.Printing,
-) -> None:
-    """Describe this installation, or the contents of a features or matches file."""
+def info(file: Path | None = None, *, printing: options.Printing) -> None:
+    """Describe this installation, or the contents of a features or matches file.
+
+    Options:
+        file FILE: Features or matches file (h5). Default: this installation.
+    """
     values = _installation() if file is None else _contents(file)
     printing.result(values, *console.columns(_flat(values)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,48 +18,18 @@ if TYPE_CHECKING:
 
 
 def localize(
+    map_folder: Path,
+    queries: list[Path],
     *,
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A map by d2net reconstruct.")],
-    queries: Annotated[
-        list[Path], typer.Argument(metavar="QUERIES...", help="Photos and folders.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Text file with the poses.")
-    ] = Path("poses.txt"),
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Queries are named relative to this folder.",
-            show_default="the folder in QUERIES",
-        ),
-    ] = None,
-    intrinsics: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Cameras of the queries: name CAMERA_MODEL width height parameters, one per line.",
-            show_default="from EXIF, else estimated",
-        ),
-    ] = None,
-    pictures: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Draw each query beside the map's photo with the most inliers."
-        ),
-    ] = None,
-    num_retrieved: Annotated[
-        int, typer.Option(metavar="N", help="Match each query with N photos of the map.")
-    ] = 20,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="The map's weights.", show_default="by the name in the map"
-        ),
-    ] = None,
-    matcher: options.Matcher = "nearest",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
+    output: Path = Path("poses.txt"),
+    root: Path | None = None,
+    intrinsics: Path | None = None,
+    pictures: Path | None = None,
+    num_retrieved: int = 20,
+    weights: str | None = None,
+    matcher: str = "nearest",
+    device: str = "auto",
+    seed: int = 0,
     printing: options.Printing,
 ) -> None:
     """Estimate the poses of photos in a map.
@@ -68,6 +38,19 @@ def localize(
     expect it, and prints whether each photo is localized, doubtful or lost. Doubtful poses go into
     a file of their own, poses_doubtful.txt beside poses.txt, and poses in a second map into
     poses_map1.txt. The exit code is 1 if no photo is localized.
+
+    Options:
+        map_folder MAP: A map by d2net reconstruct.
+        queries QUERIES...: Photos and folders.
+        output FILE: Text file with the poses.
+        root DIR: Queries are named relative to this folder. Default: the folder in QUERIES.
+        intrinsics FILE: Cameras of the queries: name CAMERA_MODEL width height parameters, one per
+            line. Default: from EXIF, else estimated.
+        pictures DIR: Draw each query beside the map's photo with the most inliers.
+        num_retrieved N: Match each query with N photos of the map.
+
+    Network:
+        weights FILE: The map's weights. Default: by the name in the map.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError

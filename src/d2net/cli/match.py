@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -14,39 +13,14 @@ from d2net.text import count
 
 
 def match(
+    photos: list[Path] | None = None,
     *,
-    photos: Annotated[list[Path] | None, typer.Argument(metavar="A B", help="Two photos.")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Two photos: picture (png, jpg) or table of the matches (npz, csv, json). With "
-            "--features: the matches file (h5).",
-            show_default="matches.png",
-        ),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Match photos of this features file (h5) instead."),
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="With --features: text file with two names per line."),
-    ] = None,
-    refine: Annotated[
-        bool,
-        typer.Option(
-            "--refine",
-            help="Two photos: align the patches around verified matches and move the keypoints of "
-            "the second photo accordingly.",
-        ),
-    ] = False,
-    lines: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Two photos: draw at most N lines.")
-    ] = 100,
-    cluster: options.Cluster = None,
+    output: Path | None = None,
+    features: Path | None = None,
+    pairs: Path | None = None,
+    refine: bool = False,
+    lines: int = 100,
+    cluster: str | None = None,
     printing: options.Printing,
     matching: options.Matching,
     extraction: options.Extraction,
@@ -59,6 +33,16 @@ def match(
     `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes the inliers in hloc's
     layout (all matches with `--verify none`). A run that was stopped continues when the same
     command is started again.
+
+    Options:
+        photos A B: Two photos.
+        output FILE: Two photos: picture (png, jpg) or table of the matches (npz, csv, json);
+            default: matches.png. With --features: the matches file (h5).
+        features FILE: Match photos of this features file (h5) instead.
+        pairs FILE: With --features: text file with two names per line.
+        refine: Two photos: align the patches around verified matches and move the keypoints of
+            the second photo accordingly.
+        lines N: Two photos: draw at most N lines.
     """
     if refine and (features is not None or matching.verify == "none"):
         raise InputError(

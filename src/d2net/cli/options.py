@@ -1,11 +1,17 @@
-"""Options that several commands share, and the way in which functions become commands."""
+"""Options that several commands share, and the way in which functions become commands.
+
+A command is a function. Its positional parameters are the arguments and its keywords the options;
+parameters that are dataclasses stand for the options in their fields. Docstrings are the help:
+entries `name METAVAR: Sentence.` in a section that is headed by the panel in the help.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
@@ -21,64 +27,41 @@ if TYPE_CHECKING:
     from d2net.matching import MatchOptions
     from d2net.matching.pair_selection import PairChoice, PairMethod
 
+CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
+Mapper: TypeAlias = Literal["incremental", "global"]
+
 _DEFAULT = ExtractionSettings()
 
-_photos = functools.partial(typer.Option, rich_help_panel="Photos")
-_network = functools.partial(typer.Option, rich_help_panel="Network")
-_keypoints = functools.partial(typer.Option, rich_help_panel="Keypoints")
-_matching = functools.partial(typer.Option, rich_help_panel="Matching")
-_pairing = functools.partial(typer.Option, rich_help_panel="Pairs")
+_SHARED = """
+Options:
+    cluster auto|ADDRESS: Share the work among the machines of this Ray cluster.
+    masks DIR: Masks NAME.png; keypoints where a mask is 0 are discarded.
+    mapper: COLMAP's incremental mapper, or its global one (GLOMAP).
+    camera_mode: Photos that share a camera: those of the same size and EXIF data (auto), all of
+        them (single), those of a folder (per-folder) or none (per-image).
+    seed N: Seed of all random samples.
 
-Cluster: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|ADDRESS",
-        help="Share the work among the machines of this Ray cluster.",
-        show_default="no cluster",
-    ),
-]
-Device: TypeAlias = Annotated[
-    str,
-    _network(
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:1 or mps; auto takes the first of cuda, mps and cpu that there is.",
-    ),
-]
-Weights: TypeAlias = Annotated[
-    str, _network(metavar="NAME|FILE", help="A name that `d2net weights` lists, or a file.")
-]
-Seed: TypeAlias = Annotated[int, typer.Option(metavar="N", help="Seed of all random samples.")]
-Masks: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Masks NAME.png; keypoints where a mask is 0 are discarded."),
-]
-Matcher: TypeAlias = Annotated[
-    str,
-    _matching(
-        metavar="nearest|FILE",
-        help="Mutual nearest neighbours, or the weights file of a learned matcher.",
-    ),
-]
-Mapper: TypeAlias = Annotated[
-    Literal["incremental", "global"],
-    typer.Option(help="COLMAP's incremental mapper, or its global one (GLOMAP)."),
-]
-CameraMode: TypeAlias = Annotated[
-    Literal["auto", "single", "per-folder", "per-image"],
-    typer.Option(
-        metavar="MODE",
-        help="Photos that share a camera: auto (by size and EXIF), single (all), per-folder, "
-        "per-image (none).",
-    ),
-]
+Matching:
+    matcher nearest|FILE: Mutual nearest neighbours, or the weights file of a learned matcher.
+
+Network:
+    weights NAME|FILE: A name that `d2net weights` lists, or a file.
+    device DEVICE: cpu, cuda, cuda:1 or mps; auto takes the first of cuda, mps and cpu that there
+        is.
+"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Printing:
-    """Options of every command: what it prints."""
+    """Options of every command: what it prints.
 
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
+    Options:
+        quiet: Print errors only.
+        json: Print one JSON document.
+    """
+
+    quiet: bool = False
+    json: bool = False
 
     @property
     def progress(self) -> bool:
@@ -94,74 +77,48 @@ class Printing:
                 console.say(line)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """Options of the commands that extract features."""
+    """Options of the commands that extract features.
 
-    max_keypoints: Annotated[
-        int | None,
-        _keypoints(
-            metavar="N",
-            min=0,
-            help="Keep the N keypoints with the highest scores; 0 keeps all.",
-            show_default=f"{_DEFAULT.max_keypoints}; with --original all",
-        ),
-    ] = None
-    score_threshold: Annotated[
-        float, _keypoints(metavar="S", help="Keep keypoints with at least this score.")
-    ] = _DEFAULT.score_threshold
-    multiscale: Annotated[
-        bool, _keypoints("--multiscale", help="Detect at 0.5, 1 and 2 times the photo's size.")
-    ] = _DEFAULT.multiscale
-    turns: Annotated[
-        int,
-        _keypoints(
-            metavar="N",
-            help="Extract N copies of the photo, each turned by another 360/N degrees; finds "
-            "matches between photos that are turned against each other.",
-        ),
-    ] = _DEFAULT.turns
-    detector: Annotated[
-        DetectorName | None,
-        _keypoints(
-            help="deep: maxima of the deep map, as in the paper. corner: corners of the grey "
-            "photo, which are more precise. both: half of each.",
-            show_default="both; with --original deep",
-        ),
-    ] = None
-    descriptor: Annotated[
-        DescriptorType | None,
-        _keypoints(
-            metavar="TYPE",
-            help="plain: the deep map, as in the paper. root: its square root. fused: the deep "
-            "and a shallow map. whitened: fused and reduced to 384 numbers.",
-            show_default="whitened if the weights have learned it, else fused",
-        ),
-    ] = None
-    original: Annotated[
-        bool, _keypoints("--original", help="Reproduce the 2019 release, faults included.")
-    ] = _DEFAULT.original
-    max_edge: Annotated[
-        int | None, _photos(metavar="PIXELS", help="Reduce photos with a longer edge.")
-    ] = _DEFAULT.max_edge
-    max_sum_edges: Annotated[
-        int | None, _photos(metavar="PIXELS", help="Reduce photos whose width + height is larger.")
-    ] = _DEFAULT.max_sum_edges
-    full_resolution: Annotated[
-        bool, _photos("--full-resolution", help="Reduce no photo; large ones are cut into tiles.")
-    ] = False
-    stored_orientation: Annotated[
-        bool, _photos("--stored-orientation", help="Ignore the orientation in the EXIF data.")
-    ] = not _DEFAULT.upright
-    stretch: Annotated[
-        bool,
-        _photos("--stretch", help="Stretch the contrast of dim photos (12 bits in 16, thermal)."),
-    ] = _DEFAULT.stretch
-    weights: Weights = "default"
-    device: Device = "auto"
-    precision: Annotated[
-        Precision, _network(metavar="TYPE", help="float32, bfloat16, or float16 (GPU only).")
-    ] = _DEFAULT.precision
+    Keypoints:
+        max_keypoints N: Keep the N keypoints with the highest scores; 0 keeps all. Default: 4096,
+            with --original all.
+        score_threshold S: Keep keypoints with at least this score.
+        multiscale: Detect at 0.5, 1 and 2 times the photo's size.
+        turns N: Extract N copies of the photo, each turned by another 360/N degrees; finds matches
+            between photos that are turned against each other.
+        detector: deep: maxima of the deep map, as in the paper. corner: corners of the grey photo,
+            which are more precise. both: half of each. Default: both, with --original deep.
+        descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
+            deep and a shallow map. whitened: fused and reduced to 384 numbers. light: that of the
+            network light. Default: the best one that the weights have.
+        original: Reproduce the 2019 release, faults included.
+
+    Photos:
+        max_edge PIXELS: Reduce photos with a longer edge.
+        full_resolution: Reduce no photo; large ones are cut into tiles.
+        stored_orientation: Ignore the orientation in the EXIF data.
+        stretch: Stretch the contrast of dim photos (12 bits in 16, thermal).
+
+    Network:
+        precision TYPE: float32, bfloat16, or float16 (GPU only).
+    """
+
+    max_keypoints: int | None = None
+    score_threshold: float = _DEFAULT.score_threshold
+    multiscale: bool = False
+    turns: int = _DEFAULT.turns
+    detector: DetectorName | None = None
+    descriptor: DescriptorType | None = None
+    original: bool = False
+    max_edge: int | None = _DEFAULT.max_edge
+    full_resolution: bool = False
+    stored_orientation: bool = False
+    stretch: bool = False
+    weights: str = "default"
+    device: str = "auto"
+    precision: Precision = _DEFAULT.precision
 
     @property
     def settings(self) -> ExtractionSettings:
@@ -173,7 +130,7 @@ class Extraction:
             multiscale=self.multiscale,
             turns=self.turns,
             max_edge=None if self.full_resolution else self.max_edge,
-            max_sum_edges=None if self.full_resolution else self.max_sum_edges,
+            max_sum_edges=None if self.full_resolution else _DEFAULT.max_sum_edges,
             score_threshold=self.score_threshold,
             upright=not self.stored_orientation,
             stretch=self.stretch,
@@ -201,7 +158,7 @@ def download(weights: str, printing: Printing) -> None:
     from d2net.networks.weights import download_weights
 
     if weights in CATALOGUE:
-        with progress.shown(printing, download=True) as advance:
+        with progress.shown(printing) as advance:
             download_weights(weights, advance)
 
 
@@ -215,43 +172,30 @@ def find_device(device: str, printing: Printing) -> str:
     name = ""
     if torch.cuda.is_available():
         device, name = "cuda", f" ({torch.cuda.get_device_name()})"
-    elif torch.backends.mps.is_available():
-        device = "mps"
     else:
-        device = "cpu"
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
     if printing.progress:
         console.err.print(f"device: {device}{name}")
     return device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Matching:
-    """Options of the commands that match."""
+    """Options of the commands that match.
 
-    verify: Annotated[
-        Literal["fundamental", "homography", "none"],
-        _matching(
-            metavar="MODEL",
-            help="Find the inliers of a fundamental matrix (fundamental) or a homography "
-            "(homography), or keep all matches (none).",
-        ),
-    ] = "fundamental"
-    threshold: Annotated[
-        float | None,
-        _matching(
-            metavar="PIXELS",
-            help="Largest error of an inlier.",
-            show_default="by the keypoints' uncertainty",
-        ),
-    ] = None
-    matcher: Matcher = "nearest"
-    ratio: Annotated[
-        float | None,
-        _matching(metavar="R", help="Ratio test, 0 to 1. D2-Net matches best without one."),
-    ] = None
-    min_similarity: Annotated[
-        float | None, _matching(metavar="S", help="Smallest cosine similarity of a match, -1 to 1.")
-    ] = None
+    Matching:
+        verify MODEL: Find the inliers of a fundamental matrix (fundamental) or of a homography
+            (homography), or keep all matches (none).
+        threshold PIXELS: Largest error of an inlier. Default: by the keypoints' uncertainty.
+        ratio R: Ratio test, 0 to 1. D2-Net matches best without one.
+        min_similarity S: Smallest cosine similarity of a match, -1 to 1.
+    """
+
+    verify: Literal["fundamental", "homography", "none"] = "fundamental"
+    threshold: float | None = None
+    matcher: str = "nearest"
+    ratio: float | None = None
+    min_similarity: float | None = None
 
     def arguments(self) -> MatchOptions:
         """The arguments of `match` and `match_pairs`."""
@@ -273,37 +217,25 @@ _METHODS_WITH = {
 """The methods of pair selection that take an option."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """Options of the commands that select pairs of photos."""
+    """Options of the commands that select pairs of photos.
 
-    num_matched: Annotated[
-        int | None,
-        _pairing(
-            metavar="N",
-            help="retrieval, gps, covisibility: number of partners of each photo.",
-            show_default="20",
-        ),
-    ] = None
-    overlap: Annotated[
-        int | None,
-        _pairing(
-            metavar="N", help="sequential: pair each photo with the next N.", show_default="10"
-        ),
-    ] = None
-    max_distance: Annotated[
-        float | None,
-        _pairing(metavar="METRES", help="gps: largest distance of a pair.", show_default="100"),
-    ] = None
-    model: Annotated[
-        Path | None, _pairing("--model", metavar="DIR", help="covisibility: COLMAP model.")
-    ] = None
+    Pairs:
+        num_matched N: retrieval, gps, covisibility: number of partners of each photo. Default: 20.
+        overlap N: sequential: pair each photo with the next N. Default: 10.
+        max_distance METRES: gps: largest distance of a pair. Default: 100.
+        model DIR: covisibility: COLMAP model.
+    """
+
+    num_matched: int | None = None
+    overlap: int | None = None
+    max_distance: float | None = None
+    model: Path | None = None
 
     def choose(self, method: PairMethod, file: Path | None = None) -> PairChoice:
         """The argument of `choose_pairs`; `file` is the list of pairs of the method "list"."""
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in _METHODS_WITH if getattr(self, name) is not None
-        }
+        given: dict[str, Any] = {k: value for k, value in vars(self).items() if value is not None}
         for name in given:
             if method not in _METHODS_WITH[name]:
                 raise InputError(
@@ -318,75 +250,93 @@ class Pairing:
         return PairChoice(method=method, file=file, **given)
 
 
-def numbers(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    """The numbers of an option such as `--seeds 0,1,2`."""
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} takes numbers separated by commas, not {text!r}") from None
-
-
-def app(**settings: Any) -> typer.Typer:  # noqa: ANN401 (those of typer.Typer)
+def app(help: str) -> typer.Typer:
     """An empty command line, or an empty group of commands."""
     return typer.Typer(
         cls=_Group,
+        help=help,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
-        **settings,
     )
 
 
 def add_command(group: typer.Typer, function: Callable[..., None]) -> None:
-    """Add a function as a command; its parameters become the arguments and options.
-
-    A parameter that is a dataclass becomes one option for each of its fields, because Typer does
-    not know dataclasses.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {n: hint for n, hint in hints.items() if is_dataclass(hint)}
-    options: dict[str, tuple[Any, Any]] = {}  # name -> default and type
+    """Add a function as a command, see this module's docstring."""
+    text, entries = _explained(function)
+    entries = _entries(_SHARED) | entries
+    hints = get_type_hints(function)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in groups:
-            types = get_type_hints(groups[parameter.name], include_extras=True)
-            for field in fields(groups[parameter.name]):
-                options[field.name] = field.default, types[field.name]
+            kind = groups[parameter.name]
+            hints |= get_type_hints(kind)
+            entries |= _explained(kind)[1]
+            parameters += inspect.signature(kind).parameters.values()
         else:
-            options[parameter.name] = parameter.default, hints[parameter.name]
+            parameters.append(parameter)
 
     @functools.wraps(function)
     def command(**values: object) -> None:
         for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            values[name] = kind(**{n: values.pop(n) for n in inspect.signature(kind).parameters})
         function(**values)
 
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-            )
-            for name, (default, hint) in options.items()
-        ]
-    )
-    command.__annotations__ = {name: hint for name, (_, hint) in options.items()}
-    group.command(cls=_Command)(command)
+    signature = inspect.Signature([_declared(p, hints[p.name], entries) for p in parameters])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    group.command(cls=_Command, help=text)(command)
 
 
-class _Command(typer.core.TyperCommand):
+_Entries: TypeAlias = dict[str, tuple[str | None, str, str | None]]  # metavar, sentences, panel
+
+
+def _explained(function: Callable[..., object]) -> tuple[str, _Entries]:
+    """The text of a docstring, and its entries."""
+    docstring = inspect.cleandoc(function.__doc__ or "")
+    return re.split(r"\n\n[A-Z]\w+:\n", docstring)[0], _entries(docstring)
+
+
+def _entries(text: str) -> _Entries:
+    return {
+        name: (metavar or None, " ".join(sentences.split()), panel)
+        for panel, body in re.findall(r"^([A-Z]\w+):\n((?: {4}.*\n?)+)", text, re.MULTILINE)
+        for name, metavar, sentences in re.findall(
+            r"^ {4}(\w+)(?: ([^:]+))?: (.*(?:\n {8}.*)*)", body, re.MULTILINE
+        )
+    }
+
+
+def _declared(parameter: inspect.Parameter, hint: Any, entries: _Entries) -> inspect.Parameter:  # noqa: ANN401 (a type)
+    """A parameter with Typer's declaration of it."""
+    name = parameter.name
+    metavar, sentences, panel = entries.get(name, (None, "", None))
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        info = typer.Argument(help=sentences, metavar=metavar)
+    else:
+        names = [f"--{name.strip('_').replace('_', '-')}"]
+        names += [f"-{name[0]}"] if name in ("output", "quiet") else []
+        info = typer.Option(*names, help=sentences, metavar=metavar, rich_help_panel=panel)
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[hint, info])
+
+
+class _Help:
+    """Help without the types <bool> of flags and <list[Path]> of arguments."""
+
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (click's, which typer may copy)
-        return _without_types(super().get_params(ctx))
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None
+            elif getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
 
 
-class _Group(typer.core.TyperGroup):
-    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401
-        return _without_types(super().get_params(ctx))
+class _Command(_Help, typer.core.TyperCommand):
+    pass
 
 
-def _without_types(parameters: list[Any]) -> list[Any]:
-    """Hide the types <bool> of flags and <list[Path]> of arguments from Typer's help."""
-    for parameter in parameters:
-        if parameter.param_type_name == "argument":
-            parameter.display_type_rich = lambda ctx: None
-        elif getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-    return parameters
+class _Group(_Help, typer.core.TyperGroup):
+    pass

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import Literal
 
 from d2net.cli import options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
 from d2net.text import count
 
-if TYPE_CHECKING:
-    from d2net.io.pairs import Pair
-    from d2net.matching.pair_selection import PairChoice
-
 
 def pairs(
+    source: Path,
     *,
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="PHOTOS|FEATURES", help="Folder of photos, or features file (h5)."),
-    ],
-    method: Annotated[
-        Literal["exhaustive", "sequential", "retrieval", "gps", "covisibility"],
-        typer.Option(metavar="METHOD", help="One of the methods above."),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE", help="Text file with two names per line."),
-    ] = Path("pairs.txt"),
-    cluster: options.Cluster = None,
+    method: Literal["exhaustive", "sequential", "retrieval", "gps", "covisibility"],
+    output: Path = Path("pairs.txt"),
+    cluster: str | None = None,
     pairing: options.Pairing,
     printing: options.Printing,
 ) -> None:
@@ -42,16 +27,35 @@ def pairs(
     each other by name, for videos. **retrieval**: photos that look alike, by the descriptors in a
     features file. **gps**: photos taken close to each other, by their EXIF data.
     **covisibility**: photos that see the same points of a COLMAP model.
+
+    Options:
+        source PHOTOS|FEATURES: Folder of photos, or features file (h5).
+        method METHOD: One of the methods above.
+        output FILE: Text file with two names per line.
     """
     check_output(output, source)
-    names, selected = _select(source, pairing.choose(method), cluster)
+    choice = pairing.choose(method)
+
+    from d2net.io.h5 import FeatureFile
+    from d2net.io.image_lists import find_images
+    from d2net.io.pairs import write_pairs
+    from d2net.matching.pair_selection import choose_pairs
+
+    names: Sequence[str]
+    if source.is_file():
+        with FeatureFile(source) as features:
+            names = features.names
+            selected = choose_pairs(choice, names, features=features, cluster=cluster)
+    elif cluster is not None:
+        raise InputError("a cluster needs a features file: --method retrieval")
+    else:
+        photos = find_images([source])
+        names = [photo.name for photo in photos]
+        selected = choose_pairs(choice, names, photos=photos)
     if not selected:
         raise InputError(
             f"{method} selects no pair of the {count(len(names), 'photo')} in {source}"
         )
-
-    from d2net.io.pairs import write_pairs
-
     write_pairs(output, selected)
     paired = {name for pair in selected for name in pair}
     unpaired = [name for name in names if name not in paired]
@@ -62,22 +66,3 @@ def pairs(
         {"pairs": len(selected), "photos": len(names), "unpaired": unpaired, "output": str(output)},
         f"{line}: {output}",
     )
-
-
-def _select(
-    source: Path, choice: PairChoice, cluster: str | None
-) -> tuple[Sequence[str], Sequence[Pair]]:
-    """The names of the photos, and the pairs."""
-    from d2net.io.h5 import FeatureFile
-    from d2net.io.image_lists import find_images
-    from d2net.matching.pair_selection import choose_pairs
-
-    if source.is_file():
-        with FeatureFile(source) as features:
-            names: Sequence[str] = features.names
-            return names, choose_pairs(choice, names, features=features, cluster=cluster)
-    if cluster is not None:
-        raise InputError("a cluster needs a features file: --method retrieval")
-    photos = find_images([source])
-    names = [photo.name for photo in photos]
-    return names, choose_pairs(choice, names, photos=photos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -16,64 +16,22 @@ if TYPE_CHECKING:
 
 
 def reconstruct(
+    photos: Path,
     *,
-    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photos.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="MAP", help="Folder of the map.", show_default="map"
-        ),
-    ] = None,
-    into: Annotated[
-        Path | None, typer.Option(metavar="MAP", help="Add the photos to this map.")
-    ] = None,
-    pairs: Annotated[
-        str,
-        typer.Option(
-            metavar="METHOD|FILE",
-            help="auto (all pairs of up to 50 photos, retrieval for more), exhaustive, "
-            "sequential (video), retrieval, gps, covisibility, or a text file with two names per "
-            "line.",
-        ),
-    ] = "auto",
+    output: Path | None = None,
+    into: Path | None = None,
+    pairs: str = "auto",
     pairing: options.Pairing,
-    poses: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="COLMAP model with known cameras and poses: only triangulate points.",
-        ),
-    ] = None,
-    masks: options.Masks = None,
-    matcher: options.Matcher = "nearest",
+    poses: Path | None = None,
+    masks: Path | None = None,
+    matcher: str = "nearest",
     mapper: options.Mapper = "incremental",
-    refine: Annotated[
-        bool,
-        typer.Option(
-            "--refine", help="Align the patches around matched keypoints, and move the keypoints."
-        ),
-    ] = False,
-    camera_model: Annotated[
-        str, typer.Option(metavar="MODEL", help="COLMAP's camera model.")
-    ] = "SIMPLE_RADIAL",
+    refine: bool = False,
+    camera_model: str = "SIMPLE_RADIAL",
     camera_mode: options.CameraMode = "auto",
-    camera_params: Annotated[
-        str | None,
-        typer.Option(
-            metavar="F,CX,CY,...",
-            help="Known parameters of the camera model.",
-            show_default="from EXIF",
-        ),
-    ] = None,
-    known_distance: Annotated[
-        tuple[str, str, float] | None,
-        typer.Option(
-            metavar="A B METRES",
-            help="Distance of the cameras of the photos A and B in metres, which sets the scale.",
-            show_default="from GPS in EXIF",
-        ),
-    ] = None,
-    seed: options.Seed = 0,
+    camera_params: str | None = None,
+    known_distance: tuple[str, str, float] | None = None,
+    seed: int = 0,
     extraction: options.Extraction,
     printing: options.Printing,
 ) -> None:
@@ -81,12 +39,25 @@ def reconstruct(
 
     `d2net reconstruct PHOTOS --output MAP` makes a map. A run that was stopped continues when the
     same command is started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
+
+    Options:
+        photos PHOTOS: Folder of photos.
+        output MAP: Folder of the map. Default: map.
+        into MAP: Add the photos to this map.
+        pairs METHOD|FILE: auto (all pairs of up to 50 photos, retrieval for more), exhaustive,
+            sequential (video), retrieval, gps, covisibility, or a text file with two names per
+            line.
+        poses DIR: COLMAP model with known cameras and poses: only triangulate points.
+        refine: Align the patches around matched keypoints, and move the keypoints.
+        camera_model MODEL: COLMAP's camera model.
+        camera_params F,CX,CY,...: Known parameters of the camera model. Default: from EXIF.
+        known_distance A B METRES: Distance of the cameras of the photos A and B in metres, which
+            sets the scale. Default: from GPS in EXIF.
     """
     if into is not None and (output or poses or known_distance or pairs != "auto"):
         raise InputError(
             "--into adds photos to a map: leave out --output, --pairs, --poses and --known-distance"
         )
-    params = camera_params and options.numbers("--camera-params", camera_params, float)
     pair_file = Path(pairs) if Path(pairs).is_file() else None
     choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
     folder = into or output or Path("map")
@@ -103,7 +74,7 @@ def reconstruct(
         "mapper": mapper,
         "camera_model": camera_model,
         "camera_mode": camera_mode,
-        "camera_params": params or None,
+        "camera_params": _numbers(camera_params) if camera_params else None,
         "refine": refine,
         "seed": seed,
     }
@@ -127,3 +98,12 @@ def reconstruct(
     printing.result({**summary.to_dict(), "map": str(folder)}, *lines)
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise InputError(
+            f"--camera-params takes numbers separated by commas, not {text!r}"
+        ) from None

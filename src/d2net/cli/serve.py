@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from d2net.cli import console, options
+from d2net.errors import MissingPackageError
 
 
 def serve(
     *,
-    map_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--map", metavar="MAP", help="A map by d2net reconstruct, to localize photos in."
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Address to listen at; 0.0.0.0 lets every machine of the network in.",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", help="Port to listen at; 0 takes a free one.")
-    ] = 8000,
-    weights: options.Weights = "default",
-    device: options.Device = "auto",
+    map_: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    weights: str = "default",
+    device: str = "auto",
     printing: options.Printing,
 ) -> None:
     """Serve a web page on which to match two photos, or to localize a photo in a map.
 
     Photos are kept in memory while the page shows them, and are not stored. Stop it with Ctrl-C.
-    """
-    from d2net.errors import MissingPackageError
 
+    Options:
+        map_ MAP: A map by d2net reconstruct, to localize photos in.
+        host ADDRESS: Address to listen at; 0.0.0.0 lets every machine of the network in.
+        port N: Port to listen at; 0 takes a free one.
+    """
     try:
         from d2net.serving.run import serve as run
     except ModuleNotFoundError as error:
@@ -54,6 +42,6 @@ def serve(
         console.out.file.flush()
 
     try:
-        run(model, map_folder=map_folder, host=host, port=port, ready=ready)
+        run(model, map_folder=map_, host=host, port=port, ready=ready)
     except KeyboardInterrupt:
         return  # the documented way to stop

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from d2net.cli import options
 from d2net.cli.outputs import check_output
@@ -13,15 +10,18 @@ from d2net.text import count
 
 
 def show(
+    photo: Path,
     *,
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photo.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The picture, png or jpg.")
-    ] = Path("keypoints.png"),
+    output: Path = Path("keypoints.png"),
     printing: options.Printing,
     extraction: options.Extraction,
 ) -> None:
-    """Draw keypoints, their scales and the score map on a photo."""
+    """Draw keypoints, their scales and the score map on a photo.
+
+    Options:
+        photo PHOTO: A photo.
+        output FILE: The picture, png or jpg.
+    """
     check_output(output, photo)
     model = extraction.model(printing)
 
@@ -29,13 +29,9 @@ def show(
 
     picture_path(output)
     features, scores = model.extract(photo), model.score_map(photo)
-    plot_keypoints(
-        photo,
-        features,
-        score_map=scores if scores.numel() else None,
-        upright=model.settings.upright,
-        output=output,
-    )
+    score_map = scores if scores.numel() else None
+    upright = model.settings.upright
+    plot_keypoints(photo, features, score_map=score_map, upright=upright, output=output)
     width, height = features.image_size
     printing.result(
         {

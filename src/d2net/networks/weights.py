@@ -182,7 +182,7 @@ def download_weights(name: str, progress: Progress = no_progress) -> Path:
 
     Args:
         name: of the catalogue.
-        progress: called with the bytes so far.
+        progress: called with the megabytes so far.
 
     Returns:
         The path of the file.
@@ -207,7 +207,7 @@ def download_weights(name: str, progress: Progress = no_progress) -> Path:
                 total = int(response.headers.get("Content-Length") or 0)
                 while piece := response.read(1 << 18):
                     file.write(piece)
-                    progress("downloading", file.tell(), total or None)
+                    progress("downloading (MB)", file.tell() // 10**6, total // 10**6 or None)
                 if file.tell() < total:
                     raise OSError(f"it stopped after {file.tell():,} of {total:,} bytes")  # noqa: TRY301
         except (OSError, http.client.HTTPException) as error:
