@@ -84,7 +84,7 @@ paths = st.lists(names.filter(lambda part: part not in (".", "..")), min_size=1,
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sets(paths, min_size=1, max_size=4), st.integers(0, 5), st.integers(1, 9))
 def test_any_name_that_a_photo_can_have(tmp_path_factory, chosen, n, dimension):
     folders = {name[:i] for name in chosen for i, c in enumerate(name) if c == "/"}
@@ -96,7 +96,7 @@ def test_any_name_that_a_photo_can_have(tmp_path_factory, chosen, n, dimension):
             assert_same_features(file[name], features)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(paths, min_size=2, max_size=2, unique=True), st.integers(0, 5), st.integers(0, 5))
 def test_any_pair_of_names(tmp_path_factory, pair, k, extra):
     path = tmp_path_factory.mktemp("names") / "matches.h5"
@@ -339,7 +339,7 @@ def test_files_that_are_not_features(path, tmp_path):
     for wrong in ["{", "[1]", np.zeros(3)]:
         with h5py.File(path, "w") as file:
             file.attrs["d2net"] = wrong
-        with pytest.raises(FormatError, match="attribute 'd2net'"):
+        with pytest.raises(FormatError, match="damaged"):
             FeatureFile(path)
 
 
@@ -359,7 +359,7 @@ def test_damaged_files_give_one_of_our_errors_or_features(path):
     whole = path.read_bytes()
     chance = random.Random(0)
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(whole)
         if chance.random() < 0.3:
             del damaged[chance.randrange(len(damaged)) :]
@@ -373,7 +373,7 @@ def test_damaged_files_give_one_of_our_errors_or_features(path):
                     assert len(file[name]) >= 0
         except (FormatError, InputError):
             refused += 1
-    assert refused > 50
+    assert refused > 20
 
 
 # Matches

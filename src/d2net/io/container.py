@@ -7,27 +7,31 @@ produces the same file as an undisturbed one.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from d2net.errors import D2NetError, FormatError, InputError
+from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.io.arrays import Array
-from d2net.io.resume import Settings
+from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.resume import Settings, as_settings, check_settings
 
-SETTINGS = "d2net"
-"""The file's attribute with the settings as JSON."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 INPUTS = "inputs"
 """An entry's attribute with the fingerprint of the inputs that the entry was made from."""
 
+_SETTINGS = "d2net"  # the file's attribute with the settings as JSON
 _VERSION = ("v110", "v110")
 _H5_ERRORS = (
     OSError,
@@ -40,9 +44,7 @@ _H5_ERRORS = (
     MemoryError,
 )
 
-_Self = TypeVar("_Self", bound="Container")
-
-Attributes = dict[str, dict[str, str | float]]
+Attributes = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Record:
     """One entry: arrays by name, and attributes by array ("" for those of the entry itself)."""
 
     arrays: dict[str, Array]
-    attributes: Attributes = field(default_factory=dict)
+    attributes: dict[str, Attributes] = field(default_factory=dict)
 
 
 def check_name(name: str) -> str:
@@ -68,14 +70,6 @@ def check_name(name: str) -> str:
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
         raise InputError(f"{name!r} cannot name a photo: it is not valid Unicode; rename the file.")
     return name
-
-
-def folders_of(name: str) -> Iterator[str]:
-    """The folders of a name: a and a/b for a/b/c.jpg."""
-    position = name.find("/")
-    while position >= 0:
-        yield name[:position]
-        position = name.find("/", position + 1)
 
 
 class NoSuchEntryError(InputError, KeyError):
@@ -119,12 +113,14 @@ class Container:
             ) from error
         self._names: tuple[str, ...] | None = None
         try:
-            self.settings = self._read_settings()
+            with self._damage():
+                text = _read_attributes(self._file).get(_SETTINGS)
+                self.settings: Settings | None = None if text is None else dict(json.loads(text))
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,7 +155,7 @@ class Container:
             return False
         with self._damage():
             group = self._file.get(name)
-            return isinstance(group, h5py.Group) and _has(group, self.marker)
+            return isinstance(group, h5py.Group) and self.marker in group
 
     def read_record(self, name: str) -> Record:
         """The datasets and attributes of the entry `name`, unchecked.
@@ -168,17 +164,9 @@ class Container:
             FormatError: the entry is damaged, or contains something other than arrays.
         """
         with self._damage(name):
-            group = self._file[name]
-            arrays, attributes = {}, {"": _read_attributes(group)}
-            for key, dataset in group.items():
-                array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
-                if not isinstance(array, np.ndarray):
-                    raise FormatError(f"{self.path}: {key!r} of {name!r} is not an array.")
-                arrays[key] = array
-                attributes[key] = _read_attributes(dataset)
-        return Record(arrays, attributes)
+            return _read_record(self._file[name])
 
-    def read_attributes(self, name: str) -> dict[str, Any]:
+    def read_attributes(self, name: str) -> Attributes:
         """The attributes of the entry `name` itself.
 
         Raises:
@@ -190,24 +178,10 @@ class Container:
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
             if isinstance(child, h5py.Group):
-                name = prefix + key
-                if _has(child, self.marker):
-                    yield name
+                if self.marker in child:
+                    yield prefix + key
                 else:
-                    yield from self._walk(child, name + "/")
-
-    def _read_settings(self) -> Settings | None:
-        with self._damage():
-            text = _decoded(self._file.attrs.get(SETTINGS))
-        if text is None:
-            return None
-        try:
-            settings = json.loads(text) if isinstance(text, str) else text
-        except ValueError as error:
-            raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not JSON.") from error
-        if not isinstance(settings, dict):
-            raise FormatError(f"{self.path}: the attribute {SETTINGS!r} is not a JSON object.")
-        return settings
+                    yield from self._walk(child, f"{prefix}{key}/")
 
     @contextmanager
     def _damage(self, name: str | None = None) -> Iterator[None]:
@@ -221,6 +195,151 @@ class Container:
             reason = str(error).partition("\n")[0]  # HDF5's messages can have many lines
             raise FormatError(
                 f"{self.path} is damaged{where} ({reason}); make it again."
+            ) from error
+
+
+class EntryWriter:
+    """Writes the entries of a long run; a kill, a full disk or a second process does no harm.
+
+    Use it as a context manager. Finished entries go to `path`.partial, a SQLite database. At the
+    end of the block they and the entries that `path` has already are written to a new file, which
+    replaces `path`; for a moment the disk must hold everything twice. After an error or a kill,
+    `path` is as before, and the next run with the same settings continues where this one stopped.
+    """
+
+    reader: type[Container]
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        """Prepare to write; no file is touched before the `with` block.
+
+        Args:
+            path: the HDF5 file; its folder must exist.
+            settings: how the entries are made, of types that JSON can express. They are stored in
+                the file, and entries with different settings are never mixed.
+
+        Raises:
+            InputError: `settings` cannot be stored as JSON.
+        """
+        self.path = Path(path)
+        self.settings = as_settings(settings)
+        self._stack = ExitStack()
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._database: sqlite3.Connection | None = None
+        self._existing: Container | None = None
+        self._unfinished: set[str] = set()  # entries that only the database has
+        self._entries: dict[str, Attributes] = {}  # the attributes of all finished entries
+        self._folders: set[str] = set()
+
+    def __enter__(self) -> Self:
+        """Take the lock and read which entries are done.
+
+        Raises:
+            OutputBusyError: another process is writing this file.
+            OutputError: the file cannot be written, or was begun with other settings.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            if self.path.exists():
+                self._existing = self._open_existing(stack)
+                for name in self._existing.entries():
+                    self._note(name, self._existing.read_attributes(name))
+            with self._errors():
+                database = stack.enter_context(closing(_open_database(self._partial)))
+                rows = database.execute("SELECT name, settings, attributes FROM entries").fetchall()
+            for name, settings, attributes in rows:
+                check_settings(json.loads(settings), self.settings, self._partial)
+                self._note(name, json.loads(attributes))
+                self._unfinished.add(name)
+            self._database = database
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        with self._stack:
+            database = self._opened()
+            self._database = None
+            if error is None and (self._unfinished or not self.path.exists()):
+                with replacing(self.path, lock=False) as temporary, self._errors():
+                    records = ((name, self._read(database, name)) for name in sorted(self._entries))
+                    write_container(temporary, self.settings, records)
+                    if self._existing is not None:
+                        self._existing.close()  # Windows cannot replace an open file
+            if error is None or not self._unfinished:
+                with output_errors(self._partial):
+                    database.close()
+                    for path in _files_of_database(self._partial):
+                        path.unlink(missing_ok=True)
+
+    def _open_existing(self, stack: ExitStack) -> Container:
+        try:
+            existing = stack.enter_context(self.reader(self.path))
+        except D2NetError as error:
+            raise OutputError(f"{error} Delete it or choose another output.") from error
+        if existing.settings is None:
+            raise OutputError(
+                f"{self.path} was not written by d2net, so nothing is added to it; choose another "
+                "output."
+            )
+        check_settings(existing.settings, self.settings, self.path)
+        return existing
+
+    def _note(self, name: str, attributes: Attributes) -> None:
+        """Note that an entry is finished."""
+        self._entries[name] = attributes
+        self._folders.update(_folders_of(name))
+
+    def _is_done(self, name: str, inputs: str) -> bool:
+        """Whether the entry is finished, and made from these inputs unless `inputs` is empty."""
+        return name in self._entries and inputs in ("", self._entries[name].get(INPUTS))
+
+    def _append(self, name: str, record: Record, inputs: str) -> None:
+        """Store an entry; an entry of this name that was made from other inputs is replaced."""
+        database = self._opened()
+        check_name(name)
+        if self._is_done(name, inputs):
+            raise InputError(f"{name!r} is in {self.path} already.")
+        if name in self._folders or any(folder in self._entries for folder in _folders_of(name)):
+            raise InputError(
+                f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
+                "another; rename one of them."
+            )
+        attributes = record.attributes.setdefault("", {})
+        if inputs:
+            attributes[INPUTS] = inputs
+        content = io.BytesIO()
+        with h5py.File(content, "w", libver=_VERSION) as file:
+            _write_record(file, record)
+        row = (name, json.dumps(self.settings), json.dumps(attributes), content.getbuffer())
+        with self._errors():
+            database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
+        self._note(name, attributes)
+        self._unfinished.add(name)
+
+    def _read(self, database: sqlite3.Connection, name: str) -> Record:
+        if name not in self._unfinished and self._existing is not None:
+            return self._existing.read_record(name)
+        query = "SELECT content FROM entries WHERE name = ?"
+        (content,) = database.execute(query, (name,)).fetchone()
+        with h5py.File(io.BytesIO(content)) as file:
+            return _read_record(file)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise InputError(f"the writer of {self.path} is not open; use it in a `with` block.")
+        return self._database
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutputError(
+                f"{self._partial} cannot be written: {error}; the disk is full or fails. Free some "
+                "space and run again."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise OutputError(
+                f"{self._partial} cannot be read: {error}; delete it, and run again."
             ) from error
 
 
@@ -243,10 +362,38 @@ def write_container(
     """
     # HDF5's own access to files crashes the process when the disk is full; a Python file does not.
     with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
-        _write_attributes(file, {SETTINGS: json.dumps(settings, sort_keys=True)})
+        _write_attributes(file, {_SETTINGS: json.dumps(settings, sort_keys=True)})
         _write_attributes(file, attributes or {})
         for name, record in records:
             _write_record(file.create_group(name), record)
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None)  # every statement is a transaction
+    try:
+        # With a write-ahead log, neither a kill nor a power cut damages the database. The exclusive
+        # mode spares the shared memory that the log needs otherwise and network drives lack.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS entries "
+            "(name TEXT PRIMARY KEY, settings TEXT, attributes TEXT, content BLOB)"
+        )
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _files_of_database(path: Path) -> list[Path]:
+    return [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal", "")]
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    """The folders of a name: a and a/b for a/b/c.jpg."""
+    parts = name.split("/")
+    return ("/".join(parts[:i]) for i in range(1, len(parts)))
 
 
 def _write_record(group: h5py.Group, record: Record) -> None:
@@ -254,6 +401,18 @@ def _write_record(group: h5py.Group, record: Record) -> None:
         group.create_dataset(key, data=record.arrays[key], track_times=False)
     for key, attributes in sorted(record.attributes.items()):
         _write_attributes(group[key] if key else group, attributes)
+
+
+def _read_record(group: h5py.Group) -> Record:
+    record = Record({}, {"": _read_attributes(group)})
+    for key, dataset in group.items():
+        array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
+        if not isinstance(array, np.ndarray):
+            name = group.name[1:]
+            raise FormatError(f"{group.file.filename}: {key!r} of {name!r} is not an array.")
+        record.arrays[key] = array
+        record.attributes[key] = _read_attributes(dataset)
+    return record
 
 
 def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float | Array]) -> None:
@@ -266,13 +425,6 @@ def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | floa
             target.attrs[name] = value
 
 
-def _has(group: h5py.Group, key: str) -> bool:
-    return group.get(key, getlink=True) is not None
-
-
-def _read_attributes(source: h5py.HLObject) -> dict[str, Any]:
-    return {name: _decoded(value) for name, value in source.attrs.items()}
-
-
-def _decoded(value: object) -> object:
-    return value.decode() if isinstance(value, bytes) else value
+def _read_attributes(source: h5py.HLObject) -> Attributes:
+    attributes = source.attrs.items()
+    return {name: v.decode() if isinstance(v, bytes) else v for name, v in attributes}

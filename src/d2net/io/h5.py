@@ -33,11 +33,11 @@ from d2net.io.container import (
     INPUTS,
     Attributes,
     Container,
+    EntryWriter,
     NoSuchEntryError,
     Record,
     check_name,
 )
-from d2net.io.resumable import ResumableWriter
 
 Pair = tuple[str, str]
 
@@ -50,11 +50,7 @@ class FeatureFile(Container, Mapping[str, Features]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The photos, sorted by name.
-
-        Raises:
-            FormatError: the file is damaged or contains no features.
-        """
+        """The photos, sorted by name."""
         return self.entries()
 
     def __iter__(self) -> Iterator[str]:
@@ -75,9 +71,29 @@ class FeatureFile(Container, Mapping[str, Features]):
             NoSuchEntryError: the photo is not in the file (an InputError and a KeyError).
             FormatError: its arrays do not have the layout above.
         """
-        if name not in self:
-            raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
-        return _features(self.read_record(name), f"{self.path}, photo {name!r}")
+        self._check_known(name)
+        record, where = self.read_record(name), f"{self.path}, photo {name!r}"
+        keypoints = read_floats(record.arrays, "keypoints", ("N", 2), where)
+        n = len(keypoints)
+        descriptors = read_floats(record.arrays, "descriptors", ("D", n), where)
+        uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
+        if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
+            raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
+        descriptor_id = record.attributes["descriptors"].get("descriptor_id")
+        if not isinstance(descriptor_id, str | None):
+            raise FormatError(f"{where}: the attribute 'descriptor_id' must be text.")
+        size = record.arrays.get("image_size", np.zeros(0))
+        if size.shape != (2,) or size.dtype.kind not in "iuf" or not (size >= 1).all():
+            raise FormatError(f"{where}: 'image_size' must be the photo's width and height.")
+        return Features(
+            keypoints=torch.from_numpy(keypoints).float(),
+            scores=_column(record, "scores", n, where),
+            scales=_column(record, "scales", n, where),
+            descriptors=torch.from_numpy(descriptors.T).contiguous(),
+            image_size=(int(size[0]), int(size[1])),
+            uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
+            descriptor_id=descriptor_id,
+        )
 
     def overview(self, name: str) -> tuple[int, Size, float]:
         """Number of keypoints, (width, height) and typical uncertainty in pixels of one photo.
@@ -88,8 +104,7 @@ class FeatureFile(Container, Mapping[str, Features]):
             NoSuchEntryError: the photo is not in the file.
             FormatError: its arrays do not have the layout above.
         """
-        if name not in self:
-            raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
+        self._check_known(name)
         with self._damage(name):
             group = self._file[name]
             width, height = (int(edge) for edge in group["image_size"][()])
@@ -100,9 +115,13 @@ class FeatureFile(Container, Mapping[str, Features]):
         """The fingerprint of the photo and mask that features were made from; "" if unknown."""
         return str(self.read_attributes(name).get(INPUTS, ""))
 
+    def _check_known(self, name: str) -> None:
+        if name not in self:
+            raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
 
-class FeatureWriter(ResumableWriter):
-    """Writes the features of many photos so that interrupted runs resume; see `ResumableWriter`.
+
+class FeatureWriter(EntryWriter):
+    """Writes the features of many photos so that interrupted runs resume; see `EntryWriter`.
 
     ```python
     with FeatureWriter("features.h5", settings) as writer:
@@ -116,7 +135,7 @@ class FeatureWriter(ResumableWriter):
 
     def done(self) -> Set[str]:
         """The photos that this run or an earlier one has finished."""
-        return self._names
+        return self._entries.keys()
 
     def is_done(self, name: str, inputs: str = "") -> bool:
         """Whether a photo is finished, and from these inputs unless `inputs` is empty."""
@@ -146,7 +165,9 @@ class FeatureWriter(ResumableWriter):
             if not np.isfinite(array).all():
                 raise InputError(f"the {key} of {name!r} contain NaN or infinity.")
         arrays["image_size"] = np.array(features.image_size, dtype=np.int64)
-        attributes: Attributes = {"keypoints": {"uncertainty": typical_uncertainty(features)}}
+        attributes: dict[str, Attributes] = {
+            "keypoints": {"uncertainty": typical_uncertainty(features)}
+        }
         if features.descriptor_id is not None:
             attributes["descriptors"] = {"descriptor_id": features.descriptor_id}
         self._append(name, Record(arrays, attributes), inputs)
@@ -267,8 +288,8 @@ class MatchFile(Container):
         return pair[0], pair[1]
 
 
-class MatchWriter(ResumableWriter):
-    """Writes the matches of many pairs so that interrupted runs resume; see `ResumableWriter`."""
+class MatchWriter(EntryWriter):
+    """Writes the matches of many pairs so that interrupted runs resume; see `EntryWriter`."""
 
     reader = MatchFile
 
@@ -321,18 +342,14 @@ class MatchWriter(ResumableWriter):
         scores = np.zeros(num_keypoints, dtype=np.float32)
         scores[rows] = as_numpy(kept.scores)
         arrays = {"matches0": matches0, "matching_scores0": scores}
-        attributes: dict[str, str | float] = {"name0": first, "name1": second}
+        attributes: Attributes = {"name0": first, "name1": second}
         if kept.confidence is not None:
             attributes["scores"] = "confidence"
         self._append(group_name(*pair), Record(arrays, {"": attributes}), inputs)
-        self._pairs.add(pair)
 
-    def _read_done(self, existing: Container | None, unfinished: Mapping[str, Attributes]) -> None:
-        super()._read_done(existing, unfinished)
-        if isinstance(existing, MatchFile):
-            self._pairs.update(existing.pairs)
-        for attributes in unfinished.values():
-            self._pairs.add((str(attributes[""]["name0"]), str(attributes[""]["name1"])))
+    def _note(self, name: str, attributes: Attributes) -> None:
+        super()._note(name, attributes)
+        self._pairs.add((str(attributes["name0"]), str(attributes["name1"])))
 
 
 def typical_uncertainty(features: Features) -> float:
@@ -357,36 +374,8 @@ def _split(entry: str) -> Iterator[Pair]:
             yield entry[:position], entry[position + 1 :]
 
 
-def _features(record: Record, where: str) -> Features:
-    keypoints = read_floats(record.arrays, "keypoints", ("N", 2), where)
-    n = len(keypoints)
-    descriptors = read_floats(record.arrays, "descriptors", ("D", n), where)
-    uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
-    if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
-        raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
-    descriptor_id = record.attributes["descriptors"].get("descriptor_id")
-    if descriptor_id is not None and not isinstance(descriptor_id, str):
-        raise FormatError(f"{where}: the attribute 'descriptor_id' must be text.")
-    return Features(
-        keypoints=torch.from_numpy(keypoints).float(),
-        scores=_column(record, "scores", n, where),
-        scales=_column(record, "scales", n, where),
-        descriptors=torch.from_numpy(descriptors.T).contiguous(),
-        image_size=_image_size(record, where),
-        uncertainty=_column(record, "uncertainty", n, where, float(uncertainty)),
-        descriptor_id=descriptor_id,
-    )
-
-
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
     """The N numbers of an array as float32; all are `missing` if the file lacks the array."""
     if key not in record.arrays:
         return torch.full((n,), missing)
     return torch.from_numpy(read_floats(record.arrays, key, (n,), where)).float()
-
-
-def _image_size(record: Record, where: str) -> tuple[int, int]:
-    size = record.arrays.get("image_size")
-    if size is None or size.shape != (2,) or size.dtype.kind not in "iuf" or not (size >= 1).all():
-        raise FormatError(f"{where}: 'image_size' must be the photo's width and height.")
-    return int(size[0]), int(size[1])
