@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycolmap
-from PIL import Image
-
-from d2net.mapping.cloud import read_cloud
-from d2net.mapping.report import write_report
-from d2net.mapping.summary import summarise
-
-TAN_HALF_FOV = np.array([0.25, 0.1875])
 
 
 def synthetic(points: int = 200, frames: int = 6, noise: float = 0.0) -> pycolmap.Reconstruction:
@@ -75,29 +66,3 @@ def drawn(text: str) -> dict[str, Any]:
     assert found
     data: dict[str, Any] = json.loads(found[1])
     return data
-
-
-def decoded(data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the world, and looks (red, green, blue, size), as the shader computes them."""
-    packed = np.frombuffer(base64.b64decode(data["positions"]), "<u2").reshape(-1, 3)
-    looks = np.frombuffer(base64.b64decode(data["looks"]), np.uint8).reshape(-1, 4)
-    return np.array(data["offset"]) + np.array(data["span"]) * packed / 65535, looks
-
-
-def page(
-    made: pycolmap.Reconstruction, folder: Path, photos: Path | None = None, **known: Any
-) -> str:
-    """The text of the page in the map's report, written into a folder."""
-    cloud = read_cloud(made)
-    write_report(cloud, folder, summarise(cloud, **known), [photos] if photos else [])
-    return (folder / "map.html").read_text(encoding="utf-8")
-
-
-def paint(folder: Path, names: list[str]) -> None:
-    """Photos that are red on the left and green on the right."""
-    folder.mkdir(exist_ok=True)
-    pixels = np.zeros((480, 640, 3), np.uint8)
-    pixels[:, :320, 0] = 200
-    pixels[:, 320:, 1] = 200
-    for name in names:
-        Image.fromarray(pixels).save(folder / name)

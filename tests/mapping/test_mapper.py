@@ -63,7 +63,8 @@ def test_it_starts_again_while_photos_are_missing(
         return {i: Model(photos, 100) for i, photos in enumerate(found[len(used) - 1])}
 
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
-    monkeypatch.setattr(mapper, "_num_connected", lambda _: connected)
+    chain = [(str(i), str(i + 1), None) for i in range(connected - 1)]
+    monkeypatch.setattr(mapper, "verified_pairs", lambda _: chain)
     models = run_mapper(
         tmp_path / "database.db", tmp_path, Thresholds(4, 1), MappingSettings(seed=7)
     )

@@ -147,22 +147,16 @@ def test_other_settings_of_the_mapping_make_a_new_model(made: Path, tmp_path: Pa
     assert next(iter(model.cameras.values())).model_name == "SIMPLE_PINHOLE"
 
 
-def _map_until_killed(
-    photos: Path, output: Path, stage: str, refine: bool = False, time: int = 1
-) -> None:
-    """Killed at the first call of the progress in a stage, or at a later one."""
-
+def _map_until_killed(photos: Path, output: Path, stage: str, refine: bool = False) -> None:
     def progress(now: str, done: int, total: int | None) -> None:
-        nonlocal time
-        time -= now.partition(":")[0] == stage
-        if time == 0:
+        if now.partition(":")[0] == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
     features = ROUGH if refine else None
     reconstruct(photos, output, model=network(features), refine=refine, progress=progress)
 
 
-@pytest.mark.parametrize("stage", ["matching", "verifying", "mapping", "writing the report"])
+@pytest.mark.parametrize("stage", ["matching", "mapping", "writing the report"])
 def test_a_killed_run_goes_on_at_its_stage(
     made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
 ) -> None:
@@ -212,20 +206,11 @@ def test_adjusted_keypoints_are_those_of_the_map_and_features_stay(drawn: Path) 
     assert report["seconds"]["adjustment"] > 0
 
 
-@pytest.mark.parametrize(
-    ("stage", "time"),
-    [("adjusting", 3), ("verifying", 2), ("mapping", 1)],
-    ids=["while measuring", "before verifying again", "while mapping"],
-)
 def test_a_killed_run_with_adjustment_goes_on(
-    drawn: Path,
-    tmp_path: Path,
-    stage: str,
-    time: int,
-    processes: multiprocessing.context.ForkServerContext,
+    drawn: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
 ) -> None:
     process = processes.Process(
-        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", stage, True, time)
+        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", "mapping", True)
     )
     process.start()
     process.join(120)
@@ -234,34 +219,6 @@ def test_a_killed_run_with_adjustment_goes_on(
     for name in ("adjusted.h5", "sparse/0/images.bin", "sparse/0/points3D.bin"):
         first, second = (root / "map" / name for root in (drawn, tmp_path))
         assert first.read_bytes() == second.read_bytes()
-
-
-def test_a_map_without_adjustment_after_one_with_it(drawn: Path, tmp_path: Path) -> None:
-    """Each is as if it had been made alone; nothing is measured twice."""
-    shutil.copytree(drawn / "map", tmp_path / "map")
-    for refine in (False, True):
-        reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), refine=refine)
-        same = (tmp_path / "map" / "sparse/0/images.bin").read_bytes() == (
-            drawn / "map" / "sparse/0/images.bin"
-        ).read_bytes()
-        assert same == refine
-
-
-def test_known_poses_are_triangulated_from_adjusted_keypoints(drawn: Path, tmp_path: Path) -> None:
-    (tmp_path / "poses").mkdir()
-    true_model().write_text(tmp_path / "poses")
-    summaries = [
-        reconstruct(
-            drawn / "photos",
-            tmp_path / f"map{refine}",
-            model=network(ROUGH),
-            poses=tmp_path / "poses",
-            refine=refine,
-        )
-        for refine in (False, True)
-    ]
-    before, after = (summary.mean_error or 0 for summary in summaries)
-    assert 0 < after < before / 2
 
 
 def test_photos_are_added_to_an_adjusted_map(drawn: Path, tmp_path: Path) -> None:
@@ -384,7 +341,7 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
         made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses"
     )
     model = model_of(tmp_path / "map")
-    assert summary.num_points > 100
+    assert summary.points > 100
     for image in model.images.values():
         true = POSES[int(image.name[5:7])].matrix()
         np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
@@ -434,9 +391,7 @@ def _add_until_killed(into: Path, photos: Path, stage: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "stage", ["extracting", "matching", "verifying", "mapping", "writing the report"]
-)
+@pytest.mark.parametrize("stage", ["matching", "verifying", "writing the report"])
 def test_an_addition_that_was_killed_goes_on(
     made: Path, tmp_path: Path, stage: str, processes: multiprocessing.context.ForkServerContext
 ) -> None:

@@ -24,10 +24,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A map whose camera has a distorted lens, and its exported scene."""
     root = map_of_truth(tmp_path_factory.mktemp("export"))
     folder = MapFolder(root / "map")
-    model = folder.read_reconstruction()
+    model = folder.read_models()[0][0]
     for camera in model.cameras.values():
         camera.params = [*camera.params[:3], 0.1]
-    folder.save_reconstructions([model])
+    folder.save_models([model])
     export_scene(root / "map", root / "scene")
     return root
 
@@ -56,7 +56,7 @@ def test_nerfstudio_and_colmap_project_a_point_to_the_same_pixel(root: Path) -> 
 
 
 def test_keypoints_and_errors_stay_those_of_the_map(root: Path) -> None:
-    before = MapFolder(root / "map").read_reconstruction()
+    before = MapFolder(root / "map").read_models()[0][0]
     after = pycolmap.Reconstruction(root / "scene" / "sparse" / "0")
     assert {camera.model_name for camera in after.cameras.values()} == {"PINHOLE"}
     assert after.num_points3D() == before.num_points3D() > 100

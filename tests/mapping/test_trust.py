@@ -19,8 +19,8 @@ def lens(*params: float) -> pycolmap.Camera:
 @pytest.mark.parametrize(
     ("camera", "fault"),
     [
-        (lens(9_981_934, 320, 240, -1.9e7), "field of view"),
-        (lens(20, 320, 240, 0), "field of view"),
+        (lens(9_981_934, 320, 240, -1.9e7), "focal length"),
+        (lens(20, 320, 240, 0), "focal length"),
         (lens(768, 320, 240, -3.0), "folds"),
         (lens(-768, 320, 240, 0), "focal length"),
         (lens(768, 320, 240, -0.2), None),
@@ -41,12 +41,12 @@ def test_photos_with_impossible_cameras_or_without_points_are_removed() -> None:
     for row in range(len(empty.points2D)):
         if empty.points2D[row].has_point3D():
             made.delete_observation(empty.image_id, row)
-    kept, removed = remove_impossible_photos([made], 3)
+    kept, removed = remove_impossible_photos([made])
     assert list(removed) == [empty.name]
     assert made.num_reg_images() == 5
     other.params = [1e7, *other.params[1:]]
     made.cameras[bad.camera_id].params = other.params
-    kept, removed = remove_impossible_photos([made], 3)
+    kept, removed = remove_impossible_photos([made])
     assert not kept
     assert set(removed) == {bad.name, *(image.name for image in good)}
 

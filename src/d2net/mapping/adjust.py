@@ -6,14 +6,13 @@ A keypoint has one position for all its matches. So the fits of all matched patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from d2net.features import Features
 from d2net.io.images import ImageLike
@@ -38,22 +37,13 @@ def adjust(
     upright: bool = True,
     progress: Progress = no_progress,
 ) -> dict[str, Features]:
-    """Move the keypoints of many photos so that the patches around matched ones fit.
+    """Move the keypoints of a database's photos so that the patches around verified matches fit.
 
-    Args:
-        database: COLMAP's, with verified matches.
-        features: of its photos.
-        photo: returns a photo by its name.
-        upright: the setting with which the features were extracted.
-        progress: called after each pair.
+    `photo` returns a photo by its name; `upright` is the setting of the features.
 
     Returns:
         All features without descriptors. Keypoints on which matches agree are moved, and their
         uncertainty is that between photos.
-
-    Raises:
-        InputError: a photo and its features differ in size.
-        ImageError: a photo cannot be read.
     """
     adjusted = {
         name: replace(
@@ -61,9 +51,15 @@ def adjust(
         ).to("cpu")
         for name in features
     }
-    offsets = np.cumsum([0, *map(len, adjusted.values())]).tolist()
-    first_row = dict(zip(adjusted, offsets, strict=False))
-    pairs = _in_blocks(database, list(adjusted))
+    counts = [len(f) for f in adjusted.values()]
+    first_row = dict(zip(adjusted, np.cumsum([0, *counts]).tolist(), strict=False))
+    blocks = {name: number // _BLOCK for number, name in enumerate(adjusted)}
+    pairs = [
+        (first, second, torch.from_numpy(geometry.inlier_matches.astype(np.int64)))
+        for first, second, geometry in verified_pairs(database)
+        if len(geometry.inlier_matches) >= MIN_MATCHES
+    ]
+    pairs.sort(key=lambda pair: (blocks[pair[0]], blocks[pair[1]], *pair[:2]))
 
     @lru_cache(maxsize=2 * _BLOCK)
     def grey(name: str) -> GreyPhoto:
@@ -87,37 +83,18 @@ def adjust(
             )
             done += 1
             progress(f"adjusting: {first}  {second}", done, total)
-        adjusted = _moved(adjusted, shifts)
+        deviations = torch.cat([f.uncertainty for f in adjusted.values()]).double().numpy()
+        moves, agree = (torch.from_numpy(part) for part in adjust_keypoints(shifts, deviations))
+        adjusted = {
+            name: lower_uncertainty(replace(f, keypoints=f.keypoints + move.float()), rows)
+            for (name, f), move, rows in zip(
+                adjusted.items(),
+                torch.split(moves, counts),
+                torch.split(agree, counts),
+                strict=True,
+            )
+        }
     return adjusted
-
-
-def _in_blocks(database: Path, names: Sequence[str]) -> list[tuple[str, str, Tensor]]:
-    """Pairs with enough verified matches (K x 2 rows), in an order that changes few photos."""
-    numbers = {name: number for number, name in enumerate(names)}
-
-    def order(pair: tuple[str, str, Tensor]) -> tuple[int, int, int, int]:
-        a, b = numbers[pair[0]], numbers[pair[1]]
-        return a // _BLOCK, b // _BLOCK, a, b
-
-    pairs = [
-        (first, second, torch.from_numpy(geometry.inlier_matches.astype(np.int64)))
-        for first, second, geometry in verified_pairs(database)
-        if len(geometry.inlier_matches) >= MIN_MATCHES
-    ]
-    return sorted(pairs, key=order)
-
-
-def _moved(features: Mapping[str, Features], shifts: Sequence[MatchShifts]) -> dict[str, Features]:
-    """The features with adjusted keypoints, which are numbered in the order of the features."""
-    deviations = torch.cat([f.uncertainty for f in features.values()]).double().numpy()
-    moves, agree = (torch.from_numpy(part) for part in adjust_keypoints(shifts, deviations))
-    counts = [len(f) for f in features.values()]
-    return {
-        name: lower_uncertainty(replace(f, keypoints=f.keypoints + move.float()), rows)
-        for (name, f), move, rows in zip(
-            features.items(), torch.split(moves, counts), torch.split(agree, counts), strict=True
-        )
-    }
 
 
 def adjusted_uncertainty(before: Features, after: Features) -> float:

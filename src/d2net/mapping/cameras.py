@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+
+import pycolmap
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
 from d2net.io.colmap_database import guessed_camera
 from d2net.io.exif import camera_name
-from d2net.mapping.settings import CameraMode, MappingSettings
-
-if TYPE_CHECKING:
-    import pycolmap
+from d2net.mapping.settings import MappingSettings
 
 
 def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
@@ -24,47 +22,47 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
         size: (width, height) of the photo as its features were extracted, which may be turned.
             COLMAP itself does not turn photos.
         model: COLMAP's name of the camera model.
-
-    Raises:
-        InputError: COLMAP has no such model.
     """
-    import pycolmap
-
     if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
         raise InputError(
             f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"
         )
-    focal_length = None
     if path is not None:
         try:
             inferred = pycolmap.infer_camera_from_image(path)
         except (RuntimeError, ValueError):  # COLMAP reads fewer file formats than Pillow
             return guessed_camera(size, model)
         if inferred.has_prior_focal_length and {inferred.width, inferred.height} == set(size):
-            focal_length = inferred.mean_focal_length()
-    return guessed_camera(size, model, focal_length)
+            return guessed_camera(size, model, inferred.mean_focal_length())
+    return guessed_camera(size, model)
 
 
 def assign_cameras(
     photos: Iterable[tuple[str, Path, Size]], settings: MappingSettings
 ) -> dict[str, pycolmap.Camera]:
-    """A camera for each photo; photos that share a camera get the same object.
-
-    Args:
-        photos: name, file and (width, height) of each.
-        settings: the camera model, which photos share a camera, and known parameters.
-
-    Raises:
-        InputError: the camera model is unknown or has another number of parameters, or photos of
-            different sizes would share a camera.
-    """
+    """A camera for each photo (name, file, size); photos that share one get the same object."""
     cameras: dict[str, pycolmap.Camera] = {}
-    shared: dict[tuple[object, ...], str] = {}
+    shared: dict[object, str] = {}
     for name, path, size in photos:
-        first = shared.setdefault(_key(name, path, size, settings.camera_mode), name)
+        key: object = name  # photos with the same key share a camera
+        if settings.camera_mode == "single":
+            key = None
+        elif settings.camera_mode == "per-folder":
+            key = PurePosixPath(name).parent
+        elif settings.camera_mode == "auto" and (exif := camera_name(path)) is not None:
+            key = exif, size
+        first = shared.setdefault(key, name)
         if first == name:
-            cameras[name] = photo_camera(path, size, settings.camera_model)
-            _set_params(cameras[name], settings)
+            camera = cameras[name] = photo_camera(path, size, settings.camera_model)
+            params = settings.camera_params
+            if params is not None:
+                if len(params) != len(camera.params):
+                    raise InputError(
+                        f"{camera.model_name} has {len(camera.params)} parameters "
+                        f"({camera.params_info}), not {len(params)}"
+                    )
+                camera.params = list(params)
+                camera.has_prior_focal_length = True
         camera = cameras[name] = cameras[first]
         if (camera.width, camera.height) != size:
             raise InputError(
@@ -72,26 +70,3 @@ def assign_cameras(
                 "cannot share a camera; choose camera mode auto or per-image"
             )
     return cameras
-
-
-def _key(name: str, path: Path, size: Size, mode: CameraMode) -> tuple[object, ...]:
-    """Photos with the same key share a camera."""
-    if mode == "single":
-        return ()
-    if mode == "per-folder":
-        return (PurePosixPath(name).parent,)
-    exif = camera_name(path) if mode == "auto" else None
-    return (name,) if exif is None else (exif, size)
-
-
-def _set_params(camera: pycolmap.Camera, settings: MappingSettings) -> None:
-    params = settings.camera_params
-    if params is None:
-        return
-    if len(params) != len(camera.params):
-        raise InputError(
-            f"{camera.model_name} has {len(camera.params)} parameters ({camera.params_info}), "
-            f"not {len(params)}"
-        )
-    camera.params = list(params)
-    camera.has_prior_focal_length = True

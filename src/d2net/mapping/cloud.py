@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from d2net.geometry.coordinates import Size
 
-if TYPE_CHECKING:
-    import pycolmap
-
 Array = NDArray[np.float64]
 
-_NEIGHBOURS = 5  # nearest points to a point, including the point itself
+_MAX_ERROR = 1e6  # pixels; COLMAP gives points behind a camera its largest number
 _MAX_TAN_HALF_FOV = 1.5  # over half the diagonal, for drawing; fisheye lenses have more
 
 
@@ -34,7 +29,7 @@ class PosedPhoto:
         point_rows: K, rows of the cloud's points that it observes.
         pixels: K x 2, where it observes them, in COLMAP's convention (the centre of the top-left
             pixel is (0.5, 0.5)).
-        error: mean reprojection error of these points in pixels; NaN without points.
+        error: mean reprojection error of these points in all photos, in pixels; NaN without points.
     """
 
     name: str
@@ -49,15 +44,14 @@ class PosedPhoto:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points and photos of a reconstruction, ordered by point id and by photo name.
+    """Points and registered photos of a reconstruction, ordered by point id and by photo name.
 
     Attributes:
         points: N x 3 in the world.
-        colours: N x 3 RGB as stored in the reconstruction; black where unknown.
+        colours: N x 3 RGB; black where unknown.
         track_lengths: N, number of photos that observe each point.
-        errors: N, mean reprojection error of each point in pixels; NaN where the point lies behind
-            every camera. Measured here, because stored errors may be older than the poses.
-        photos: the registered photos.
+        errors: N, mean reprojection error of each point in pixels; NaN behind a camera.
+        photos: see `PosedPhoto`.
     """
 
     points: Array
@@ -71,40 +65,27 @@ class Cloud:
         """M x 3, positions of the cameras."""
         return np.array([photo.centre for photo in self.photos]).reshape(-1, 3)
 
-    @cached_property
-    def gaps(self) -> Array:
-        """N, distance of each point to its fourth neighbour; empty if there are too few points."""
-        if len(self.points) < _NEIGHBOURS:
-            return np.zeros(0)
-        distances = np.asarray(cKDTree(self.points).query(self.points, _NEIGHBOURS)[0])
-        return distances[:, -1]
-
 
 def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:
-    """Read the points and the registered photos of a reconstruction, which is not changed."""
+    """Read the points and the registered photos of a reconstruction."""
+    reconstruction.update_point_3d_errors()  # stored errors may be older than the poses
     points3D = sorted(reconstruction.points3D.items())
     rows = {point_id: row for row, (point_id, _) in enumerate(points3D)}
-    points = np.array([point.xyz for _, point in points3D], np.float64).reshape(-1, 3)
-    sums, counts = np.zeros(len(points)), np.zeros(len(points))
+    errors = np.array([point.error for _, point in points3D], np.float64)
+    errors[~(errors < _MAX_ERROR)] = np.nan
     photos = []
     posed = [image for image in reconstruction.images.values() if image.has_pose]
     for image in sorted(posed, key=lambda image: image.name):
         observed = image.get_observation_points2D()
         seen = np.array([rows[point.point3D_id] for point in observed], np.int64)
         pixels = np.array([point.xy for point in observed], np.float64).reshape(-1, 2)
-        camera, cam_from_world = reconstruction.cameras[image.camera_id], image.cam_from_world()
-        pose = cam_from_world.matrix()
-        projected = camera.img_from_cam(points[seen] @ pose[:, :3].T + pose[:, 3])
-        errors = np.linalg.norm(projected - pixels, axis=1)
-        finite = np.isfinite(errors)
-        np.add.at(sums, seen[finite], errors[finite])
-        np.add.at(counts, seen[finite], 1)
-        photos.append(posed_photo(image.name, camera, cam_from_world, seen, pixels, mean(errors)))
+        camera, pose = reconstruction.cameras[image.camera_id], image.cam_from_world()
+        photos.append(posed_photo(image.name, camera, pose, seen, pixels, mean(errors[seen])))
     return Cloud(
-        points,
+        np.array([point.xyz for _, point in points3D], np.float64).reshape(-1, 3),
         np.array([point.color for _, point in points3D], np.uint8).reshape(-1, 3),
         np.array([point.track.length() for _, point in points3D], np.int64),
-        np.divide(sums, counts, out=np.full(len(points), np.nan), where=counts > 0),
+        errors,
         tuple(photos),
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pycolmap
 
 from d2net.errors import InputError
 from d2net.io.atomic import locked, new_folder, output_errors
@@ -17,25 +18,9 @@ from d2net.io.image_lists import find_photo
 from d2net.io.resume import WorkRecord
 from d2net.mapping.georeference import Georeference
 
-if TYPE_CHECKING:
-    import pycolmap
-
 
 class MapFolder:
-    """The files of a map.
-
-    Attributes:
-        features: `features.h5`, hloc's layout.
-        matches: `matches.h5`, hloc's layout, before verification.
-        pairs: `pairs.txt`, the matched pairs.
-        retrieval: `retrieval.h5`, global descriptors to find similar photos.
-        adjusted: `adjusted.h5`, hloc's layout without descriptors: the map's keypoints if it was
-            made with `refine`.
-        database: `database.db`, COLMAP's, verified.
-        sparse: `sparse/0`, `sparse/1`, ...: COLMAP's models, the largest first, with
-            `georeference.json` beside those whose place on the earth is known.
-        record: `map.json`, the finished stages, and the folders of the photos.
-    """
+    """The files of a map; docs/maps.md says what they hold."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,11 +45,7 @@ class MapFolder:
             folders.append(str(folder.resolve()))
 
     def photo(self, name: str) -> Path:
-        """The file of a photo.
-
-        Raises:
-            InputError: the file is missing.
-        """
+        """The file of a photo; InputError if it is missing."""
         path = find_photo(self.photo_folders, name)
         if path is None:
             folders = " or ".join(map(str, self.photo_folders)) or "any known folder"
@@ -78,11 +59,6 @@ class MapFolder:
         """The photos of the finished map, registered or not."""
         return frozenset(self.record.values.get("finished", ()))
 
-    def finish(self, names: Iterable[str]) -> None:
-        """Record that the map of these photos is finished."""
-        self.record.values["finished"] = sorted(names)
-        self.record.save()
-
     @property
     def seconds(self) -> dict[str, float]:
         """Duration of each stage, over all runs."""
@@ -91,17 +67,14 @@ class MapFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to a stage."""
+        """Add the duration of the block to that of a stage over all runs."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder in the map's folder, removed at the end, or at the next use after a kill.
-
-        The caller holds the map's lock.
-        """
+        """An empty folder in the map's folder, removed at the end or, after a kill, by the next."""
         path = self.path / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
@@ -111,42 +84,26 @@ class MapFolder:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def read_reconstructions(self) -> list[pycolmap.Reconstruction]:
-        """All models, the largest first.
-
-        Raises:
-            FormatError: one is damaged.
-        """
-        folders = sorted(self.sparse.iterdir(), key=lambda path: int(path.name))
-        return [read_model(folder) for folder in folders]
-
-    def read_reconstruction(self) -> pycolmap.Reconstruction:
-        """The largest model.
-
-        Raises:
-            InputError: the folder holds no finished map.
-            FormatError: the model is damaged.
-        """
+    def read_models(self) -> list[tuple[pycolmap.Reconstruction, Georeference | None]]:
+        """All models and their places on the earth, the largest first; InputError without any."""
         if not (self.sparse / "0").is_dir():
             raise InputError(
                 f"{self.path} is not a finished map: {self.sparse.name}/0 is missing; make a map "
                 "with d2net reconstruct PHOTOS --output MAP"
             )
-        return read_model(self.sparse / "0")
+        folders = sorted(self.sparse.iterdir(), key=lambda path: int(path.name))
+        return [(read_model(folder), Georeference.read(folder)) for folder in folders]
 
-    def save_reconstructions(
+    def save_models(
         self,
         models: Sequence[pycolmap.Reconstruction],
-        georeferences: Sequence[Georeference | None] = (),
+        places: Sequence[Georeference | None] = (),
     ) -> None:
-        """Replace the models and their places on the earth.
-
-        A kill leaves the old ones, none or the new ones.
-        """
+        """Replace the models. A kill leaves the old ones, none or the new ones."""
         with locked(self.sparse):
             shutil.rmtree(self.sparse, ignore_errors=True)
             with new_folder(self.sparse, lock=False) as sparse:
-                for number, (model, place) in enumerate(zip_longest(models, georeferences)):
+                for number, (model, place) in enumerate(zip_longest(models, places)):
                     (sparse / str(number)).mkdir()
                     model.write_binary(sparse / str(number))
                     if place is not None:

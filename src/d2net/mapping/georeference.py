@@ -1,28 +1,24 @@
 """A map's place on the earth: upright, in metres and north up where the photos have GPS positions.
 
-A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people and
-drones hold cameras level. GPS positions say the rest, with errors of metres, some of them large.
+A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people hold
+cameras level. GPS positions say the rest, with errors of metres, some of them large.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from d2net.errors import FormatError, InputError
-from d2net.geometry.alignment import estimate_similarity
 from d2net.io.exif import Position
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Array = NDArray[np.float64]
 KnownDistance = tuple[str, str, float]
@@ -54,14 +50,12 @@ class Georeference:
     """The place on the earth of a map whose axes point east, north and up, in metres.
 
     Attributes:
-        latitude: of the map's origin in degrees (WGS84), positive to the north.
-        longitude: of the origin in degrees, positive to the east.
+        latitude, longitude: of the map's origin in degrees (WGS84).
         altitude: of the origin in metres as in the photos' EXIF data; 0 if they have none.
         num_positions: number of photos with a GPS position.
-        num_agreeing: number of these whose position agrees with the map. The origin is their
+        num_agreeing: number of these whose position agrees with the map; the origin is their
             centre.
-        error: standard deviation of a GPS fix that agrees with the map, along east or north,
-            in metres.
+        error: standard deviation of their GPS positions along east or north, in metres.
         spread: root mean square horizontal distance of the agreeing photos from the origin.
     """
 
@@ -75,12 +69,8 @@ class Georeference:
 
     def position(self, point: Array) -> Position:
         """The position on the earth of a point of the map (3 numbers in metres)."""
-        import pycolmap
-
-        latitude, longitude, altitude = pycolmap.GPSTransform().enu_to_ellipsoid(
-            point[None], self.latitude, self.longitude, self.altitude
-        )[0]
-        return Position(float(latitude), float(longitude), float(altitude))
+        origin = self.latitude, self.longitude, self.altitude
+        return Position(*pycolmap.GPSTransform().enu_to_ellipsoid(point[None], *origin)[0].tolist())
 
     def deviation(self, point: Array) -> float:
         """Standard deviation in metres of the horizontal position of a point of the map.
@@ -88,10 +78,8 @@ class Georeference:
         It follows from the fit of shift, turn and scale to positions with independent errors, so it
         grows with the distance from the origin.
         """
-        distance = float(np.linalg.norm(point[:2]))
-        return self.error * float(
-            np.sqrt((2 + 2 * (distance / self.spread) ** 2) / self.num_agreeing)
-        )
+        distance = float(np.linalg.norm(point[:2])) / self.spread
+        return self.error * float(np.sqrt((2 + 2 * distance**2) / self.num_agreeing))
 
     def write(self, folder: Path) -> None:
         """Write it beside a model."""
@@ -99,11 +87,7 @@ class Georeference:
 
     @classmethod
     def read(cls, folder: Path) -> Georeference | None:
-        """Read that of a model; None if the model has none.
-
-        Raises:
-            FormatError: the file is damaged.
-        """
+        """Read that of a model; None if the model has none."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -113,47 +97,23 @@ class Georeference:
             raise FormatError(f"{path} is damaged ({error}); make the map again") from error
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """x -> scale rotation x + shift (3)."""
-
-    scale: float
-    rotation: Rotation
-    shift: Array
-
-    def apply(self, points: Array) -> Array:
-        """Move N x 3 points."""
-        return np.asarray(self.scale * self.rotation.apply(points) + self.shift)
-
-    def to_colmap(self) -> pycolmap.Sim3d:
-        """COLMAP's similarity."""
-        import pycolmap
-
-        return pycolmap.Sim3d(self.scale, pycolmap.Rotation3d(self.rotation.as_quat()), self.shift)
-
-
 def georeference(
     model: pycolmap.Reconstruction,
     positions: Mapping[str, Position],
     known_distance: KnownDistance | None = None,
 ) -> Georeference | None:
-    """Turn a model upright, and with GPS positions to metres and north up.
+    """Turn a model upright in place, and with GPS positions to metres and north up.
 
-    Args:
-        model: it is changed.
-        positions: of photos, by name; see `io.exif.gps_positions`.
-        known_distance: names of two photos and the distance of their cameras in metres, which sets
-            the scale. A model without one of the photos is aligned without it.
+    A known distance sets the scale, except for a model without one of its photos.
 
     Returns:
         The place on the earth. None if too few positions agree, or they do not tell the scale.
     """
-    import pycolmap
-
     images = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
     poses = {image.name: image.cam_from_world() for image in images}
     centres = {name: pose.inverse().translation for name, pose in poses.items()}
-    up = common_up(np.array([pose.rotation.matrix() for pose in poses.values()]))
+    rotations = np.array([pose.rotation.matrix() for pose in poses.values()])
+    up = common_up(rotations)
     upright = Rotation.align_vectors(_UP[None], up[None])[0]
     scale = None
     if known_distance is not None and {*known_distance[:2]} <= centres.keys():
@@ -162,8 +122,8 @@ def georeference(
         if distance == 0:
             raise InputError(f"{first} and {second} have one position, so they set no scale")
         scale = metres / distance
-    turn = Similarity(scale or 1.0, upright, np.zeros(3))
-    model.transform(turn.to_colmap())
+    turn = _similarity(scale or 1.0, upright, np.zeros(3))
+    model.transform(turn)
 
     names = [name for name in centres if name in positions]
     if len(names) < _MIN_POSITIONS:
@@ -174,52 +134,42 @@ def georeference(
     reference = np.median(on_earth, axis=0)
     transform = pycolmap.GPSTransform()
     targets = transform.ellipsoid_to_enu(on_earth, *reference)
-    sources = turn.apply(np.array([centres[name] for name in names]))
-    aligned = _align(sources, targets, known_scale=scale is not None)
+    sources = np.asarray(turn * np.array([centres[name] for name in names]))
+    aligned, n = None, 0
+    # A drone's cameras that look down look like a person's that look ahead: the positions decide.
+    down = Rotation.align_vectors(_UP[None], -upright.apply(rotations[:, 2].mean(axis=0))[None])[0]
+    for tilt in (Rotation.identity(), down):
+        found = _align(tilt.apply(sources), targets, known_scale=scale is not None)
+        if found is not None:
+            found *= _similarity(1.0, tilt, np.zeros(3))
+            number = int(np.count_nonzero(_agree(np.asarray(found * sources), targets)))
+            if number > 1.25 * n:
+                aligned, n = found, number
     if aligned is None:
         return None
-    moved = aligned.apply(sources)
+    moved = np.asarray(aligned * sources)
     agree = _agree(moved, targets)
-    n = int(np.count_nonzero(agree))
     origin = targets[agree].mean(axis=0)
     spread = float(np.sqrt(moved[agree, :2].var(axis=0).sum()))
     error = float(np.sqrt(((moved - targets)[agree, :2] ** 2).sum() / (2 * n - 4)))
     if 2 * n < len(names) or error >= _MAX_SCALE_DEVIATION * spread * np.sqrt(n):
         return None
-    model.transform(replace(aligned, shift=aligned.shift - origin).to_colmap())
-    latitude, longitude, altitude = map(
-        float, transform.enu_to_ellipsoid(origin[None], *reference)[0]
-    )
+    model.transform(pycolmap.Sim3d(aligned.scale, aligned.rotation, aligned.translation - origin))
+    latitude, longitude, altitude = transform.enu_to_ellipsoid(origin[None], *reference)[0].tolist()
     return Georeference(latitude, longitude, altitude, len(names), n, error, spread)
 
 
-def keep_frame(model: pycolmap.Reconstruction, old: pycolmap.Reconstruction) -> None:
-    """Move a model into the frame of an older one, from the points of their common keypoints."""
-    sources, targets = [], []
-    for number in sorted(set(model.images) & set(old.images)):
-        keypoints = model.images[number].points2D, old.images[number].points2D
-        for new, before in zip(*keypoints, strict=False):
-            if new.has_point3D() and before.has_point3D():
-                sources.append(model.points3D[new.point3D_id].xyz)
-                targets.append(old.points3D[before.point3D_id].xyz)
-    if len(sources) >= _MIN_POSITIONS:
-        target = np.array(targets)
-        spread = float(np.linalg.norm(target - np.median(target, axis=0), axis=1).mean())
-        similarity = estimate_similarity(np.array(sources), target, 0.05 * spread)
-        if similarity is not None:
-            model.transform(similarity)
-
-
 def common_up(cam_from_world: Array) -> Array:
-    """The direction in the world that most cameras agree to be up (3, a unit vector).
+    """The direction in the world that most cameras agree to be up, from N x 3 x 3 rotations.
 
     Up is normal to the cameras' horizontal axes and near the mean of their vertical axes. Photos
-    that differ by more than 45 degrees are left out.
-
-    Args:
-        cam_from_world: N x 3 x 3 rotations.
+    that differ by more than 45 degrees are left out. Cameras that look in one direction and are
+    held in all orientations look down.
     """
-    rights, ups = cam_from_world[:, 0], -cam_from_world[:, 1]
+    rights, ups, forwards = cam_from_world[:, 0], -cam_from_world[:, 1], cam_from_world[:, 2]
+    ahead = forwards.mean(axis=0)
+    if np.linalg.norm(ups.mean(axis=0)) < 0.4 and np.linalg.norm(ahead) > 0.8:
+        return np.asarray(-ahead / np.linalg.norm(ahead), dtype=np.float64)
     keep = np.ones(len(ups), np.bool_)
     up = ups[0]
     for _ in range(5):
@@ -233,51 +183,21 @@ def common_up(cam_from_world: Array) -> Array:
     return np.asarray(up if up.any() else ups[0], dtype=np.float64)
 
 
+def _similarity(scale: float, rotation: Rotation, shift: Array) -> pycolmap.Sim3d:
+    return pycolmap.Sim3d(scale, pycolmap.Rotation3d(rotation.as_quat()), shift)
+
+
 def _agree(moved: Array, targets: Array) -> NDArray[np.bool_]:
     errors = moved - targets
     horizontal = np.linalg.norm(errors[:, :2], axis=1) <= _MAX_GPS_ERROR[0]
     return np.asarray(horizontal & (np.abs(errors[:, 2]) <= _MAX_GPS_ERROR[2]))
 
 
-def _align(sources: Array, targets: Array, *, known_scale: bool) -> Similarity | None:
+def _align(sources: Array, targets: Array, *, known_scale: bool) -> pycolmap.Sim3d | None:
     """The similarity from upright sources to targets (N x 3), robust to wrong targets.
 
-    It starts from two estimates: one keeps the sources upright, so cameras along a line determine
-    it too, and one is free, for cameras whose common up is wrong, such as a drone's that look down.
-    The second is taken if a quarter more positions agree with it.
-    """
-    best, most = None, 0
-    starts = (
-        (True, _align_upright(sources, targets, known_scale)),
-        (False, _align_free(sources, targets, known_scale)),
-    )
-    for keep_up, start in starts:
-        if start is None:
-            continue
-        fitted, agree = start, np.zeros(len(sources), np.bool_)
-        for _ in range(_MAX_REFINEMENTS):
-            before, agree = agree, _agree(fitted.apply(sources), targets)
-            if (agree == before).all() or np.count_nonzero(agree) < _MIN_POSITIONS:
-                break
-            fitted = _fit(sources[agree], targets[agree], fitted, keep_up, known_scale)
-        number = int(np.count_nonzero(agree))
-        if number >= _MIN_POSITIONS and number > 1.25 * most:
-            best, most = fitted, number
-    return best
-
-
-def _align_free(sources: Array, targets: Array, known_scale: bool) -> Similarity | None:
-    found = estimate_similarity(sources, targets, float(_MAX_GPS_ERROR[0]))
-    if found is None:
-        return None
-    rotation = Rotation.from_quat(found.rotation.quat)
-    return Similarity(1.0 if known_scale else float(found.scale), rotation, found.translation)
-
-
-def _align_upright(sources: Array, targets: Array, known_scale: bool) -> Similarity | None:
-    """The best turn about the vertical, scale and shift from pairs of photos (MSAC).
-
-    In the plane of complex numbers it is target = a source + b.
+    It starts from the best turn about the vertical, scale and shift from pairs of photos (MSAC). In
+    the plane of complex numbers it is target = a source + b.
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (sources, targets))
     first, second = np.triu_indices(len(z), 1)
@@ -298,26 +218,36 @@ def _align_upright(sources: Array, targets: Array, known_scale: bool) -> Similar
     ]
     a, b = slopes[np.argmin(costs)], shifts[np.argmin(costs)]
     height = np.median(targets[:, 2] - np.abs(a) * sources[:, 2])
-    rotation = Rotation.from_euler("z", np.angle(a))
-    return Similarity(float(np.abs(a)), rotation, np.array([b.real, b.imag, height]))
+    turn = Rotation.from_euler("z", np.angle(a))
+    fitted = _similarity(float(np.abs(a)), turn, np.array([b.real, b.imag, height]))
+    agree = np.zeros(len(z), np.bool_)
+    for _ in range(_MAX_REFINEMENTS):
+        before, agree = agree, _agree(np.asarray(fitted * sources), targets)
+        if np.count_nonzero(agree) < _MIN_POSITIONS:
+            return None
+        if (agree == before).all():
+            break
+        fitted = _fit(sources[agree], targets[agree], fitted, known_scale)
+    return fitted
 
 
 def _fit(
-    sources: Array, targets: Array, start: Similarity, keep_up: bool, known_scale: bool
-) -> Similarity:
-    """Least squares over positions, and over the direction of up if it is kept."""
+    sources: Array, targets: Array, start: pycolmap.Sim3d, known_scale: bool
+) -> pycolmap.Sim3d:
+    """Least squares over positions and the direction of up."""
     centre, target_centre = sources.mean(axis=0), targets.mean(axis=0)
+    turned = Rotation.from_quat(start.rotation.quat)
 
-    def changed(change: Array) -> Similarity:
-        scale = start.scale if known_scale else start.scale * float(np.exp(change[6]))
-        rotation = Rotation.from_rotvec(change[:3]) * start.rotation
+    def changed(change: Array) -> pycolmap.Sim3d:
+        scale = float(start.scale) * (1.0 if known_scale else float(np.exp(change[6])))
+        rotation = Rotation.from_rotvec(change[:3]) * turned
         shift = target_centre + change[3:6] - scale * rotation.apply(centre)
-        return Similarity(scale, rotation, shift)
+        return _similarity(scale, rotation, shift)
 
     def residuals(change: Array) -> Array:
         similarity = changed(change)
-        errors = (similarity.apply(sources) - targets) / _GPS_DEVIATION
-        tilt = similarity.rotation.apply(_UP)[:2] / _UP_DEVIATION if keep_up else np.zeros(2)
+        errors = (np.asarray(similarity * sources) - targets) / _GPS_DEVIATION
+        tilt = similarity.rotation.matrix()[:2, 2] / _UP_DEVIATION
         return np.concatenate([errors.ravel(), tilt])
 
     return changed(least_squares(residuals, np.zeros(7)).x)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import pycolmap
 import torch
 
 from d2net.errors import InputError
@@ -16,7 +18,6 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.cameras import check_photo_size
-from d2net.io.exif import Position
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
 from d2net.mapping.cameras import photo_camera
@@ -33,7 +34,6 @@ from d2net.matching.matchers import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
 
 if TYPE_CHECKING:
-    import pycolmap
     from PIL import Image
 
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
@@ -65,8 +65,7 @@ class Localization(QueryPose):
             or "lost".
         reason: why the query is not localized; empty if it is.
         features: of the query.
-        known_camera: whether the camera was given or read from EXIF. Otherwise the focal length
-            was estimated with the pose.
+        known_camera: the camera was given or read from EXIF; the focal length was not estimated.
         map_number: number n of the map `sparse/n` in whose frame the pose is.
         georeference: the place on the earth of that map; None if unknown.
     """
@@ -75,28 +74,13 @@ class Localization(QueryPose):
     reason: str
     features: Features
     known_camera: bool
-    map_number: int = 0
-    georeference: Georeference | None = None
+    map_number: int
+    georeference: Georeference | None
 
     @property
     def significance(self) -> float:
         """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
         return 0.0 if self.pose is None else self.pose.significance
-
-    @property
-    def earth_position(self) -> Position | None:
-        """Latitude and longitude of the camera; None without a pose or a georeferenced map."""
-        if self.pose is None or self.georeference is None:
-            return None
-        return self.georeference.position(self.pose.centre)
-
-    @property
-    def earth_deviation(self) -> float | None:
-        """Standard deviation of that position in metres, from the pose and the map's alignment."""
-        if self.pose is None or self.georeference is None:
-            return None
-        deviation = self.georeference.deviation(self.pose.centre)
-        return float(np.hypot(self.pose.position_deviation, deviation))
 
     @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
@@ -145,11 +129,13 @@ class Localization(QueryPose):
                     "known": self.known_camera,
                 },
             }
-        if self.earth_position is not None:
+        if self.pose is not None and self.georeference is not None:
+            place = self.georeference.position(self.pose.centre)
+            alignment = self.georeference.deviation(self.pose.centre)
             values |= {
-                "latitude": self.earth_position.latitude,
-                "longitude": self.earth_position.longitude,
-                "earth_deviation_m": self.earth_deviation,
+                "latitude": place.latitude,
+                "longitude": place.longitude,
+                "earth_deviation_m": float(np.hypot(self.pose.position_deviation, alignment)),
             }
         return values
 
@@ -175,22 +161,23 @@ class Map:
         self.folder = folder
         self.model = model
         self._matcher = create_matcher(matcher)
-        self.reconstruction = folder.read_reconstruction()
-        models = [self.reconstruction, *folder.read_reconstructions()[1:]]
-        self._georeferences = [
-            Georeference.read(folder.sparse / str(number)) for number in range(len(models))
-        ]
+        found = folder.read_models()
+        models = [model for model, _ in found]
+        self.reconstruction = models[0]
+        self._georeferences = [place for _, place in found]
         self.map_numbers = {
             model.images[image].name: number
             for number, model in reversed(list(enumerate(models)))
             for image in model.reg_image_ids()
         }
         self.names = tuple(sorted(self.map_numbers))
-        self._file = FeatureFile(folder.features)
+        file = FeatureFile(folder.features)
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
         self._points_of = [keypoint_points(model) for model in models]
         self._observed = [observed_points(model) for model in models]
-        self.features = lru_cache(maxsize=_CACHED_PHOTOS)(self._read)
+        self.features = lru_cache(maxsize=_CACHED_PHOTOS)(
+            lambda name: file[name].to(self.model.device)
+        )
 
     @classmethod
     def open(
@@ -201,9 +188,7 @@ class Map:
         device: str = "cpu",
         matcher: str = "nearest",
     ) -> Map:
-        """Open a map that `d2net reconstruct` made.
-
-        The map's photos are not needed. Queries are extracted with the map's settings.
+        """Open a map that `d2net reconstruct` made. Its photos are not needed.
 
         Args:
             path: the map's folder.
@@ -213,8 +198,6 @@ class Map:
 
         Raises:
             InputError: the folder holds no finished map, or the weights are not the map's.
-            FormatError: a file of the map is damaged.
-            WeightsError: the weights cannot be found.
         """
         folder = MapFolder(Path(path))
         if not folder.features.is_file():
@@ -223,16 +206,9 @@ class Map:
                 "d2net reconstruct PHOTOS --output MAP"
             )
         with FeatureFile(folder.features) as file:
-            recorded = file.settings or {}
-        try:
-            known = recorded["weights"]
-            settings, name, sha256 = recorded["extraction"], known["name"], known["sha256"]
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder.features} does not record its weights and extraction settings, so "
-                "queries cannot be extracted in the same way"
-            ) from error
-        model = D2Net.from_pretrained(weights or name, device=device, **settings)
+            recorded: Any = file.settings
+        name, sha256 = recorded["weights"]["name"], recorded["weights"]["sha256"]
+        model = D2Net.from_pretrained(weights or name, device=device, **recorded["extraction"])
         if model.weights["sha256"] != sha256:
             raise InputError(
                 f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]}), "
@@ -257,35 +233,28 @@ class Map:
                 a focal length there, it is estimated with the pose.
             num_retrieved: number of map photos that the query is matched with.
             seed: of RANSAC.
-
-        Raises:
-            ImageError: the photo cannot be read.
-            InputError: the camera and the photo differ in size.
         """
         features = self.model.extract(image)
-        estimate_focal_length = False
         if camera is None:
             path = Path(image) if isinstance(image, str | os.PathLike) else None
             camera = photo_camera(path, features.image_size)
-            estimate_focal_length = not camera.has_prior_focal_length
-        return self.localize_features(
-            features,
-            camera,
-            estimate_focal_length=estimate_focal_length,
-            num_retrieved=num_retrieved,
-            seed=seed,
-        )
+        else:
+            camera = deepcopy(camera)
+            camera.has_prior_focal_length = True
+        return self.localize_features(features, camera, num_retrieved=num_retrieved, seed=seed)
 
     def localize_features(
         self,
         features: Features,
         camera: pycolmap.Camera,
         *,
-        estimate_focal_length: bool = False,
         num_retrieved: int = NUM_RETRIEVED,
         seed: int = 0,
     ) -> Localization:
-        """`localize` for features that were extracted with the map's settings."""
+        """`localize` for features that were extracted with the map's settings.
+
+        The focal length is estimated unless the camera is marked `has_prior_focal_length`.
+        """
         check_photo_size("the photo", features.image_size, camera)
         similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]
         found = estimate_query_pose(
@@ -293,7 +262,7 @@ class Map:
             camera,
             AbsolutePoseOptions(
                 threshold=pose_threshold(features),
-                estimate_focal_length=estimate_focal_length,
+                estimate_focal_length=not camera.has_prior_focal_length,
                 seed=seed,
             ),
             (
@@ -306,28 +275,22 @@ class Map:
             lambda name: self._matcher(features, self.features(name)),
             lambda name: self._points_of[self.map_numbers[name]](name),
         )
-        verdict, reason = _verdict(found, features)
         map_number = self.map_numbers[found.photos[0]] if found.photos else 0
         return Localization(
             found.photos,
             found.correspondences,
             found.pose,
-            verdict,
-            reason,
+            *_verdict(found, features),
             features,
-            known_camera=not estimate_focal_length,
-            map_number=map_number,
-            georeference=self._georeferences[map_number],
+            camera.has_prior_focal_length,
+            map_number,
+            self._georeferences[map_number],
         )
 
     def plot(
         self, answer: Localization, image: ImageLike, output: str | os.PathLike[str] | None = None
     ) -> Image.Image:
-        """Draw the query beside the map photo with which it shares the most inliers.
-
-        Raises:
-            InputError: there are no inliers, or the map photo is missing.
-        """
+        """Draw the query beside the map photo with which it shares the most inliers."""
         from d2net.visualization import plot_matches
 
         name = answer.best_photo
@@ -342,9 +305,6 @@ class Map:
             upright=self.model.settings.upright,
             output=output,
         )
-
-    def _read(self, name: str) -> Features:
-        return self._file[name].to(self.model.device)
 
 
 def pose_threshold(features: Features) -> float:

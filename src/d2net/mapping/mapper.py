@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pycolmap
 
 from d2net.features import Features, Matches
 from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.robust import Model
-from d2net.mapping.settings import MappingSettings, Thresholds
+from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.matching.verification import verify
 from d2net.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _MAX_ATTEMPTS, _SUFFICIENT_SHARE, _MAX_REPEATED = 3, 0.9, 30
 """With guessed focal lengths, the incremental mapper depends on the choice of its first pair. It
@@ -35,10 +33,8 @@ on 40 internet photos of one statue."""
 
 def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) -> None:
     """Estimate the two-view geometry of all matched pairs in the database, and store it."""
-    import pycolmap
-
     options = pycolmap.TwoViewGeometryOptions()
-    options.min_num_inliers = settings.min_inliers
+    options.min_num_inliers = MIN_INLIERS
     options.ransac.max_error = limits.verification
     options.ransac.random_seed = settings.seed
     with quiet_colmap():
@@ -47,8 +43,6 @@ def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) 
 
 def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewGeometry]]:
     """Image pairs with at least one verified match; none if there is no database."""
-    import pycolmap
-
     if not database.exists():
         return
     with pycolmap.Database.open(database) as opened:
@@ -68,19 +62,11 @@ def remove_insignificant_pairs(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> int:
-    """Remove verified pairs whose matches may agree by accident, so that no map contains them.
+    """Remove verified pairs with a verdict other than "same", so that no map contains them.
 
-    Args:
-        database: with two-view geometries.
-        features: of its photos.
-        matches_of: returns all matches of two photos, outliers too.
-        seed: of random samples.
-        progress: called after each pair.
-
-    Returns:
-        The number of pairs removed: those with a verdict other than "same".
+    `matches_of` returns all matches of two photos, outliers too. Returns the number of pairs
+    removed.
     """
-    import pycolmap
 
     @lru_cache(maxsize=1000)
     def keypoints_of(name: str) -> Features:
@@ -104,8 +90,6 @@ def remove_insignificant_pairs(
 
 def flat_configurations() -> frozenset[int]:
     """COLMAP's two-view configurations of pairs that agree with a homography."""
-    import pycolmap
-
     known = pycolmap.TwoViewGeometryConfiguration
     return frozenset(map(int, (known.PLANAR, known.PANORAMIC, known.PLANAR_OR_PANORAMIC)))
 
@@ -119,7 +103,7 @@ def run_mapper(
     existing: Path | None = None,
     progress: Progress = no_progress,
 ) -> list[pycolmap.Reconstruction]:
-    """Map from a database of verified matches.
+    """Map from a database of verified matches; the model with the most photos comes first.
 
     Args:
         database: with two-view geometries.
@@ -128,34 +112,40 @@ def run_mapper(
         settings: of the mapping.
         existing: folder of a model to which the other photos are added. Its photos have the same
             ids in the database.
-        progress: called after each registered photo with the number of photos in the growing model
-            (incremental mapper only).
-
-    Returns:
-        The models, that with the most photos first.
+        progress: called by the incremental mapper with the number of photos in the growing model.
     """
-    import pycolmap
-
     refine = settings.camera_params is None
     if settings.mapper == "global" and existing is None:
+        options = pycolmap.GlobalPipelineOptions()
+        options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
+        steps = options.mapper
+        steps.bundle_adjustment.refine_focal_length = refine
+        steps.bundle_adjustment.refine_extra_params = refine
+        steps.retriangulation.merge_max_reproj_error = limits.reprojection
+        steps.retriangulation.complete_max_reproj_error = limits.reprojection
+        parts = (steps.rotation_averaging, steps.global_positioning, steps.retriangulation)
+        for part in (options, steps, *parts):
+            part.random_seed = settings.seed
+        options.num_threads = steps.num_threads = 1
         with quiet_colmap():
-            found = pycolmap.global_mapping(
-                database, output, output, _global_options(limits, settings, refine)
-            )
+            found = pycolmap.global_mapping(database, output, output, options)
         return sorted(found.values(), key=_size, reverse=True)
-    connected = _num_connected(database)
+    groups: list[set[str]] = []  # of photos that verified pairs connect
+    for pair in verified_pairs(database):
+        joined = set(pair[:2]).union(*(group for group in groups if not group.isdisjoint(pair[:2])))
+        groups = [*(group for group in groups if group.isdisjoint(joined)), joined]
+    connected = max(map(len, groups), default=0)
     attempts = 1 if existing or connected > _MAX_REPEATED else _MAX_ATTEMPTS
-    number = photos = 0
+    photos = 0
 
     def begin() -> None:
-        nonlocal number, photos
-        number, photos = number + 1, 2
-        progress(f"mapping: model {number}", photos, None)
+        nonlocal photos
+        photos = 2
 
     def register() -> None:
         nonlocal photos
         photos += 1
-        progress(f"mapping: model {number}" if number else "mapping", photos, None)
+        progress("mapping", photos, None)
 
     best: list[pycolmap.Reconstruction] = []
     for attempt in range(attempts):
@@ -179,15 +169,6 @@ def run_mapper(
     return best
 
 
-def _num_connected(database: Path) -> int:
-    """Number of photos in the largest group that verified pairs connect."""
-    groups: list[set[str]] = []
-    for pair in verified_pairs(database):
-        joined = set(pair[:2]).union(*(group for group in groups if not group.isdisjoint(pair[:2])))
-        groups = [*(group for group in groups if group.isdisjoint(joined)), joined]
-    return max(map(len, groups), default=0)
-
-
 def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
     """Number of photos and points, by which models are compared."""
     return (model.num_reg_images(), model.num_points3D()) if model else (0, 0)
@@ -196,11 +177,8 @@ def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
 def _incremental_options(
     limits: Thresholds, settings: MappingSettings, refine: bool
 ) -> pycolmap.IncrementalPipelineOptions:
-    import pycolmap
-
     options = pycolmap.IncrementalPipelineOptions()
-    options.min_num_matches = settings.min_inliers
-    options.min_model_size = settings.min_model_size
+    options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
     options.max_num_models, options.max_model_overlap = _MAX_MODELS, _MAX_MODEL_OVERLAP
     options.structure_less_registration_fallback = False  # minutes for photos that do not fit
     options.ba_global_frames_ratio = options.ba_global_points_ratio = _GROWTH_BETWEEN_ADJUSTMENTS
@@ -220,24 +198,4 @@ def _incremental_options(
     for part in (options, options.mapper, options.triangulation):
         part.random_seed = settings.seed
     options.num_threads = 1  # several threads order the points differently each time
-    return options
-
-
-def _global_options(
-    limits: Thresholds, settings: MappingSettings, refine: bool
-) -> pycolmap.GlobalPipelineOptions:
-    import pycolmap
-
-    options = pycolmap.GlobalPipelineOptions()
-    options.min_num_matches = settings.min_inliers
-    options.min_model_size = settings.min_model_size
-    mapper = options.mapper
-    mapper.bundle_adjustment.refine_focal_length = refine
-    mapper.bundle_adjustment.refine_extra_params = refine
-    mapper.retriangulation.merge_max_reproj_error = limits.reprojection
-    mapper.retriangulation.complete_max_reproj_error = limits.reprojection
-    parts = (mapper.rotation_averaging, mapper.global_positioning, mapper.retriangulation)
-    for part in (options, mapper, *parts):
-        part.random_seed = settings.seed
-    options.num_threads = mapper.num_threads = 1
     return options

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
 
 from d2net.features import Features, Matches
 from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -57,7 +55,7 @@ class Correspondences:
     Attributes:
         rows: N, row of the query's keypoint.
         points: N x 3, 3D point in the map's frame.
-        photos: N, index of the map photo that the correspondence comes from, among those matched.
+        photos: N, index of the map photo among those matched.
         map_rows: N, row of the matched keypoint in that photo.
     """
 
@@ -76,13 +74,10 @@ class Correspondences:
 
     @classmethod
     def from_matches(cls, matched: Iterable[tuple[Matches, Array]]) -> Correspondences:
-        """Correspondences from matches with photos of a map.
+        """Correspondences from matches with map photos and the 3D points of their keypoints.
 
-        Several photos may match one keypoint to the same 3D point. This counts once.
-
-        Args:
-            matched: for each map photo, the query's matches with it and the 3D points of its
-                keypoints (N x 3, NaN where unknown).
+        Points are N x 3, NaN where unknown. Several photos may match one keypoint to the same
+        point. This counts once.
         """
         rows, points = [np.empty((0, 3), np.int64)], [np.empty((0, 3))]
         for photo, (matches, known) in enumerate(matched):
@@ -103,7 +98,7 @@ class QueryPose:
     """A query's correspondences with a map, and the pose that they agree on.
 
     Attributes:
-        photos: names of the map photos that were matched; `correspondences.photos` indexes them.
+        photos: names of the map photos that were matched.
         correspondences: between the query's keypoints and the map's points.
         pose: with camera, inliers and covariance; None if there is no pose.
     """
@@ -141,14 +136,8 @@ def estimate_query_pose(
 ) -> QueryPose:
     """Estimate a query's pose once for each group of map photos, and keep the best by inliers.
 
-    Args:
-        features: of the query.
-        camera: of the query.
-        options: of RANSAC.
-        groups: names of covisible map photos. Photos of different parts of the scene would only
-            add outliers to each other.
-        match: matches the query with a map photo.
-        points_of: gives the 3D points of a map photo's keypoints, see `keypoint_points`.
+    The photos of a group are covisible: those of other parts of the scene would only add outliers.
+    `points_of` gives the 3D points of a map photo's keypoints, see `keypoint_points`.
     """
     best = QueryPose((), Correspondences.from_matches([]), None)
     for photos in groups:
@@ -164,14 +153,9 @@ def estimate_query_pose(
 def covisible_groups(
     photos: Sequence[str], observed: Callable[[str], Set[int]]
 ) -> list[tuple[str, ...]]:
-    """Group map photos that observe common points (Sarlin et al., CVPR 2019, section 4).
+    """The connected components of photos with common points (Sarlin et al., CVPR 2019, section 4).
 
-    Args:
-        photos: names, most similar to the query first.
-        observed: ids of the points that a photo observes, see `observed_points`.
-
-    Returns:
-        The connected components of the covisibility graph.
+    `observed` gives the ids of a photo's points, see `observed_points`.
     """
     left, groups = list(photos), []
     while left:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import pycolmap
 
 from d2net.errors import InputError, MappingError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures, Matches
+from d2net.geometry.alignment import estimate_similarity, spread_of
 from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
@@ -23,13 +28,18 @@ from d2net.io.resume import fingerprint
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.cloud import read_cloud
-from d2net.mapping.diagnosis import why_no_map, why_unregistered
 from d2net.mapping.folder import MapFolder
-from d2net.mapping.georeference import Georeference, KnownDistance, georeference, keep_frame
+from d2net.mapping.georeference import Georeference, KnownDistance, georeference
 from d2net.mapping.mapper import remove_insignificant_pairs, run_mapper, verify_pairs
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
-from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise
+from d2net.mapping.summary import (
+    NO_FEATURES,
+    MapSummary,
+    summarise,
+    why_no_map,
+    why_unregistered,
+)
 from d2net.mapping.triangulate import triangulate
 from d2net.mapping.trust import judge_map, remove_impossible_photos
 from d2net.matching.match_pairs import match_pairs
@@ -38,13 +48,11 @@ from d2net.matching.retrieval import GlobalDescriptors
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    import pycolmap
     from typing_extensions import Unpack
 
     from d2net.mapping.settings import MappingOptions
 
-_NUM_MATCHED = 20
-"""Most similar photos of a map that each added photo is matched with."""
+_NUM_MATCHED = 20  # most similar photos of a map that each added photo is matched with
 
 
 def reconstruct(
@@ -91,7 +99,13 @@ def reconstruct(
             f"a map needs at least two photos of one scene, and {photos} holds {len(found)}"
         )
     if known_distance is not None:
-        _check_known_distance(known_distance, {photo.name for photo in found}, poses)
+        *ends, metres = known_distance
+        known = len({*ends} & {photo.name for photo in found})
+        if known < 2 or not 0 < metres < float("inf") or poses is not None:
+            raise InputError(
+                "a known distance names two of the photos and a positive number of metres, and "
+                f"excludes known poses, which set the scale themselves; given was {known_distance}"
+            )
     model = model or D2Net.from_pretrained()
     with opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
@@ -100,12 +114,10 @@ def reconstruct(
         stages.match(stages.select_pairs(pairs or PairChoice(), found))
         if settings.refine:
             stages.adjust(model.settings.upright)
-        if poses is None:
-            stages.verify()
-            models = stages.map()
-            stages.georeference(models, gps_positions(found), known_distance)
-            return stages.finish(models)
-        return stages.finish([stages.triangulate(poses)])
+        if poses is not None:
+            return stages.finish([stages.triangulate(poses)])
+        stages.verify()
+        return stages.finish(stages.map(gps_positions(found), known_distance))
 
 
 def add_photos(
@@ -116,27 +128,15 @@ def add_photos(
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
 ) -> MapSummary:
-    """Add photos to a finished map. Its photos stay registered and are refined with the new ones.
+    """Add a folder of photos with new names to a finished map, as `reconstruct` makes one.
 
-    A run that was stopped continues at its stage when it is started again.
-
-    Args:
-        map_folder: the map's folder.
-        photos: the folder of the new photos, which must have new names.
-        model: with the map's weights and settings; None for the default weights.
-        progress: called as the work goes on.
-        **options: fields of `MappingSettings` except `refine`: the map's keypoints are not moved,
-            and neither are those of the new photos.
-
-    Raises:
-        InputError: the folder holds no finished map, all photos are in it already, or `refine` is
-            set.
-        OutputError: the map's features were made with other settings.
+    The map's photos stay registered and are refined with the new ones. `refine` is refused: no
+    keypoints are moved.
     """
     settings = MappingSettings(**options)
     if settings.refine:
         raise InputError("refine needs a new map; photos cannot be added to a map with it")
-    MapFolder(Path(map_folder)).read_reconstruction()
+    MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in _find_photos(Path(photos)) if photo.name not in folder.finished]
@@ -157,22 +157,6 @@ def _find_photos(folder: Path) -> list[FoundImage]:
     return find_images([folder])
 
 
-def _check_known_distance(
-    known_distance: KnownDistance, photos: Set[str], poses: Path | None
-) -> None:
-    first, second, metres = known_distance
-    for name in (first, second):
-        if name not in photos:
-            raise InputError(f"the known distance names {name}, which is not among the photos")
-    if first == second or not 0 < metres < float("inf"):
-        raise InputError(
-            "a known distance has two different photos and a positive number of metres, not "
-            f"{first}, {second} and {metres}"
-        )
-    if poses is not None:
-        raise InputError("known poses set the scale: leave out the poses or the known distance")
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[MapFolder]:
     """A map's folder, locked."""
@@ -183,28 +167,18 @@ def opened(path: Path) -> Iterator[MapFolder]:
 
 
 class Stages:
-    """The stages of one run, and what is known of its photos.
-
-    Attributes:
-        sizes: (width, height) of the photos with features, by name.
-        uncertainty: typical uncertainty of their keypoints in pixels; photos without keypoints are
-            left out.
-        failed: why photos have no features, by name.
-        provenance: how the features were made.
-        keypoints: the file of the keypoints that the map is made of.
-        inputs: fingerprint of all that the next stage depends on.
-    """
+    """The stages of one run, and what is known of its photos."""
 
     def __init__(self, folder: MapFolder, settings: MappingSettings, progress: Progress) -> None:
         self._folder = folder
         self._settings = settings
         self._progress = progress
         self.sizes: dict[str, Size] = {}
-        self.uncertainty: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
-        self.provenance: object = None
-        self.keypoints = folder.features
-        self.inputs = ""
+        self.uncertainty: dict[str, float] = {}  # typical, in pixels; of photos with keypoints
+        self.failed: dict[str, str] = {}  # why photos have no features
+        self.provenance: object = None  # how the features were made
+        self.keypoints = folder.features  # the file of the map's keypoints
+        self.inputs = ""  # fingerprint of all that the next stage depends on
 
     @property
     def usable(self) -> list[str]:
@@ -218,14 +192,10 @@ class Stages:
 
     def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | None) -> None:
         """Extract the features of photos that have none yet."""
+        output = self._folder.features
         with self._folder.timed("features"):
             outcome = extract_folder(
-                model,
-                photos,
-                self._folder.features,
-                masks=masks,
-                half=True,
-                progress=self._progress,
+                model, photos, output, masks=masks, half=True, progress=self._progress
             )
         self.failed = {photo.name: photo.error or "" for photo in outcome.failed}
         self.survey([photo.name for photo in photos])
@@ -280,12 +250,13 @@ class Stages:
 
     def match(self, pairs: Sequence[Pair]) -> None:
         """Match pairs that are not matched yet."""
-        write_pairs(self._folder.pairs, pairs)
-        with self._folder.timed("matches"):
+        folder = self._folder
+        write_pairs(folder.pairs, pairs)
+        with folder.timed("matches"):
             match_pairs(
-                self._folder.features,
+                folder.features,
                 pairs,
-                self._folder.matches,
+                folder.matches,
                 progress=self._progress,
                 matcher=self._settings.matcher,
             )
@@ -297,30 +268,31 @@ class Stages:
         if folder.record.is_done("verification", self.inputs) and folder.database.exists():
             return
         self._progress("verifying", 0, None)
-        with folder.timed("verification"):
+        with (
+            folder.timed("verification"),
+            FeatureFile(self.keypoints) as features,
+            MatchFile(folder.matches) as matches,
+        ):
             # Photos of an existing map keep their cameras, and their files may be gone.
             old = folder.finished if adding else frozenset()
             new = [name for name in self.usable if name not in old]
             files = ((name, folder.photo(name), self.sizes[name]) for name in new)
-            cameras = assign_cameras(files, settings)
-            with FeatureFile(self.keypoints) as features, MatchFile(folder.matches) as matches:
-                write_database(
-                    folder.database,
-                    LazyFeatures(features.__getitem__, new),
-                    _SelectedPairs(matches, read_pairs(folder.pairs)),
-                    cameras=cameras,
-                    overwrite=not adding,
-                    extend=adding,
-                )
+            write_database(
+                folder.database,
+                LazyFeatures(features.__getitem__, new),
+                _SelectedPairs(matches, read_pairs(folder.pairs)),
+                cameras=assign_cameras(files, settings),
+                overwrite=not adding,
+                extend=adding,
+            )
             verify_pairs(folder.database, self.limits, settings)
-            with FeatureFile(self.keypoints) as features, MatchFile(folder.matches) as matches:
-                folder.record.values["insignificant_pairs"] = remove_insignificant_pairs(
-                    folder.database,
-                    features,
-                    matches.get,
-                    seed=settings.seed,
-                    progress=self._progress,
-                )
+            folder.record.values["insignificant_pairs"] = remove_insignificant_pairs(
+                folder.database,
+                features,
+                matches.get,
+                seed=settings.seed,
+                progress=self._progress,
+            )
         folder.record.finish("verification", self.inputs)
 
     def adjust(self, upright: bool) -> None:
@@ -347,11 +319,20 @@ class Stages:
         self.keypoints = folder.adjusted
         self._depend_on("adjusted")
 
-    def map(self, existing: Path | None = None) -> list[pycolmap.Reconstruction]:
-        """Run COLMAP's mapper; the largest model comes first."""
+    def map(
+        self,
+        positions: Mapping[str, Position] | None = None,
+        known_distance: KnownDistance | None = None,
+        existing: Path | None = None,
+    ) -> list[pycolmap.Reconstruction]:
+        """Run COLMAP's mapper; the largest model comes first.
+
+        New models are turned upright, and to metres and north up as far as these are known.
+        """
         folder = self._folder
+        self._depend_on(positions, known_distance)
         if folder.record.is_done("mapping", self.inputs) and folder.sparse.is_dir():
-            return folder.read_reconstructions()
+            return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
         with folder.timed("mapping"), folder.scratch() as scratch:
             models = run_mapper(
@@ -363,38 +344,34 @@ class Stages:
                 progress=self._progress,
             )
         if not models:
-            raise MappingError(why_no_map(folder.database, self._settings))
-        models, removed = remove_impossible_photos(models, self._settings.min_model_size)
+            raise MappingError(why_no_map(folder.database))
+        models, removed = remove_impossible_photos(models)
         if not models:
             faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
-        places: list[Georeference | None] = []
-        if existing is not None:
-            keep_frame(models[0], read_model(existing))
-            models += folder.read_reconstructions()[1:]  # other places, to which nothing is added
-            numbers = range(len(models))
-            places = [Georeference.read(folder.sparse / str(number)) for number in numbers]
+        if existing is None:
+            places = [georeference(model, positions or {}, known_distance) for model in models]
+        else:  # keep its frame, and the other places
+            (old, place), *others = folder.read_models()
+            new = models[0]
+            common = [
+                (new.points3D[after.point3D_id].xyz, old.points3D[before.point3D_id].xyz)
+                for number in sorted(set(new.images) & set(old.images))
+                for after, before in zip(
+                    new.images[number].points2D, old.images[number].points2D, strict=False
+                )
+                if after.has_point3D() and before.has_point3D()
+            ]
+            sources, targets = np.array(common).reshape(-1, 2, 3).swapaxes(0, 1)
+            moved = estimate_similarity(sources, targets, 0.05 * spread_of(targets))
+            if moved is not None:
+                models[0].transform(moved)
+            models += [model for model, _ in others]
+            places = [place, *(other for _, other in others)]
         folder.record.values["removed"] = removed
-        folder.save_reconstructions(models, places)
-        folder.record.finish("georeference")  # of earlier models
+        folder.save_models(models, places)
         folder.record.finish("mapping", self.inputs)
         return models
-
-    def georeference(
-        self,
-        models: Sequence[pycolmap.Reconstruction],
-        positions: Mapping[str, Position],
-        known_distance: KnownDistance | None,
-    ) -> None:
-        """Turn the models upright, and to metres and north up as far as these are known."""
-        folder = self._folder
-        inputs = fingerprint([self.inputs, positions, known_distance])
-        if folder.record.is_done("georeference", inputs):
-            return
-        self._progress("georeferencing", 0, None)
-        places = [georeference(model, positions, known_distance) for model in models]
-        folder.save_reconstructions(models, places)
-        folder.record.finish("georeference", inputs)
 
     def triangulate(self, poses: Path) -> pycolmap.Reconstruction:
         """Triangulate points from known poses, in place of verification and mapping."""
@@ -415,37 +392,34 @@ class Stages:
         ):
             keypoints = {name: features[name].keypoints.numpy() for name in names}
             counts = {name: len(points) for name, points in keypoints.items()}
-            pairs = ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts))
             model = triangulate(
                 known,
                 keypoints,
-                pairs,
+                ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts)),
                 max_error=self.limits.reprojection,
                 seed=self._settings.seed,
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         folder.record.values.pop("insignificant_pairs", None)
         folder.record.values.pop("removed", None)
-        folder.save_reconstructions([model])
+        folder.save_models([model])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
 
     def finish(self, models: Sequence[pycolmap.Reconstruction]) -> MapSummary:
-        """Write the report of the largest model, and record that the map is finished."""
+        """Write the report, and record that the map is finished."""
         folder = self._folder
         self._progress("writing the report", 0, None)
         maps = [judge_map(model, folder.database, self.limits.verification) for model in models]
         registered = {name for part in maps for name in part.photos}
         removed = folder.record.values.get("removed", {})
-        failed = {**why_unregistered(folder.database, registered, self.usable), **removed}
-        cloud, *others = map(read_cloud, models)
-        summary = summarise(
-            cloud,
-            {**failed, **self.failed},
-            others=others,
-            maps=maps,
-            num_insignificant=folder.record.values.get("insignificant_pairs", 0),
-            seconds=folder.seconds,
+        failed = why_unregistered(folder.database, registered, self.usable)
+        clouds = [read_cloud(model) for model in models]
+        summary = replace(
+            summarise(clouds, {**failed, **removed, **self.failed}),
+            maps=tuple(maps),
+            insignificant_pairs=folder.record.values.get("insignificant_pairs", 0),
+            seconds=dict(folder.seconds),
             georeference=Georeference.read(folder.sparse / "0"),
             settings={
                 **self._settings.to_dict(),
@@ -454,8 +428,9 @@ class Stages:
                 "features": self.provenance,
             },
         )
-        write_report(cloud, folder.path, summary, folder.photo_folders)
-        folder.finish([*self.sizes, *self.failed])
+        write_report(clouds, folder.path, summary, folder.photo_folders)
+        folder.record.values["finished"] = sorted([*self.sizes, *self.failed])
+        folder.record.save()
         return summary
 
 

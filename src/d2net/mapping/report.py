@@ -5,57 +5,108 @@ The same map gives the same bytes.
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2net.io.atomic import write_text
 from d2net.io.pictures import write_picture
 from d2net.mapping.cloud import Cloud
-from d2net.mapping.picture.album import add_colours
-from d2net.mapping.picture.drawing import draw_oblique, draw_picture, kept_points
-from d2net.mapping.picture.page import make_page
-from d2net.mapping.summary import MapSummary, figure_lines, sentence
-from d2net.text import count
+from d2net.mapping.picture.drawing import (
+    CAMERA_COLOUR,
+    TAN_HALF_FOV,
+    add_colours,
+    draw_picture,
+    find_look,
+    frustums,
+    kept_points,
+    point_radius,
+)
+from d2net.mapping.summary import MapSummary, figure_lines, seconds_line, summarise
 
 
 def write_report(
-    cloud: Cloud, folder: Path, summary: MapSummary, photo_folders: Sequence[Path] = ()
+    clouds: Sequence[Cloud], folder: Path, summary: MapSummary, photo_folders: Sequence[Path] = ()
 ) -> None:
-    """Write `report.json`, `map.png` and `map.html` into an existing folder.
+    """Write `report.json`, `map.png` and `map.html` of maps, the largest first, into a folder.
 
-    Args:
-        cloud: the map's points and photos.
-        folder: where to write.
-        summary: of the map.
-        photo_folders: where the photos are, for thumbnails and for the colours of points that
-            have none. The picture and the page say which photos are missing.
-
-    Raises:
-        OutputError: a file cannot be written.
+    Smaller maps get `map1.png`, `map1.html` and so on. Thumbnails and the points' colours come from
+    the photos.
     """
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "report.json", text)
-    failed = [photo.name for photo in summary.failed]
-    cloud, album = add_colours(cloud, photo_folders, failed)
-    notes = []
-    shown, total = len(kept_points(cloud)), len(cloud.points)
-    if shown < total:
-        notes.append(
-            f"{shown:,} of {count(total, 'point')} shown: those with the longest tracks, and none "
-            "far from all others"
+    names = [photos.parent if photos.name == "images" else photos for photos in photo_folders]
+    title = ", ".join(path.resolve().name for path in names)
+    loader = PackageLoader("d2net.mapping.picture")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    template = pages.get_template("map.html.j2")
+    for number, cloud in enumerate(clouds):
+        part = summary
+        if number:
+            part = replace(summarise([cloud], {}), maps=summary.maps[number : number + 1])
+        failed = [photo.name for photo in part.failed]
+        coloured, thumbnails = add_colours(cloud, photo_folders, failed)
+        lines = [f"{line[0].upper()}{line[1:]}." for line in figure_lines(part)]
+        stem = f"map{number or ''}"
+        write_picture(folder / f"{stem}.png", draw_picture(coloured, lines))
+        write_text(
+            folder / f"{stem}.html",
+            template.render(
+                title=title,
+                summary=part,
+                figures=lines,
+                thumbnails={name: _base64(jpeg) for name, jpeg in thumbnails.items()},
+                time=seconds_line(part),
+                data=page_data(coloured),
+            ),
         )
-    if album.unreadable:
-        notes.append(f"{count(len(album.unreadable), 'photo')} of the map could not be read")
-    if album.uncoloured:
-        notes.append(f"{count(album.uncoloured, 'point')} of unknown colour shown in grey")
-    oblique = draw_oblique(cloud)
-    lines = [sentence(line) for line in [*figure_lines(summary), *notes]]
-    write_picture(folder / "map.png", draw_picture(cloud, oblique, lines))
-    title = ", ".join(_scene_name(photos.resolve()) for photos in photo_folders)
-    write_text(folder / "map.html", make_page(cloud, oblique, album, summary, title, notes))
+    for old in folder.iterdir():  # of an earlier run with more maps
+        name = re.fullmatch(r"map([1-9]\d*)\.(png|html)", old.name)
+        if name and int(name[1]) >= len(clouds):
+            old.unlink()
 
 
-def _scene_name(photos: Path) -> str:
-    """The name of a folder of photos; in COLMAP's layout this is the parent of `images`."""
-    return photos.parent.name if photos.name == "images" else photos.name
+def page_data(cloud: Cloud) -> dict[str, Any]:
+    """The data that `map.js` draws, as JSON.
+
+    `positions` are 3 float32 in the map's frame, and `colours` 4 bytes (red, green, blue, 255) of
+    each point, in base64.
+    """
+    look = find_look(cloud)
+    half_width = float(look.extent.max())
+    kept = kept_points(cloud)
+    return {
+        "count": len(kept),
+        "radius": point_radius(cloud, half_width),
+        "positions": _base64(cloud.points[kept].astype("<f4").tobytes()),
+        "colours": _base64(np.insert(cloud.colours[kept], 3, 255, axis=1).tobytes()),
+        "cameras": [
+            {
+                "name": photo.name,
+                "shape": shape.ravel().tolist(),
+                "points": len(set(photo.point_rows.tolist())),
+                "error": photo.error if np.isfinite(photo.error) else None,
+            }
+            for photo, shape in zip(cloud.photos, frustums(cloud, half_width), strict=True)
+        ],
+        "camera_colour": list(CAMERA_COLOUR),
+        "scene_from_world": look.scene_from_world.ravel().tolist(),
+        "tan_half_fov": TAN_HALF_FOV.tolist(),
+        "oblique": {
+            "yaw": look.yaw,
+            "pitch": look.pitch,
+            "target": look.target.tolist(),
+            "extent": look.extent.tolist(),
+        },
+    }
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

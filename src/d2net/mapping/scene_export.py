@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pycolmap
 from PIL import Image
 
 from d2net.geometry.cameras import check_photo_size, quiet_colmap
@@ -15,9 +15,6 @@ from d2net.io.h5 import FeatureFile
 from d2net.io.images import to_pixels
 from d2net.mapping.folder import MapFolder
 from d2net.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    import pycolmap
 
 POINTS = "points.ply"
 _JPEG_QUALITY = 95
@@ -32,28 +29,18 @@ def export_scene(
 
     The folder has COLMAP's layout (`images/`, `sparse/0`) beside `transforms.json` (nerfstudio's
     format) and `points.ply`. World coordinates are the same in all of them, and they are the map's.
-
-    Args:
-        map_folder: the map's folder.
-        output: the folder to make. It must not exist, or be empty.
-        progress: called after each photo.
-
-    Returns:
-        The written model.
+    `output` must not exist, or be empty. Returns the written model.
 
     Raises:
         InputError: the folder holds no finished map, or a photo is missing or of another size.
-        ImageError: a photo cannot be read.
         OutputError: `output` exists or cannot be written.
     """
-    import pycolmap
-
     folder = MapFolder(Path(map_folder))
-    model = folder.read_reconstruction()
+    model = folder.read_models()[0][0]
     with FeatureFile(folder.features) as features:
         upright = bool((features.settings or {}).get("extraction", {}).get("upright", True))
     options = pycolmap.UndistortCameraOptions()
-    lenses = {number: _copy(camera) for number, camera in model.cameras.items()}
+    lenses = {number: pycolmap.Camera(camera.todict()) for number, camera in model.cameras.items()}
     for number, lens in lenses.items():
         pinhole = pycolmap.undistort_camera(options, lens)
         pinhole.camera_id = number
@@ -68,7 +55,12 @@ def export_scene(
             bitmap = pycolmap.Bitmap.from_array(pixels)
             with quiet_colmap():
                 undistorted, _ = pycolmap.undistort_image(options, bitmap, lens)
-            _move_keypoints(image, lens, model.cameras[image.camera_id])
+            if len(image.points2D):
+                rays = lens.cam_from_img(np.array([point.xy for point in image.points2D]))
+                pinhole = model.cameras[image.camera_id]
+                moved = pinhole.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
+                for point, xy in zip(image.points2D, np.nan_to_num(moved), strict=True):
+                    point.xy = xy
             if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
                 image.name += ".jpg"
             path = scene / "images" / image.name
@@ -79,47 +71,21 @@ def export_scene(
         (scene / "sparse" / "0").mkdir(parents=True)
         model.write_binary(scene / "sparse" / "0")
         model.export_PLY(scene / POINTS)
-        text = json.dumps(_transforms(posed, model), indent=1, ensure_ascii=False) + "\n"
+        # nerfstudio's format: https://docs.nerf.studio/quickstart/data_conventions.html
+        frames = []
+        for image in posed:
+            camera = model.cameras[image.camera_id]
+            world_from_cam = np.vstack([image.cam_from_world().inverse().matrix(), [0, 0, 0, 1]])
+            frames.append(
+                {
+                    "file_path": f"images/{image.name}",
+                    "w": camera.width,
+                    "h": camera.height,
+                    **dict(zip(("fl_x", "fl_y", "cx", "cy"), camera.params.tolist(), strict=True)),
+                    "transform_matrix": (world_from_cam @ _OPENGL_FROM_COLMAP).tolist(),
+                }
+            )
+        transforms = {"camera_model": "PINHOLE", "ply_file_path": POINTS, "frames": frames}
+        text = json.dumps(transforms, indent=1, ensure_ascii=False) + "\n"
         (scene / "transforms.json").write_text(text, encoding="utf-8")
     return model
-
-
-def _copy(camera: pycolmap.Camera) -> pycolmap.Camera:
-    import pycolmap
-
-    return pycolmap.Camera(camera.todict())
-
-
-def _move_keypoints(image: pycolmap.Image, lens: pycolmap.Camera, pinhole: pycolmap.Camera) -> None:
-    """Move the keypoints of a photo to where they are after undistortion."""
-    if not len(image.points2D):
-        return
-    rays = lens.cam_from_img(np.array([point.xy for point in image.points2D]))
-    moved = pinhole.img_from_cam(np.column_stack([rays, np.ones(len(rays))]))
-    for point, xy in zip(image.points2D, np.nan_to_num(moved), strict=True):
-        point.xy = xy
-
-
-def _transforms(images: list[pycolmap.Image], model: pycolmap.Reconstruction) -> dict[str, Any]:
-    """The cameras in nerfstudio's format: OpenGL's axes, camera to world, pixels as in COLMAP.
-
-    Source: https://docs.nerf.studio/quickstart/data_conventions.html
-    """
-    frames = []
-    for image in images:
-        camera = model.cameras[image.camera_id]
-        fl_x, fl_y, cx, cy = camera.params.tolist()
-        world_from_cam = np.vstack([image.cam_from_world().inverse().matrix(), [0, 0, 0, 1]])
-        frames.append(
-            {
-                "file_path": f"images/{image.name}",
-                "w": camera.width,
-                "h": camera.height,
-                "fl_x": fl_x,
-                "fl_y": fl_y,
-                "cx": cx,
-                "cy": cy,
-                "transform_matrix": (world_from_cam @ _OPENGL_FROM_COLMAP).tolist(),
-            }
-        )
-    return {"camera_model": "PINHOLE", "ply_file_path": POINTS, "frames": frames}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,12 @@ REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 training scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for
 SIFT, makes cameras from corners 1.5 times as inaccurate."""
 
+MIN_INLIERS = 15
+"""Verified matches that a pair needs (COLMAP's min_num_inliers)."""
+
+MIN_PHOTOS = 3
+"""Photos that a map needs. COLMAP's 10 would drop small sets."""
+
 
 class MappingOptions(TypedDict, total=False):
     """The fields of `MappingSettings` as keyword arguments; see there for what they mean."""
@@ -30,17 +36,12 @@ class MappingOptions(TypedDict, total=False):
     camera_model: str
     camera_mode: CameraMode
     camera_params: tuple[float, ...] | None
-    verification_error: float | None
-    reprojection_error: float | None
     refine: bool
-    min_inliers: int
-    min_model_size: int
     seed: int
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Largest errors in pixels, see `MappingSettings`."""
+class Thresholds(NamedTuple):
+    """Largest distance of an inlier from its epipolar line, and largest reprojection error (px)."""
 
     verification: float
     reprojection: float
@@ -67,41 +68,23 @@ class MappingSettings(Settings):
     """Known parameters of the camera model, in COLMAP's order and in pixels; they are not refined.
     None: the focal length comes from EXIF or COLMAP's guess, and everything is refined."""
 
-    verification_error: float | None = None
-    """Largest distance of an inlier from its epipolar line in pixels. None: from the keypoints'
-    uncertainty."""
-
-    reprojection_error: float | None = None
-    """Largest reprojection error of an observation in pixels. None: from the keypoints'
-    uncertainty."""
-
     refine: bool = False
     """Adjust keypoints along their tracks between verification and mapping; the photos are read
     again. docs/experiments.md has the gain in accuracy."""
-
-    min_inliers: int = 15
-    """Verified matches that a pair needs (COLMAP's min_num_inliers)."""
-
-    min_model_size: int = 3
-    """Photos that a map needs. COLMAP's 10 would drop small sets."""
 
     seed: int = 0
     """Of all random samples; the same seed gives the same map on one machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("verification_error", "reprojection_error"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be a positive number of pixels, not {value}")
-        for name, minimum in (("min_inliers", 8), ("min_model_size", 2), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise InputError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, not {self.seed}")
 
-    def thresholds(self, uncertainties: Collection[float]) -> Thresholds:
-        """Thresholds as set, or from the median of the photos' keypoint uncertainties (pixels)."""
+    @staticmethod
+    def thresholds(uncertainties: Collection[float]) -> Thresholds:
+        """Thresholds from the median of the photos' keypoint uncertainties (pixels)."""
         sigma = float(np.median(list(uncertainties))) if uncertainties else 0.0
         return Thresholds(
-            self.verification_error or max(MIN_VERIFICATION_ERROR, VERIFICATION_SIGMAS * sigma),
-            self.reprojection_error or max(MIN_REPROJECTION_ERROR, REPROJECTION_SIGMAS * sigma),
+            max(MIN_VERIFICATION_ERROR, VERIFICATION_SIGMAS * sigma),
+            max(MIN_REPROJECTION_ERROR, REPROJECTION_SIGMAS * sigma),
         )

@@ -1,14 +1,20 @@
-"""Figures of a map, and why photos are not in it."""
+"""Figures of maps, and why photos are not in one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from d2net.mapping.cloud import Cloud, mean
 from d2net.mapping.georeference import Georeference
+from d2net.mapping.mapper import flat_configurations, verified_pairs
+from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS
 from d2net.mapping.trust import MapTrust
 from d2net.text import count
 
@@ -26,19 +32,14 @@ class PhotoStatus:
     Attributes:
         name: relative to the photos' folder.
         reason: why it is in no map, such as `NO_FEATURES`; empty if it is in one.
-        num_points: number of the map's points that it observes.
-        error: their mean reprojection error in pixels; None without points.
+        points: number of the map's points that it observes.
+        mean_reprojection_error_px: of these points; None without points.
     """
 
     name: str
     reason: str = ""
-    num_points: int = 0
-    error: float | None = None
-
-    @property
-    def registered(self) -> bool:
-        """Whether it is in a map."""
-        return not self.reason
+    points: int = 0
+    mean_reprojection_error_px: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,22 @@ class MapSummary:
 
     Attributes:
         photos: all photos given, by name.
-        num_points: number of 3D points.
-        num_observations: total length of their tracks.
+        points: number of 3D points.
         mean_track_length: None without points.
-        mean_error: mean reprojection error in pixels over points, as COLMAP's; None without points.
+        mean_reprojection_error_px: over points, as COLMAP's; None without points.
         maps: all maps, the largest first; number n is in `sparse/n`.
-        num_insignificant: number of pairs left out, because their matches may agree by accident.
+        insignificant_pairs: number of pairs left out, because their matches may be accidental.
         seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
         georeference: the map's place on the earth; None if unknown.
     """
 
     photos: tuple[PhotoStatus, ...]
-    num_points: int
-    num_observations: int
+    points: int
     mean_track_length: float | None
-    mean_error: float | None
+    mean_reprojection_error_px: float | None
     maps: tuple[MapTrust, ...] = ()
-    num_insignificant: int = 0
+    insignificant_pairs: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     georeference: Georeference | None = None
@@ -72,82 +71,39 @@ class MapSummary:
     @property
     def num_registered(self) -> int:
         """Number of photos in a map."""
-        return sum(photo.registered for photo in self.photos)
+        return len(self.photos) - len(self.failed)
 
     @property
     def failed(self) -> tuple[PhotoStatus, ...]:
         """The photos that are in no map."""
-        return tuple(photo for photo in self.photos if not photo.registered)
+        return tuple(photo for photo in self.photos if photo.reason)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the package's version."""
         from d2net import __version__
 
-        return {
-            "d2net": __version__,
-            "photos_given": len(self.photos),
-            "photos_registered": self.num_registered,
-            "points": self.num_points,
-            "observations": self.num_observations,
-            "mean_track_length": self.mean_track_length,
-            "mean_reprojection_error_px": self.mean_error,
-            "maps": [asdict(part) for part in self.maps],
-            "insignificant_pairs": self.num_insignificant,
-            "georeference": self.georeference and asdict(self.georeference),
-            "seconds": dict(self.seconds),
-            "settings": dict(self.settings),
-            "photos": [
-                {
-                    "name": photo.name,
-                    "registered": photo.registered,
-                    "reason": photo.reason,
-                    "points": photo.num_points,
-                    "mean_reprojection_error_px": photo.error,
-                }
-                for photo in self.photos
-            ],
-        }
+        given, registered = len(self.photos), self.num_registered
+        head = {"d2net": __version__, "photos_given": given, "photos_registered": registered}
+        return head | asdict(self)
 
 
-def summarise(
-    cloud: Cloud,
-    failed: Mapping[str, str] | None = None,
-    *,
-    others: Sequence[Cloud] = (),
-    maps: Sequence[MapTrust] = (),
-    num_insignificant: int = 0,
-    seconds: Mapping[str, float] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    georeference: Georeference | None = None,
-) -> MapSummary:
-    """Figures of a map.
+def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
+    """Photos and figures of maps.
 
     Args:
-        cloud: the points and photos of the largest map.
+        clouds: the points and photos of all maps, the largest first.
         failed: name -> reason of the photos that are in no map.
-        others: the smaller maps.
-        maps: the verdict on each map.
-        num_insignificant: number of pairs left out.
-        seconds: stage -> duration.
-        settings: how the map was made.
-        georeference: the map's place on the earth.
     """
-    photos = {n: PhotoStatus(n, reason) for n, reason in (failed or {}).items()}
-    for photo in (photo for part in (*others, cloud) for photo in part.photos):
+    photos = {name: PhotoStatus(name, reason) for name, reason in failed.items()}
+    for photo in (photo for cloud in reversed(clouds) for photo in cloud.photos):
         num_points = len(set(photo.point_rows.tolist()))
         photos[photo.name] = PhotoStatus(photo.name, "", num_points, _finite(photo.error))
-    num_points, num_observations = len(cloud.points), int(cloud.track_lengths.sum())
+    largest = clouds[0]
     return MapSummary(
         photos=tuple(photos[name] for name in sorted(photos)),
-        num_points=num_points,
-        num_observations=num_observations,
-        mean_track_length=num_observations / num_points if num_points else None,
-        mean_error=_finite(mean(cloud.errors)),
-        maps=tuple(maps),
-        num_insignificant=num_insignificant,
-        seconds=dict(seconds or {}),
-        settings=dict(settings or {}),
-        georeference=georeference,
+        points=len(largest.points),
+        mean_track_length=_finite(mean(largest.track_lengths.astype(np.float64))),
+        mean_reprojection_error_px=_finite(mean(largest.errors)),
     )
 
 
@@ -156,15 +112,11 @@ def text_lines(summary: MapSummary) -> list[str]:
     lines = figure_lines(summary)
     if summary.failed:
         lines.append("not registered:")
-        by_reason: dict[str, list[str]] = {}
-        for photo in summary.failed:
-            by_reason.setdefault(photo.reason, []).append(photo.name)
-        for reason, names in by_reason.items():
+        for reason in dict.fromkeys(photo.reason for photo in summary.failed):
+            names = [photo.name for photo in summary.failed if photo.reason == reason]
             lines.append(f"  {reason}: {_named(names)}")
-    if summary.seconds:
-        stages = ", ".join(f"{stage} {duration(s)}" for stage, s in summary.seconds.items())
-        lines.append(f"{duration(sum(summary.seconds.values()))}: {stages}")
-    return lines
+    time = seconds_line(summary)
+    return [*lines, time] if time else lines
 
 
 def figure_lines(summary: MapSummary) -> list[str]:
@@ -184,21 +136,27 @@ def figure_lines(summary: MapSummary) -> list[str]:
         lines.append("no points")
     else:
         lines.append(
-            f"{count(summary.num_points, 'point')}, each seen in "
+            f"{count(summary.points, 'point')}, each seen in "
             f"{summary.mean_track_length:.1f} photos on average"
         )
-    if summary.mean_error is not None:
-        lines.append(f"mean reprojection error {summary.mean_error:.2f} px")
+    if summary.mean_reprojection_error_px is not None:
+        lines.append(f"mean reprojection error {summary.mean_reprojection_error_px:.2f} px")
     place = summary.georeference
     if place is not None:
         lines.append(
             f"in metres, north up: {place.num_agreeing} of {place.num_positions} GPS positions "
             f"agree, with errors of {place.error:.1f} m"
         )
-    if summary.num_insignificant:
-        left_out = count(summary.num_insignificant, "pair")
+    if summary.insignificant_pairs:
+        left_out = count(summary.insignificant_pairs, "pair")
         lines.append(f"{left_out} of photos left out, whose matches may agree by accident")
     return lines
+
+
+def seconds_line(summary: MapSummary) -> str:
+    """The duration of all stages and of each; empty if they are unknown."""
+    stages = ", ".join(f"{stage} {s:,.0f} s" for stage, s in summary.seconds.items())
+    return f"{sum(summary.seconds.values()):,.0f} s: {stages}" if stages else ""
 
 
 def _named(names: Sequence[str]) -> str:
@@ -206,19 +164,38 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def sentence(text: str) -> str:
-    """The text with a capital letter and a full stop."""
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def duration(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def why_no_map(database: Path) -> str:
+    """The reason why the mapper found no model in COLMAP's database."""
+    configurations = Counter(geometry.config for _, _, geometry in verified_pairs(database))
+    if not configurations:
+        return (
+            f"no two photos have {MIN_INLIERS} matches that agree with one camera motion better "
+            "than by accident: they do not show the same scene from similar viewpoints, or the "
+            "wrong pairs were matched"
+        )
+    agreeing = f"{count(configurations.total(), 'pair')} of photos agree"
+    if flat_configurations().issuperset(configurations):
+        return (
+            f"{agreeing}, but they show a plane, were taken from one spot, or are copies: a map "
+            "needs a camera that moves sideways"
+        )
+    return (
+        f"{agreeing}, but no model of {MIN_PHOTOS} photos grew from them: the camera moved too "
+        "little, too few photos overlap, or the camera's parameters are wrong"
+    )
+
+
+def why_unregistered(
+    database: Path, registered: Container[str], names: Iterable[str]
+) -> dict[str, str]:
+    """Reasons of the photos that are in no map, by name."""
+    matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
+    return {
+        name: TOO_FEW_INLIERS if name in matched else NO_MATCHES
+        for name in names
+        if name not in registered
+    }

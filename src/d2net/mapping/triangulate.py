@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
@@ -22,9 +23,6 @@ from d2net.geometry.epipolar import (
     fundamental_from_essential,
     sampson_distance,
 )
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Points = NDArray[np.floating[Any]]
 Rows = NDArray[np.integer[Any]]
@@ -42,8 +40,8 @@ def triangulate(
 
     Args:
         model: photos with poses and cameras; its points are not used.
-        keypoints: of every photo of the model, by name: N x 2 (x, y) in pixels, the centre of the
-            top-left pixel at (0, 0).
+        keypoints: of every photo, by name: N x 2 (x, y) in pixels, the centre of the top-left pixel
+            at (0, 0).
         matches: names of two photos and K x 2 rows of their keypoints. Matches whose Sampson
             distance from the known epipolar geometry exceeds `max_error` are left out.
         max_error: largest reprojection error of a point in pixels (4 is COLMAP's).
@@ -53,13 +51,7 @@ def triangulate(
         A new model with the same photos, poses and cameras. Row i of a photo's keypoints is its
         `points2D[i]`, moved by COLMAP's half pixel. Points have no colour. Points observed by only
         two photos are included, unless COLMAP finds their rays too parallel (1.5 degrees).
-
-    Raises:
-        InputError: a photo of the model has no pose or no keypoints, or matches name a photo that
-            is not in the model.
     """
-    import pycolmap
-
     images = {image.name: image for image in model.images.values()}
     for name, image in images.items():
         if not image.has_pose:
@@ -67,53 +59,45 @@ def triangulate(
         if name not in keypoints:
             raise InputError(f"there are no keypoints of the model's photo {name}")
     options = pycolmap.IncrementalPipelineOptions()
-    options.random_seed = seed
+    options.random_seed = options.triangulation.random_seed = seed
     options.num_threads = 1  # several threads order the points differently each time
     options.mapper.filter_max_reproj_error = max_error
     options.triangulation.complete_max_reproj_error = max_error
     options.triangulation.merge_max_reproj_error = max_error
     options.triangulation.ignore_two_view_tracks = False
-    options.triangulation.random_seed = seed
     with quiet_colmap(), TemporaryDirectory() as folder:
         path = Path(folder, "database.db")
-        with pycolmap.Database.open(path) as database:
-            _write_photos(database, model, keypoints)
-            with pycolmap.DatabaseTransaction(database):
-                for first, second, rows in matches:
-                    for name in (first, second):
-                        if name not in images:
-                            raise InputError(
-                                f"the matches name the photo {name}, which is not in the model"
-                            )
-                    a, b = images[first], images[second]
-                    points = keypoints[first][rows[:, 0]], keypoints[second][rows[:, 1]]
-                    near = epipolar_distances(model, a, b, *points) <= max_error
-                    geometry = pycolmap.TwoViewGeometry()
-                    geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-                    geometry.inlier_matches = rows[near].astype(np.uint32)
-                    database.write_two_view_geometry(a.image_id, b.image_id, geometry)
+        with (
+            pycolmap.Database.open(path) as database,
+            pycolmap.DatabaseTransaction(database),
+        ):
+            # Everything keeps the id that it has in the model.
+            for camera in model.cameras.values():
+                database.write_camera(camera, True)
+            for rig in model.rigs.values():
+                database.write_rig(rig, True)
+            for frame in model.frames.values():
+                database.write_frame(frame, True)
+            for image in images.values():
+                database.write_image(image, True)
+                points = np.array(keypoints[image.name], dtype=np.float32)
+                database.write_keypoints(image.image_id, COLMAP_FROM_PIXELS(points))
+            for first, second, rows in matches:
+                for name in (first, second):
+                    if name not in images:
+                        raise InputError(
+                            f"the matches name the photo {name}, which is not in the model"
+                        )
+                a, b = images[first], images[second]
+                ends = keypoints[first][rows[:, 0]], keypoints[second][rows[:, 1]]
+                near = epipolar_distances(model, a, b, *ends) <= max_error
+                geometry = pycolmap.TwoViewGeometry()
+                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+                geometry.inlier_matches = rows[near].astype(np.uint32)
+                database.write_two_view_geometry(a.image_id, b.image_id, geometry)
         return pycolmap.triangulate_points(
             pycolmap.Reconstruction(model), path, folder, folder, options=options
         )
-
-
-def _write_photos(
-    database: pycolmap.Database, model: pycolmap.Reconstruction, keypoints: Mapping[str, Points]
-) -> None:
-    """Write cameras, rigs, frames and photos with the ids that they have in the model."""
-    import pycolmap
-
-    with pycolmap.DatabaseTransaction(database):
-        for camera in model.cameras.values():
-            database.write_camera(camera, True)
-        for rig in model.rigs.values():
-            database.write_rig(rig, True)
-        for frame in model.frames.values():
-            database.write_frame(frame, True)
-        for image in model.images.values():
-            database.write_image(image, True)
-            points = np.array(keypoints[image.name], dtype=np.float32)
-            database.write_keypoints(image.image_id, COLMAP_FROM_PIXELS(points))
 
 
 def epipolar_distances(

@@ -1,14 +1,17 @@
-"""A still picture of a map: points and cameras obliquely and from above, with a caption.
+"""How a map is shown: from where, as which discs and pyramids, in which colours, and as a picture.
 
-Points are drawn as discs from far to near. Each disc has a dark rim that lies a little behind it.
-On a surface the neighbouring discs cover the rims, and where the surface ends the rims outline it.
-So bright points stay visible on white paper.
+The scene has axes of its own: x right, y forward (away from the viewer), z up. Yaw 0 is the mean
+direction of the photos, positive yaw turns the viewer to the right, and positive pitch looks down.
 """
 
 from __future__ import annotations
 
+import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,80 +19,109 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial import cKDTree
 
+from d2net.errors import D2NetError
+from d2net.geometry import coordinates
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+from d2net.io.image_lists import find_photo
+from d2net.io.images import Pixels, limited_size, resize, to_pixels
 from d2net.mapping.cloud import Array, Cloud
-from d2net.mapping.picture.viewpoint import Look, from_above, oblique
-
-Canvas = NDArray[np.uint8]
+from d2net.mapping.georeference import common_up
 
 MAX_POINTS = 200_000  # of larger clouds, the points with the longest tracks are drawn
-CAMERA_COLOUR = (0, 90, 255)  # rare in photos, and dark enough for print
+CAMERA_COLOUR = (40, 120, 255)  # rare in photos
+TAN_HALF_FOV = np.array([0.25, 0.1875])
 
-# In pixels of the picture.
-_MAIN_SIZE, _ABOVE_SIZE = (1200, 900), (600, 560)
-_GAP = 16
-_TEXT_SIZE = 25
-_MAX_LETTERS = 48  # of a line of the caption
-_LINE_WIDTH = 1.2
-
-TAN_HALF_FOV = 0.25 * np.array([1, _MAIN_SIZE[1] / _MAIN_SIZE[0]])
-_TAN_ABOVE = 0.002 * np.array([1, _ABOVE_SIZE[1] / _ABOVE_SIZE[0]])  # nearly parallel, as a plan
-_MARGIN = 0.92  # share of the picture that the frame fills
-_INK, _QUIET, _LINE = (28, 30, 33), (91, 97, 104), (217, 220, 224)
-
-_SUPERSAMPLING = 2
-_RIM_BRIGHTNESS = 0.45
-_RIM_DEPTH = 1.01  # over the depth of the disc
+_YAW, _PITCH = -0.44, 0.35  # beside and above the photos: exactly their direction would hide points
+_OUTSIDE = 0.012  # share of the points that may lie beyond each edge of the picture
+_CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are shown
+_ROOM = 1.25  # around points and cameras; near ones look larger
+_SIZE, _TEXT_SIZE = (1200, 900), 25  # pixels
+_MAX_EDGE, _TOTAL_EDGE = 240, 2400  # of a thumbnail, and over the root of their number
+_GREY = 150  # of points whose colour is unknown
+_MAX_LETTERS = 90  # of a line of the caption
+_BACKGROUND = 45  # bright points and dark ones are visible
 _MIN_DEPTH = 0.15  # over the distance to the target; nearer points would cover everything
-_RADIUS_LIMITS = (0.6, 1.8)  # of a disc's radius over that of a disc at the target
-_HIDDEN_OPACITY = 0.3  # of the parts of cameras that points hide
-
-_ISOLATED = 6  # times the median gap between points; points so isolated are mostly wrong
 _MIN_RADIUS, _MAX_RADIUS = 0.002, 0.0085  # of a point, over half the picture's width
 _CAMERA_LENGTH = 0.12  # over half the picture's width
-_MANY_CAMERAS = 60  # from about this number on, cameras are drawn smaller
-_SPACING_SAMPLES = 200  # cameras from which the median spacing is computed
+
+
+class Look(NamedTuple):
+    """A viewing direction, and the part of the world that is visible.
+
+    `target` is the point in the middle of the picture, and `extent` half the width and half the
+    height of the visible part at its depth. `yaw` and `pitch` are angles in the scene's axes.
+    """
+
+    scene_from_world: Array
+    yaw: float
+    pitch: float
+    target: Array
+    extent: Array
+
+    @property
+    def view_from_world(self) -> Array:
+        """3 x 3 rotation into the viewer's axes: x right, y down, z forward."""
+        sy, cy, sp, cp = (f(a) for a in (self.yaw, self.pitch) for f in (np.sin, np.cos))
+        rows = np.array([[cy, -sy, 0], [-sy * sp, -cy * sp, -cp], [sy * cp, cy * cp, -sp]])
+        return np.asarray(rows @ self.scene_from_world)
+
+
+def find_look(cloud: Cloud) -> Look:
+    """Look at most points and the nearer cameras, from the photos' side and a little from above."""
+    look = Look(_scene_from_world(cloud), _YAW, _PITCH, np.zeros(3), np.ones(2))
+    view_from_world = look.view_from_world
+    points, centres = cloud.points @ view_from_world.T, cloud.centres @ view_from_world.T
+    if len(points):
+        low, high = np.quantile(points, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
+        points = np.stack([low, high])
+        beyond = np.maximum(low - centres, centres - high).max(axis=1)
+        if len(centres):
+            least, most = np.multiply(_CAMERA_REACH, float(np.max(high - low)))
+            centres = centres[beyond <= np.clip(1.05 * np.median(beyond), least, most)]
+    both = np.concatenate([points, centres])
+    if not len(both):
+        return look
+    target = (both.min(axis=0) + both.max(axis=0)) / 2
+    extent = _ROOM * np.ptp(both, axis=0)[:2] / 2
+    largest = float(extent.max())  # a single camera, or points on a line, have no extent
+    extent = np.maximum(extent, 0.05 * largest if largest > 0 else 1.0)
+    return look._replace(target=target @ view_from_world, extent=extent)
+
+
+def _scene_from_world(cloud: Cloud) -> Array:
+    """3 x 3 rotation into the scene's axes. Without photos, the world's are taken as a camera's."""
+    if not cloud.photos:
+        return np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
+    up = common_up(rotations.transpose(0, 2, 1))
+    ahead = rotations[:, :, 2].mean(axis=0)
+    forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
+    # Photos from all sides, or from above, have no direction: any will do.
+    forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
+    forward = forward / np.linalg.norm(forward)
+    return np.stack([np.cross(forward, up), forward, up])
 
 
 def kept_points(cloud: Cloud) -> NDArray[np.int64]:
-    """Rows of the points that are drawn, sorted: no far ones, and at most `MAX_POINTS`.
-
-    A single far point would cost all others their precision in the page's 16-bit positions.
-    """
-    if not len(cloud.points):
-        return np.zeros(0, np.int64)
-    low, high = np.quantile(cloud.points, [0.05, 0.95], axis=0)
-    reach = 3.0 * max(float((high - low).max()), 1e-12)
-    near = ((cloud.points >= low - reach) & (cloud.points <= high + reach)).all(axis=1)
-    rows = np.flatnonzero(near)
-    longest = rows[np.argsort(-cloud.track_lengths[rows], kind="stable")[:MAX_POINTS]]
+    """Rows of the points that are drawn, sorted: the `MAX_POINTS` with the longest tracks."""
+    longest = np.argsort(-cloud.track_lengths, kind="stable")[:MAX_POINTS]
     return np.sort(longest)
 
 
-def point_radii(cloud: Cloud, half_width: float) -> Array:
-    """N radii in the world's unit: dense points form surfaces, and isolated points are small.
-
-    Args:
-        cloud: the points.
-        half_width: half the width of the visible part of the world.
-    """
-    number, gaps = len(cloud.points), cloud.gaps
-    if not len(gaps):
-        return np.full(number, _MAX_RADIUS * half_width)
-    median = float(np.median(gaps))
-    radius = max(0.5 * median, 0.38 * half_width / number**0.5)
-    radius = float(np.clip(radius, _MIN_RADIUS * half_width, _MAX_RADIUS * half_width))
-    return np.where(gaps > _ISOLATED * median, 0.5 * radius, radius)
+def point_radius(cloud: Cloud, half_width: float) -> float:
+    """Radius of all points in the world's unit, with which dense points form surfaces."""
+    radius = 0.38 * half_width / max(len(cloud.points), 1) ** 0.5
+    return float(np.clip(radius, _MIN_RADIUS * half_width, _MAX_RADIUS * half_width))
 
 
 def frustums(cloud: Cloud, half_width: float) -> Array:
     """M x 5 x 3 in the world: the centre of each camera, and the corners of its photo in order."""
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
     centres = cloud.centres
-    length = _CAMERA_LENGTH * half_width / (1 + len(centres) / _MANY_CAMERAS) ** 0.5
-    if len(centres) > 1:  # also small beside the spacing of the cameras
-        some = centres[:: -(-len(centres) // _SPACING_SAMPLES)]
-        spacing = float(np.median(np.asarray(cKDTree(centres).query(some, 2)[0])[:, 1]))
-        length = min(max(0.8 * spacing, 0.4 * length), length)
+    length = _CAMERA_LENGTH * half_width
+    if len(centres) > 1:  # small beside the spacing of the cameras
+        spacing = float(np.median(np.asarray(cKDTree(centres).query(centres, 2)[0])[:, 1]))
+        length = float(np.clip(0.8 * spacing, 0.2 * length, length))
     shapes = np.zeros((len(centres), 5, 3))
     for shape, photo in zip(shapes, cloud.photos, strict=True):
         corners = np.concatenate([signs * photo.tan_half_fov, np.ones((4, 1))], axis=1)
@@ -100,100 +132,96 @@ def frustums(cloud: Cloud, half_width: float) -> Array:
     return shapes
 
 
-def draw_oblique(cloud: Cloud) -> Canvas:
-    """The oblique view, H x W x 3."""
-    return _draw(cloud, oblique(cloud, TAN_HALF_FOV), _MAIN_SIZE, TAN_HALF_FOV)
-
-
-def draw_picture(cloud: Cloud, main: Canvas, lines: Sequence[str]) -> Image.Image:
-    """The whole picture: oblique view, view from above, and caption.
-
-    Args:
-        cloud: points with colours, and cameras.
-        main: the oblique view.
-        lines: of the caption.
-    """
-    above = _draw(cloud, from_above(cloud, _TAN_ABOVE), _ABOVE_SIZE, _TAN_ABOVE)
-    left = _MAIN_SIZE[0] + 2 * _GAP
-    size = (left + _ABOVE_SIZE[0] + _GAP, _MAIN_SIZE[1] + 2 * _GAP)
-    picture = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(picture)
-    picture.paste(Image.fromarray(main), (_GAP, _GAP))
-    picture.paste(Image.fromarray(above), (left, _GAP))
-    border = (left, _GAP, left + _ABOVE_SIZE[0] - 1, _GAP + _ABOVE_SIZE[1] - 1)
-    pen.rectangle(border, outline=_LINE)
-    font = ImageFont.load_default(_TEXT_SIZE)
-    small = ImageFont.load_default(0.8 * _TEXT_SIZE)
-    label_at = (left + _GAP, 2 * _GAP)
-    x0, y0, x1, y1 = pen.textbbox(label_at, "from above", small)
-    pen.rectangle((x0 - 6, y0 - 6, x1 + 6, y1 + 6), fill="white")
-    pen.text(label_at, "from above", _QUIET, small)
-    top = 3.0 * _GAP + _ABOVE_SIZE[1]
-    note = "Each blue pyramid is a camera; it opens in the direction of view."
-    for texts, own, ink in ((lines, font, _INK), ([note], small, _QUIET)):
-        for row in (row for text in texts for row in textwrap.wrap(text, _MAX_LETTERS)):
-            pen.text((left, top), row, ink, own)
-            top += 1.45 * _TEXT_SIZE
+def draw_picture(cloud: Cloud, lines: Sequence[str]) -> Image.Image:
+    """The map obliquely, above a caption of these lines."""
+    lines = [*lines, "Each blue pyramid is a camera."]
+    text = "\n".join(row for line in lines for row in textwrap.wrap(line, _MAX_LETTERS))
+    font, corner = ImageFont.load_default(_TEXT_SIZE), (_TEXT_SIZE, _SIZE[1])
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox(corner, text, font, spacing=12)
+    picture = Image.new("RGB", (_SIZE[0], int(box[3]) + _TEXT_SIZE), "white")
+    picture.paste(_draw(cloud), (0, 0))
+    ImageDraw.Draw(picture).multiline_text(corner, text, "black", font, spacing=12)
     return picture
 
 
-def _draw(cloud: Cloud, look: Look, size: tuple[int, int], tan_half_fov: Array) -> Canvas:
-    """A view of points and cameras."""
-    distance = look.distance(_MARGIN * tan_half_fov)
-    half_width = float(look.extent.max())
-    focal = size[0] / 2 / tan_half_fov[0]
+def _draw(cloud: Cloud) -> Image.Image:
+    """Points as discs, from far to near, and cameras as pyramids of lines."""
+    look = find_look(cloud)
+    distance = float(np.max(look.extent / TAN_HALF_FOV))
+    focal = _SIZE[0] / 2 / TAN_HALF_FOV[0]
 
-    def project(points: Array) -> tuple[Array, Array]:
-        """Pixels of the picture, and depths over the distance to the target."""
+    def project(points: Array) -> tuple[NDArray[np.int32], Array, NDArray[np.bool_]]:
+        """Pixels, depths over the distance to the target, and which can be drawn."""
         seen = (points - look.target) @ look.view_from_world.T
-        depth = seen[..., 2] + distance
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pixels = focal * seen[..., :2] / depth[..., None]
-        return pixels + (np.array(size) - 1) / 2, depth / distance
+        depth = np.maximum(seen[..., 2] / distance + 1, _MIN_DEPTH)
+        pixels = focal / distance * seen[..., :2] / depth[..., None] + np.array(_SIZE) / 2
+        drawable = (depth > _MIN_DEPTH) & (np.abs(pixels) < 2 * sum(_SIZE)).all(axis=-1)
+        return np.clip(pixels, -1e5, 1e5).astype(np.int32), depth, drawable
 
     rows = kept_points(cloud)
-    pixels, depth = project(cloud.points[rows])
-    reach = 2 * sum(size)
-    visible = (depth > _MIN_DEPTH) & (np.abs(pixels) < reach).all(axis=1)
-    rows, pixels, depth = rows[visible], pixels[visible], depth[visible]
-    radii = point_radii(cloud, half_width)[rows] * focal / distance
-    radii = np.maximum(radii * np.clip(1 / depth, *_RADIUS_LIMITS), 0.5)
-    shapes, shape_depth = project(frustums(cloud, half_width))
-    drawable = (shape_depth > _MIN_DEPTH).all(axis=1) & (np.abs(shapes) < reach).all(axis=(1, 2))
-    shapes, shape_depth = shapes[drawable], shape_depth[drawable].mean(axis=1)
-
-    image = np.full((size[1] * _SUPERSAMPLING, size[0] * _SUPERSAMPLING, 3), 255, np.uint8)
-    centres, widths = (
-        _samples(pixels).tolist(),
-        np.rint(radii * _SUPERSAMPLING).astype(int).tolist(),
-    )
-    colours = cloud.colours[rows].tolist()
-    rims = (_RIM_BRIGHTNESS * cloud.colours[rows]).astype(int).tolist()
-    frames = _samples(shapes)
-    n = len(rows)
-    order = np.argsort(-np.concatenate([depth, _RIM_DEPTH * depth, shape_depth]), kind="stable")
-    for item in order.tolist():
-        if item < n:
-            cv2.circle(image, centres[item], widths[item], colours[item], -1)
-        elif item < 2 * n:
-            row = item - n
-            cv2.circle(image, centres[row], widths[row] + 1, rims[row], -1)
-        else:
-            _draw_frustum(image, frames[item - 2 * n])
-    overlay = image.copy()
-    for frame in frames:
-        _draw_frustum(overlay, frame)
-    blended = cv2.addWeighted(overlay, _HIDDEN_OPACITY, image, 1 - _HIDDEN_OPACITY, 0)
-    return cv2.resize(blended, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    pixels, depth, drawable = project(cloud.points[rows])
+    half_width = float(look.extent.max())
+    radii = np.rint(point_radius(cloud, half_width) * focal / distance / depth).astype(int)
+    colours = cloud.colours[rows].astype(float)
+    image = np.full((_SIZE[1], _SIZE[0], 3), _BACKGROUND, np.uint8)
+    for row in np.argsort(-depth, kind="stable"):
+        if drawable[row]:
+            colour = colours[row].tolist()
+            cv2.circle(
+                image, pixels[row].tolist(), max(int(radii[row]), 1), colour, -1, cv2.LINE_AA
+            )
+    shapes, _, drawable = project(frustums(cloud, half_width))
+    for shape in shapes[drawable.all(axis=1)]:
+        faces = [shape[1:], *(shape[[0, corner]] for corner in range(1, 5))]
+        cv2.polylines(image, faces, True, CAMERA_COLOUR, 1, cv2.LINE_AA)
+    return Image.fromarray(image)
 
 
-def _samples(pixels: Array) -> NDArray[np.int32]:
-    """Positions in the supersampled picture."""
-    return np.rint((pixels + 0.5) * _SUPERSAMPLING - 0.5).astype(np.int32)
+def add_colours(
+    cloud: Cloud, folders: Sequence[Path], failed: Iterable[str] = ()
+) -> tuple[Cloud, dict[str, bytes]]:
+    """Colour the points with the mean colours of the photos that observe them, or else grey.
+
+    Returns:
+        The coloured cloud, and a small JPEG of each photo that can be read, by name; photos that
+        `failed` to be registered get one, too.
+    """
+    posed = {photo.name: photo for photo in cloud.photos}
+    names = sorted({*posed, *failed})
+    edge = int(min(_MAX_EDGE, _TOTAL_EDGE / max(len(names), 1) ** 0.5))
+    sums, counts = np.zeros(cloud.colours.shape), np.zeros(len(cloud.points))
+    thumbnails = {}
+    for name in names:
+        photo, path = posed.get(name), find_photo(folders, name)
+        if path is None:
+            continue
+        try:
+            pixels = to_pixels(path)
+            if photo is not None and pixels.shape[1::-1] != photo.size:
+                pixels = to_pixels(path, upright=False)  # a map may be made of photos as stored
+        except D2NetError:
+            continue
+        thumbnails[name] = small_jpeg(pixels, edge, 72)
+        if photo is not None:
+            height, width = pixels.shape[:2]
+            photo_from_camera = coordinates.resize(photo.size, (width, height))
+            positions = photo_from_camera(COLMAP_FROM_PIXELS.inverse()(photo.pixels))
+            x, y = np.rint(positions).astype(np.int64).T
+            seen = pixels[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+            np.add.at(sums, photo.point_rows, seen)
+            np.add.at(counts, photo.point_rows, 1)
+    colours = cloud.colours.copy()
+    colours[~colours.any(axis=1)] = _GREY
+    known = counts > 0
+    colours[known] = np.rint(sums[known] / counts[known, None]).astype(np.uint8)
+    return replace(cloud, colours=colours), thumbnails
 
 
-def _draw_frustum(image: Canvas, frame: NDArray[np.int32]) -> None:
-    """Draw 5 x 2 corners (the centre first) as a pyramid of lines."""
-    width = max(1, round(_LINE_WIDTH * _SUPERSAMPLING))
-    faces = [frame[1:], *(frame[[0, corner]] for corner in range(1, 5))]
-    cv2.polylines(image, faces, True, CAMERA_COLOUR, width, cv2.LINE_AA)
+def small_jpeg(pixels: Pixels, edge: int, quality: int) -> bytes:
+    """The photo as JPEG, reduced to this longer edge in pixels if it is larger."""
+    height, width = pixels.shape[:2]
+    small = resize(pixels, limited_size((width, height), edge, None))
+    buffer = io.BytesIO()
+    eight_bits = np.rint(small).astype(np.uint8)
+    Image.fromarray(eight_bits).save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()

@@ -10,20 +10,20 @@ const PICK_RADIUS = 24; // CSS pixels within which a camera is picked
 
 const POINT_SHADER = `#version 300 es
 precision highp float;
-layout(location = 0) in vec3 position; // 0..1 in the box of the points
-layout(location = 1) in vec4 look; // colour, and size as a share of the radius
+layout(location = 0) in vec3 position;
+layout(location = 1) in vec4 look;
 uniform mat3 viewFromWorld;
-uniform vec3 offset, span; // of the box, from the target
+uniform vec3 target;
 uniform vec2 focal; // clip space over tangents of the field of view
 uniform float distance_, near, far, radius, pixels; // pixels: of a tangent of 1
 out vec3 colour;
 out float rim, rimDepth;
 float depthOf(float z) { return 0.5 + 0.5 * ((far + near) - 2.0 * far * near / z) / (far - near); }
 void main() {
-  vec3 p = viewFromWorld * (offset + span * position) + vec3(0.0, 0.0, distance_);
+  vec3 p = viewFromWorld * (position - target) + vec3(0.0, 0.0, distance_);
   float z = p.z;
   gl_Position = vec4(focal.x * p.x, -focal.y * p.y, (2.0 * depthOf(z) - 1.0) * z, z);
-  float size = max(2.0 * radius * look.a * pixels / z, 3.0);
+  float size = max(2.0 * radius * pixels / z, 3.0);
   gl_PointSize = min(size, 128.0) + 1.6;
   rim = 1.0 - 1.8 / gl_PointSize; // where the rim begins, over the radius
   rimDepth = depthOf(1.01 * z);
@@ -198,8 +198,8 @@ function pointsArray() {
   const array = gl.createVertexArray();
   gl.bindVertexArray(array);
   buffer(bytes(data.positions));
-  attribute(0, 3, gl.UNSIGNED_SHORT, 6, 0, false);
-  buffer(bytes(data.looks));
+  attribute(0, 3, gl.FLOAT, 12, 0, false);
+  buffer(bytes(data.colours));
   attribute(1, 4, gl.UNSIGNED_BYTE, 4, 0, false);
   return array;
 }
@@ -252,7 +252,7 @@ function prepare() {
       near: NEAR * distance_, far: FAR * distance_,
     };
     usePoints({
-      ...common, offset: minus(data.offset, view.target), span: data.span, pixels: width / 2 / x,
+      ...common, target: view.target, pixels: width / 2 / x,
       radius: data.radius * 2 ** Number(byId("size").value),
     });
     gl.bindVertexArray(points);
@@ -391,7 +391,7 @@ function listen() {
   byId("cameras").addEventListener("change", redraw);
   byId("start").addEventListener("click", () => start());
   byId("above").addEventListener("click", () => {
-    start(data.above);
+    start({ ...data.oblique, yaw: 0, pitch: Math.PI / 2 });
     moved = true;
   });
   byId("registered")?.addEventListener("click", (event) => {
@@ -408,7 +408,6 @@ function listen() {
 }
 
 if (gl) {
-  byId("still").hidden = true;
   canvas.hidden = byId("controls").hidden = false;
   byId("help").textContent = "Drag to turn, scroll or pinch to come nearer, shift-drag or two "
     + "fingers to move; a camera shows its photo when you point at it.";
