@@ -40,7 +40,7 @@ def test_a_folder_that_is_no_map_is_told(d2net: Run) -> None:
 
 
 def test_a_missing_package_is_told(d2net: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "d2net.serving.run", raising=False)
+    monkeypatch.delitem(sys.modules, "d2net.serving.app", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = d2net("serve", "--port", 0)
     assert result.code == 2

@@ -16,8 +16,7 @@ import uvicorn
 from PIL import Image
 
 from d2net import D2Net
-from d2net.serving.app import make_app
-from d2net.serving.run import listen
+from d2net.serving.app import listen, make_app
 from d2net.serving.shown_map import ShownMap
 
 from ..tiny import DATA

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,32 +112,6 @@ def test_other_files_and_large_ones_are_refused(
     for answer in (whole, parts):
         assert answer.status == 413
         assert "up to 1 MB" in answer.json["error"]
-
-
-def test_uploads_at_a_time_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_UPLOADS", 1)
-    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
-    slow.putrequest("POST", "/api/photos")
-    slow.putheader("Content-Length", "1000")
-    slow.endheaders(b"half")
-    refused = until(lambda: served.send(photo()), lambda answer: answer.status == 503)
-    assert "try again" in refused.json["error"]
-    slow.close()
-    assert until(lambda: served.send(photo()), lambda answer: answer.status == 201)
-
-
-def test_a_photo_that_takes_too_long_is_given_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "_UPLOAD_SECONDS", 0.1)
-    slow = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
-    slow.putrequest("POST", "/api/photos")
-    slow.putheader("Content-Length", "1000")
-    slow.endheaders(b"half")
-    answer = slow.getresponse()
-    assert answer.status == 408
-    assert "too long" in json.loads(answer.read())["error"]
-    slow.close()
 
 
 def test_a_full_queue_is_reported(

@@ -14,7 +14,7 @@ from PIL import Image
 import d2net
 from d2net import D2Net
 from d2net.features import Features
-from d2net.serving.pairs import best_first
+from d2net.serving.photos import best_first
 
 from ..tiny import make_tiny_model
 from .served import SIZE, Served, photo, serving

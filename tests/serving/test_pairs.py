@@ -11,29 +11,26 @@ from PIL import Image
 
 import d2net
 from d2net import D2Net
-from d2net.serving.pairs import PRESETS, best_first, extract, match_best, pack_keypoints
-from d2net.serving.photos import SentPhoto
+from d2net.serving.photos import PRESETS, SentPhoto, best_first, match_best
 
 from .served import SIZE, photo
 
 
 @pytest.fixture
 def pair() -> list[SentPhoto]:
-    return [SentPhoto.read("a.png", photo()), SentPhoto.read("b.png", photo(216, 208))]
+    return [SentPhoto.read(photo()), SentPhoto.read(photo(216, 208))]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_keypoints_are_those_of_the_model_best_first(
     tiny_model: D2Net, pair: list[SentPhoto], preset: str
 ) -> None:
-    found = extract(tiny_model, pair[0], preset)
+    found = pair[0].extract(tiny_model, preset)
     expected = best_first(tiny_model.extract(pair[0].pixels(), **PRESETS[preset]))
     assert len(found) > 20
     assert torch.equal(found.keypoints, expected.keypoints)
     assert (found.scores.diff() <= 0).all()
-    assert extract(tiny_model, pair[0], preset) is found
-    packed = np.frombuffer(pack_keypoints(found), "<f4").reshape(-1, 2)
-    np.testing.assert_array_equal(packed, found.keypoints.numpy())
+    assert pair[0].extract(tiny_model, preset) is found
 
 
 @pytest.mark.parametrize("number", [40, 8000])
@@ -41,7 +38,7 @@ def test_keypoints_are_those_of_the_model_best_first(
 def test_matches_are_those_of_the_library(
     tiny_model: D2Net, pair: list[SentPhoto], number: int, threshold: float | None
 ) -> None:
-    a, b = (extract(tiny_model, sent, "deep") for sent in pair)
+    a, b = (sent.extract(tiny_model, "deep") for sent in pair)
     shown = match_best(*pair, "deep", number, threshold)
     expected = d2net.match(a[:number], b[:number], verify="fundamental", threshold=threshold)
     assert shown["inliers"] == expected.num_inliers > 10
@@ -59,9 +56,9 @@ def test_another_threshold_needs_no_new_matches(
     tiny_model: D2Net, pair: list[SentPhoto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for sent in pair:
-        extract(tiny_model, sent, "deep")
+        sent.extract(tiny_model, "deep")
     loose = match_best(*pair, "deep", 100, 5.0)
-    monkeypatch.setattr("d2net.serving.pairs.match", None)  # calling it would fail
+    monkeypatch.setattr("d2net.serving.photos.match", None)  # calling it would fail
     assert match_best(*pair, "deep", 100, 0.5)["inliers"] <= loose["inliers"]
     with pytest.raises(TypeError):
         match_best(*pair, "deep", 50, 0.5)
@@ -70,7 +67,7 @@ def test_another_threshold_needs_no_new_matches(
 def test_photos_without_keypoints_have_no_matches(tiny_model: D2Net) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", SIZE).save(buffer, "PNG")
-    black = SentPhoto.read("black.png", buffer.getvalue())
-    assert len(extract(tiny_model, black, "deep")) == 0
+    black = SentPhoto.read(buffer.getvalue())
+    assert len(black.extract(tiny_model, "deep")) == 0
     shown = match_best(black, black, "deep", 100, None)
     assert (shown["first"], shown["inliers"]) == ([], 0)

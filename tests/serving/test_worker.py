@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from starlette.exceptions import HTTPException
 
-from d2net.serving.worker import BusyError, GoneError, Worker
+from d2net.serving.app import Worker
 
 
 async def stays() -> bool:
@@ -42,7 +43,7 @@ def test_one_thing_at_a_time_and_a_full_queue_refuses(worker: Worker) -> None:
     async def three() -> None:
         two = [asyncio.create_task(worker.run(wait, stays)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(BusyError):
+        with pytest.raises(HTTPException, match="503"):
             await worker.run(wait, stays)
         go.set()
         await asyncio.gather(*two)
@@ -59,7 +60,7 @@ def test_what_nobody_waits_for_is_not_begun(worker: Worker) -> None:
     async def two() -> None:
         first = asyncio.create_task(worker.run(lambda: go.wait(20), stays))
         await asyncio.sleep(0.05)
-        with pytest.raises(GoneError):
+        with pytest.raises(HTTPException, match="499"):
             await worker.run(lambda: done.append(1), leaves)
         go.set()
         await first

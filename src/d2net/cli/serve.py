@@ -27,7 +27,7 @@ def serve(
         port N: Port to listen at; 0 takes a free one.
     """
     try:
-        from d2net.serving.run import serve as run
+        from d2net.serving.app import serve as run
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise

@@ -1,14 +1,19 @@
-"""The page's requests and their answers."""
+"""The page's requests and their answers, and the server."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
 
+import uvicorn
 from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,32 +23,79 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from d2net.errors import D2NetError
+from d2net.errors import D2NetError, InputError
 from d2net.extraction.d2net import D2Net
+from d2net.mapping.localize import Map
 from d2net.serving.guard import Guard
-from d2net.serving.pairs import MAX_KEYPOINTS, PRESETS, extract, match_best, pack_keypoints
-from d2net.serving.photos import MAX_FILE, MAX_PIXELS, Photos, SentPhoto
+from d2net.serving.photos import (
+    MAX_FILE,
+    MAX_KEYPOINTS,
+    MAX_PIXELS,
+    PRESETS,
+    Photos,
+    SentPhoto,
+    match_best,
+)
 from d2net.serving.shown_map import ShownMap
-from d2net.serving.worker import BusyError, GoneError, Worker
 
 MAX_EXTRACTIONS, MAX_QUICK = 6, 12
 """Waiting extractions and localizations, and other waiting work (less than a second each)."""
 
-MAX_UPLOADS = 4
-"""Photos that are received at a time."""
+_MAX_CONNECTIONS = 64
+_POLL_SECONDS = 0.2  # between checks whether a client is still connected
 
-_UPLOAD_SECONDS = 120.0
-_TIDY_SECONDS = 60.0
+Result = TypeVar("Result")
+
+
+def serve(
+    model: D2Net,
+    *,
+    map_folder: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        model: extracts features of the photos that are sent.
+        map_folder: a map that `d2net reconstruct` made, to localize photos in.
+        host: name or address to listen at; only this machine reaches 127.0.0.1.
+        port: to listen at; 0 for any free port.
+        ready: called with the page's URL before the first request is answered.
+    """
+    with listen(host, port) as listening:
+        device = str(model.device)
+        shown = None if map_folder is None else ShownMap(Map.open(map_folder, device=device))
+        config = uvicorn.Config(
+            make_app(model, shown, [host]),
+            log_level="warning",
+            access_log=False,  # would reveal names of photos
+            server_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        name = f"[{host}]" if ":" in host else host
+        if host in ("0.0.0.0", "::"):  # noqa: S104 (all addresses of this machine)
+            name = socket.gethostname()
+        ready(f"http://{name}:{listening.getsockname()[1]}/")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; InputError if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        raise InputError(
+            f"cannot listen at port {port} of {host}: {reason}; choose another with --port"
+        ) from error
 
 
 def make_app(model: D2Net, shown: ShownMap | None = None, names: Iterable[str] = ()) -> Starlette:
-    """The page as an ASGI application.
-
-    Args:
-        model: extracts features, with the preset that the page's visitor chooses.
-        shown: a map to localize photos in.
-        names: of this machine, besides `localhost`.
-    """
+    """The page as an ASGI application; `names` are those of this machine, besides `localhost`."""
     site = _Site(model, shown)
     packages: list[str | tuple[str, str]] = [
         ("d2net.serving", "page"),
@@ -65,14 +117,52 @@ def make_app(model: D2Net, shown: ShownMap | None = None, names: Iterable[str] =
         ],
         middleware=[Middleware(Guard, names=names)],
         exception_handlers={
-            HTTPException: _http_error,
-            D2NetError: _input_error,
-            BusyError: _busy,
-            GoneError: _gone,
-            ClientDisconnect: _gone,
+            HTTPException: _error,
+            D2NetError: _error,
+            ClientDisconnect: lambda *_: Response(status_code=499),
         },
         lifespan=site.lifespan,
     )
+
+
+class Worker:
+    """Does one job after the other in its own thread; `max_waiting` more may wait."""
+
+    def __init__(self, name: str, max_waiting: int) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._free = max_waiting + 1
+
+    async def run(
+        self, job: Callable[[], Result], is_gone: Callable[[], Awaitable[bool]]
+    ) -> Result:
+        """Do the job in the thread as soon as it is free, and return its result.
+
+        Args:
+            job: may raise.
+            is_gone: whether the client has disconnected. A job that is still waiting is dropped
+                then. A running job is finished, because nothing can interrupt the network.
+
+        Raises:
+            HTTPException: the queue is full (503), or the client has disconnected (499).
+        """
+        if self._free == 0:
+            message = "too many photos are waiting already; try again in a moment"
+            raise HTTPException(503, message, {"retry-after": "5"})
+        self._free -= 1
+        future = self._executor.submit(job)
+        try:
+            waiting = asyncio.wrap_future(future)
+            while not (await asyncio.wait([waiting], timeout=_POLL_SECONDS))[0]:
+                if await is_gone():
+                    future.cancel()
+                    raise HTTPException(499)
+            return waiting.result()
+        finally:
+            self._free += 1
+
+    def stop(self) -> None:
+        """Drop the jobs that wait."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class _Site:
@@ -82,22 +172,12 @@ class _Site:
         self._photos = Photos()
         self._extraction = Worker("extraction", MAX_EXTRACTIONS)
         self._quick = Worker("quick", MAX_QUICK)
-        self._uploads = 0
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async def tidy() -> None:
-            while True:
-                await asyncio.sleep(_TIDY_SECONDS)
-                self._photos.tidy()
-
-        tidying = asyncio.create_task(tidy())
         yield
-        tidying.cancel()
         self._extraction.stop()
         self._quick.stop()
-
-    # --- The page ----------------------------------------------------------------------------
 
     async def page(self, _: Request) -> Response:
         return HTMLResponse((files("d2net.serving") / "page" / "index.html").read_text("utf-8"))
@@ -119,23 +199,16 @@ class _Site:
             }
         )
 
-    # --- Photos ------------------------------------------------------------------------------
-
     async def send_photo(self, request: Request) -> Response:
         name = request.query_params.get("name", "photo")[:200]
-        if int(request.headers.get("content-length", 0)) > MAX_FILE:
-            raise _too_large()
-        if self._uploads == MAX_UPLOADS:
-            raise BusyError
-        self._uploads += 1
-        try:
-            content = await asyncio.wait_for(_received(request), _UPLOAD_SECONDS)
-        except asyncio.TimeoutError:
-            raise HTTPException(408, "the photo took too long to arrive; send it again") from None
-        finally:
-            self._uploads -= 1
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > MAX_FILE:
+                most = MAX_FILE // 2**20
+                raise HTTPException(413, f"photos may have up to {most} MB; reduce it first")
         upright = self._shown is None or self._shown.upright
-        read = partial(SentPhoto.read, name, content, upright=upright)
+        read = partial(SentPhoto.read, bytes(content), upright=upright)
         photo = await self._quick.run(read, request.is_disconnected)
         self._photos.add(photo)
         return JSONResponse({"key": photo.key, "name": name, "size": photo.size}, 201)
@@ -149,10 +222,11 @@ class _Site:
 
     async def keypoints(self, request: Request) -> Response:
         photo, preset = self._photo(request.path_params["key"]), _preset(request)
-        job = partial(extract, self._model, photo, preset)
+        job = partial(photo.extract, self._model, preset)
         features = await self._extraction.run(job, request.is_disconnected)
         self._photos.tidy()
-        return Response(pack_keypoints(features), media_type="application/octet-stream")
+        packed = features.keypoints.cpu().numpy().astype("<f4").tobytes()  # N x 2, (x, y)
+        return Response(packed, media_type="application/octet-stream")
 
     async def match(self, request: Request) -> Response:
         a, b = (self._photo(request.query_params.get(which, "")) for which in ("first", "second"))
@@ -171,8 +245,6 @@ class _Site:
         if photo is None:
             raise HTTPException(410, "this photo has been forgotten; choose it again")
         return photo
-
-    # --- The map -----------------------------------------------------------------------------
 
     async def localize(self, request: Request) -> Response:
         job = partial(self._map().localize, self._photo(request.path_params["key"]))
@@ -193,18 +265,6 @@ class _Site:
         return self._shown
 
 
-# --- Requests --------------------------------------------------------------------------------
-
-
-async def _received(request: Request) -> bytes:
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_FILE:
-            raise _too_large()
-    return bytes(content)
-
-
 def _preset(request: Request) -> str:
     preset = request.query_params.get("preset", "")
     if preset not in PRESETS:
@@ -223,26 +283,7 @@ def _number(request: Request, name: str, low: float, high: float) -> float:
     return number
 
 
-# --- Errors ----------------------------------------------------------------------------------
-
-
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"photos may have up to {MAX_FILE // 2**20} MB; reduce it first")
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
-    return JSONResponse({"error": error.detail}, error.status_code)
-
-
-async def _input_error(_: Request, error: Exception) -> Response:
+async def _error(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     return JSONResponse({"error": str(error)}, 422)
-
-
-async def _busy(_: Request, __: Exception) -> Response:
-    message = "too many photos are waiting already; try again in a moment"
-    return JSONResponse({"error": message}, 503, {"retry-after": "5"})
-
-
-async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # the client has disconnected

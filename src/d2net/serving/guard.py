@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -31,10 +32,6 @@ class Guard:
     the `Host` must be an IP address, `localhost` or a name of this machine. Starlette's
     TrustedHostMiddleware needs a list of hosts, and the machine's addresses as a phone or a
     forwarded port sees them are not known.
-
-    Args:
-        app: answers requests that are not refused.
-        names: further names of this machine.
     """
 
     def __init__(self, app: ASGIApp, names: Iterable[str] = ()) -> None:
@@ -57,25 +54,16 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> str | None:
         """Why a request is refused; None if it is not."""
-        host = headers.get("host", "")
-        if host.startswith("["):
-            name = host[1:].partition("]")[0]  # IPv6
-        else:
-            name = host.partition(":")[0].lower()
-        if name not in self._names and not _is_address(name):
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name not in self._names:
+                ipaddress.ip_address(name)
+        except ValueError:
             return (
                 f"this page is not available as {host!r}: open it at the address that d2net serve "
                 "has printed"
             )
-        origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return f"requests from {origin} are refused: open this page itself"
         return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

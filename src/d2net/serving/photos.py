@@ -1,19 +1,24 @@
-"""Photos that were sent. They are kept in memory only, within a budget, and for a short time."""
+"""Photos that were sent, with their features, and verified matches of two. All stay in memory."""
 
 from __future__ import annotations
 
 import io
 import secrets
-import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
+from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
 from d2net.io.images import Pixels, read_image
-from d2net.mapping.picture.album import small_jpeg
+from d2net.mapping.picture.drawing import small_jpeg
+from d2net.matching import match
+from d2net.matching.verification import default_threshold, verify
+from d2net.settings import ExtractionOptions
 
 MAX_FILE = 32 * 2**20
 """Bytes of a photo: the largest JPEG files of cameras."""
@@ -24,10 +29,16 @@ MAX_PIXELS = 64_000_000
 MAX_MEMORY = 768 * 2**20
 """Bytes of all photos with their features. The least recently used are forgotten first."""
 
-MAX_IDLE = 30 * 60.0
-"""Seconds after which an unused photo is forgotten."""
+MAX_KEYPOINTS = 8192
+"""Keypoints of a photo. They are extracted once; smaller numbers are the best of them."""
 
-_SCREEN_EDGE, _QUALITY = 1600, 85
+PRESETS: dict[str, ExtractionOptions] = {
+    "both": {"detector": "both"},
+    "deep": {"detector": "deep", "descriptor": "plain"},
+    "corner": {"detector": "corner"},
+    "original": {"original": True},
+}
+"""Extraction settings that a visitor can choose, the default first."""
 
 
 @dataclass(eq=False)
@@ -35,7 +46,6 @@ class SentPhoto:
     """A photo and its features.
 
     Attributes:
-        name: of the file, to show.
         content: the file.
         upright: whether it is turned as its EXIF orientation says.
         size: (width, height).
@@ -45,7 +55,6 @@ class SentPhoto:
         key: a random secret. Only the sender of the photo has it, and so can ask for the photo.
     """
 
-    name: str
     content: bytes
     upright: bool
     size: Size
@@ -55,19 +64,21 @@ class SentPhoto:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @classmethod
-    def read(cls, name: str, content: bytes, *, upright: bool = True) -> SentPhoto:
-        """Read a photo from the bytes of its file.
-
-        Raises:
-            ImageError: the file is not a photo, or too large.
-        """
+    def read(cls, content: bytes, *, upright: bool = True) -> SentPhoto:
+        """Read a photo from the bytes of its file; ImageError if it is none, or too large."""
         pixels = _read(content, upright)
-        size = (pixels.shape[1], pixels.shape[0])
-        return cls(name, content, upright, size, screen_jpeg(pixels))
+        return cls(content, upright, (pixels.shape[1], pixels.shape[0]), screen_jpeg(pixels))
 
     def pixels(self) -> Pixels:
         """H x W x 3 uint8."""
         return np.rint(_read(self.content, self.upright)).astype(np.uint8)
+
+    def extract(self, model: D2Net, preset: str) -> Features:
+        """The photo's features, best score first, extracted once."""
+        if preset not in self.features:
+            options: ExtractionOptions = {**PRESETS[preset], "max_keypoints": MAX_KEYPOINTS}
+            self.features[preset] = best_first(model.extract(self.pixels(), **options))
+        return self.features[preset]
 
     @property
     def num_bytes(self) -> int:
@@ -77,51 +88,81 @@ class SentPhoto:
 
 
 class Photos:
-    """Photos by their keys.
+    """Photos by their keys. The last used photo is kept whatever its size."""
 
-    Args:
-        max_memory: see `MAX_MEMORY`. The last used photo is kept whatever its size.
-        max_idle: see `MAX_IDLE`.
-    """
-
-    def __init__(self, max_memory: int = MAX_MEMORY, max_idle: float = MAX_IDLE) -> None:
+    def __init__(self, max_memory: int = MAX_MEMORY) -> None:
         self._max_memory = max_memory
-        self._max_idle = max_idle
-        self._photos: OrderedDict[str, tuple[SentPhoto, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._photos)
+        self._photos: OrderedDict[str, SentPhoto] = OrderedDict()
 
     def add(self, photo: SentPhoto) -> None:
-        """Keep a photo for a while."""
-        self._photos[photo.key] = (photo, time.monotonic())
+        """Keep a photo."""
+        self._photos[photo.key] = photo
         self.tidy()
 
     def get(self, key: str) -> SentPhoto | None:
         """The photo, which counts as used; None if it is unknown or forgotten."""
-        photo, _ = self._photos.pop(key, (None, 0.0))
-        if photo is not None:
-            self._photos[key] = (photo, time.monotonic())
-        return photo
+        if key in self._photos:
+            self._photos.move_to_end(key)
+        return self._photos.get(key)
 
     def forget(self, key: str) -> None:
         """Forget a photo; does nothing if it is unknown."""
         self._photos.pop(key, None)
 
     def tidy(self) -> None:
-        """Forget photos that were unused for too long or exceed the memory budget."""
-        oldest_kept = time.monotonic() - self._max_idle
-        memory = sum(photo.num_bytes for photo, _ in self._photos.values())
-        for key, (photo, used) in list(self._photos.items()):  # least recently used first
-            if used > oldest_kept and (memory <= self._max_memory or len(self._photos) == 1):
-                break
-            memory -= photo.num_bytes
-            self.forget(key)
+        """Forget the least recently used photos that exceed the memory budget."""
+        memory = sum(photo.num_bytes for photo in self._photos.values())
+        while memory > self._max_memory and len(self._photos) > 1:
+            memory -= self._photos.popitem(last=False)[1].num_bytes
+
+
+def best_first(features: Features) -> Features:
+    """The features sorted by score (`original` keeps the order of the 2019 release)."""
+    return features[features.scores.argsort(descending=True, stable=True)]
+
+
+def match_best(
+    a: SentPhoto, b: SentPhoto, preset: str, number: int, threshold: float | None
+) -> dict[str, Any]:
+    """Match the `number` best keypoints of two photos whose features are extracted, and verify.
+
+    Returns JSON: that of `matches_to_dict`, the `threshold` (largest error of an inlier in pixels),
+    the `verdict` and the `significance`.
+    """
+    best_a, best_b = a.features[preset][:number], b.features[preset][:number]
+    key = (b.key, preset, number)
+    if a.matched is None or a.matched[0] != key:  # a new threshold needs no new matches
+        a.matched = (key, match(best_a, best_b))
+    matches = a.matched[1]
+    if threshold is None:
+        threshold = default_threshold(best_a, best_b, matches, "fundamental")
+    verified = verify(best_a, best_b, matches, "fundamental", threshold=threshold)
+    return {
+        **matches_to_dict(verified),
+        "threshold": threshold,
+        "verdict": verified.verdict,
+        "significance": verified.significance,
+    }
+
+
+def matches_to_dict(matches: Matches) -> dict[str, Any]:
+    """Verified matches as JSON: rows `first` and `second`, `similarity`; the `inliers` first."""
+    inliers = matches.inliers
+    if inliers is None:
+        inliers = torch.ones(len(matches), dtype=torch.bool)
+    order = inliers.int().argsort(descending=True, stable=True)
+    first, second = matches.indices[order].T.tolist()
+    return {
+        "first": first,
+        "second": second,
+        "similarity": [round(cosine, 4) for cosine in matches.similarity[order].tolist()],
+        "inliers": matches.num_inliers,
+    }
 
 
 def screen_jpeg(pixels: Pixels) -> bytes:
     """The photo as JPEG, reduced to the size of a screen."""
-    return small_jpeg(pixels, _SCREEN_EDGE, _QUALITY)
+    return small_jpeg(pixels, 1600, 85)
 
 
 def _read(content: bytes, upright: bool) -> Pixels:

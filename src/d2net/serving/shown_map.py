@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from d2net.features import Features
-from d2net.io.images import read_image
-from d2net.mapping.cameras import photo_camera
-from d2net.mapping.cloud import Cloud, posed_photo, read_cloud
-from d2net.mapping.localize import Localization, Map
-from d2net.mapping.picture.album import add_colours
-from d2net.mapping.picture.drawing import frustums
-from d2net.mapping.picture.page import page_data
-from d2net.serving.pairs import matches_to_dict
-from d2net.serving.photos import MAX_PIXELS, SentPhoto, screen_jpeg
+from PIL import Image
 
+from d2net.features import Features
+from d2net.io.colmap_database import guessed_camera
+from d2net.io.images import read_image
+from d2net.mapping.cloud import Cloud, posed_photo, read_cloud
+from d2net.mapping.localize import Map
+from d2net.mapping.picture.drawing import add_colours, frustums
+from d2net.mapping.report import page_data
+from d2net.serving.photos import MAX_PIXELS, SentPhoto, matches_to_dict, screen_jpeg
+
+_EXIF, _FOCAL_LENGTH_35MM = 0x8769, 0xA405
 _PRESET = "map"  # key of features that are extracted with the map's settings
 
 
@@ -30,11 +27,7 @@ class ShownMap:
 
     def __init__(self, map_: Map) -> None:
         self.map = map_
-
-    @property
-    def upright(self) -> bool:
-        """Whether its photos were turned as their EXIF orientation says."""
-        return self.map.model.settings.upright
+        self.upright = map_.model.settings.upright
 
     def about(self) -> dict[str, Any]:
         """Name and size of the map, as JSON."""
@@ -55,12 +48,7 @@ class ShownMap:
         return add_colours(cloud, self.map.folder.photo_folders)[0]
 
     def picture(self, name: str) -> bytes:
-        """A JPEG of a photo of the map.
-
-        Raises:
-            InputError: the photo is missing.
-            ImageError: it cannot be read.
-        """
+        """A JPEG of a photo of the map; InputError if it is missing."""
         path = self.map.folder.photo(name)
         return screen_jpeg(read_image(path, upright=self.upright, max_pixels=MAX_PIXELS))
 
@@ -77,53 +65,30 @@ class ShownMap:
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.pixels())
         features = photo.features[_PRESET]
-        with _as_file(photo.content) as path:
-            camera = photo_camera(path, features.image_size)
-        answer = self.map.localize_features(
-            features, camera, estimate_focal_length=not camera.has_prior_focal_length
-        )
-        return {**answer.to_dict(), "shape": self._shape(answer), "partner": self._partner(answer)}
-
-    def _shape(self, answer: Localization) -> list[float] | None:
-        """Centre and corners of the query's camera, in the size of the map's cameras."""
-        if answer.pose is None:
-            return None
-        query = posed_photo("", answer.pose.camera, answer.pose.cam_from_world)
-        both = replace(self._cloud, photos=(*self._cloud.photos, query))
-        shapes = frustums(both, max(self.page_data["oblique"]["extent"]))
-        shape: list[float] = shapes[-1].ravel().tolist()
-        return shape
-
-    def _partner(self, answer: Localization) -> dict[str, Any] | None:
+        with Image.open(io.BytesIO(photo.content)) as image:
+            in_35mm = image.getexif().get_ifd(_EXIF).get(_FOCAL_LENGTH_35MM)
+        focal_length = float(in_35mm) / 35 * max(features.image_size) if in_35mm else None
+        camera = guessed_camera(features.image_size, focal_length=focal_length)
+        answer = self.map.localize_features(features, camera)
+        shape = partner = None
+        if answer.pose is not None:
+            query = posed_photo("", answer.pose.camera, answer.pose.cam_from_world)
+            both = replace(self._cloud, photos=(*self._cloud.photos, query))
+            shapes = frustums(both, max(self.page_data["oblique"]["extent"]))
+            shape = shapes[-1].ravel().tolist()
         name = answer.best_photo
-        if name is None:
-            return None
-        features, matches = self.map.features(name), matches_to_dict(answer.matches(name))
-        return {
-            "name": name,
-            "size": features.image_size,
-            "query_points": _points(answer.features, matches["first"]),
-            "points": _points(features, matches["second"]),
-            "inliers": matches["inliers"],
-        }
+        if name is not None:
+            known, matches = self.map.features(name), matches_to_dict(answer.matches(name))
+            partner = {
+                "name": name,
+                "size": known.image_size,
+                "query_points": _points(answer.features, matches["first"]),
+                "points": _points(known, matches["second"]),
+                "inliers": matches["inliers"],
+            }
+        return {**answer.to_dict(), "shape": shape, "partner": partner}
 
 
 def _points(features: Features, rows: list[int]) -> list[float]:
     """Keypoints as x, y, x, y, ..."""
     return [round(value, 2) for value in features.keypoints[rows].ravel().tolist()]
-
-
-@contextmanager
-def _as_file(content: bytes) -> Iterator[Path | None]:
-    """A temporary file with these bytes, because COLMAP reads EXIF only from files.
-
-    None on systems without such files. The focal length is unknown there.
-    """
-    if sys.platform != "linux":
-        yield None
-        return
-    descriptor = os.memfd_create("photo")
-    with open(descriptor, "wb") as file:  # noqa: PTH123 (of a descriptor)
-        file.write(content)
-        file.flush()
-        yield Path(f"/proc/self/fd/{descriptor}")
