@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,18 +91,19 @@ def localize(
             except D2NetError as error:
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
-    poses: dict[Path, dict[str, pycolmap.Rigid3d]] = {output: {}, doubtful: {}}
+    poses: dict[Path, dict[str, pycolmap.Rigid3d]] = {output: {}}
     for name, answer in answers.items():
         if answer.cam_from_world is not None and answer.verdict != "lost":
             file = output if answer.verdict == "localized" else doubtful
             if answer.map_number:  # each map has a frame of its own
                 file = file.with_stem(f"{file.stem}_map{answer.map_number}")
             poses.setdefault(file, {})[name] = answer.cam_from_world
+    stem, suffix = re.escape(output.stem), re.escape(output.suffix)
+    for file in output.absolute().parent.glob("*"):
+        if re.fullmatch(rf"{stem}(_doubtful|(_doubtful)?_map\d+){suffix}", file.name):
+            file.unlink()  # of an earlier run
     for file, written in poses.items():
-        if written or file == output:
-            write_poses(file, written)
-        else:
-            file.unlink(missing_ok=True)  # of an earlier run
+        write_poses(file, written)
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
     values |= {name: {"verdict": "failed", "reason": reason} for name, reason in failed.items()}
     lines = console.columns(
