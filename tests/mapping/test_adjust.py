@@ -19,7 +19,7 @@ from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.colmap_database import write_database
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
 from d2net.mapping.mapper import verify_pairs
-from d2net.mapping.settings import MappingSettings, Thresholds
+from d2net.mapping.settings import Thresholds
 from d2net.matching.refine import FIT_DEVIATION
 
 from ..io.samples import make_features
@@ -75,7 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             uncertainty=torch.ones(COUNT + 5),
         )
     write_database(folder / "database.db", features, _Same(COUNT))
-    verify_pairs(folder / "database.db", Thresholds(8, 4), MappingSettings())
+    same = _Same(COUNT).among(None)[0][2]
+    verify_pairs(folder / "database.db", Thresholds(8, 4), features, lambda *_: same)
     return folder, features
 
 

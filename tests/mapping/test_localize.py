@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,23 +93,6 @@ def test_the_same_query_gives_the_same_answer_twice(root: Path) -> None:
     map_ = opened(root, seen(QUERY, 2.0))
     first, second = (map_.localize(photo(0), camera=LENS, seed=3) for _ in range(2))
     assert first.to_dict() == second.to_dict()
-
-
-def test_the_photos_may_be_gone_but_pictures_need_them(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "moved")
-    moved = tmp_path / "moved"
-    map_ = opened(moved, seen(QUERY))
-    answer = map_.localize(photo(0), camera=LENS)
-    picture = map_.plot(answer, photo(0), tmp_path / "query.png")
-    assert (tmp_path / "query.png").exists()
-    assert picture.size[0] > picture.size[1]
-    record = moved / "map" / "map.json"
-    record.write_text(record.read_text().replace(str(root / "photos"), str(moved / "gone")))
-    map_ = opened(moved, seen(QUERY))
-    answer = map_.localize(photo(0), camera=LENS)
-    assert answer.verdict == "localized"
-    with pytest.raises(InputError, match=r"is missing: it is not in .*gone"):
-        map_.plot(answer, photo(0))
 
 
 def test_a_camera_of_another_size_is_refused(root: Path) -> None:

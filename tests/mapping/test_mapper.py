@@ -14,7 +14,6 @@ from d2net.features import Matches
 from d2net.io.colmap_database import write_database
 from d2net.mapping import mapper
 from d2net.mapping.mapper import (
-    remove_insignificant_pairs,
     run_mapper,
     verified_pairs,
     verify_pairs,
@@ -90,7 +89,6 @@ def test_pairs_that_agree_by_accident_are_removed(tmp_path: Path) -> None:
 
     database = tmp_path / "database.db"
     write_database(database, photos, Pairs())
-    verify_pairs(database, Thresholds(8, 4), MappingSettings())
-    assert len(list(verified_pairs(database))) == 2
-    assert remove_insignificant_pairs(database, photos, lambda *names: pairs[names]) == 1
+    removed = verify_pairs(database, Thresholds(8, 4), photos, lambda *names: pairs[names])
+    assert removed == 1
     assert [pair[:2] for pair in verified_pairs(database)] == [("a", "b")]

@@ -67,8 +67,9 @@ def test_text_tells_what_was_found_and_why_photos_failed() -> None:
     assert "150 points, each seen in 5.0 photos on average" in text
     assert "mean reprojection error 0.00 px" in text
     assert "2 separate maps" in text
-    assert "map 0, good: photo1.png, photo2.png" in text
-    assert "map 1, doubtful: only 12 points per photo: y.jpg" in text
+    assert text.startswith("map 1 is doubtful: only 12 points per photo\n5 of 16")
+    assert "map 0: photo1.png, photo2.png" in text
+    assert "map 1: y.jpg" in text
     assert "no features: dark00.jpg" in text
     assert "dark07.jpg and 2 more" in text
     assert "no verified matches with any photo: x.jpg" in text

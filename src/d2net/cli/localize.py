@@ -59,6 +59,7 @@ def localize(
     from d2net.io.intrinsics import read_intrinsics
     from d2net.io.poses import write_poses
     from d2net.mapping.localize import Map
+    from d2net.visualization import plot_matches
 
     photos = find_images(queries, root)
     if not photos:
@@ -86,8 +87,17 @@ def localize(
                     seed=seed,
                 )
                 answers[photo.name] = answer
-                if photo.name in drawings and answer.best_photo is not None:
-                    opened.plot(answer, photo.path, drawings[photo.name])
+                best = answer.best_photo
+                if photo.name in drawings and best is not None:
+                    plot_matches(
+                        photo.path,
+                        opened.folder.photo(best),
+                        answer.features,
+                        opened.features(best),
+                        answer.matches(best),
+                        upright=opened.model.settings.upright,
+                        output=drawings[photo.name],
+                    )
             except D2NetError as error:
                 failed[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))

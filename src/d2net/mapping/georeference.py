@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import InputError
 from d2net.io.exif import Position
 
 Array = NDArray[np.float64]
@@ -89,12 +89,7 @@ class Georeference:
     def read(cls, folder: Path) -> Georeference | None:
         """Read that of a model; None if the model has none."""
         path = folder / FILE
-        if not path.is_file():
-            return None
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise FormatError(f"{path} is damaged ({error}); make the map again") from error
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def georeference(

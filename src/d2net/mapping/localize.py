@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pycolmap
@@ -32,9 +32,6 @@ from d2net.mapping.query_pose import (
 )
 from d2net.matching.matchers import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
 
@@ -285,25 +282,6 @@ class Map:
             camera.has_prior_focal_length,
             map_number,
             self._georeferences[map_number],
-        )
-
-    def plot(
-        self, answer: Localization, image: ImageLike, output: str | os.PathLike[str] | None = None
-    ) -> Image.Image:
-        """Draw the query beside the map photo with which it shares the most inliers."""
-        from d2net.visualization import plot_matches
-
-        name = answer.best_photo
-        if name is None:
-            raise InputError("the query has no inliers in the map, so there is nothing to draw")
-        return plot_matches(
-            image,
-            self.folder.photo(name),
-            answer.features,
-            self.features(name),
-            answer.matches(name),
-            upright=self.model.settings.upright,
-            output=output,
         )
 
 

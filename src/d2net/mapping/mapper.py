@@ -31,16 +31,6 @@ in a row (5). Together with tolerances of 1e-6 (0) this takes a third of the tim
 on 40 internet photos of one statue."""
 
 
-def verify_pairs(database: Path, limits: Thresholds, settings: MappingSettings) -> None:
-    """Estimate the two-view geometry of all matched pairs in the database, and store it."""
-    options = pycolmap.TwoViewGeometryOptions()
-    options.min_num_inliers = MIN_INLIERS
-    options.ransac.max_error = limits.verification
-    options.ransac.random_seed = settings.seed
-    with quiet_colmap():
-        pycolmap.geometric_verification(database, two_view_geometry_options=options)
-
-
 def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewGeometry]]:
     """Image pairs with at least one verified match; none if there is no database."""
     if not database.exists():
@@ -54,19 +44,26 @@ def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewG
                 yield names[a], names[b], geometry
 
 
-def remove_insignificant_pairs(
+def verify_pairs(
     database: Path,
+    limits: Thresholds,
     features: Mapping[str, Features],
     matches_of: Callable[[str, str], Matches],
     *,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> int:
-    """Remove verified pairs with a verdict other than "same", so that no map contains them.
+    """Store the two-view geometry of all matched pairs whose verdict is "same" in the database.
 
-    `matches_of` returns all matches of two photos, outliers too. Returns the number of pairs
-    removed.
+    `matches_of` returns all matches of two photos. Returns the number of pairs that COLMAP accepts
+    but whose matches may agree by accident, so that no map contains them.
     """
+    options = pycolmap.TwoViewGeometryOptions()
+    options.min_num_inliers = MIN_INLIERS
+    options.ransac.max_error = limits.verification
+    options.ransac.random_seed = seed
+    with quiet_colmap():
+        pycolmap.geometric_verification(database, two_view_geometry_options=options)
 
     @lru_cache(maxsize=1000)
     def keypoints_of(name: str) -> Features:
@@ -74,12 +71,12 @@ def remove_insignificant_pairs(
         return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
 
     pairs = list(verified_pairs(database))
-    flat = flat_configurations()
     removed = 0
     with pycolmap.Database.open(database) as opened:
         numbers = {image.name: image.image_id for image in opened.read_all_images()}
         for done, (first, second, geometry) in enumerate(pairs, 1):
-            model: Model = "homography" if geometry.config in flat else "fundamental"
+            flat = geometry.config in flat_configurations()
+            model: Model = "homography" if flat else "fundamental"
             photos = keypoints_of(first), keypoints_of(second)
             if verify(*photos, matches_of(first, second), model, seed=seed).verdict != "same":
                 opened.delete_two_view_geometry(numbers[first], numbers[second])

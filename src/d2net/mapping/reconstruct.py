@@ -30,7 +30,7 @@ from d2net.mapping.cameras import assign_cameras
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
-from d2net.mapping.mapper import remove_insignificant_pairs, run_mapper, verify_pairs
+from d2net.mapping.mapper import run_mapper, verify_pairs
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import (
@@ -285,9 +285,9 @@ class Stages:
                 overwrite=not adding,
                 extend=adding,
             )
-            verify_pairs(folder.database, self.limits, settings)
-            folder.record.values["insignificant_pairs"] = remove_insignificant_pairs(
+            folder.record.values["insignificant_pairs"] = verify_pairs(
                 folder.database,
+                self.limits,
                 features,
                 matches.get,
                 seed=settings.seed,

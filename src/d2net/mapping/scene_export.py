@@ -30,10 +30,6 @@ def export_scene(
     The folder has COLMAP's layout (`images/`, `sparse/0`) beside `transforms.json` (nerfstudio's
     format) and `points.ply`. World coordinates are the same in all of them, and they are the map's.
     `output` must not exist, or be empty. Returns the written model.
-
-    Raises:
-        InputError: the folder holds no finished map, or a photo is missing or of another size.
-        OutputError: `output` exists or cannot be written.
     """
     folder = MapFolder(Path(map_folder))
     model = folder.read_models()[0][0]

@@ -121,26 +121,24 @@ def text_lines(summary: MapSummary) -> list[str]:
 
 def figure_lines(summary: MapSummary) -> list[str]:
     """The main figures, one a line."""
+    lines = [
+        f"map {number} is doubtful: {'; '.join(part.reasons)}"
+        for number, part in enumerate(summary.maps)
+        if part.reasons
+    ]
     given = count(len(summary.photos), "photo")
-    lines = [f"{summary.num_registered:,} of {given} registered"]
+    lines.append(f"{summary.num_registered:,} of {given} registered")
     if len(summary.maps) > 1:
-        lines[0] += f", in {len(summary.maps)} separate maps"
-    for number, part in enumerate(summary.maps):
-        doubt = f"doubtful: {'; '.join(part.reasons)}"
-        if len(summary.maps) == 1 and part.reasons:
-            lines.insert(0, doubt)
-        elif len(summary.maps) > 1:
-            verdict = doubt if part.reasons else part.verdict
-            lines.append(f"map {number}, {verdict}: {_named(part.photos)}")
-    if summary.mean_track_length is None:
+        lines[-1] += f", in {len(summary.maps)} separate maps"
+        lines += [f"map {n}: {_named(part.photos)}" for n, part in enumerate(summary.maps)]
+    if summary.mean_track_length is None or summary.mean_reprojection_error_px is None:
         lines.append("no points")
     else:
         lines.append(
-            f"{count(summary.points, 'point')}, each seen in "
-            f"{summary.mean_track_length:.1f} photos on average"
+            f"{count(summary.points, 'point')}, each seen in {summary.mean_track_length:.1f} "
+            "photos on average, mean reprojection error "
+            f"{summary.mean_reprojection_error_px:.2f} px"
         )
-    if summary.mean_reprojection_error_px is not None:
-        lines.append(f"mean reprojection error {summary.mean_reprojection_error_px:.2f} px")
     place = summary.georeference
     if place is not None:
         lines.append(

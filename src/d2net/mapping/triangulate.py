@@ -49,8 +49,7 @@ def triangulate(
 
     Returns:
         A new model with the same photos, poses and cameras. Row i of a photo's keypoints is its
-        `points2D[i]`, moved by COLMAP's half pixel. Points have no colour. Points observed by only
-        two photos are included, unless COLMAP finds their rays too parallel (1.5 degrees).
+        `points2D[i]`, moved by COLMAP's half pixel. Points may be observed by only two photos.
     """
     images = {image.name: image for image in model.images.values()}
     for name, image in images.items():

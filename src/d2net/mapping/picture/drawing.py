@@ -32,8 +32,7 @@ CAMERA_COLOUR = (40, 120, 255)  # rare in photos
 TAN_HALF_FOV = np.array([0.25, 0.1875])
 
 _YAW, _PITCH = -0.44, 0.35  # beside and above the photos: exactly their direction would hide points
-_OUTSIDE = 0.012  # share of the points that may lie beyond each edge of the picture
-_CAMERA_REACH = 1.2, 4.0  # limits in sizes of the cloud: how far from it cameras are shown
+_POINTS_OUTSIDE, _CAMERAS_OUTSIDE = 0.012, 0.05  # shares that may lie beyond each edge
 _ROOM = 1.25  # around points and cameras; near ones look larger
 _SIZE, _TEXT_SIZE = (1200, 900), 25  # pixels
 _MAX_EDGE, _TOTAL_EDGE = 240, 2400  # of a thumbnail, and over the root of their number
@@ -71,16 +70,11 @@ def find_look(cloud: Cloud) -> Look:
     look = Look(_scene_from_world(cloud), _YAW, _PITCH, np.zeros(3), np.ones(2))
     view_from_world = look.view_from_world
     points, centres = cloud.points @ view_from_world.T, cloud.centres @ view_from_world.T
-    if len(points):
-        low, high = np.quantile(points, [_OUTSIDE, 1 - _OUTSIDE], axis=0)
-        points = np.stack([low, high])
-        beyond = np.maximum(low - centres, centres - high).max(axis=1)
-        if len(centres):
-            least, most = np.multiply(_CAMERA_REACH, float(np.max(high - low)))
-            centres = centres[beyond <= np.clip(1.05 * np.median(beyond), least, most)]
-    both = np.concatenate([points, centres])
-    if not len(both):
+    outside = ((points, _POINTS_OUTSIDE), (centres, _CAMERAS_OUTSIDE))
+    boxes = [np.quantile(part, [q, 1 - q], axis=0) for part, q in outside if len(part)]
+    if not boxes:
         return look
+    both = np.concatenate(boxes)
     target = (both.min(axis=0) + both.max(axis=0)) / 2
     extent = _ROOM * np.ptp(both, axis=0)[:2] / 2
     largest = float(extent.max())  # a single camera, or points on a line, have no extent
