@@ -20,7 +20,6 @@ from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.image_lists import find_images
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pairs import exhaustive
-from d2net.matching.retrieval import GlobalDescriptors
 
 from . import cluster_work as work
 from .io.samples import as_set, assert_same_features
@@ -96,7 +95,7 @@ def test_work_that_kills_its_process_ends(
     assert (tmp_path / "notes").read_text() == "xx"
 
 
-# --- Photos, pairs and retrieval -------------------------------------------------------------
+# --- Photos and pairs -------------------------------------------------------------
 
 
 def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) -> None:
@@ -135,12 +134,6 @@ def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) ->
         assert many.settings == one.settings
         for pair in pairs:
             assert as_set(many.get(*pair)) == as_set(one.get(*pair))
-
-    with FeatureFile(tmp_path / "many.h5") as features:
-        alone = GlobalDescriptors.build(features)
-        shared = GlobalDescriptors.build(features, cluster="auto")
-    assert shared.names == alone.names
-    assert (shared.vectors == alone.vectors).all()
 
 
 def test_nothing_is_left_when_no_photo_can_be_read(two_nodes: Any, tmp_path: Path) -> None:

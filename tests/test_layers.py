@@ -84,7 +84,7 @@ def test_the_table_names_only_what_exists() -> None:
 @pytest.mark.parametrize("module", ["d2net", "d2net.cli"])
 def test_import_is_light(module: str) -> None:
     code = (
-        f"import sys, {module}; heavy = {{'torch', 'cv2', 'pycolmap', 'faiss', 'h5py', 'scipy', "
+        f"import sys, {module}; heavy = {{'torch', 'cv2', 'pycolmap', 'h5py', 'scipy', "
         "'poselib', 'PIL', 'starlette', 'uvicorn'} & set(sys.modules); "
         "sys.exit(', '.join(sorted(heavy)) or None)"
     )
@@ -96,7 +96,7 @@ def test_optional_packages_and_compilers_stay_out_of_extraction() -> None:
     code = (
         "import sys, d2net; d2net.D2Net; d2net.extract_folder; d2net.match; d2net.match_pairs; "
         "heavy = {'poselib', 'kapture', 'kornia', "
-        "'torch._dynamo', 'torch._inductor', 'pycolmap', 'faiss', 'ray'} & set(sys.modules); "
+        "'torch._dynamo', 'torch._inductor', 'pycolmap', 'ray'} & set(sys.modules); "
         "sys.exit(', '.join(sorted(heavy)) or None)"
     )
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

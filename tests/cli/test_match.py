@@ -29,12 +29,6 @@ def test_a_cluster_is_for_files(d2net: Run, photos: Path) -> None:
     assert run.err.startswith("error: give two photos")
 
 
-def test_a_cluster_is_for_retrieval_from_a_file(d2net: Run, photos: Path) -> None:
-    run = d2net("pairs", photos, "--method", "exhaustive", "--cluster", "auto")
-    assert run.code == 2
-    assert "a cluster needs a features file" in run.err
-
-
 # --- Two photos ------------------------------------------------------------------------------
 
 

@@ -11,9 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch.nn.functional import normalize
 
 from d2net.errors import InputError
-from d2net.io.global_descriptors import GlobalDescriptorFile
 from d2net.io.h5 import FeatureFile, FeatureWriter
-from d2net.matching import pairs, retrieval
+from d2net.matching import pairs
 from d2net.matching.retrieval import Codebook, GlobalDescriptors
 
 from ..io.samples import make_features
@@ -160,28 +159,6 @@ def test_a_file_holds_all(photos, tmp_path):
     before = (tmp_path / "g.h5").read_bytes()
     opened.save(tmp_path / "g.h5")
     assert (tmp_path / "g.h5").read_bytes() == before
-
-
-# --- Many photos -----------------------------------------------------------------------------
-
-
-def test_vectors_of_many_photos_are_projected(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(retrieval, "MAX_UNPROJECTED", len(NAMES) - 1)
-    monkeypatch.setattr(retrieval, "PROJECTED_DIMENSION", 4)
-    found = GlobalDescriptors.build({"black.jpg": nothing(), **photos})
-    assert found.vectors.shape == (len(NAMES) + 1, 4)
-    lengths = np.linalg.norm(found.vectors.astype(np.float32), axis=1)
-    assert_allclose(lengths, [0] + [1] * len(NAMES), atol=1e-3)
-    for name, hits in found.only(NAMES).neighbours(2).items():
-        assert {other.partition("/")[0] for other, _ in hits} == {name.partition("/")[0]}
-    assert found.neighbours(20)["black.jpg"] == []
-    found.save(tmp_path / "g.h5")
-    opened = GlobalDescriptors.open(tmp_path / "g.h5")
-    assert_same(opened, found)
-    query = view(1, 9)
-    assert opened.query(query, 3) == found.query(query, 3)
-    with GlobalDescriptorFile(tmp_path / "g.h5") as file:  # what hloc sees
-        assert file.entries() == tuple(sorted([*NAMES, "black.jpg"]))
 
 
 # --- Little or nothing -----------------------------------------------------------------------

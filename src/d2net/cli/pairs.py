@@ -17,7 +17,6 @@ def pairs(
     *,
     method: Literal["exhaustive", "sequential", "retrieval", "gps", "covisibility"],
     output: Path = Path("pairs.txt"),
-    cluster: str | None = None,
     pairing: options.Pairing,
     printing: options.Printing,
 ) -> None:
@@ -45,9 +44,7 @@ def pairs(
     if source.is_file():
         with FeatureFile(source) as features:
             names = features.names
-            selected = choose_pairs(choice, names, features=features, cluster=cluster)
-    elif cluster is not None:
-        raise InputError("a cluster needs a features file: --method retrieval")
+            selected = choose_pairs(choice, names, features=features)
     else:
         photos = find_images([source])
         names = [photo.name for photo in photos]

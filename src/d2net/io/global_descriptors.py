@@ -1,7 +1,7 @@
 """One vector per photo, in the HDF5 layout of hloc: a group per photo with `global_descriptor`.
 
-The file's attributes are the codebook of the vectors and, if they were reduced, the projection.
-There, programs that list photos do not find them.
+The codebook of the vectors is an attribute of the file, where programs that list photos do not
+find it.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py and
 pairs_from_retrieval.py.
@@ -21,7 +21,6 @@ from d2net.io.atomic import replacing
 from d2net.io.container import Container, Record, check_name, write_container
 
 _CODEBOOK = "codebook"
-_AXES, _OFFSET = "projection", "projection_offset"
 
 
 class GlobalDescriptorFile(Container):
@@ -52,23 +51,9 @@ class GlobalDescriptorFile(Container):
         Raises:
             FormatError: the file is damaged, or has no codebook because another program wrote it.
         """
-        return read_floats(self._stored(), _CODEBOOK, ("K", "D"), str(self.path))
-
-    def read_projection(self) -> tuple[Array, Array] | None:
-        """The projection that reduced the vectors: axes D x D' and offset D', float32; or None.
-
-        Raises:
-            FormatError: the file is damaged.
-        """
-        stored = self._stored()
-        if _AXES not in stored:
-            return None
-        axes = read_floats(stored, _AXES, ("D", "D'"), str(self.path)).astype(np.float32)
-        return axes, read_floats(stored, _OFFSET, (axes.shape[1],), str(self.path))
-
-    def _stored(self) -> dict[str, Array]:
         with self._damage():
-            return {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
+            stored = {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
+        return read_floats(stored, _CODEBOOK, ("K", "D"), str(self.path))
 
     def _vector(self, name: str) -> Array:
         return read_floats(
@@ -81,7 +66,6 @@ def write_global_descriptors(
     vectors: Mapping[str, Array],
     codebook: Array,
     settings: Mapping[str, Any],
-    projection: tuple[Array, Array] | None = None,
 ) -> None:
     """Write the file, replacing an old one.
 
@@ -90,7 +74,6 @@ def write_global_descriptors(
         vectors: by photo, D numbers each.
         codebook: K x D', from which they were computed.
         settings: how they were made, of types that JSON can express.
-        projection: if they were reduced, the axes D x D' (stored in half precision) and offset D'.
 
     Raises:
         InputError: a photo's name is not valid.
@@ -102,8 +85,5 @@ def write_global_descriptors(
         (check_name(name), Record({GlobalDescriptorFile.marker: vectors[name]}))
         for name in sorted(vectors)
     )
-    attributes = {_CODEBOOK: codebook}
-    if projection is not None:
-        attributes |= {_AXES: projection[0].astype(np.float16), _OFFSET: projection[1]}
     with replacing(path) as temporary:
-        write_container(temporary, dict(settings), records, attributes)
+        write_container(temporary, dict(settings), records, {_CODEBOOK: codebook})

@@ -63,7 +63,6 @@ def choose_pairs(
     *,
     photos: Sequence[FoundImage] | None = None,
     features: Mapping[str, Features] | None = None,
-    cluster: str | None = None,
     descriptors: GlobalDescriptors | None = None,
 ) -> list[Pair]:
     """Select pairs of photos.
@@ -73,9 +72,7 @@ def choose_pairs(
         names: the photos.
         photos: their files, for gps. A list of pairs may name these photos and `names` only.
         features: their features, for retrieval.
-        cluster: the address of a Ray cluster, for retrieval; see `GlobalDescriptors.build`.
-        descriptors: their global descriptors if they exist already; `features` and `cluster` are
-            not used then.
+        descriptors: their global descriptors if they exist already, in place of `features`.
 
     Raises:
         InputError: the method lacks an input, or a list names other photos.
@@ -88,7 +85,7 @@ def choose_pairs(
                 "retrieval compares features: give a features file, as d2net extract PHOTOS "
                 "--output features.h5 writes it"
             )
-        built = descriptors or GlobalDescriptors.build(features or {}, names, cluster=cluster)
+        built = descriptors or GlobalDescriptors.build(features or {}, names)
         return pairs.from_retrieval(built, choice.num_matched)
 
     method = choice.method

@@ -19,30 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2net.cluster import connected
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.arrays import as_numpy, evenly_spaced
 from d2net.io.global_descriptors import GlobalDescriptorFile, write_global_descriptors
-from d2net.io.h5 import FeatureFile
-from d2net.matching.projection import Projection
-from d2net.matching.search import VectorSearch
 
 Array = NDArray[np.float32]
 Hit = tuple[str, float]
 
 NUM_CENTRES = 64
-MAX_UNPROJECTED = 10_000
-"""Collections with more photos get projected vectors; unprojected ones take 64 KB a photo."""
-PROJECTED_DIMENSION = 512
-"""Dimension of projected vectors, which take 1 KB a photo."""
-_MAX_TRAINING_PHOTOS = 256  # that the codebook is learned from
-_MAX_TRAINING_DESCRIPTORS = 256 * NUM_CENTRES  # faiss uses no more
-_MIN_PER_CENTRE = 39  # faiss warns below; a centre of a single descriptor carries no information
-_MAX_PROJECTION_PHOTOS = 4096  # that the projection is learned from
-_QUERY_BATCH = 4096  # photos whose neighbours are searched at a time
-_CLUSTER_BATCH = 64  # photos that a process of a cluster describes at a time
-_SEED = 0
+_TRAINING_PHOTOS = 256  # that the codebook is learned from
+_TRAINING_DESCRIPTORS = 256 * NUM_CENTRES
+_MIN_PER_CENTRE = 39  # a centre of a single descriptor carries no information
+_ROUNDS = 25  # of k-means
+_BATCH = 1024  # photos whose neighbours are searched at a time
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -52,57 +42,35 @@ class Codebook:
 
     Attributes:
         centres: K x D float32, typical local descriptors.
-        projection: from the K D sums to fewer dimensions; None to keep all of them.
         descriptor_id: weights and type of the local descriptors, see `Features`; None if unknown.
     """
 
     centres: Array
-    projection: Projection | None = None
     descriptor_id: str | None = None
-
-    @property
-    def dimension(self) -> int:
-        """Dimension of a photo's vector."""
-        return self.centres.size if self.projection is None else len(self.projection.offset)
 
     @classmethod
     def learn(cls, features: Mapping[str, Features], names: Sequence[str]) -> Codebook:
         """Learn a codebook by k-means; the same photos give the same codebook.
 
-        For more than `MAX_UNPROJECTED` photos, whose vectors would not fit in memory, a projection
-        is learned, too.
-
-        Args:
-            features: features by photo.
-            names: the photos; large collections are sampled evenly.
-
         Raises:
             InputError: the photos have no features at all.
         """
-        import faiss
-
-        sampled = evenly_spaced(len(names), _MAX_TRAINING_PHOTOS)
-        share = -(-_MAX_TRAINING_DESCRIPTORS // max(1, len(sampled)))
-        parts = []
-        for row in sampled:
-            photo = features[names[row]]
-            # Evenly: a codebook from the descriptors with the highest scores retrieves worse.
-            parts.append(as_numpy(photo.descriptors[evenly_spaced(len(photo), share)].float()))
+        sampled = [features[names[row]] for row in evenly_spaced(len(names), _TRAINING_PHOTOS)]
+        share = -(-_TRAINING_DESCRIPTORS // max(1, len(sampled)))
+        # Evenly: a codebook from the descriptors with the highest scores retrieves worse.
+        parts = [as_numpy(f.descriptors[evenly_spaced(len(f), share)].float()) for f in sampled]
         descriptors = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
         if not len(descriptors):
             raise InputError(
                 "retrieval compares photos by their local features, but these photos have none"
             )
         k = max(1, min(NUM_CENTRES, len(descriptors) // _MIN_PER_CENTRE))
-        kmeans = faiss.Kmeans(descriptors.shape[1], k, seed=_SEED, min_points_per_centroid=1)
-        kmeans.train(descriptors)
-        centres = np.array(kmeans.centroids, np.float32)
-        codebook = cls(centres, descriptor_id=photo.descriptor_id)
-        if len(names) <= MAX_UNPROJECTED:
-            return codebook
-        sampled = evenly_spaced(len(names), _MAX_PROJECTION_PHOTOS)
-        vectors = np.stack([codebook.describe(features[names[row]]) for row in sampled])
-        return replace(codebook, projection=Projection.learn(vectors, PROJECTED_DIMENSION))
+        centres = descriptors[evenly_spaced(len(descriptors), k)]
+        for _ in range(_ROUNDS):
+            members = _members(descriptors, centres)
+            counts = members.sum(axis=1, keepdims=True)
+            centres = np.where(counts > 0, members @ descriptors / np.maximum(counts, 1), centres)
+        return cls(centres, sampled[-1].descriptor_id)
 
     def describe(self, features: Features) -> Array:
         """The photo's vector: float32 of unit length, or zero for a photo without features.
@@ -110,23 +78,27 @@ class Codebook:
         Raises:
             InputError: the features have descriptors of another type than the codebook.
         """
-        descriptors = as_numpy(features.descriptors.float())
-        centres = self.centres
+        descriptors, scores = as_numpy(features.descriptors.float()), as_numpy(features.scores)
         ids = {self.descriptor_id, features.descriptor_id} - {None}
-        if descriptors.shape[1] != centres.shape[1] or len(ids) > 1:
+        if descriptors.shape[1] != self.centres.shape[1] or len(ids) > 1:
             raise InputError(
                 f"the features have {descriptors.shape[1]}-D descriptors "
                 f"({features.descriptor_id or 'of unknown type'}), but the codebook was learned "
-                f"from {centres.shape[1]}-D ones ({self.descriptor_id or 'of unknown type'}); "
+                f"from {self.centres.shape[1]}-D ones ({self.descriptor_id or 'of unknown type'}); "
                 "extract the photo as the others were extracted"
             )
-        nearest = (descriptors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
-        members = np.zeros((len(centres), len(descriptors)), np.float32)
-        members[nearest, np.arange(len(descriptors))] = _weights(as_numpy(features.scores))
-        sums = members @ descriptors - members.sum(axis=1, keepdims=True) * centres
+        members = _members(descriptors, self.centres)
+        if len(scores) and scores.min() >= 0 and scores.max() > 0:  # not if they are logarithms
+            members *= scores / scores.max()
+        sums = members @ descriptors - members.sum(axis=1, keepdims=True) * self.centres
         rooted = (np.sign(sums) * np.sqrt(np.abs(sums))).ravel()
-        vector: Array = rooted / max(float(np.linalg.norm(rooted)), _TINY)
-        return vector if self.projection is None else self.projection(vector)
+        return np.asarray(rooted / max(float(np.linalg.norm(rooted)), _TINY), np.float32)
+
+
+def _members(descriptors: Array, centres: Array) -> Array:
+    """K x N, 1 where a centre is the nearest one of a descriptor."""
+    nearest = (descriptors @ centres.T - (centres**2).sum(axis=1) / 2).argmax(axis=1)
+    return np.asarray(nearest == np.arange(len(centres))[:, None], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,28 +125,22 @@ class GlobalDescriptors:
 
     @classmethod
     def build(
-        cls,
-        features: Mapping[str, Features],
-        names: Iterable[str] | None = None,
-        *,
-        cluster: str | None = None,
+        cls, features: Mapping[str, Features], names: Iterable[str] | None = None
     ) -> GlobalDescriptors:
         """Describe photos by their local features, with a codebook that is learned from them.
 
         Args:
             features: features by photo, for example a `FeatureFile`.
             names: the photos; None for all.
-            cluster: the address of a Ray cluster that shares the work, for a `FeatureFile`.
 
         Raises:
             InputError: no photo has features, or their descriptors are of different types.
         """
         names = tuple(features if names is None else names)
         codebook = Codebook.learn(features, names)
-        if cluster is None:
-            vectors = _describe(codebook, features, names)
-        else:
-            vectors = _describe_on_cluster(cluster, codebook, features, names)
+        vectors = np.empty((len(names), codebook.centres.size), np.float16)
+        for name, row in zip(names, vectors, strict=True):
+            row[:] = codebook.describe(features[name])
         return cls(names, vectors, codebook, getattr(features, "settings", None))
 
     @classmethod
@@ -187,13 +153,8 @@ class GlobalDescriptors:
         """
         with GlobalDescriptorFile(os.fspath(path)) as file:
             names, vectors = file.read()
-            stored = file.read_projection()
             settings = file.settings or {}
-            codebook = Codebook(
-                file.read_codebook(),
-                None if stored is None else Projection(*stored),
-                settings.get("descriptor_id"),
-            )
+            codebook = Codebook(file.read_codebook(), settings.get("descriptor_id"))
             return cls(names, vectors.astype(np.float16), codebook, settings.get("features"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -202,18 +163,13 @@ class GlobalDescriptors:
         Raises:
             OutputError: the file cannot be written.
         """
-        codebook, projection = self.codebook, self.codebook.projection
-        write_global_descriptors(
-            Path(path),
-            dict(zip(self.names, self.vectors, strict=True)),
-            codebook.centres,
-            {
-                "method": "vlad",
-                "descriptor_id": codebook.descriptor_id,
-                "features": self.settings,
-            },
-            None if projection is None else (projection.axes, projection.offset),
-        )
+        settings = {
+            "method": "vlad",
+            "descriptor_id": self.codebook.descriptor_id,
+            "features": self.settings,
+        }
+        vectors = dict(zip(self.names, self.vectors, strict=True))
+        write_global_descriptors(Path(path), vectors, self.codebook.centres, settings)
 
     def only(self, names: Iterable[str]) -> GlobalDescriptors:
         """The descriptors of some of the photos; unknown names are ignored."""
@@ -236,70 +192,22 @@ class GlobalDescriptors:
     def neighbours(self, k: int) -> dict[str, list[Hit]]:
         """For each photo, the k other photos that look most like it, as from `query`."""
         neighbours = {}
-        for first in range(0, len(self.names), _QUERY_BATCH):
-            names = self.names[first : first + _QUERY_BATCH]
-            vectors = self.vectors[first : first + _QUERY_BATCH].astype(np.float32)
-            all_hits = self._search(vectors, k + 1)  # each photo also finds itself
-            for name, hits in zip(names, all_hits, strict=True):
+        for first in range(0, len(self.names), _BATCH):
+            batch = slice(first, first + _BATCH)
+            found = self._search(self._float_vectors[batch], k + 1)  # each photo also finds itself
+            for name, hits in zip(self.names[batch], found, strict=True):
                 neighbours[name] = [hit for hit in hits if hit[0] != name][:k]
         return neighbours
 
     def _search(self, vectors: Array, k: int) -> list[list[Hit]]:
-        search, searched = self._index
-        k = min(k, len(searched))
-        if k < 1:
-            return [[] for _ in vectors]
-        hits = []
-        for vector, cosines, rows in zip(vectors, *search.nearest(vectors, k), strict=True):
-            found = zip(rows, cosines, strict=True) if vector.any() else ()
-            hits.append([(self.names[searched[row]], float(c)) for row, c in found if row >= 0])
-        return hits
+        cosines = vectors @ self._float_vectors.T
+        cosines[cosines == 0] = -np.inf  # photos without features have zero vectors
+        nearest = (-cosines).argsort(axis=1, kind="stable")[:, :k]
+        return [
+            [(self.names[i], float(row[i])) for i in rows if row[i] > -np.inf]
+            for row, rows in zip(cosines, nearest.tolist(), strict=True)
+        ]
 
     @cached_property
-    def _index(self) -> tuple[VectorSearch, NDArray[np.int64]]:
-        """The search over the photos that have features, and their rows in `vectors`."""
-        rows = np.flatnonzero(self.vectors.any(axis=1))
-        vectors = self.vectors if len(rows) == len(self.vectors) else self.vectors[rows]
-        return VectorSearch(vectors), rows
-
-
-def _describe(
-    codebook: Codebook, features: Mapping[str, Features], names: Sequence[str]
-) -> NDArray[np.float16]:
-    vectors = np.empty((len(names), codebook.dimension), np.float16)
-    for name, row in zip(names, vectors, strict=True):
-        row[:] = codebook.describe(features[name])
-    return vectors
-
-
-def _describe_on_cluster(
-    address: str, codebook: Codebook, features: Mapping[str, Features], names: Sequence[str]
-) -> NDArray[np.float16]:
-    if not isinstance(features, FeatureFile):
-        raise InputError("a cluster can only describe photos of a features file")
-    vectors = np.empty((len(names), codebook.dimension), np.float16)
-    size = _CLUSTER_BATCH
-    batches = [(first, names[first : first + size]) for first in range(0, len(names), size)]
-    with connected(address) as cluster:
-        shared = (codebook, features.path.absolute())
-        for first, described in cluster.run(_describe_batch, shared, batches):
-            vectors[first : first + len(described)] = described
-    return vectors
-
-
-def _describe_batch(
-    shared: tuple[Codebook, Path], batch: tuple[int, Sequence[str]]
-) -> tuple[int, NDArray[np.float16]]:
-    """Describe some of the photos, in a process of a cluster."""
-    codebook, path = shared
-    first, names = batch
-    with FeatureFile(path) as features:
-        return first, _describe(codebook, features, names)
-
-
-def _weights(scores: Array) -> Array:
-    """N weights of local features; equal if scores can be negative (logarithms) or are all zero."""
-    if len(scores) == 0 or scores.min() < 0 or scores.max() == 0:
-        return np.ones_like(scores)
-    weights: Array = scores / scores.max()
-    return weights
+    def _float_vectors(self) -> Array:
+        return self.vectors.astype(np.float32)
