@@ -12,7 +12,7 @@ from d2net.geometry.epipolar import essential_from_pose, sampson_distance
 from d2net.geometry.homography import transfer
 from d2net.geometry.robust import RobustOptions
 
-METHODS = ["magsac", "poselib", "pycolmap"]
+METHODS = ["magsac", "poselib"]
 H = np.array([[0.9, -0.2, 120.0], [0.25, 1.05, -60.0], [2e-4, -1e-4, 1.0]])
 # Two different cameras, the first with skew and the principal point well off the middle.
 KA = np.array([[700.0, 3, 310], [0, 720, 350], [0, 0, 1]])
@@ -38,9 +38,7 @@ def scene_pairs(n, rng):
 
 
 def estimate(model, a, b, options):
-    if model == "essential":
-        return robust.essential(a, b, KA, KB, options)
-    return getattr(robust, model)(a, b, options)
+    return robust.estimate(model, a, b, options, (KA, KB) if model == "essential" else None)
 
 
 def pairs_of(model, n, rng):
@@ -219,11 +217,11 @@ def test_points_that_are_no_pairs_are_refused(a, b, message, model):
 def test_what_is_no_camera_matrix_is_refused(K):
     a = np.random.default_rng(0).uniform(0, 800, (20, 2))
     with pytest.raises(InputError, match="camera matrix"):
-        robust.essential(a, a, KA, K, RobustOptions(threshold=3))
+        robust.estimate("essential", a, a, RobustOptions(threshold=3), (KA, K))
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(InputError, match="magsac, poselib, pycolmap, not 'ransac'"):
+    with pytest.raises(InputError, match="magsac, poselib, not 'ransac'"):
         RobustOptions(threshold=3, method="ransac")
 
 
@@ -231,4 +229,10 @@ def test_missing_poselib_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "poselib", None)
     a, b = plane_pairs(20, np.random.default_rng(0))
     with pytest.raises(MissingPackageError, match=r'pip install "d2net\[poselib\]"'):
-        robust.homography(a, b, RobustOptions(threshold=3, method="poselib"))
+        robust.estimate("homography", a, b, RobustOptions(threshold=3, method="poselib"))
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": np.nan}, {"max_iterations": 0}, {"seed": -1}])
+def test_options_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match=list(wrong)[-1]):
+        RobustOptions(**{"threshold": 3, **wrong})

@@ -38,7 +38,7 @@ def scene(n, deviation, rng):
     return *(features(points, deviation) for points in noisy), wrong
 
 
-@pytest.mark.parametrize("method", ["magsac", "poselib", "pycolmap"])
+@pytest.mark.parametrize("method", ["magsac", "poselib"])
 @pytest.mark.parametrize("model", ["fundamental", "essential"])
 def test_default_threshold_suits_the_uncertainty(model, method):
     """The right matches stay at the accuracy of D2-Net in a small photo and in a large one."""
@@ -121,7 +121,7 @@ def test_too_few_matches_verify_nothing(n):
         ({"model": "essential"}, "intrinsics are not given"),
         ({"model": "homography", "intrinsics": (K, K)}, "intrinsics are given"),
         ({"threshold": -1}, "threshold"),
-        ({"method": "lmeds"}, "magsac, poselib, pycolmap"),
+        ({"method": "lmeds"}, "magsac, poselib"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -122,7 +122,7 @@ def pose(
     *,
     model: Path | None = None,
     pairs: Path | None = None,
-    solver: Literal["poselib", "pycolmap", "magsac"] = "poselib",
+    solver: Literal["poselib", "magsac"] = "poselib",
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
@@ -135,7 +135,7 @@ def pose(
         model MODEL: COLMAP model. Default: found in DIR.
         pairs FILE: Pairs to match; SuperGlue's lists with poses are read, too. Default: all pairs
             of the model.
-        solver: RANSAC of poselib, of pycolmap (slower) or of OpenCV (magsac).
+        solver: RANSAC of poselib, or of OpenCV (magsac).
     """
     from d2net.evaluation.pose import evaluate_pose
     from d2net.evaluation.pose_pairs import PairFilter

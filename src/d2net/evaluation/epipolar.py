@@ -198,7 +198,7 @@ def _judge(
     figures: Figures = {}
     shares, num_inliers = [], []
     for option in options:
-        F, inliers = robust.fundamental(points_a, points_b, option)
+        F, inliers = robust.estimate("fundamental", points_a, points_b, option)
         distances = np.full(len(pair.marks_a), np.inf)
         if F is not None:
             distances = line_distance(F, pair.marks_a, pair.marks_b)
@@ -212,7 +212,7 @@ def _judge(
 
     # Drawn as correct are the matches that agree with the geometry of the marks.
     at_marks = RobustOptions(threshold=DRAWN_AS_CORRECT)
-    F, _ = robust.fundamental(pair.marks_a, pair.marks_b, at_marks)
+    F, _ = robust.estimate("fundamental", pair.marks_a, pair.marks_b, at_marks)
     if F is None:
         return figures, None
     correct = sampson_distance(F, points_a, points_b) <= DRAWN_AS_CORRECT

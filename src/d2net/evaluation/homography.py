@@ -221,7 +221,7 @@ def _judge(
     errors = transfer_error(H, points_a, points_b)
     correct = errors <= REPEATABILITY_THRESHOLD
     options = robust.RobustOptions(threshold=MAGSAC_THRESHOLD, seed=seed)
-    estimate, _ = robust.homography(points_a, points_b, options)
+    estimate, _ = robust.estimate("homography", points_a, points_b, options)
     corner_error = np.inf if estimate is None else _corner_error(estimate, H, a.image_size)
     all_a, all_b = (features.keypoints.double().numpy() for features in (a, b))
     shared_a = all_a[_inside(transfer(H, all_a), b.image_size)]

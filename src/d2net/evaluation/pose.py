@@ -84,7 +84,7 @@ def evaluate_pose(
         source: features.
         folder: photos and ground truth, see `pose_pairs.find_pairs`.
         pairs: which pairs; all if None.
-        solver: "poselib", "pycolmap" (several times slower) or "magsac" (OpenCV).
+        solver: "poselib" or "magsac" (OpenCV).
         thresholds: of RANSAC in pixels of the photos (Sampson distance). All are reported: the best
             one of a sweep would be chosen on the data it is judged by.
         seeds: of RANSAC's random samples; figures are means over them.
@@ -175,7 +175,7 @@ def _judge(
     for i, same_threshold in enumerate(options):
         inlier_shares = []
         for j, option in enumerate(same_threshold):
-            E, inliers = robust.essential(ideal_a, ideal_b, Ka, Kb, option)
+            E, inliers = robust.estimate("essential", ideal_a, ideal_b, option, (Ka, Kb))
             inlier_shares.append(np.count_nonzero(inliers) / max(len(points_a), 1))
             if E is not None:
                 rays_a, rays_b = ideal_a[inliers] / focal_a, ideal_b[inliers] / focal_b

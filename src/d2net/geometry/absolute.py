@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from d2net.errors import InputError
 from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.geometry.ransac import RansacOptions, collinear
+from d2net.geometry.robust import RansacOptions, collinear
 from d2net.geometry.significance import pose_significance
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ Array = NDArray[np.float64]
 MIN_POINTS = 4
 """Smallest number of points for a pose; one more if the focal length is estimated too. Three (four)
 would do, but they always agree with a pose, so agreement would mean nothing."""
+
+
+_CONFIDENCE = 0.99999  # COLMAP's default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,6 @@ class AbsolutePoseOptions(RansacOptions):
     """
 
     threshold: float = 12.0
-    confidence: float = 0.99999
     estimate_focal_length: bool = False
 
 
@@ -121,7 +123,7 @@ def absolute_pose(
     estimation = pycolmap.AbsolutePoseEstimationOptions()
     estimation.estimate_focal_length = options.estimate_focal_length
     estimation.ransac.max_error = options.threshold
-    estimation.ransac.confidence = options.confidence
+    estimation.ransac.confidence = _CONFIDENCE
     estimation.ransac.min_num_trials = min(100, options.max_iterations)
     estimation.ransac.max_num_trials = options.max_iterations
     estimation.ransac.min_inlier_ratio = 0.0  # a larger one would end the search too early

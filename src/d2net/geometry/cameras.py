@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,26 +60,32 @@ def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
         )
 
 
+def camera_matrix(intrinsics: ArrayLike) -> Array:
+    """A 3 x 3 matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]], checked."""
+    K = np.asarray(intrinsics, dtype=np.float64)
+    valid = K.shape == (3, 3) and np.isfinite(K).all() and (K.diagonal() > 0).all()
+    if not valid or not np.array_equal(K[[1, 2, 2, 2], [0, 0, 1, 2]], [0, 0, 0, 1]):
+        raise InputError(
+            "intrinsics must be a camera matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with "
+            f"positive focal lengths, not {K.tolist()}"
+        )
+    return K
+
+
 def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
     """COLMAP's camera for a camera matrix; its image size stays unknown (0 x 0).
 
     Args:
-        intrinsics: 3 x 3 matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], pixel centres at integers.
+        intrinsics: 3 x 3 matrix without skew, pixel centres at integers.
 
     Raises:
-        InputError: the matrix has another form.
+        InputError: the matrix is no camera matrix.
     """
     import pycolmap
 
-    K: NDArray[Any] = np.asarray(intrinsics, dtype=np.float64)
-    expected = np.diag([*K.diagonal()[:2], 1.0]) if K.shape == (3, 3) else None
-    if expected is not None:
-        expected[:2, 2] = K[:2, 2]
-    if expected is None or not np.array_equal(K, expected) or not (K.diagonal() > 0).all():
-        raise InputError(
-            "intrinsics must be a camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with "
-            f"positive focal lengths, not {K.tolist()}"
-        )
+    K = camera_matrix(intrinsics)
+    if K[0, 1] != 0:
+        raise InputError(f"intrinsics must have no skew, but they are {K.tolist()}")
     params = [*K.diagonal()[:2], *COLMAP_FROM_PIXELS(K[:2, 2])]
     return pycolmap.Camera(model="PINHOLE", width=0, height=0, params=params)
 

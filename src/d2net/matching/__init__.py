@@ -47,7 +47,7 @@ def match(
         min_similarity: see `mutual_nearest`.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
         threshold: see `verify`, as for the arguments that follow.
-        method: "magsac", "poselib" or "pycolmap".
+        method: "magsac" or "poselib".
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
         seed: seed of the random samples.
 

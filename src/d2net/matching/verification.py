@@ -57,7 +57,7 @@ def verify(
             "essential" (any scene, known cameras).
         threshold: largest error of an inlier in pixels of the photos, see `RobustOptions`; None
             for `default_threshold`, which is larger for photos that were reduced for extraction.
-        method: "magsac" (OpenCV), "poselib" or "pycolmap".
+        method: "magsac" (OpenCV) or "poselib".
         intrinsics: 3 x 3 camera matrices of both photos, pixel centres at integers; required by
             "essential" and refused by the other models.
         seed: seed of the random samples; the same seed gives identical results.
@@ -84,13 +84,7 @@ def verify(
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, method=method, seed=seed)
-    points = matches.points(a, b)
-    if model == "homography":
-        matrix, inliers = robust.homography(*points, options)
-    elif intrinsics is None:
-        matrix, inliers = robust.fundamental(*points, options)
-    else:
-        matrix, inliers = robust.essential(*points, *intrinsics, options)
+    matrix, inliers = robust.estimate(model, *matches.points(a, b), options, intrinsics)
     return replace(
         matches,
         inliers=torch.from_numpy(inliers).to(matches.indices.device),
