@@ -19,7 +19,7 @@ from d2net.extraction.folder import extract_folder
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.image_lists import find_images
 from d2net.matching.match_pairs import match_pairs
-from d2net.matching.pairs import exhaustive
+from d2net.matching.pair_selection import exhaustive
 
 from . import cluster_work as work
 from .io.samples import as_set, assert_same_features

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from d2net import FeatureFile
 from d2net.features import Features
 from d2net.io.colmap_model import read_model
-from d2net.matching.pairs import shared_points
+from d2net.matching.pair_selection import shared_points
 from d2net.matching.retrieval import GlobalDescriptors
 
 Array = NDArray[np.float32]

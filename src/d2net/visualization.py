@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,9 +81,6 @@ def plot_matches(
         upright: whether the features are from the upright photos, or from the photos as stored.
         output: a .png or .jpg file to write the picture to.
 
-    Returns:
-        The picture.
-
     Raises:
         ImageError: a photo cannot be read.
         InputError: a photo has another size than its features, the matches belong to other
@@ -96,13 +92,17 @@ def plot_matches(
         raise InputError(f"lines must be 0 or more, not {lines}")
     check_rows(matches, a, b)
     picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
-    points_a, points_b = matches.points(a, b)
-    ends_a, ends_b = picture.columns[0].locate(points_a), picture.columns[1].locate(points_b)
-    heights = points_a[:, 1] / a.image_size[1]
-    colours = _rainbow(heights)
+    points = matches.points(a, b)
+    ends_a, ends_b = (c.locate(p) for c, p in zip(picture.columns, points, strict=True))
+    heights = points[0][:, 1] / a.image_size[1]
+    hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)  # red at the top, violet below
+    colours = np.full((len(matches), 3), 255, np.uint8)
     mask = np.full(len(matches), matches.verdict != "none")
     if matches.inliers is not None:
         mask &= matches.inliers.cpu().numpy()
+    if mask.any():
+        hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 255)], axis=1)
+        colours[mask] = cv2.cvtColor(hsv[None, mask], cv2.COLOR_HSV2RGB_FULL)[0]
 
     def spread(rows: NDArray[np.intp], max_count: int) -> NDArray[np.intp]:
         by_height = rows[np.argsort(heights[rows], kind="stable")]
@@ -111,9 +111,8 @@ def plot_matches(
     inliers = np.flatnonzero(mask)
     lined = spread(inliers, lines)
     outliers = spread(np.flatnonzero(~mask), lines - len(lined))
-    white = np.full((len(outliers), 3), 255, np.uint8)
-    picture.draw_lines(ends_a[outliers], ends_b[outliers], white, opacity=0.25)
-    picture.draw_lines(ends_a[lined], ends_b[lined], colours[lined], opacity=0.8)
+    for rows, opacity in ((outliers, 0.25), (lined, 0.8)):
+        picture.draw_lines(ends_a[rows], ends_b[rows], colours[rows], opacity)
     for ends in (ends_a, ends_b):
         picture.draw_dots(ends[inliers], colours[inliers])
 
@@ -148,9 +147,6 @@ def plot_keypoints(
         upright: whether the features are from the upright photo, or from the photo as stored.
         output: a .png or .jpg file to write the picture to.
 
-    Returns:
-        The picture.
-
     Raises:
         ImageError: the photo cannot be read.
         InputError: the photo has another size than its features, the score map is not h x w finite
@@ -161,29 +157,26 @@ def plot_keypoints(
     photo = _photo(image, features, upright)
     heat = None if score_map is None else _relative_scores(score_map)
     picture = _Picture([photo] if heat is None else [photo, photo])
-    best_last = features[features.scores.argsort()].numpy()
-    colour_scale = _ColourScale.of(best_last["scores"], cv2.COLORMAP_PLASMA, darkest=90)
-    picture.draw_circles(
-        picture.columns[0].locate(best_last["keypoints"]),
-        _RADIUS * best_last["scales"],
-        colour_scale.colours(best_last["scores"]),
-    )
     left = picture.columns[0]
+    best_last = features[features.scores.argsort()].numpy()
+    scale = _ColourScale(best_last["scores"], cv2.COLORMAP_PLASMA, darkest=90)
+    picture.draw_circles(
+        left.locate(best_last["keypoints"]),
+        _RADIUS * best_last["scales"],
+        scale.colours(best_last["scores"]),
+    )
     picture.write(0, f"{len(features):,} keypoints", left, name=_name(image))
     if len(features):
-        picture.write_scale(1, "radius: scale, colour: keypoint score", colour_scale, left)
+        picture.write_scale("radius: scale, colour: keypoint score", scale, left)
     if heat is not None:
         right = picture.columns[1]
         frame = _FRAME if min(heat.shape) > 4 * _FRAME else 0
         inner = slice(frame, -frame or None)
-        heat_scale = _ColourScale.of(heat[inner, inner], cv2.COLORMAP_INFERNO)
-        picture.overlay(right, heat_scale.colours(heat), frame)
+        scale = _ColourScale(heat[inner, inner], cv2.COLORMAP_INFERNO)
+        picture.overlay(right, scale.colours(heat), frame)
         picture.write(0, "soft detection map", right)
-        picture.write_scale(1, "score relative to the mean", heat_scale, right)
+        picture.write_scale("score relative to the mean", scale, right)
     return picture.finish(path)
-
-
-# --- The picture: photos in columns below a caption of two rows -------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,32 +189,28 @@ class _Column:
     canvas_from_photo: GridMap
 
     def locate(self, keypoints: Values) -> Values:
-        """N x 2 positions on the canvas of N x 2 keypoints."""
         return self.canvas_from_photo(keypoints.astype(np.float64))
 
 
 class _Picture:
-    """Photos side by side with a caption of two rows above them.
-
-    `canvas` holds the photos without the caption.
-    """
+    """Photos side by side (`canvas`), with a caption of two rows above them."""
 
     def __init__(self, photos: list[Canvas]) -> None:
         aspects = [min(photo.shape[1] / photo.shape[0], _MAX_ASPECT) for photo in photos]
-        max_width = _MAX_WIDTH - _GAP * (len(photos) - 1)
-        height = min(max(_MIN_HEIGHT, *(len(photo) for photo in photos)), _MAX_HEIGHT)
-        height = min(height, max_width / sum(aspects))
-        resized = [
-            _fitted(photo, height, height * aspect)
-            for photo, aspect in zip(photos, aspects, strict=True)
-        ]
-        rows = max(len(photo) for photo in resized)
-        width = sum(max(small.shape[1], _MIN_COLUMN) + _GAP for small in resized) - _GAP
-        self.canvas: Canvas = np.full((rows, width, 3), _BACKGROUND, np.uint8)
+        height: float = min(max(_MIN_HEIGHT, *(len(photo) for photo in photos)), _MAX_HEIGHT)
+        height = min(height, (_MAX_WIDTH - _GAP * (len(photos) - 1)) / sum(aspects))
+        resized = []
+        for photo, aspect in zip(photos, aspects, strict=True):
+            factor = min(height / photo.shape[0], height * aspect / photo.shape[1])
+            rows, columns = (max(1, round(factor * edge)) for edge in photo.shape[:2])
+            resized.append(np.asarray(resize(photo, (columns, rows)), np.uint8))
+        widths = [max(small.shape[1], _MIN_COLUMN) for small in resized]
+        rows = max(len(small) for small in resized)
+        shape = rows, sum(widths) + _GAP * (len(photos) - 1), 3
+        self.canvas: Canvas = np.full(shape, _BACKGROUND, np.uint8)
         self.columns: list[_Column] = []
         left = 0
-        for photo, small in zip(photos, resized, strict=True):
-            width = max(small.shape[1], _MIN_COLUMN)
+        for photo, small, width in zip(photos, resized, widths, strict=True):
             x, y = left + (width - small.shape[1]) // 2, (rows - len(small)) // 2
             box = slice(y, y + len(small)), slice(x, x + small.shape[1])
             small_from_photo = coordinates.resize(photo.shape[1::-1], small.shape[1::-1])
@@ -235,7 +224,7 @@ class _Picture:
         self._caption = Image.new("RGB", (self.canvas.shape[1], 2 * self._row + _GAP), _BACKGROUND)
         self._pen = ImageDraw.Draw(self._caption)
 
-    def draw_lines(self, starts: Values, ends: Values, colours: Colours, *, opacity: float) -> None:
+    def draw_lines(self, starts: Values, ends: Values, colours: Colours, opacity: float) -> None:
         """Draw outlined lines between N x 2 points, all of them together at one opacity."""
         drawn = self.canvas.copy()
         for start, end, colour in zip(_fixed(starts), _fixed(ends), colours.tolist(), strict=True):
@@ -251,7 +240,6 @@ class _Picture:
                 cv2.line(self.canvas, point, point, paint, width, cv2.LINE_AA, shift=_SUBPIXEL_BITS)
 
     def draw_circles(self, points: Values, radii: Values, colours: Colours) -> None:
-        """Draw a circle around each of N x 2 points."""
         for point, radius, colour in zip(
             _fixed(points), _fixed(radii), colours.tolist(), strict=True
         ):
@@ -272,29 +260,28 @@ class _Picture:
         """
         left, width = (column.left, column.width) if column else (0, self.canvas.shape[1])
         if name:
+            # Pillow's own font has ASCII only.
+            name = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
             space = width - 2 * _GAP - self._font.getlength("   " + text)
-            name = _printable(name)
-            if self._font.getlength(name) > space:  # keep the end, where names of a series differ
-                while name and self._font.getlength("…" + name) > space:
-                    name = name[1:]
-                name = "…" + name
+            while self._font.getlength(name) > space and len(name) > 1:
+                name = "…" + name.removeprefix("…")[1:]  # names of a series differ at the end
             text = f"{name}   {text}"
-        self._pen.text((left + _GAP, self._middle(row)), text, _TEXT, self._font, anchor="lm")
+        self._text(left + _GAP, row, text)
 
-    def write_scale(self, row: int, text: str, scale: _ColourScale, column: _Column) -> None:
-        """Write a legend: text, lowest value, bar of colours, highest value."""
-        y = self._middle(row)
+    def write_scale(self, text: str, scale: _ColourScale, column: _Column) -> None:
+        """Write a legend into the second row: text, lowest value, bar of colours, highest value."""
         lowest = f"{text}  {_short(scale.low)}"
-        bar_left = column.left + _GAP + round(self._font.getlength(lowest)) + _GAP
+        left = column.left + _GAP
+        bar_left = left + round(self._font.getlength(lowest)) + _GAP
         bar_width, bar_height = 6 * self._row, self._row // 3
         bar = scale.colours(np.linspace(scale.low, scale.high, bar_width))[None]
         strip = Image.fromarray(np.repeat(bar, bar_height, axis=0))
-        self._caption.paste(strip, (bar_left, round(y - bar_height / 2)))
-        for left, value in (
-            (column.left + _GAP, lowest),
-            (bar_left + bar_width + _GAP, _short(scale.high)),
-        ):
-            self._pen.text((left, y), value, _TEXT, self._font, anchor="lm")
+        self._caption.paste(strip, (bar_left, round(self._middle(1) - bar_height / 2)))
+        self._text(left, 1, lowest)
+        self._text(bar_left + bar_width + _GAP, 1, _short(scale.high))
+
+    def _text(self, left: float, row: int, text: str) -> None:
+        self._pen.text((left, self._middle(row)), text, _TEXT, self._font, anchor="lm")
 
     def _middle(self, row: int) -> float:
         return _GAP / 2 + (row + 0.5) * self._row
@@ -307,11 +294,23 @@ class _Picture:
         return whole
 
 
-def _fitted(photo: Canvas, height: float, width: float) -> Canvas:
-    """The photo resized to fit into height and width."""
-    factor = min(height / photo.shape[0], width / photo.shape[1])
-    rows, columns = (max(1, round(factor * edge)) for edge in photo.shape[:2])
-    return np.asarray(resize(photo, (columns, rows)), dtype=np.uint8)
+class _ColourScale:
+    """Colours for values. The extreme hundredth of the values at either end is ignored.
+
+    `darkest` is the entry of OpenCV's colour map (0 to 255) for the lowest value.
+    """
+
+    def __init__(self, values: Values, colour_map: int, darkest: int = 0) -> None:
+        low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0.0, 0.0)
+        self.low, self.high = float(low), float(high if high > low else low + 1)
+        bgr = cv2.applyColorMap(np.arange(darkest, 256, dtype=np.uint8)[:, None], colour_map)
+        self._palette = np.asarray(bgr[:, 0, ::-1], np.uint8)
+
+    def colours(self, values: Values) -> Colours:
+        """... x 3 RGB for values of one or two dimensions."""
+        fraction = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
+        entries = np.rint((len(self._palette) - 1) * fraction).astype(np.intp)
+        return np.ascontiguousarray(self._palette[entries])
 
 
 def _fixed(values: Values) -> list[Any]:
@@ -320,54 +319,8 @@ def _fixed(values: Values) -> list[Any]:
     return fixed
 
 
-def _printable(name: str) -> str:
-    """The name in ASCII, which is all that pillow's own font has; other letters become "?"."""
-    letters = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in letters)
-
-
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-@dataclass(frozen=True)
-class _ColourScale:
-    """Colours for values between low and high; values beyond get the colours of the ends."""
-
-    low: float
-    high: float
-    palette: Colours
-
-    @classmethod
-    def of(cls, values: Values, colour_map: int, darkest: int = 0) -> _ColourScale:
-        """A scale that ignores the extreme hundredth of the values at either end.
-
-        `darkest` is the entry of OpenCV's colour map (0 to 255) for the lowest value.
-        """
-        low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0.0, 0.0)
-        high = high if high > low else low + 1
-        bgr = cv2.applyColorMap(np.arange(darkest, 256, dtype=np.uint8)[:, None], colour_map)
-        return cls(float(low), float(high), np.ascontiguousarray(bgr[:, 0, ::-1]))
-
-    def colours(self, values: Values) -> NDArray[np.uint8]:
-        """... x 3 RGB for values of one or two dimensions."""
-        fraction = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
-        colours: NDArray[np.uint8] = self.palette[
-            np.rint((len(self.palette) - 1) * fraction).astype(np.intp)
-        ]
-        return colours
-
-
-def _rainbow(fractions: Values) -> Colours:
-    """N x 3 bright colours from red (0) over green to violet (1)."""
-    hue = np.rint(215 * np.clip(fractions, 0, 1)).astype(np.uint8)
-    if not len(hue):
-        return np.empty((0, 3), np.uint8)
-    hsv = np.stack([hue, np.full_like(hue, 180), np.full_like(hue, 255)], axis=1)
-    return np.asarray(cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB_FULL)[0], np.uint8)
-
-
-# --- Texts and input ---------------------------------------------------------------------------
 
 
 def _summary(matches: Matches) -> str:
@@ -405,7 +358,6 @@ def _name(image: ImageLike) -> str:
 
 
 def _relative_scores(score_map: ArrayLike | Tensor) -> Values:
-    """A score map relative to its mean."""
     if isinstance(score_map, Tensor):
         score_map = score_map.detach().float().cpu().numpy()
     values = np.asarray(score_map, dtype=np.float32)
@@ -417,11 +369,7 @@ def _relative_scores(score_map: ArrayLike | Tensor) -> Values:
 
 
 def picture_path(output: PathLike | None) -> Path | None:
-    """The path of a picture, with its extension checked: call this before long work.
-
-    Raises:
-        InputError: the extension is not .png, .jpg or .jpeg.
-    """
+    """The path of a picture; InputError if its extension is unknown. Call this before long work."""
     if output is None:
         return None
     path = Path(output)

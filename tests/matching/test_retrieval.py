@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from d2net.errors import InputError
 from d2net.io.h5 import FeatureFile, FeatureWriter
-from d2net.matching import pairs
+from d2net.matching import pair_selection as pairs
 from d2net.matching.retrieval import Codebook, GlobalDescriptors
 
 from ..io.samples import make_features

@@ -9,7 +9,7 @@ import pytest
 
 from d2net import D2Net, find_images
 from d2net.io.colmap_model import read_model
-from d2net.matching.pairs import shared_points
+from d2net.matching.pair_selection import shared_points
 from d2net.matching.retrieval import GlobalDescriptors
 
 K = 5

@@ -17,7 +17,7 @@ from d2net.evaluation.localization_dataset import (
 )
 from d2net.io.colmap_model import is_model, read_model
 from d2net.io.intrinsics import read_intrinsics
-from d2net.matching.pairs import from_covisibility
+from d2net.matching.pair_selection import from_covisibility
 
 LIMITS = (
     Limit("0.25 m, 2°", 0.25, 2),

@@ -1,21 +1,33 @@
-"""Selection of the pairs of photos to match, by the name of a method."""
+"""Selection of the pairs of photos to match, with a function for each method.
+
+Every function returns each pair once, in one order, and no pair of a photo with itself. The pairs
+are sorted by the positions of their photos in the input, so that a photo's pairs come together and
+its features are read rarely.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.colmap_model import find_model, read_model
-from d2net.io.exif import gps_positions
+from d2net.io.exif import Position, gps_positions
 from d2net.io.image_lists import FoundImage
 from d2net.io.pairs import Pair, read_pairs
-from d2net.matching import pairs
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.settings import Settings
+
+if TYPE_CHECKING:
+    import pycolmap
 
 PairMethod: TypeAlias = Literal[
     "auto", "exhaustive", "sequential", "retrieval", "gps", "covisibility", "list"
@@ -51,6 +63,11 @@ class PairChoice(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in (("num_matched", self.num_matched), ("overlap", self.overlap)):
+            if value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value}")
+        if not self.max_distance > 0:
+            raise InputError(f"max_distance must be above 0 metres, not {self.max_distance}")
         if (self.model is not None) != (self.method == "covisibility"):
             raise InputError("covisibility needs a COLMAP model, and no other method takes one")
         if (self.file is not None) != (self.method == "list"):
@@ -86,7 +103,7 @@ def choose_pairs(
                 "--output features.h5 writes it"
             )
         built = descriptors or GlobalDescriptors.build(features or {}, names)
-        return pairs.from_retrieval(built, choice.num_matched)
+        return from_retrieval(built, choice.num_matched)
 
     method = choice.method
     can_retrieve = features is not None or descriptors is not None
@@ -94,14 +111,14 @@ def choose_pairs(
         few = len(names) <= MAX_EXHAUSTIVE or not can_retrieve
         method = "exhaustive" if few else "retrieval"
     if method == "exhaustive":
-        return pairs.exhaustive(names)
+        return exhaustive(names)
     if method == "sequential":
-        return pairs.sequential(pairs.natural_order(names), choice.overlap)
+        return sequential(natural_order(names), choice.overlap)
     if method == "retrieval":
         return by_retrieval()
     if choice.model is not None:
         model = read_model(find_model(choice.model) or choice.model)
-        return pairs.from_covisibility(model, choice.num_matched, names=names)
+        return from_covisibility(model, choice.num_matched, names=names)
     known = set(names)
     if choice.file is not None:
         listed = read_pairs(choice.file)
@@ -117,8 +134,119 @@ def choose_pairs(
     positions = gps_positions(photo for photo in photos if photo.name in known)
     if not positions:
         raise InputError(f"none of the {len(names)} photos has a GPS position")
-    selected = pairs.from_gps(positions, choice.num_matched, choice.max_distance)
+    selected = from_gps(positions, choice.num_matched, choice.max_distance)
     unplaced = known - positions.keys()
     if unplaced and can_retrieve:
         selected += [pair for pair in by_retrieval() if unplaced.intersection(pair)]
     return selected
+
+
+def exhaustive(names: Sequence[str]) -> list[Pair]:
+    """All N (N - 1) / 2 pairs, for up to some hundred photos."""
+    return list(combinations(names, 2))
+
+
+def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
+    """Pairs of photos that follow each other, for videos and walks.
+
+    Each photo is paired with the `overlap` next ones, and with those 1, 2, 4, ... 2^(overlap - 1)
+    later, which hold a long sequence together where it slows down or comes back (COLMAP's
+    sequential matching without and with its `quadratic_overlap`). The names are in the order in
+    which the photos were taken; see `natural_order`.
+    """
+    doubling = {2**i for i in range(min(overlap, len(names).bit_length()))}
+    steps = sorted({*range(1, overlap + 1), *doubling})
+    return [
+        (name, names[i + step])
+        for i, name in enumerate(names)
+        for step in steps
+        if i + step < len(names)
+    ]
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted with numbers as numbers: frame9 before frame10."""
+
+    def key(name: str) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", name)
+        return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+    return sorted(names, key=lambda name: (key(name), name))
+
+
+def from_gps(
+    positions: Mapping[str, Position], num_matched: int = 20, max_distance: float = 100.0
+) -> list[Pair]:
+    """Pairs of each photo with the `num_matched` nearest others within `max_distance` metres.
+
+    Distances are straight lines between the points on the WGS84 ellipsoid. Altitudes are not used,
+    because GPS measures them badly (COLMAP's `ignore_z`).
+    """
+    from scipy.spatial import cKDTree
+
+    names = list(positions)
+    if len(names) < 2:
+        return []
+    points = np.array([positions[name].on_ellipsoid() for name in names])
+    # One more than asked for, because each photo is among its own nearest neighbours.
+    k = min(num_matched + 1, len(names))
+    _, rows = cKDTree(points).query(points, k=k, distance_upper_bound=max_distance)
+    nearest: list[list[int]] = np.asarray(rows).tolist()  # len(names) where there is no more
+    others = ([j for j in row if j not in (i, len(names))] for i, row in enumerate(nearest))
+    return _sorted_pairs(names, (row[:num_matched] for row in others))
+
+
+def from_covisibility(
+    model: pycolmap.Reconstruction, num_matched: int = 20, *, names: Collection[str] | None = None
+) -> list[Pair]:
+    """Pairs of each photo of a COLMAP model with those that see the most of the same points.
+
+    The photos are sorted by name. Photos without a common point are not paired.
+
+    Args:
+        model: a model with points.
+        num_matched: number of other photos for each photo.
+        names: only these photos; None for all photos of the model.
+    """
+    in_model, shared = shared_points(model)
+    if names is not None:
+        wanted = set(names)
+        rows = [i for i, name in enumerate(in_model) if name in wanted]
+        in_model, shared = [in_model[i] for i in rows], shared[np.ix_(rows, rows)]
+    ranked = (-shared).argsort(axis=1, kind="stable")[:, :num_matched]
+    others = ([j for j in row if shared[i, j] > 0] for i, row in enumerate(ranked.tolist()))
+    return _sorted_pairs(in_model, others)
+
+
+def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np.int64]]:
+    """The number of 3D points that two photos of a model both see.
+
+    Returns:
+        The sorted names of the photos with a pose, and N x N counts with 0 on the diagonal.
+    """
+    from scipy.sparse import coo_array
+
+    images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    seen = [np.unique([p.point3D_id for p in image.get_observation_points2D()]) for image in images]
+    rows = np.repeat(np.arange(len(images)), [len(points) for points in seen])
+    ids, columns = np.unique(np.concatenate([np.empty(0), *seen]), return_inverse=True)
+    sees = coo_array(
+        (np.ones(len(rows), np.int64), (rows, columns)), shape=(len(images), len(ids))
+    ).tocsr()
+    shared = (sees @ sees.T).toarray()
+    np.fill_diagonal(shared, 0)
+    return [image.name for image in images], shared
+
+
+def from_retrieval(descriptors: GlobalDescriptors, num_matched: int = 20) -> list[Pair]:
+    """Pairs of each photo with the others that look most alike; none without features."""
+    index = {name: i for i, name in enumerate(descriptors.names)}
+    neighbours = descriptors.neighbours(num_matched)
+    others = ([index[other] for other, _ in neighbours[name]] for name in descriptors.names)
+    return _sorted_pairs(descriptors.names, others)
+
+
+def _sorted_pairs(names: Sequence[str], others: Iterable[Iterable[int]]) -> list[Pair]:
+    """The pairs of each photo with its others (indices), once each and sorted."""
+    indices = {(min(i, j), max(i, j)) for i, row in enumerate(others) for j in row}
+    return [(names[i], names[j]) for i, j in sorted(indices)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from d2net.errors import InputError
 from d2net.io.exif import Position
-from d2net.matching import pairs
+from d2net.matching import pair_selection as pairs
 
 NAMES = st.lists(st.text("ab 0.", min_size=1, max_size=4), max_size=12, unique=True)
 METRES_PER_DEGREE = 111_320  # along the equator
@@ -180,17 +180,14 @@ def test_a_model_without_points_has_no_pairs():
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("options", "message"),
     [
-        (lambda: pairs.exhaustive(["a", "b", "a"]), "'a' is named twice"),
-        (lambda: pairs.sequential(["a", "a"]), "'a' is named twice"),
-        (lambda: pairs.sequential(["a", "b"], 0), "overlap must be"),
-        (lambda: pairs.from_gps({}, 0), "num_matched must be"),
-        (lambda: pairs.from_gps({}, max_distance=math.nan), "max_distance must be"),
-        (lambda: pairs.from_gps({}, max_distance=0), "max_distance must be"),
-        (lambda: pairs.from_covisibility(pycolmap.Reconstruction(), -1), "num_matched must be"),
+        ({"overlap": 0}, "overlap must be"),
+        ({"num_matched": 0}, "num_matched must be"),
+        ({"max_distance": math.nan}, "max_distance must be"),
+        ({"method": "covisibility"}, "covisibility needs a COLMAP model"),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
-        call()
+        pairs.PairChoice(**options)
