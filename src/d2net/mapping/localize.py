@@ -30,7 +30,7 @@ from d2net.mapping.query_pose import (
     keypoint_points,
     observed_points,
 )
-from d2net.matching.matchers import create_matcher
+from d2net.matching import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
 
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]

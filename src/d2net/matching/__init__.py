@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from numpy.typing import ArrayLike
 
@@ -10,7 +10,16 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.robust import Method, Model
 from d2net.matching import verification
-from d2net.matching.matchers import create_matcher
+from d2net.matching.learned import load_learned
+from d2net.matching.nearest import mutual_nearest
+
+
+class Matcher(Protocol):
+    """Pairs keypoints of two photos that show the same point."""
+
+    def __call__(self, a: Features, b: Features) -> Matches:
+        """Match the features of two photos, which are on one device."""
+        ...
 
 
 class MatchOptions(TypedDict, total=False):
@@ -72,3 +81,33 @@ def match(
     return verification.verify(
         a, b, matches, verify, threshold=threshold, method=method, intrinsics=intrinsics, seed=seed
     )
+
+
+def create_matcher(
+    name: str, *, ratio: float | None = None, min_similarity: float | None = None
+) -> Matcher:
+    """The matcher of a name or file; arguments and errors as for `match`."""
+    if name != "nearest":
+        if ratio is not None or min_similarity is not None:
+            raise InputError(
+                'ratio and min_similarity are options of the matcher "nearest"; a learned matcher '
+                "gives each match a confidence instead"
+            )
+        return load_learned(name)
+
+    def nearest(a: Features, b: Features) -> Matches:
+        if a.descriptor_id and b.descriptor_id and a.descriptor_id != b.descriptor_id:
+            raise InputError(
+                f"descriptors {a.descriptor_id!r} and {b.descriptor_id!r} cannot be compared; "
+                "extract both photos with the same weights and the same descriptor setting"
+            )
+        return mutual_nearest(
+            a.descriptors, b.descriptors, ratio=ratio, min_similarity=min_similarity
+        )
+
+    return nearest
+
+
+def matcher_id(name: str) -> str:
+    """The name of a matcher, with the checksum of its weights, for saving with matches."""
+    return name if name == "nearest" else load_learned(name).id

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from d2net.cluster import share
 from d2net.errors import InputError
@@ -18,8 +17,7 @@ from d2net.features import Features, Matches
 from d2net.io.h5 import FeatureFile, MatchWriter
 from d2net.io.pairs import Pair
 from d2net.io.resume import fingerprint
-from d2net.matching import MatchOptions, match
-from d2net.matching.matchers import matcher_id
+from d2net.matching import MatchOptions, match, matcher_id
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -30,6 +28,9 @@ _CACHED_PHOTOS = 8
 
 _CLUSTER_BATCH = 64
 """Pairs that a process of a cluster matches at a time."""
+
+_Job: TypeAlias = tuple[Path, MatchOptions, str]
+"""Features file, options and device: what each process of a cluster is sent."""
 
 _DEFAULTS: MatchOptions = {
     "matcher": "nearest",
@@ -52,15 +53,6 @@ class PairSummary:
 
     matched: dict[Pair, int]
     skipped: list[Pair]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The work on every pair, as it is sent to the processes of a cluster."""
-
-    features: Path
-    options: MatchOptions
-    device: str
 
 
 def match_pairs(
@@ -114,80 +106,62 @@ def match_pairs(
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
         if matcher != "nearest":  # the machines of a cluster have other working directories
             all_options["matcher"] = str(Path(matcher).absolute())
-        job = _Job(file.path.absolute(), all_options, device)
+        job = file.path.absolute(), all_options, device
+
+        @cache
+        def inputs_of(name: str) -> str:
+            return file.inputs(name)
+
+        todo: dict[Pair, tuple[Pair, str]] = {}  # by pair as stored: as given, inputs
         counts: dict[Pair, int] = {}
         with MatchWriter(os.fspath(output), settings) as writer:
-            todo = _unfinished(wanted, file, writer)
+            for pair in wanted:
+                stored = pair[::-1] if pair[::-1] in writer.done() else pair
+                both = [inputs_of(name) for name in stored]
+                inputs = fingerprint(both) if all(both) else ""
+                if not writer.is_done(*stored, inputs):
+                    todo[stored] = pair, inputs
             progress("matching", 0, len(todo))
-            stored = [pair for _, pair, _ in todo]
             gpu = device != "cpu"
             results = (
-                _match(job, stored, file)
+                _match(job, todo, file)
                 if cluster is None
-                else share(cluster, _match_batch, job, stored, batch=_CLUSTER_BATCH, gpu=gpu)
+                else share(cluster, _match_batch, job, list(todo), batch=_CLUSTER_BATCH, gpu=gpu)
             )
-            given = {pair: (as_given, inputs) for as_given, pair, inputs in todo}
-            for (first, second), matches, num_keypoints in results:
-                as_given, inputs = given[first, second]
-                writer.add(first, second, matches, num_keypoints, inputs)
-                counts[as_given] = matches.num_inliers
-                progress(f"matching: {first}  {second}", len(counts), len(todo))
+            for stored, matches, num_keypoints in results:
+                pair, inputs = todo[stored]
+                writer.add(*stored, matches, num_keypoints, inputs)
+                counts[pair] = matches.num_inliers
+                progress(f"matching: {stored[0]}  {stored[1]}", len(counts), len(todo))
     return PairSummary(
         matched={pair: counts[pair] for pair in wanted if pair in counts},
         skipped=[pair for pair in wanted if pair not in counts],
     )
 
 
-def _unfinished(
-    wanted: Iterable[Pair], file: FeatureFile, writer: MatchWriter
-) -> list[tuple[Pair, Pair, str]]:
-    """The pairs to match: as given, in the order in which the output stores them, and inputs."""
-
-    @cache
-    def inputs_of(name: str) -> str:
-        return file.inputs(name)
-
-    todo = []
-    for pair in wanted:
-        stored = pair[::-1] if pair[::-1] in writer.done() else pair
-        both = [inputs_of(name) for name in stored]
-        inputs = fingerprint(both) if all(both) else ""
-        if not writer.is_done(*stored, inputs):
-            todo.append((pair, stored, inputs))
-    return todo
-
-
 def _match_batch(job: _Job, pairs: list[Pair]) -> list[tuple[Pair, Matches, int]]:
     """Match some of the pairs, in a process of a cluster."""
-    with FeatureFile(job.features) as file:
-        return [(pair, _on_cpu(found), n) for pair, found, n in _match(job, pairs, file)]
-
-
-def _on_cpu(matches: Matches) -> Matches:
-    values: dict[str, Any] = {
-        name: value.cpu() for name, value in vars(matches).items() if isinstance(value, Tensor)
-    }
-    return replace(matches, **values)
+    with FeatureFile(job[0]) as file:
+        return list(_match(job, pairs, file))
 
 
 def _match(
     job: _Job, pairs: Iterable[Pair], file: FeatureFile
 ) -> Iterator[tuple[Pair, Matches, int]]:
-    """Each pair with its matches and the number of keypoints of its first photo."""
-    _check_device(job.device)
-
-    @lru_cache(maxsize=_CACHED_PHOTOS)
-    def load(name: str) -> Features:
-        return file[name].to(job.device)
-
-    for first, second in pairs:
-        a, b = load(first), load(second)
-        yield (first, second), match(a, b, **job.options), len(a)
-
-
-def _check_device(device: str) -> None:
+    """Each pair with its matches, on the CPU, and the number of keypoints of its first photo."""
+    _, options, device = job
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot use device {device!r}: {reason}") from error
+
+    @lru_cache(maxsize=_CACHED_PHOTOS)
+    def load(name: str) -> Features:
+        return file[name].to(device)
+
+    for first, second in pairs:
+        a, b = load(first), load(second)
+        found = match(a, b, **options)
+        on_cpu: dict[str, Any] = {k: v.cpu() for k, v in vars(found).items() if torch.is_tensor(v)}
+        yield (first, second), replace(found, **on_cpu), len(a)
