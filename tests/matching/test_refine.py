@@ -14,8 +14,7 @@ from d2net.errors import InputError
 from d2net.features import Matches
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.matching import match
-from d2net.matching.patches import local_affine_maps
-from d2net.matching.refine import FIT_DEVIATION, refine
+from d2net.matching.refine import FIT_DEVIATION, local_affine_maps, refine
 from d2net.matching.verification import verify
 
 from ..io.samples import make_features

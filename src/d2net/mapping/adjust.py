@@ -1,7 +1,7 @@
 """Keypoint adjustment of a map's photos: keypoints move along their tracks before mapping.
 
 A keypoint has one position for all its matches. So the fits of all matched patches
-(`matching.patches`) are combined into one adjustment (`matching.keypoint_adjustment`).
+(`matching.refine`) are combined into one adjustment (`matching.keypoint_adjustment`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from d2net.features import Features
 from d2net.io.images import ImageLike
 from d2net.mapping.mapper import verified_pairs
 from d2net.matching.keypoint_adjustment import MatchShifts, adjust_keypoints
-from d2net.matching.patches import GreyPhoto
-from d2net.matching.refine import MIN_MATCHES, fit_matches, lower_uncertainty
+from d2net.matching.refine import MIN_MATCHES, GreyPhoto, fit_matches, lower_uncertainty
 from d2net.progress import Progress, no_progress
 
 _ROUNDS = 2  # the second round warps patches more accurately, because it starts nearer to the truth

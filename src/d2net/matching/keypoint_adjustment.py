@@ -12,7 +12,7 @@ less and less weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ _OUTLIER = 3.0
 """Error of a match in standard deviations at which its weight is one half (Cauchy's weights)."""
 
 
-@dataclass(frozen=True)
-class MatchShifts:
+class MatchShifts(NamedTuple):
     """Shifts of keypoints that N matches ask for. Keypoints are numbered over all photos.
 
     Attributes:
@@ -47,11 +46,9 @@ class MatchShifts:
 def adjust_keypoints(
     matches: Sequence[MatchShifts], deviations: Array
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Move keypoints to the positions that agree best with their matches and their detections.
+    """Move M keypoints to the positions that agree best with their matches and their detections.
 
-    Args:
-        matches: shifts from matches, for example of one pair of photos each.
-        deviations: M, standard deviations of the detected positions in pixels.
+    `deviations` are those of the detected positions in pixels.
 
     Returns:
         M x 2 moves in pixels, and an M bool mask of the keypoints for which at least one match
@@ -63,10 +60,7 @@ def adjust_keypoints(
     num_keypoints = len(deviations)
     if not sum(len(part.first) for part in matches):
         return np.zeros((num_keypoints, 2)), np.zeros(num_keypoints, np.bool_)
-    first, second, shifts, affine, information = (
-        np.concatenate([getattr(part, name) for part in matches])
-        for name in ("first", "second", "shifts", "affine", "information")
-    )
+    first, second, shifts, affine, information = map(np.concatenate, zip(*matches, strict=True))
     num_matches = len(first)
     # Whitened: every row of the system has deviation 1 if its match is right.
     white = np.linalg.cholesky(information).transpose(0, 2, 1)

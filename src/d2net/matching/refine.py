@@ -1,28 +1,56 @@
 """Refinement of the matches of two photos to a fraction of a pixel.
 
 The detections in two photos each have their own error. Refinement moves the point of the second
-photo to where the grey values around it best fit those around the point of the first photo
-(`matching.patches`). docs/experiments.md has the gain in accuracy.
+photo to where the grey values around it best fit those around the point of the first photo.
+Patches are compared by correlation and then aligned by Lucas-Kanade steps (Baker and Matthews,
+"Lucas-Kanade 20 Years On", IJCV 2004), ignoring gain and offset of the light. Photos from different
+viewpoints are not related by a shift, so each patch is first warped by the affine map of the
+matches around it. docs/experiments.md has the gain in accuracy.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.extraction.corners import to_grey
 from d2net.features import Features, Matches
-from d2net.io.images import ImageLike
-from d2net.matching.patches import GreyPhoto, PatchFits, fit_patches, reduction
+from d2net.geometry import coordinates
+from d2net.geometry.coordinates import GridMap, Size
+from d2net.io.images import ImageLike, limited_size, resize, to_pixels
 from d2net.matching.verification import check_rows
+from d2net.settings import ExtractionSettings
+
+Array = NDArray[np.float64]
 
 FIT_DEVIATION = 0.2
 """Standard deviation of a fitted point relative to its match, in pixels of the reduced photo."""
 
 MIN_MATCHES = 8
 """Fewer matches do not determine the warp between two photos well enough."""
+
+# All lengths are in pixels of the reduced photos.
+_HALF_PATCH = 7  # a patch has 15 x 15 pixels
+_WEIGHT_DEVIATION = 4.0  # of the Gaussian weights of a patch
+_BLUR = 1.0  # deviation of the blur before patches are compared
+_SEARCH_SIGMAS, _MAX_SEARCH = 2.0, 6
+"""The search radius in standard deviations of the difference of both points, and its limit."""
+_STEPS = 8
+_MIN_CORRELATION = 0.6
+_MAX_CORRELATION = 0.99  # noise is derived from the correlation up to this one
+_MAX_ZOOM = 2.5  # if a patch is shrunk or enlarged more, too little is left to compare
+_NEIGHBOURS = 12  # that determine an affine map
+_AFFINE_DEVIATION = 0.25  # expected difference, per entry, from the affine map of the whole photo
+_POSITION_DEVIATION = 1.5  # expected error of a match in the fit of the affine maps
+_CHUNK = 512  # patches that are aligned at a time, to limit memory
 
 
 def refine(
@@ -82,20 +110,228 @@ def refine(
     return lower_uncertainty(a, rows_a[fits.moved]), lower_uncertainty(b, rows_b[fits.moved])
 
 
-def fit_matches(
-    first: GreyPhoto, second: GreyPhoto, a: Features, b: Features, rows_a: Tensor, rows_b: Tensor
-) -> PatchFits:
-    """`fit_patches` for matched rows of the features of two photos, which are on the CPU."""
-    deviations = torch.hypot(
-        a.uncertainty[rows_a] / reduction(a.image_size),
-        b.uncertainty[rows_b] / reduction(b.image_size),
-    )
-    return fit_patches(first, second, a.keypoints[rows_a], b.keypoints[rows_b], deviations)
-
-
 def lower_uncertainty(features: Features, rows: Tensor) -> Features:
     """The same features; those at `rows` (indices or mask) are at least as certain as a fit."""
     uncertainty = features.uncertainty.clone()
-    limit = FIT_DEVIATION * reduction(features.image_size)
+    limit = FIT_DEVIATION * _reduction(features.image_size)
     uncertainty[rows] = uncertainty[rows].clamp(max=limit)
     return replace(features, uncertainty=uncertainty)
+
+
+@dataclass(frozen=True)
+class GreyPhoto:
+    """A photo prepared for patch alignment: grey and reduced to the size limits of extraction.
+
+    Attributes:
+        maps: 1 x 3 x h x w: blurred grey values and their derivatives along x and y.
+        photo_from_grey: maps pixels of the reduced photo to pixels of the photo.
+    """
+
+    maps: Tensor
+    photo_from_grey: GridMap
+
+    @classmethod
+    def read(cls, photo: ImageLike, image_size: Size, *, upright: bool = True) -> GreyPhoto:
+        """Read and prepare a photo with features of this image size (width, height).
+
+        Raises:
+            InputError: the photo has another size.
+            ImageError: the photo cannot be read.
+        """
+        pixels = to_pixels(photo, upright=upright)
+        size = (pixels.shape[1], pixels.shape[0])
+        if size != image_size:
+            raise InputError(
+                f"the photo has {size[0]} x {size[1]} pixels, but its features are from one with "
+                f"{image_size[0]} x {image_size[1]}"
+            )
+        small = _reduced_size(size)
+        grey = to_grey(torch.from_numpy(np.array(resize(pixels, small)))).numpy()
+        blurred = cv2.GaussianBlur(grey, (0, 0), _BLUR)
+        slopes = (
+            cv2.Sobel(blurred, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)
+            for dx, dy in ((1, 0), (0, 1))
+        )
+        maps = torch.from_numpy(np.stack([blurred, *slopes]))[None]
+        return cls(maps, coordinates.resize(small, size))
+
+    @property
+    def scales(self) -> Tensor:
+        """2 x 2, diagonal: size of a pixel of the reduced photo in pixels of the photo."""
+        return torch.diag(
+            torch.tensor([self.photo_from_grey.x.scale, self.photo_from_grey.y.scale])
+        )
+
+    def sample(self, points: Tensor, channels: slice) -> Tensor:
+        """C x K x M values at K x M x 2 points, bilinearly."""
+        height, width = self.maps.shape[2:]
+        grid = points / torch.tensor([width - 1, height - 1]) * 2 - 1
+        return F.grid_sample(self.maps[:, channels], grid[None], align_corners=True)[0]
+
+    def contains(self, points: Tensor) -> Tensor:
+        """K bool: whether all M of K x M x 2 points are in the photo."""
+        height, width = self.maps.shape[2:]
+        inside = (points >= 0) & (points <= torch.tensor([width - 1, height - 1]))
+        return inside.flatten(1).all(dim=1)
+
+
+def _reduced_size(size: Size) -> Size:
+    limits = ExtractionSettings()
+    return limited_size(size, limits.max_edge, limits.max_sum_edges)
+
+
+def _reduction(size: Size) -> float:
+    """How many times larger a photo of this size (width, height) is than its reduced version."""
+    small = _reduced_size(size)
+    return max(size[0] / small[0], size[1] / small[1])
+
+
+@dataclass(frozen=True)
+class PatchFits:
+    """Where the patches around K points of a first photo fit best in a second one.
+
+    Attributes:
+        points: K x 2 float32, pixels of the second photo; unchanged where no better fit was found.
+        moved: K bool, where a better fit was found.
+        affine: K x 2 x 2, linear part of the affine map from the first photo's pixels to the
+            second's around each point.
+        information: K x 2 x 2, inverse covariance of `points`, per squared pixel of the second
+            photo. It is large in all directions at corners, small along edges, and smaller where
+            the light differs.
+    """
+
+    points: Tensor
+    moved: Tensor
+    affine: Tensor
+    information: Tensor
+
+
+def fit_matches(
+    first: GreyPhoto, second: GreyPhoto, a: Features, b: Features, rows_a: Tensor, rows_b: Tensor
+) -> PatchFits:
+    """Align the patches around matched keypoints of the first photo with the second photo.
+
+    The features are on the CPU. There are two matches at least. Most must be right, because the
+    affine map of a patch is estimated from the matches around it.
+    """
+    deviations = torch.hypot(
+        a.uncertainty[rows_a] / _reduction(a.image_size),
+        b.uncertainty[rows_b] / _reduction(b.image_size),
+    )
+    radius = (_SEARCH_SIGMAS * deviations).clamp(max=_MAX_SEARCH)
+    points_a = first.photo_from_grey.inverse()(a.keypoints[rows_a])
+    points_b = second.photo_from_grey.inverse()(b.keypoints[rows_b])
+    affine = torch.from_numpy(local_affine_maps(points_a.numpy(), points_b.numpy())).float()
+    parts = [
+        _align(first, second, points_a[chunk], points_b[chunk], affine[chunk], radius[chunk])
+        for chunk in torch.split(torch.arange(len(points_a)), _CHUNK)
+    ]
+    points, moved, information = (torch.cat(part) for part in zip(*parts, strict=True))
+    grey_from_first, grey_from_second = first.scales.inverse(), second.scales.inverse()
+    return PatchFits(
+        second.photo_from_grey(points),
+        moved,
+        second.scales @ affine @ grey_from_first,
+        grey_from_second @ information @ grey_from_second,
+    )
+
+
+def local_affine_maps(a: Array, b: Array) -> Array:
+    """The affine map `b_from_a` around each of K matches: K x 2 x 2 linear parts.
+
+    It is fitted robustly to the nearest matches, with the map of the whole photo as prior.
+    """
+    from scipy.spatial import cKDTree
+
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    (whole,) = _affine_maps(a[None], b[None], np.eye(2), 1e-3)
+    count = min(_NEIGHBOURS, len(a))
+    near = np.reshape(cKDTree(a).query(a, k=count)[1], (len(a), count))
+    return _affine_maps(a[near], b[near], whole, (_POSITION_DEVIATION / _AFFINE_DEVIATION) ** 2)
+
+
+def _affine_maps(a: Array, b: Array, prior: Array, strength: float) -> Array:
+    """K x 2 x 2 maps of K x N x 2 points; outliers are down-weighted (Cauchy's weights)."""
+    weights = np.ones(a.shape[:2])
+    for _ in range(5):
+        total = weights.sum(axis=1)[:, None, None]
+        x = a - np.einsum("kn,kni->ki", weights, a)[:, None] / total
+        y = b - np.einsum("kn,kni->ki", weights, b)[:, None] / total
+        scatter = np.einsum("kn,kni,knj->kij", weights, x, x) + strength * np.eye(2)
+        product = np.einsum("kn,kni,knj->kij", weights, y, x) + strength * prior
+        maps: Array = product @ np.linalg.inv(scatter)
+        errors = np.linalg.norm(y - np.einsum("kij,knj->kni", maps, x), axis=2)
+        weights = 1 / (1 + (errors / (2 * _POSITION_DEVIATION)) ** 2)
+    return maps
+
+
+def _align(
+    first: GreyPhoto, second: GreyPhoto, a: Tensor, start: Tensor, affine: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Align patches around points `a` of the first photo with the second one, from `start`.
+
+    Returns:
+        K x 2 points in the second photo, K bool of those that moved, and K x 2 x 2 inverse
+        covariances.
+    """
+    along = torch.arange(-_HALF_PATCH, _HALF_PATCH + 1, dtype=torch.float32)
+    offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).reshape(-1, 2)
+    weights = torch.exp(-(offsets**2).sum(dim=1) / (2 * _WEIGHT_DEVIATION**2))
+    weights = weights / weights.sum()
+    pixels = a[:, None] + offsets
+    pattern, contrast = _normalized(first.sample(pixels, slice(1))[0], weights)
+    warped = torch.einsum("kij,mj->kmi", affine, offsets)
+
+    def correlation(at: Tensor, rows: Tensor) -> Tensor:
+        patches, _ = _normalized(second.sample(at[:, None] + warped[rows], slice(1))[0], weights)
+        return (pattern[rows] * patches * weights).sum(dim=1)
+
+    all_rows = torch.arange(len(a))
+    points, best = start.clone(), correlation(start, all_rows)
+    reach = math.ceil(float(radius.max()))
+    for dx in range(-reach, reach + 1):
+        for dy in range(-reach, reach + 1):
+            rows = torch.nonzero(radius >= math.hypot(dx, dy))[:, 0]
+            if (dx, dy) == (0, 0) or len(rows) == 0:
+                continue
+            at = start[rows] + torch.tensor([dx, dy])
+            correlations = correlation(at, rows)
+            better = correlations > best[rows]
+            best[rows[better]], points[rows[better]] = correlations[better], at[better]
+    for _ in range(_STEPS):
+        step, normal = _gauss_newton_step(second, points, warped, pattern, weights)
+        points = points + step
+    last = correlation(points, all_rows)
+    zoom = torch.linalg.det(affine).abs().sqrt()
+    moved = (last >= best - 1e-3) & (last > _MIN_CORRELATION) & (contrast[:, 0] > 1)
+    moved &= (points - start).norm(dim=1) <= radius + 1
+    moved &= (zoom < _MAX_ZOOM) & (zoom > 1 / _MAX_ZOOM)
+    moved &= first.contains(pixels) & second.contains(points[:, None] + warped)
+    noise = 2 * (1 - last.clamp(max=_MAX_CORRELATION))  # mean squared difference of the patches
+    num_pixels = 1 / (weights**2).sum()  # effective number
+    information = normal * (num_pixels / noise)[:, None, None]
+    return torch.where(moved[:, None], points, start), moved, information
+
+
+def _gauss_newton_step(
+    second: GreyPhoto, points: Tensor, warped: Tensor, pattern: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """K x 2 steps towards the best fit, each at most a pixel, and K x 2 x 2 normal matrices."""
+    grey, *slopes = second.sample(points[:, None] + warped, slice(3))
+    patches, contrast = _normalized(grey, weights)
+    slope = torch.stack(slopes, dim=-1) / contrast[..., None]
+    # Remove the part of the change that is gain and offset: the normalization removes it, too.
+    slope = slope - (slope * weights[:, None]).sum(dim=1, keepdim=True)
+    gain = (slope * (patches * weights)[..., None]).sum(dim=1, keepdim=True)
+    slope = slope - patches[..., None] * gain
+    normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2)
+    gradient = torch.einsum("kmi,km,m->ki", slope, pattern - patches, weights)
+    steps = torch.linalg.solve(normal, gradient)
+    return steps / steps.norm(dim=1, keepdim=True).clamp(min=1), normal
+
+
+def _normalized(patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """K x M patches with mean 0 and deviation 1, and their K x 1 deviations before."""
+    centred = patches - (patches * weights).sum(dim=1, keepdim=True)
+    contrast = (centred**2 * weights).sum(dim=1, keepdim=True).sqrt().clamp(min=1e-3)
+    return centred / contrast, contrast
