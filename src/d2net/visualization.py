@@ -93,7 +93,9 @@ def plot_matches(
     check_rows(matches, a, b)
     picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
     points = matches.points(a, b)
-    ends_a, ends_b = (c.locate(p) for c, p in zip(picture.columns, points, strict=True))
+    ends_a, ends_b = (
+        column.canvas_from_photo(p) for column, p in zip(picture.columns, points, strict=True)
+    )
     heights = points[0][:, 1] / a.image_size[1]
     hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)  # red at the top, violet below
     colours = np.full((len(matches), 3), 255, np.uint8)
@@ -155,20 +157,27 @@ def plot_keypoints(
     """
     path = picture_path(output)
     photo = _photo(image, features, upright)
-    heat = None if score_map is None else _relative_scores(score_map)
-    picture = _Picture([photo] if heat is None else [photo, photo])
+    picture = _Picture([photo] if score_map is None else [photo, photo])
     left = picture.columns[0]
     best_last = features[features.scores.argsort()].numpy()
     scale = _ColourScale(best_last["scores"], cv2.COLORMAP_PLASMA, darkest=90)
     picture.draw_circles(
-        left.locate(best_last["keypoints"]),
+        left.canvas_from_photo(best_last["keypoints"]),
         _RADIUS * best_last["scales"],
         scale.colours(best_last["scores"]),
     )
     picture.write(0, f"{len(features):,} keypoints", left, name=_name(image))
     if len(features):
         picture.write_scale("radius: scale, colour: keypoint score", scale, left)
-    if heat is not None:
+    if score_map is not None:
+        if isinstance(score_map, Tensor):
+            score_map = score_map.detach().float().cpu().numpy()
+        heat = np.asarray(score_map, dtype=np.float32)
+        if heat.ndim != 2 or heat.size == 0 or not np.isfinite(heat).all():
+            raise InputError(
+                f"a score map must be h x w finite numbers; this one has shape {heat.shape}"
+            )
+        heat = heat / max(float(heat.mean()), _TINY)
         right = picture.columns[1]
         frame = _FRAME if min(heat.shape) > 4 * _FRAME else 0
         inner = slice(frame, -frame or None)
@@ -187,9 +196,6 @@ class _Column:
     width: int
     box: tuple[slice, slice]  # rows and columns of the canvas that the photo covers
     canvas_from_photo: GridMap
-
-    def locate(self, keypoints: Values) -> Values:
-        return self.canvas_from_photo(keypoints.astype(np.float64))
 
 
 class _Picture:
@@ -355,17 +361,6 @@ def _name(image: ImageLike) -> str:
     if isinstance(image, Image.Image):
         image = getattr(image, "filename", "")
     return Path(image).name if isinstance(image, (str, os.PathLike)) and image else "the photo"
-
-
-def _relative_scores(score_map: ArrayLike | Tensor) -> Values:
-    if isinstance(score_map, Tensor):
-        score_map = score_map.detach().float().cpu().numpy()
-    values = np.asarray(score_map, dtype=np.float32)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise InputError(
-            f"a score map must be h x w finite numbers; this one has shape {values.shape}"
-        )
-    return values / max(float(values.mean()), _TINY)
 
 
 def picture_path(output: PathLike | None) -> Path | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -69,7 +67,7 @@ def test_a_wrong_match_does_not_pull(made):
     shifts = matches.shifts.copy()
     shifts[:POINTS] += 3  # of one pair
     before, _ = adjust_keypoints([matches], np.ones(len(errors)))
-    after, _ = adjust_keypoints([replace(matches, shifts=shifts)], np.ones(len(errors)))
+    after, _ = adjust_keypoints([matches._replace(shifts=shifts)], np.ones(len(errors)))
     assert np.linalg.norm(after - before, axis=1).max() < 0.2
 
 
@@ -82,7 +80,7 @@ def test_what_nothing_agrees_with_stays():
 
 def test_along_an_edge_a_match_says_nothing():
     matches = match_shifts([0], [1], [[1.0, 1.0]])
-    matches = replace(matches, information=np.array([[[400.0, 0], [0, 1e-6]]]))
+    matches = matches._replace(information=np.array([[[400.0, 0], [0, 1e-6]]]))
     moves, _ = adjust_keypoints([matches], np.ones(2))
     np.testing.assert_allclose(moves, [[-0.5, 0], [0.5, 0]], atol=0.01)
 

@@ -1,9 +1,9 @@
 """Absolute pose: where a camera is, from points of its photo whose 3D positions are known.
 
 The estimator is COLMAP's: LO-RANSAC over P3P (P4Pf if the focal length is unknown), followed by a
-refinement with a robust loss. This module adds what COLMAP leaves to its caller: a point is an
-inlier if it is within the threshold of the final pose, a pose that its inliers do not determine is
-discarded, and the covariance is scaled by the noise of the inliers.
+refinement with a robust loss. In addition, a point is an inlier if it is within the threshold of
+the final pose, a pose that its inliers do not determine is discarded, and the covariance is scaled
+by the noise of the inliers.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class AbsolutePose:
 
     @property
     def centre(self) -> Array:
-        """The camera's centre in the world."""
+        """In the world."""
         return np.asarray(self.cam_from_world.inverse().translation, dtype=np.float64)
 
     @property
@@ -115,7 +115,14 @@ def absolute_pose(
     import pycolmap
 
     options = options or AbsolutePoseOptions()
-    x, X = _checked(points2D, points3D)
+    x, X = (np.array(points, dtype=np.float64) for points in (points2D, points3D))
+    if x.ndim != 2 or X.ndim != 2 or x.shape[1] != 2 or X.shape != (len(x), 3):
+        raise InputError(
+            "points2D and points3D must be arrays of shapes (N, 2) and (N, 3), not "
+            f"{x.shape} and {X.shape}"
+        )
+    if not (np.isfinite(x).all() and np.isfinite(X).all()):
+        raise InputError("points must be finite numbers, but some are NaN or infinite")
     min_points = MIN_POINTS + options.estimate_focal_length
     if len(x) < min_points:
         return None
@@ -135,12 +142,7 @@ def absolute_pose(
     refinement.loss_function_scale = options.threshold / 2
     with quiet_colmap():  # it logs a warning if the points do not determine the pose
         estimate = pycolmap.estimate_and_refine_absolute_pose(
-            COLMAP_FROM_PIXELS(x),
-            X,
-            camera,
-            estimation,
-            refinement,
-            return_covariance=True,
+            COLMAP_FROM_PIXELS(x), X, camera, estimation, refinement, return_covariance=True
         )
     if estimate is None:
         return None
@@ -162,18 +164,6 @@ def absolute_pose(
         errors, x, (camera.width, camera.height), threshold=options.threshold, **sample
     )
     return AbsolutePose(cam_from_world, camera, inliers, covariance, max(0.0, significance))
-
-
-def _checked(points2D: ArrayLike, points3D: ArrayLike) -> tuple[Array, Array]:
-    x, X = (np.array(points, dtype=np.float64) for points in (points2D, points3D))
-    if x.ndim != 2 or X.ndim != 2 or x.shape[1] != 2 or X.shape != (len(x), 3):
-        raise InputError(
-            "points2D and points3D must be arrays of shapes (N, 2) and (N, 3), not "
-            f"{x.shape} and {X.shape}"
-        )
-    if not (np.isfinite(x).all() and np.isfinite(X).all()):
-        raise InputError("points must be finite numbers, but some are NaN or infinite")
-    return x, X
 
 
 def _centre_covariance(cam_from_world: pycolmap.Rigid3d, covariance: Array) -> Array:

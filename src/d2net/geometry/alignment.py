@@ -38,11 +38,8 @@ def camera_errors(
 ) -> CameraErrors | None:
     """Errors of the cameras in both reconstructions, given as poses `cam_from_world` by name.
 
-    The similarity is the least-squares fit (Umeyama, PAMI 1991) to the camera centres that RANSAC
-    finds to agree within `MAX_ERROR`.
-
-    Returns:
-        The errors. None if fewer than three cameras agree, or all are on one line.
+    The similarity is fitted to the camera centres that RANSAC finds to agree within `MAX_ERROR`.
+    None if fewer than three cameras agree, or all are on one line.
     """
     names = sorted(estimated.keys() & true.keys())
     if len(names) < 3:
@@ -75,16 +72,10 @@ def camera_errors(
 def estimate_similarity(
     sources: Array, targets: Array, max_error: float, seed: int = 0
 ) -> pycolmap.Sim3d | None:
-    """The least-squares similarity between those points that RANSAC finds to agree.
+    """`targets_from_sources`: the least-squares similarity between points that RANSAC selects.
 
-    Args:
-        sources: N x 3.
-        targets: N x 3, the corresponding points.
-        max_error: largest distance of points that agree, in units of the targets.
-        seed: of RANSAC.
-
-    Returns:
-        `targets_from_sources`. None if fewer than three points agree, or all are on one line.
+    Both are N x 3. Selected points agree within `max_error`, in units of the targets. None if fewer
+    than three points agree, or all are on one line.
     """
     import pycolmap
 

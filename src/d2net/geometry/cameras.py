@@ -46,13 +46,7 @@ def possible_focal_length(camera: pycolmap.Camera) -> bool:
 
 
 def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:
-    """Raise InputError if a photo and its camera differ in size.
-
-    Args:
-        photo: the photo's name, for the message.
-        size: (width, height) of the photo in pixels.
-        camera: COLMAP's camera; 0 x 0 means that its size is not known, which fits any photo.
-    """
+    """Raise InputError if a photo and its camera differ in size; a camera of 0 x 0 fits any."""
     if (camera.width, camera.height) not in (size, (0, 0)):
         raise InputError(
             f"{photo} has {size[0]} x {size[1]} pixels, but its camera {camera.width} x "
@@ -73,14 +67,7 @@ def camera_matrix(intrinsics: ArrayLike) -> Array:
 
 
 def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
-    """COLMAP's camera for a camera matrix; its image size stays unknown (0 x 0).
-
-    Args:
-        intrinsics: 3 x 3 matrix without skew, pixel centres at integers.
-
-    Raises:
-        InputError: the matrix is no camera matrix.
-    """
+    """COLMAP's camera of unknown image size (0 x 0) for a 3 x 3 camera matrix without skew."""
     import pycolmap
 
     K = camera_matrix(intrinsics)
@@ -91,29 +78,18 @@ def pinhole(intrinsics: ArrayLike) -> pycolmap.Camera:
 
 
 def rays(camera: pycolmap.Camera, points: Array) -> Array:
-    """Where the rays through pixels cross the camera's plane z = 1, lens distortion removed.
+    """Where the rays through N x 2 pixels cross the camera's plane z = 1, distortion removed.
 
-    Args:
-        camera: COLMAP's camera.
-        points: N x 2 (x, y) in pixels, pixel centres at integers.
-
-    Returns:
-        N x 2; NaN for points that no ray of the lens model reaches.
+    N x 2; NaN for pixels that no ray of the lens model reaches.
     """
     in_colmap = COLMAP_FROM_PIXELS(points)
     return np.asarray(camera.cam_from_img(in_colmap), dtype=np.float64).reshape(-1, 2)
 
 
 def project(camera: pycolmap.Camera, points: Array) -> Array:
-    """Project points into the photo.
+    """N x 2 pixels of N x 3 points in the camera's frame.
 
-    Args:
-        camera: COLMAP's camera.
-        points: N x 3 in the camera's frame.
-
-    Returns:
-        N x 2 (x, y) in pixels, pixel centres at integers; NaN for points behind the camera and
-        points that the lens model cannot project.
+    NaN for points behind the camera and points that the lens model cannot project.
     """
     pixels = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
     return from_colmap(pixels)

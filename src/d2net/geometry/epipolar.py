@@ -29,15 +29,8 @@ def sampson_distance(fundamental: Array, points_a: Array, points_b: Array) -> Ar
     """The distance of point pairs from x_b^T F x_a = 0, to first order, in pixels.
 
     The square root of Sampson's error (Hartley and Zisserman, equation 11.9): about how far both
-    points of a pair must move together to satisfy the equation exactly.
-
-    Args:
-        fundamental: 3 x 3, of any scale.
-        points_a: N x 2 (x, y) in pixels.
-        points_b: N x 2 (x, y) in pixels.
-
-    Returns:
-        N distances; NaN where the equation has no gradient (both points are epipoles).
+    points of a pair must move together to satisfy the equation exactly. N distances from N x 2
+    points; NaN where the equation has no gradient (both points are epipoles).
     """
     line_b = points_a @ fundamental[:, :2].T + fundamental[:, 2]
     line_a = points_b @ fundamental[:2] + fundamental[2]

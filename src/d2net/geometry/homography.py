@@ -9,15 +9,7 @@ Array = NDArray[np.float64]
 
 
 def transfer(b_from_a: Array, points: Array) -> Array:
-    """Map points by a homography.
-
-    Args:
-        b_from_a: 3 x 3 homography.
-        points: N x 2 (x, y) in pixels of photo a.
-
-    Returns:
-        N x 2 (x, y) in pixels of photo b; not finite for points that are mapped to infinity.
-    """
+    """Map N x 2 points by a 3 x 3 homography; not finite where they are mapped to infinity."""
     mapped = points @ b_from_a[:, :2].T + b_from_a[:, 2]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.asarray(mapped[:, :2] / mapped[:, 2:], dtype=np.float64)

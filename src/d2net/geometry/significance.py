@@ -2,23 +2,20 @@
 
 The number of inliers cannot tell. Of 500 random matches, 30 to 50 fit the best of many fundamental
 matrices, and true pairs across seasons have no more. Significance is minus log10 of the probability
-of such an agreement between photos of different places: 3 is one accident in a thousand.
-
-Two tests give the probability:
+of such an agreement between photos of different places: 3 is one accident in a thousand. Two tests
+give the probability:
 
 - The fit, for all models: do the matches near the model gather closely around it? It is a number of
-  false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012) with one change. Its
-  usual background model puts accidental partners anywhere in the photo. Learned features refute
-  that in photos of different places, too: they match windows with windows and ground with ground,
-  which lie at similar heights, and nearly parallel epipolar lines pass close to them. So only
-  matches in a band around the model count.
+  false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012), but only matches in a
+  band around the model count. Otherwise, its background model puts accidental partners anywhere in
+  the photo. Learned features refute that: they match windows with windows and ground with ground,
+  which lie at similar heights, so nearly parallel epipolar lines pass close to them.
 - The order, for fundamental and essential matrices: are neighbours in one photo neighbours in the
   other? The null hypothesis swaps partners along their epipolar lines. A homography and a pose
   predict the partner itself, so nothing is left to swap.
 
-The thresholds were calibrated with four kinds of features, see docs/accuracy.md.
-
-All points are in pixels, and all photo sizes are (width, height).
+docs/accuracy.md has the calibration of the thresholds. All points are in pixels, and all photo
+sizes are (width, height).
 """
 
 from __future__ import annotations
@@ -73,17 +70,8 @@ def nfa_significance(
     """Minus log10 of the number of false alarms of a model, minimised over its thresholds.
 
     Equation 9 of Moulon et al., for samples from all N matches and inliers from the n in the band:
-    NFA(k) = N_sol (n - N_s) C(N, N_s) C(n - N_s, k - N_s) p_k^(k - N_s).
-
-    Args:
-        chances: n, for each match in the band the probability that an accidental partner in the
-            band fits as well or better.
-        num_matches: N, among which the model was searched.
-        sample_size: N_s, matches that determine the model.
-        num_solutions: N_sol, models that one sample gives at most.
-
-    Returns:
-        The significance; negative where random matches agree as well.
+    NFA(k) = N_sol (n - N_s) C(N, N_s) C(n - N_s, k - N_s) p_k^(k - N_s). `chances` are, for each
+    match in the band, the probability that an accidental partner in the band fits as well.
     """
     n = len(chances)
     if n <= sample_size + 1:
@@ -158,9 +146,9 @@ def homography_significance(
 ) -> float:
     """Significance of a homography `b_from_a`; arguments as for `epipolar_significance`.
 
-    Accidental partners near a predicted point lie around it, or along a line through it where they
-    belong to a skyline or a row of windows. So their number is taken to grow with the distance to
-    the power 1.5, between an area (2) and a line (1).
+    Accidental partners near a predicted point lie around it, or along a line through it (a skyline,
+    a row of windows). So their number is taken to grow with the distance to the power 1.5, between
+    an area (2) and a line (1).
     """
     try:
         inverse: Array = np.linalg.inv(homography).astype(np.float64)
@@ -173,14 +161,7 @@ def homography_significance(
     )
     rows = np.argsort(error, kind="stable")
     rows = _one_each(rows, (points_a, threshold), (points_b, threshold))
-    return _fit_significance(
-        error[rows],
-        max(unit_a, unit_b),
-        threshold,
-        sample_size=4,
-        num_solutions=1,
-        power=1.5,
-    )
+    return _fit_significance(error[rows], max(unit_a, unit_b), threshold, 4, 1, power=1.5)
 
 
 def pose_significance(
@@ -214,10 +195,7 @@ def pose_significance(
 def _fit_significance(
     errors: Array, unit: float, threshold: float, sample_size: int, num_solutions: int, power: float
 ) -> float:
-    """Significance of errors, given as shares of `unit`, a number of pixels.
-
-    The number of accidental partners within a distance of the model grows with its `power`.
-    """
+    """Significance of errors, given as shares of `unit`, a number of pixels."""
     band = max(_BAND, _BAND_THRESHOLDS * threshold / unit)
     near = errors[errors < band]  # not where an error is not a number
     chances = (np.maximum(near, _PIXEL / unit) / band) ** power
@@ -229,7 +207,7 @@ def _order_significance(a: Array, b: Array, lines_b: Array) -> float:
 
     The null hypothesis: the partner of a match is any of the partners near its epipolar line. So
     its rank among those, by the neighbours that the match would have in both photos, is uniform.
-    Fisher's method combines the ranks. The tail of the gamma distribution is Chernoff's bound.
+    Fisher's method combines the ranks, with Chernoff's bound of the gamma distribution's tail.
     """
     neighbours_a, neighbours_b = _neighbours(a), _neighbours(b)
     shared = neighbours_a @ neighbours_b.T  # [i, j]: with the partner of j as that of i

@@ -48,13 +48,27 @@ def mutual_nearest(
         InputError: the descriptors differ in dimension or device, are not finite or not of unit
             length, or `ratio` or `min_similarity` is out of range.
     """
-    _check_descriptors(descriptors_a, descriptors_b)
+    a, b = descriptors_a, descriptors_b
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
+        raise InputError(
+            f"descriptors of shapes {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
+            f"{b.device} cannot be compared; extract both photos with the same network, and move "
+            "them to one device"
+        )
+    for name, d in (("descriptors_a", a), ("descriptors_b", b)):
+        length = torch.linalg.vector_norm(d, dim=1, dtype=torch.float32)
+        wrong = ~((length - 1).abs() <= _UNIT_LENGTH_TOLERANCE)  # NaN is wrong too
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise InputError(
+                f"{name} must have unit length, but row {row} has length {float(length[row]):.4g}"
+            )
     if ratio is not None and not 0 < ratio <= 1:
         raise InputError(f"ratio must be above 0 and at most 1, not {ratio}")
     if min_similarity is not None and not -1 <= min_similarity <= 1:
         raise InputError(f"min_similarity is a cosine between -1 and 1, not {min_similarity}")
 
-    similarity, b_of_a, a_of_b = _nearest(descriptors_a, descriptors_b)
+    similarity, b_of_a, a_of_b = _nearest(a, b)
     rows = torch.arange(len(b_of_a), device=b_of_a.device)
     if len(a_of_b) == 0:
         rows = rows[:0]
@@ -67,37 +81,10 @@ def mutual_nearest(
         keep &= similarity >= min_similarity
     if ratio is not None:
         distance = _distance(similarity)
-        second_b = _distance(_second_best(descriptors_a, descriptors_b, pairs))
-        second_a = _distance(_second_best(descriptors_b, descriptors_a, pairs.flip(1)))
+        second_b = _distance(_second_best(a, b, pairs))
+        second_a = _distance(_second_best(b, a, pairs.flip(1)))
         keep &= distance < ratio * torch.minimum(second_a, second_b)
     return Matches(pairs[keep], similarity[keep])
-
-
-def _check_descriptors(a: Tensor, b: Tensor) -> None:
-    for name, d in (("descriptors_a", a), ("descriptors_b", b)):
-        if d.ndim != 2 or not d.is_floating_point():
-            raise InputError(
-                f"{name} must be floating-point of shape (N, D), not {d.dtype} of shape "
-                f"{tuple(d.shape)}"
-            )
-    if a.shape[1] != b.shape[1]:
-        raise InputError(
-            f"descriptors of {a.shape[1]} and of {b.shape[1]} dimensions cannot be compared; "
-            "extract both photos with the same network"
-        )
-    if a.device != b.device:
-        raise InputError(
-            f"descriptors_a is on {a.device} and descriptors_b on {b.device}; move both to one "
-            "device first"
-        )
-    for name, d in (("descriptors_a", a), ("descriptors_b", b)):
-        length = torch.linalg.vector_norm(d, dim=1, dtype=torch.float32)
-        wrong = ~((length - 1).abs() <= _UNIT_LENGTH_TOLERANCE)  # NaN is wrong too
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise InputError(
-                f"{name} must have unit length, but row {row} has length {float(length[row]):.4g}"
-            )
 
 
 def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
@@ -84,40 +84,28 @@ def verify(
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, method=method, seed=seed)
-    matrix, inliers = robust.estimate(model, *matches.points(a, b), options, intrinsics)
+    points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
+    matrix, inliers = robust.estimate(model, points_a, points_b, options, intrinsics)
+    significance = 0.0
+    if matrix is not None:
+        photos = points_a, points_b, a.image_size, b.image_size
+        if model == "homography":
+            significance = homography_significance(matrix, *photos, threshold=threshold)
+        elif intrinsics is None:
+            significance = epipolar_significance(matrix, *photos, threshold=threshold)
+        else:
+            cameras = (np.asarray(K, dtype=np.float64) for K in intrinsics)
+            F = fundamental_from_essential(matrix, *cameras)
+            significance = epipolar_significance(
+                F, *photos, threshold=threshold, sample_size=5, num_solutions=10
+            )
     return replace(
         matches,
         inliers=torch.from_numpy(inliers).to(matches.indices.device),
         model=model,
         matrix=matrix,
-        significance=_significance(model, matrix, a, b, matches, threshold, intrinsics),
+        significance=max(0.0, significance),
     )
-
-
-def _significance(
-    model: Model,
-    matrix: NDArray[np.float64] | None,
-    a: Features,
-    b: Features,
-    matches: Matches,
-    threshold: float,
-    intrinsics: tuple[ArrayLike, ArrayLike] | None,
-) -> float:
-    if matrix is None:
-        return 0.0
-    points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
-    photos = points_a, points_b, a.image_size, b.image_size
-    if model == "homography":
-        found = homography_significance(matrix, *photos, threshold=threshold)
-    elif intrinsics is None:
-        found = epipolar_significance(matrix, *photos, threshold=threshold)
-    else:
-        cameras = (np.asarray(K, dtype=np.float64) for K in intrinsics)
-        fundamental = fundamental_from_essential(matrix, *cameras)
-        found = epipolar_significance(
-            fundamental, *photos, threshold=threshold, sample_size=5, num_solutions=10
-        )
-    return max(0.0, found)
 
 
 def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:
