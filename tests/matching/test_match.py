@@ -20,20 +20,18 @@ def true_error(a, b, matches, H):
     )
 
 
-@pytest.mark.parametrize("method", ["magsac", "poselib"])
-def test_homography_of_two_real_photos(graf, method):
+def test_homography_of_two_real_photos(graf):
     a, b, H = graf
-    matches = match(a, b, verify="homography", threshold=3, method=method)
+    matches = match(a, b, verify="homography", threshold=3)
     found = transfer(matches.matrix, CORNERS)
     assert np.abs(found - transfer(H, CORNERS)).max() < 8
     assert np.median(true_error(a, b, matches.verified(), H)) < 1.5
     assert matches.num_inliers > 200
 
 
-@pytest.mark.parametrize("method", ["magsac", "poselib"])
-def test_fundamental_matrix_removes_wrong_matches_of_two_real_photos(graf, method):
+def test_fundamental_matrix_removes_wrong_matches_of_two_real_photos(graf):
     a, b, H = graf
-    matches = match(a, b, verify="fundamental", method=method)
+    matches = match(a, b, verify="fundamental")
     right = true_error(a, b, matches, H) < 5
     inliers = matches.inliers.numpy()
     assert right.mean() < 0.7

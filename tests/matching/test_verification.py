@@ -38,14 +38,13 @@ def scene(n, deviation, rng):
     return *(features(points, deviation) for points in noisy), wrong
 
 
-@pytest.mark.parametrize("method", ["magsac", "poselib"])
 @pytest.mark.parametrize("model", ["fundamental", "essential"])
-def test_default_threshold_suits_the_uncertainty(model, method):
+def test_default_threshold_suits_the_uncertainty(model):
     """The right matches stay at the accuracy of D2-Net in a small photo and in a large one."""
     for deviation in (1.5, 4.0):
         a, b, wrong = scene(400, deviation, np.random.default_rng(0))
         intrinsics = (K, K) if model == "essential" else None
-        found = verify(a, b, in_order(400), model, method=method, intrinsics=intrinsics)
+        found = verify(a, b, in_order(400), model, intrinsics=intrinsics)
         assert found.model == model
         assert found.matrix is not None
         inliers = found.inliers.numpy()
@@ -121,7 +120,6 @@ def test_too_few_matches_verify_nothing(n):
         ({"model": "essential"}, "intrinsics are not given"),
         ({"model": "homography", "intrinsics": (K, K)}, "intrinsics are given"),
         ({"threshold": -1}, "threshold"),
-        ({"method": "lmeds"}, "magsac, poselib"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -13,8 +13,8 @@ from d2net.features import Matches
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.pairs import Pair
 from d2net.io.resume import file_state, fingerprint
-from d2net.matching.match_pairs import match_pairs
 from d2net.matching import matcher_id
+from d2net.matching.match_pairs import match_pairs
 from d2net.networks.catalogue import cache_folder
 from d2net.progress import Progress
 

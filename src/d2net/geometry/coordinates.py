@@ -54,7 +54,7 @@ class GridMap:
     @overload
     def __call__(self, points: NDArray[F]) -> NDArray[F]: ...
     def __call__(self, points: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
-        """Map N x 2 (x, y) points, a tensor or an array of floats; the type is kept."""
+        """Map N x 2 points, a tensor or an array of floats; the type is kept."""
         if isinstance(points, np.ndarray):
             scales = np.array([self.x.scale, self.y.scale], points.dtype)
             shifts = np.array([self.x.shift, self.y.shift], points.dtype)
@@ -72,16 +72,13 @@ class GridMap:
         return GridMap(self.x.after(first.x), self.y.after(first.y))
 
 
-Size = tuple[int, int]
-"""(width, height) in pixels."""
-
-Point = tuple[float, float]
-"""(x, y) in pixels."""
+Size = tuple[int, int]  # (width, height) in pixels
+Point = tuple[float, float]  # (x, y) in pixels
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Maps points (x, y) of one pixel grid to another that is turned counterclockwise as seen.
+    """Maps points (x, y) to a pixel grid that is turned counterclockwise as seen.
 
     target = R (source - source_centre) + target_centre.
     """
@@ -122,10 +119,7 @@ def resize_ratio(source: Size, target: Size) -> GridMap:
 
 
 def resize_corners(source: Size, target: Size) -> GridMap:
-    """target_from_source of a resize with `align_corners=True`: corner centres stay corners.
-
-    A side of one pixel maps onto the first pixel of the other grid.
-    """
+    """target_from_source of a resize with `align_corners=True`: corner centres stay corners."""
 
     def axis(a: int, b: int) -> AxisMap:
         return AxisMap((b - 1) / (a - 1) if a > 1 and b > 1 else 1.0, 0.0)
@@ -144,11 +138,8 @@ def turn(source: Size, degrees: float) -> tuple[Size, Rotation]:
     across = abs(cosine) * width + abs(sine) * height
     down = abs(sine) * width + abs(cosine) * height
     target = (math.ceil(across - 1e-6), math.ceil(down - 1e-6))
-    return target, Rotation(cosine, sine, _centre(source), _centre(target))
-
-
-def _centre(size: Size) -> Point:
-    return (size[0] - 1) / 2, (size[1] - 1) / 2
+    centres = [((size[0] - 1) / 2, (size[1] - 1) / 2) for size in (source, target)]
+    return target, Rotation(cosine, sine, *centres)
 
 
 def crop(left: float, top: float) -> GridMap:

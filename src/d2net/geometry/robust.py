@@ -206,15 +206,12 @@ def _poselib(
         "max_iterations": options.max_iterations,
         "seed": options.seed,
     }
-    if model == "homography":
-        matrix, _ = poselib.estimate_homography(a, b, ransac, {})
-    elif model == "fundamental":
-        matrix, _ = poselib.estimate_fundamental(a, b, ransac, {})
-    else:
-        pinholes = [
-            {"model": "SIMPLE_PINHOLE", "width": 0, "height": 0, "params": [K[0, 0], 0.0, 0.0]}
-            for K in cameras
-        ]
-        pose, _ = poselib.estimate_relative_pose(a, b, *pinholes, ransac, {})
-        matrix = essential_from_pose(pose.R, pose.t)
-    return np.asarray(matrix, dtype=np.float64)
+    if model != "essential":
+        matrix, _ = getattr(poselib, f"estimate_{model}")(a, b, ransac, {})
+        return np.asarray(matrix, dtype=np.float64)
+    pinholes = [
+        {"model": "SIMPLE_PINHOLE", "width": 0, "height": 0, "params": [K[0, 0], 0.0, 0.0]}
+        for K in cameras
+    ]
+    pose, _ = poselib.estimate_relative_pose(a, b, *pinholes, ransac, {})
+    return essential_from_pose(pose.R, pose.t)

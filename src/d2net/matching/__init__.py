@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from collections.abc import Callable
+from typing import TypedDict
 
 from numpy.typing import ArrayLike
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.geometry.robust import Method, Model
+from d2net.geometry.robust import Model
 from d2net.matching import verification
 from d2net.matching.learned import load_learned
 from d2net.matching.nearest import mutual_nearest
-
-
-class Matcher(Protocol):
-    """Pairs keypoints of two photos that show the same point."""
-
-    def __call__(self, a: Features, b: Features) -> Matches:
-        """Match the features of two photos, which are on one device."""
-        ...
 
 
 class MatchOptions(TypedDict, total=False):
@@ -30,7 +23,6 @@ class MatchOptions(TypedDict, total=False):
     min_similarity: float | None
     verify: Model | None
     threshold: float | None
-    method: Method
 
 
 def match(
@@ -42,7 +34,6 @@ def match(
     min_similarity: float | None = None,
     verify: Model | None = None,
     threshold: float | None = None,
-    method: Method = "magsac",
     intrinsics: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
 ) -> Matches:
@@ -56,7 +47,6 @@ def match(
         min_similarity: see `mutual_nearest`.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
         threshold: see `verify`, as for the arguments that follow.
-        method: "magsac" or "poselib".
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
         seed: seed of the random samples.
 
@@ -68,7 +58,6 @@ def match(
         InputError: an argument is out of range, or the descriptors cannot be compared, or are not
             those of the learned matcher.
         WeightsError: the file holds no matcher.
-        MissingPackageError: the verification method needs a package that is not installed.
     """
     if verify is None and (threshold is not None or intrinsics is not None):
         raise InputError(
@@ -79,13 +68,13 @@ def match(
     if verify is None:
         return matches
     return verification.verify(
-        a, b, matches, verify, threshold=threshold, method=method, intrinsics=intrinsics, seed=seed
+        a, b, matches, verify, threshold=threshold, intrinsics=intrinsics, seed=seed
     )
 
 
 def create_matcher(
     name: str, *, ratio: float | None = None, min_similarity: float | None = None
-) -> Matcher:
+) -> Callable[[Features, Features], Matches]:
     """The matcher of a name or file; arguments and errors as for `match`."""
     if name != "nearest":
         if ratio is not None or min_similarity is not None:

@@ -38,21 +38,15 @@ _DEFAULTS: MatchOptions = {
     "min_similarity": None,
     "verify": None,
     "threshold": None,
-    "method": "magsac",
 }
 
 
 @dataclass(frozen=True)
 class PairSummary:
-    """The outcome of `match_pairs`.
+    """The outcome of `match_pairs`."""
 
-    Attributes:
-        matched: number of matches of each pair that was matched now; of inliers if verified.
-        skipped: pairs that an earlier run had matched.
-    """
-
-    matched: dict[Pair, int]
-    skipped: list[Pair]
+    matched: dict[Pair, int]  # number of matches of each new pair; of inliers if verified
+    skipped: list[Pair]  # those that an earlier run had matched
 
 
 def match_pairs(
@@ -77,7 +71,7 @@ def match_pairs(
         device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
         progress: called after each pair.
-        options: `matcher`, `ratio`, `min_similarity`, `verify`, `threshold`, `method`; see `match`.
+        options: `matcher`, `ratio`, `min_similarity`, `verify`, `threshold`; see `match`.
 
     Raises:
         MissingPackageError: a cluster is given, and Ray is not installed.

@@ -82,9 +82,8 @@ def refine(
         upright: the extraction setting `upright` of the features.
 
     Returns:
-        The features of both photos. Moved points have new keypoints in `b` and a new uncertainty in
-        `a` and `b`. The new uncertainty holds for this pair only; with other photos use the old
-        features.
+        The features of both photos. Moved points have new keypoints in `b` and a new uncertainty,
+        which holds for this pair only, in `a` and `b`.
 
     Raises:
         InputError: the matches are not verified or belong to other features, or a photo has
@@ -181,7 +180,7 @@ def _reduced_size(size: Size) -> Size:
 
 
 def _reduction(size: Size) -> float:
-    """How many times larger a photo of this size (width, height) is than its reduced version."""
+    """How many times larger a photo is than its reduced version."""
     small = _reduced_size(size)
     return max(size[0] / small[0], size[1] / small[1])
 
@@ -193,11 +192,9 @@ class PatchFits:
     Attributes:
         points: K x 2 float32, pixels of the second photo; unchanged where no better fit was found.
         moved: K bool, where a better fit was found.
-        affine: K x 2 x 2, linear part of the affine map from the first photo's pixels to the
-            second's around each point.
-        information: K x 2 x 2, inverse covariance of `points`, per squared pixel of the second
-            photo. It is large in all directions at corners, small along edges, and smaller where
-            the light differs.
+        affine: K x 2 x 2, linear part of `second_from_first` around each point, in pixels.
+        information: K x 2 x 2, inverse covariance of `points`: large in all directions at corners,
+            small along edges, and smaller where the light differs.
     """
 
     points: Tensor
@@ -268,12 +265,7 @@ def _affine_maps(a: Array, b: Array, prior: Array, strength: float) -> Array:
 def _align(
     first: GreyPhoto, second: GreyPhoto, a: Tensor, start: Tensor, affine: Tensor, radius: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Align patches around points `a` of the first photo with the second one, from `start`.
-
-    Returns:
-        K x 2 points in the second photo, K bool of those that moved, and K x 2 x 2 inverse
-        covariances.
-    """
+    """`points`, `moved` and `information` of `PatchFits`, in reduced pixels, from `start`."""
     along = torch.arange(-_HALF_PATCH, _HALF_PATCH + 1, dtype=torch.float32)
     offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).reshape(-1, 2)
     weights = torch.exp(-(offsets**2).sum(dim=1) / (2 * _WEIGHT_DEVIATION**2))

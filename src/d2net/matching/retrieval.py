@@ -145,12 +145,7 @@ class GlobalDescriptors:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GlobalDescriptors:
-        """Read a file that `save` wrote.
-
-        Raises:
-            InputError: there is no such file.
-            FormatError: the file is damaged or of another kind.
-        """
+        """Read a file that `save` wrote; FormatError if it is damaged or of another kind."""
         with GlobalDescriptorFile(os.fspath(path)) as file:
             names, vectors = file.read()
             settings = file.settings or {}
@@ -158,11 +153,7 @@ class GlobalDescriptors:
             return cls(names, vectors.astype(np.float16), codebook, settings.get("features"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an HDF5 file for `open`, which hloc's `pairs_from_retrieval` reads as well.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
+        """Write an HDF5 file for `open`, which hloc's `pairs_from_retrieval` reads as well."""
         settings = {
             "method": "vlad",
             "descriptor_id": self.codebook.descriptor_id,
@@ -178,14 +169,10 @@ class GlobalDescriptors:
         return replace(self, names=names, vectors=self.vectors[[row_of[name] for name in names]])
 
     def query(self, features: Features, k: int) -> list[Hit]:
-        """The k photos that look most like the one with these local features.
+        """The k photos that look most like the one with these local features: (name, cosine).
 
-        Returns:
-            (name, cosine), best first. There are fewer than k if the collection is smaller, and
-            none for a photo without features.
-
-        Raises:
-            InputError: the features do not fit the codebook.
+        The best is first. There are fewer than k if the collection is smaller, and none for a photo
+        without features. Features that do not fit the codebook are an InputError.
         """
         return self._search(self.codebook.describe(features)[None], k)[0]
 

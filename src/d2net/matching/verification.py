@@ -14,7 +14,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import robust
 from d2net.geometry.epipolar import fundamental_from_essential
-from d2net.geometry.robust import Method, Model, RobustOptions
+from d2net.geometry.robust import Model, RobustOptions
 from d2net.geometry.significance import epipolar_significance, homography_significance
 
 MIN_THRESHOLD = 1.5
@@ -43,7 +43,6 @@ def verify(
     model: Model = "fundamental",
     *,
     threshold: float | None = None,
-    method: Method = "magsac",
     intrinsics: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
 ) -> Matches:
@@ -57,7 +56,6 @@ def verify(
             "essential" (any scene, known cameras).
         threshold: largest error of an inlier in pixels of the photos, see `RobustOptions`; None
             for `default_threshold`, which is larger for photos that were reduced for extraction.
-        method: "magsac" (OpenCV) or "poselib".
         intrinsics: 3 x 3 camera matrices of both photos, pixel centres at integers; required by
             "essential" and refused by the other models.
         seed: seed of the random samples; the same seed gives identical results.
@@ -70,7 +68,6 @@ def verify(
     Raises:
         InputError: a name is unknown, a value is out of range, or the matches belong to other
             features.
-        MissingPackageError: the method needs a package that is not installed.
     """
     if model not in get_args(Model):
         raise InputError(f"model must be one of {', '.join(get_args(Model))}, not {model!r}")
@@ -83,7 +80,7 @@ def verify(
     check_rows(matches, a, b)
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
-    options = RobustOptions(threshold=threshold, method=method, seed=seed)
+    options = RobustOptions(threshold=threshold, seed=seed)
     points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
     matrix, inliers = robust.estimate(model, points_a, points_b, options, intrinsics)
     significance = 0.0
