@@ -164,7 +164,15 @@ class Container:
             FormatError: the entry is damaged, or contains something other than arrays.
         """
         with self._damage(name):
-            return _read_record(self._file[name])
+            group = self._file[name]
+            record = Record({}, {"": _read_attributes(group)})
+            for key, dataset in group.items():
+                array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
+                if not isinstance(array, np.ndarray):
+                    raise FormatError(f"{self.path}: {key!r} of {name!r} is not an array.")
+                record.arrays[key] = array
+                record.attributes[key] = _read_attributes(dataset)
+            return record
 
     def read_attributes(self, name: str) -> Attributes:
         """The attributes of the entry `name` itself.
@@ -248,7 +256,7 @@ class EntryWriter:
                 rows = database.execute("SELECT name, settings, attributes FROM entries").fetchall()
             for name, settings, attributes in rows:
                 check_settings(json.loads(settings), self.settings, self._partial)
-                self._note(name, json.loads(attributes))
+                self._note(name, json.loads(attributes)[""])
                 self._unfinished.add(name)
             self._database = database
             self._stack = stack.pop_all()
@@ -306,11 +314,11 @@ class EntryWriter:
         attributes = record.attributes.setdefault("", {})
         if inputs:
             attributes[INPUTS] = inputs
-        content = io.BytesIO()
-        with h5py.File(content, "w", libver=_VERSION) as file:
-            _write_record(file, record)
-        row = (name, json.dumps(self.settings), json.dumps(attributes), content.getbuffer())
+        arrays = io.BytesIO()
+        np.savez(arrays, **record.arrays)  # type: ignore[arg-type]  # one of its options is a bool
+        texts = json.dumps(self.settings), json.dumps(record.attributes)
         with self._errors():
+            row = (name, *texts, arrays.getbuffer())
             database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
         self._note(name, attributes)
         self._unfinished.add(name)
@@ -318,10 +326,9 @@ class EntryWriter:
     def _read(self, database: sqlite3.Connection, name: str) -> Record:
         if name not in self._unfinished and self._existing is not None:
             return self._existing.read_record(name)
-        query = "SELECT content FROM entries WHERE name = ?"
-        (content,) = database.execute(query, (name,)).fetchone()
-        with h5py.File(io.BytesIO(content)) as file:
-            return _read_record(file)
+        query = "SELECT attributes, arrays FROM entries WHERE name = ?"
+        attributes, arrays = database.execute(query, (name,)).fetchone()
+        return Record(dict(np.load(io.BytesIO(arrays))), json.loads(attributes))
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
@@ -378,7 +385,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute(
             "CREATE TABLE IF NOT EXISTS entries "
-            "(name TEXT PRIMARY KEY, settings TEXT, attributes TEXT, content BLOB)"
+            "(name TEXT PRIMARY KEY, settings TEXT, attributes TEXT, arrays BLOB)"
         )
     except BaseException:
         database.close()
@@ -401,18 +408,6 @@ def _write_record(group: h5py.Group, record: Record) -> None:
         group.create_dataset(key, data=record.arrays[key], track_times=False)
     for key, attributes in sorted(record.attributes.items()):
         _write_attributes(group[key] if key else group, attributes)
-
-
-def _read_record(group: h5py.Group) -> Record:
-    record = Record({}, {"": _read_attributes(group)})
-    for key, dataset in group.items():
-        array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
-        if not isinstance(array, np.ndarray):
-            name = group.name[1:]
-            raise FormatError(f"{group.file.filename}: {key!r} of {name!r} is not an array.")
-        record.arrays[key] = array
-        record.attributes[key] = _read_attributes(dataset)
-    return record
 
 
 def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float | Array]) -> None:
