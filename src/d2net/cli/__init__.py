@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -70,6 +71,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
     console.show_logged_warnings()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata, which do not matter here
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
     except _UsageError as error:

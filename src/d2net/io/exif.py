@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from d2net.io.image_decoding import quiet_pillow
 from d2net.io.image_lists import FoundImage
 
 _EXIF, _GPS = 0x8769, 0x8825
@@ -56,7 +55,7 @@ def gps_position(path: Path) -> Position | None:
     Cameras write 0, 0 before they know their position, so that counts as missing.
     """
     try:
-        with quiet_pillow, Image.open(path) as image:
+        with Image.open(path) as image:
             tags = image.getexif().get_ifd(_GPS)
         latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], {"N": 1, "S": -1})
         longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], {"E": 1, "W": -1})
@@ -79,7 +78,7 @@ def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str,
 def camera_name(path: Path) -> str | None:
     """Make, model, lens, focal length and zoom, which determine a calibration; None if unknown."""
     try:
-        with quiet_pillow, Image.open(path) as image:
+        with Image.open(path) as image:
             tags = image.getexif()
             details = tags.get_ifd(_EXIF)
             body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]

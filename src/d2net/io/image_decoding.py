@@ -7,13 +7,9 @@ H x W x 3 RGB; uint8, uint16, int32 or float. Alpha is dropped here.
 from __future__ import annotations
 
 import io
-import math
 import os
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,7 +17,6 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from d2net.errors import ImageError, InputError
@@ -31,8 +26,8 @@ Samples = npt.NDArray[Any]
 Result = TypeVar("Result", bound=np.generic)
 Source = str | os.PathLike[str] | io.BytesIO | Image.Image
 
-MAX_PIXELS = 1_000_000_000
-"""Largest photo that is read. A header that claims more is probably damaged or hostile."""
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Largest photo that is read, as in pillow: a larger one is probably damaged or hostile."""
 
 # Formats of cameras and scanners. Others of pillow's readers would run Ghostscript, for example.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
@@ -75,8 +70,7 @@ def decode(
             f"an image must be given as a path or a pillow image, not {type(source).__name__}"
         )
     try:
-        with quiet_pillow:
-            decoded = _decode(source, max_pixels)
+        decoded = _decode(source, max_pixels)
         converted = convert(decoded.samples)
         return np.require(_turned(converted, decoded.turn(upright)), requirements=["C", "W"])
     except UnreadableError as error:
@@ -97,9 +91,6 @@ def _name(source: Source) -> str:
     if isinstance(source, Image.Image):
         return "the pillow image"
     return "the photo" if isinstance(source, io.BytesIO) else repr(os.fspath(source))
-
-
-# --- Orientation -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -139,11 +130,8 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
 
 
-# --- Files -----------------------------------------------------------------------------------
-
-
 def _too_large(max_pixels: int) -> str:
-    return f"it has more than {max_pixels // 1_000_000:,} megapixels; cut it into parts first"
+    return f"it has more than {max_pixels // 1_000_000} megapixels; cut it into parts first"
 
 
 def _decode(source: Source, max_pixels: int) -> _Decoded:
@@ -170,11 +158,22 @@ def _decode(source: Source, max_pixels: int) -> _Decoded:
             return _decode_common(io.BytesIO(repaired), header, max_pixels)
 
 
+def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
+    if isinstance(source, io.BytesIO):
+        return io.BytesIO(source.getvalue())  # the caller's object stays open
+    try:
+        if os.path.exists(source) and not os.path.isfile(source):  # noqa: PTH110, PTH113
+            raise UnreadableError("it is not a regular file")  # a pipe would block
+        return Path(source).open("rb")
+    except FileNotFoundError:
+        raise UnreadableError("there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
+
+
 def _decode_common(file: BinaryIO, header: bytes, max_pixels: int) -> _Decoded:
     image = Image.open(file, formats=_FORMATS)
-    _check_size(image.size, file, max_pixels)
-    if image.format == "PPM" and image.tile[0][0] == "ppm":
-        return _Decoded(_ppm_samples(file, image), orientation=1)
+    _check_size(image.size, max_pixels)
     decoded = _decode_pillow(image)
     if image.format == "PNG" and header[24] == 16 and image.mode in ("RGB", "RGBA"):
         # pillow keeps 8 of the 16 bits of colours; OpenCV keeps all but ignores EXIF.
@@ -182,36 +181,10 @@ def _decode_common(file: BinaryIO, header: bytes, max_pixels: int) -> _Decoded:
     return decoded
 
 
-def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
-    if isinstance(source, io.BytesIO):
-        return io.BytesIO(source.getvalue())  # the caller's object stays open
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise UnreadableError("it is a folder, not a photo")
-        if path.exists() and not path.is_file():
-            raise UnreadableError("it is not a regular file")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise UnreadableError("there is no such file") from None
-    except PermissionError:
-        raise UnreadableError("permission denied") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise UnreadableError(getattr(error, "strerror", None) or str(error)) from None
-
-
-def _check_size(size: Size, file: BinaryIO, max_pixels: int) -> None:
+def _check_size(size: Size, max_pixels: int) -> None:
     """Stop before memory is allocated for the claim of a damaged or hostile header."""
-    num_pixels = size[0] * size[1]
-    if num_pixels > max_pixels:
+    if size[0] * size[1] > max_pixels:
         raise UnreadableError(_too_large(max_pixels))
-    position = file.tell()
-    num_bytes = file.seek(0, io.SEEK_END)
-    file.seek(position)
-    if num_pixels > max(100_000_000, 20_000 * num_bytes):  # even an empty page takes more bytes
-        raise UnreadableError(
-            f"the file is damaged ({size[0]} x {size[1]} pixels cannot be in {num_bytes} bytes)"
-        )
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:
@@ -232,23 +205,23 @@ def _pillow_samples(image: Image.Image) -> Samples:
         return np.array(image)
     if mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(mode.upper())
+    elif mode == "P":  # pillow warns if transparent colours do not become RGBA first
+        image = image.convert("RGBA")
     return np.array(image.convert("L" if mode in ("1", "L", "LA", "La") else "RGB"))
 
 
 def _repaired(data: bytes) -> bytes | None:
     """A PNG or JPEG that pillow refuses although all of its pixels are there; else None."""
-    if data.startswith(_PNG_MAGIC):
-        return _png_without_metadata(data)
     if data.startswith(b"\xff\xd8\xff"):
-        return _jpeg_with_end(data)
-    return None
-
-
-def _png_without_metadata(data: bytes) -> bytes | None:
-    """The PNG with only the chunks that matter for its pixels; None if it is cut off.
-
-    Pillow refuses long texts, large colour profiles and wrong checksums of texts.
-    """
+        # The decoder invents missing pixels from the bytes that it finds. So if pixels are missing,
+        # different bytes in front of the end marker give different pixels.
+        ended = [data + padding + b"\xff\xd9" for padding in (b"", b"\x55" * 64)]
+        first, second = (Image.open(io.BytesIO(one), formats=("JPEG",)) for one in ended)
+        return ended[0] if np.array_equal(np.array(first), np.array(second)) else None
+    if not data.startswith(_PNG_MAGIC):
+        return None
+    # Pillow refuses long texts, large colour profiles and wrong checksums of texts. Keep only the
+    # chunks that matter for the pixels.
     kept = [_PNG_MAGIC]
     position = len(_PNG_MAGIC)
     while position + 12 <= len(data):
@@ -261,21 +234,7 @@ def _png_without_metadata(data: bytes) -> bytes | None:
         if kind == b"IEND":
             return b"".join(kept)
         position += 12 + length
-    return None
-
-
-def _jpeg_with_end(data: bytes) -> bytes | None:
-    """The JPEG with an end marker; None if pixels are missing, too.
-
-    The decoder invents missing pixels from the bytes that it finds. So if pixels are missing,
-    different bytes in front of the end marker give different pixels.
-    """
-    end = b"\xff\xd9"
-
-    def pixels(padding: bytes) -> Samples:
-        return np.array(Image.open(io.BytesIO(data + padding + end), formats=("JPEG",)))
-
-    return data + end if np.array_equal(pixels(b""), pixels(b"\x55" * 64)) else None
+    return None  # it is cut off
 
 
 def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
@@ -289,7 +248,7 @@ def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
             "pip install 'd2net[heic]', or convert it to JPEG"
         ) from None
     heif = pillow_heif.open_heif(file)
-    _check_size(heif.size, file, max_pixels)
+    _check_size(heif.size, max_pixels)
     # The decoder always turns the photo upright.
     return _Decoded(_pillow_samples(heif.to_pillow()), 1, is_upright=True)
 
@@ -300,7 +259,7 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
         raise UnreadableError(
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
         )
-    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), file, max_pixels)
+    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), max_pixels)
     bits, photometric = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
     needs_opencv = False
     if tags.get(_SAMPLES_PER_PIXEL, 1) > 1 and bits > 8:
@@ -316,14 +275,7 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
     if image is None:  # OpenCV always turns a TIFF upright
         orientation = _valid_orientation(tags.get(_ORIENTATION))
         return _Decoded(_opencv_samples(file), orientation, is_upright=True)
-    decoded = _decode_pillow(image)
-    samples = decoded.samples
-    if samples.dtype == np.uint16:
-        if bits == 12:
-            samples = samples << 4 | samples >> 8
-        if photometric == 0:  # white is zero; pillow takes care of it in 8 bits only
-            samples = 65535 - samples
-    return _Decoded(samples, decoded.orientation, decoded.is_upright)
+    return _decode_pillow(image)
 
 
 def _tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
@@ -338,89 +290,20 @@ def _tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     return tags
 
 
-def _ppm_samples(file: BinaryIO, image: ImageFile) -> Samples:
-    """Binary PPM or PGM of any maximum value; pillow is slow at it and keeps 8 bits of colours."""
-    start, arguments = image.tile[0][2:4]
-    maximum = int(arguments[1])  # type: ignore[index]  # pillow's decoder has (mode, maximum)
-    stored, full = (np.dtype(">u2"), 65535) if maximum > 255 else (np.dtype("u1"), 255)
-    shape = (image.height, image.width) + ((3,) if image.mode == "RGB" else ())
-    file.seek(start)
-    data = file.read(math.prod(shape) * stored.itemsize)
-    if len(data) < math.prod(shape) * stored.itemsize:
-        raise UnreadableError("the file is truncated")
-    values = np.frombuffer(data, stored).reshape(shape).clip(max=maximum)
-    samples: Samples = np.rint(values * np.float32(full / maximum)).astype(stored.newbyteorder("="))
-    return samples
-
-
 def _opencv_samples(file: BinaryIO) -> Samples:
-    import cv2
-
+    cv2 = quiet_opencv()
     file.seek(0)
     data = np.frombuffer(file.read(), np.uint8)
-    with quiet_opencv:
-        samples: Samples | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    samples: Samples | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if samples is None:
         raise UnreadableError("the file is damaged or of a kind that cannot be decoded")
     return samples if samples.ndim == 2 else samples[:, :, 2::-1]  # BGR or BGRA
 
 
-# --- Process-wide settings of pillow and OpenCV ----------------------------------------------
-
-
-class _Shared:
-    """A process-wide setting that the first thread in the block changes and the last one restores.
-
-    If each thread saved and restored it on its own, they would restore in the wrong order.
-    """
-
-    def __init__(self, change: Callable[[], AbstractContextManager[None]]) -> None:
-        self._change = change
-        self._lock = threading.Lock()
-        self._num_users = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._num_users == 0:
-                self._active = self._change()
-                self._active.__enter__()
-            self._num_users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._num_users -= 1
-            if self._num_users == 0:
-                self._active.__exit__(None, None, None)
-
-
-@contextmanager
-def _pillow_settings() -> Iterator[None]:
-    limit = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # pillow refuses photos above twice this number
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextmanager
-def _opencv_settings() -> Iterator[None]:
+def quiet_opencv() -> Any:  # noqa: ANN401 (a module)
+    """OpenCV, which no longer prints unknown TIFF tags, such as map coordinates."""
     import cv2
 
-    log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has these functions in cv2 itself
-    level = log.getLogLevel()
+    log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has the function in cv2 itself
     log.setLogLevel(0)
-    try:
-        yield
-    finally:
-        log.setLogLevel(level)
-
-
-quiet_pillow = _Shared(_pillow_settings)
-"""No warnings about unusual metadata, which do not matter for features; photos up to
-`MAX_PIXELS`, where pillow's own limit is 179 megapixels."""
-
-quiet_opencv = _Shared(_opencv_settings)
-"""OpenCV prints unknown TIFF tags, such as map coordinates, to standard error."""
+    return cv2

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -202,8 +201,8 @@ def _read_h5(path: Path) -> NDArray[np.float32]:
 
 
 def _read_png(path: Path) -> NDArray[np.uint16]:
-    with quiet_opencv:
-        samples = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    cv2 = quiet_opencv()
+    samples = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
         raise ValueError("it is not a 16-bit png")
     return np.asarray(samples, np.uint16)
