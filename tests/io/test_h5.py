@@ -452,21 +452,18 @@ def test_a_pair_is_written_once(matches_path):
         assert ("x-a", "b") not in file
 
 
-def matches_as_hloc(path, pairs, separator="/", dtype=np.int16):
+def matches_as_hloc(path, pairs, dtype=np.int16):
     with h5py.File(path, "w", libver="latest") as file:
         for i, (first, second) in enumerate(pairs):
-            group = file.create_group(
-                first.replace("/", "-") + separator + second.replace("/", "-")
-            )
+            group = file.create_group(first.replace("/", "-") + "/" + second.replace("/", "-"))
             group.create_dataset("matches0", data=np.array([-1, i, -1, 2], dtype))
             group.create_dataset("matching_scores0", data=np.array([0, 0.5, 0, 0.25], np.float16))
     return path
 
 
-@pytest.mark.parametrize("separator", ["/", "_"], ids=["hloc", "older hloc"])
-def test_hlocs_matches_are_read(matches_path, separator):
+def test_hlocs_matches_are_read(matches_path):
     pairs = [("q/a_1.jpg", "db/b_2.jpg"), ("db/b_2.jpg", "c.jpg")]
-    with MatchFile(matches_as_hloc(matches_path, pairs, separator)) as file:
+    with MatchFile(matches_as_hloc(matches_path, pairs)) as file:
         assert as_set(file.get("q/a_1.jpg", "db/b_2.jpg")) == {(1, 0, 0.5), (3, 2, 0.25)}
         assert as_set(file.get("c.jpg", "db/b_2.jpg")) == {(1, 1, 0.5), (2, 3, 0.25)}
         with pytest.raises(FormatError, match="does not store the photos' names"):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.io
 
-from d2net.errors import InputError, OutputError
 from d2net.io.release import write_release
 
 from . import workers
@@ -48,14 +47,6 @@ def test_equal_features_give_equal_bytes(tmp_path, format):
     time.sleep(1.1)
     write_release(tmp_path / "b", make_features(), format)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_a_format_that_does_not_exist_writes_nothing(tmp_path):
-    with pytest.raises(InputError, match="'npz' or 'mat', not 'h5'"):
-        write_release(tmp_path / "a", make_features(), "h5")
-    with pytest.raises(OutputError, match="does not exist"):
-        write_release(tmp_path / "missing" / "a", make_features())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, processes):

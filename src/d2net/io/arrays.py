@@ -29,9 +29,6 @@ def read_floats(
 
     Returns:
         A contiguous, finite array, float16 where the file has float16, else float32.
-
-    Raises:
-        FormatError: it is missing, has another shape or type, or contains NaN or infinity.
     """
     array = arrays.get(key)
     if array is None:

@@ -1,9 +1,6 @@
 """Safe writing: an output is complete or absent, and only one process writes it at a time.
 
-A file is written under a temporary name in the same folder, flushed to the disk and moved to its
-final name in one step. So neither a full disk nor a kill leaves half a file or damages the old one.
-The temporary name is fixed: the next run overwrites what a killed run left. A lock keeps two
-processes from sharing it.
+The temporary name is fixed, so that the next run overwrites what a killed run left.
 """
 
 from __future__ import annotations
@@ -25,11 +22,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system inside the block into one sentence about `path`.
-
-    Raises:
-        OutputError: instead of any OSError.
-    """
+    """Turn any OSError in the block into an OutputError: one sentence about `path`."""
     try:
         yield
     except OSError as error:
@@ -54,7 +47,6 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         OutputBusyError: another process (or another writer in this one) holds it.
-        OutputError: the lock file cannot be created.
     """
     lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
     with output_errors(path):
@@ -80,15 +72,8 @@ def locked(path: Path) -> Iterator[None]:
 def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; the file written there replaces `path` at the end.
 
-    After an error the temporary file is removed, and an old `path` stays as it was.
-
-    Args:
-        path: the file.
-        lock: hold its lock meanwhile; False if the caller holds a lock.
-
-    Raises:
-        OutputBusyError: another process is writing `path`.
-        OutputError: instead of any OSError inside the block.
+    After an error the temporary file is removed, and an old `path` stays as it was. `lock` is False
+    if the caller holds a lock. Any OSError in the block becomes an OutputError.
     """
     temporary = path.with_name(path.name + ".tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):
@@ -114,17 +99,10 @@ def write_text(path: Path, text: str, *, lock: bool = True) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, lock: bool = True) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, which becomes `path` at the end.
-
-    After an error the temporary folder is removed.
-
-    Args:
-        path: the folder; it must not exist, or be empty.
-        lock: hold its lock meanwhile; False if the caller holds a lock.
+    """Give a temporary folder beside `path`, which becomes `path` at the end; see `replacing`.
 
     Raises:
-        OutputBusyError: another process is writing `path`.
-        OutputError: `path` exists and is not an empty folder; also instead of any OSError.
+        OutputError: `path` exists and is not an empty folder.
     """
     temporary = path.with_name(path.name + ".tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):

@@ -59,11 +59,6 @@ def write_database(
             mapping refines.
         overwrite: replace an existing database.
         extend: add missing photos and pairs to an existing database, which keeps its numbers.
-
-    Raises:
-        OutputError: the file exists and neither `overwrite` nor `extend` is set, or it cannot be
-            written.
-        FormatError: matches name keypoints that the features do not have.
     """
     import pycolmap
 
@@ -86,6 +81,8 @@ def _write_photos(
     features: Mapping[str, Features],
     cameras: Mapping[str, pycolmap.Camera] | None,
 ) -> None:
+    import pycolmap
+
     written: dict[int, tuple[int, int]] = {}
     known = {image.name for image in database.read_all_images()}
     for name in features:
@@ -94,8 +91,19 @@ def _write_photos(
         photo = features[name]
         camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
         if cameras is None or id(camera) not in written:
-            written[id(camera)] = _write_camera(database, camera)
-        _write_photo(database, name, photo, *written[id(camera)])
+            numbered = copy(camera)
+            numbered.camera_id = database.write_camera(camera)
+            rig = pycolmap.Rig()  # since COLMAP 3.12 cameras are parts of rigs, photos of frames
+            rig.add_ref_sensor(numbered.sensor_id)
+            written[id(camera)] = numbered.camera_id, database.write_rig(rig)
+        camera_id, rig_id = written[id(camera)]
+        image = pycolmap.Image(name=name, camera_id=camera_id)
+        image.image_id = database.write_image(image)
+        frame = pycolmap.Frame()
+        frame.rig_id = rig_id
+        frame.add_data_id(image.data_id)
+        database.write_frame(frame)
+        database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(photo.keypoints)))
 
 
 def _write_matches(database: pycolmap.Database, matches: MatchedPairs) -> None:
@@ -114,10 +122,7 @@ def guessed_camera(
 ) -> pycolmap.Camera:
     """A camera without distortion whose principal point is the centre of the photo.
 
-    Args:
-        size: (width, height) of the photo in pixels.
-        model: COLMAP's camera model.
-        focal_length: the known focal length in pixels; None for COLMAP's guess.
+    `focal_length` is in pixels, None for COLMAP's guess.
     """
     import pycolmap
 
@@ -129,31 +134,6 @@ def guessed_camera(
     )
     camera.has_prior_focal_length = focal_length is not None
     return camera
-
-
-def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> tuple[int, int]:
-    """Write a camera and its rig; return the ids of both in the database."""
-    import pycolmap
-
-    numbered = copy(camera)
-    numbered.camera_id = database.write_camera(camera)
-    rig = pycolmap.Rig()  # since COLMAP 3.12, a camera is part of a rig and a photo of a frame
-    rig.add_ref_sensor(numbered.sensor_id)
-    return numbered.camera_id, database.write_rig(rig)
-
-
-def _write_photo(
-    database: pycolmap.Database, name: str, features: Features, camera_id: int, rig_id: int
-) -> None:
-    import pycolmap
-
-    image = pycolmap.Image(name=name, camera_id=camera_id)
-    image.image_id = database.write_image(image)
-    frame = pycolmap.Frame()
-    frame.rig_id = rig_id
-    frame.add_data_id(image.data_id)
-    database.write_frame(frame)
-    database.write_keypoints(image.image_id, as_numpy(COLMAP_FROM_PIXELS(features.keypoints)))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ rigs and frames.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +32,7 @@ def is_model(folder: Path) -> bool:
 
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:
-    """Read the model in a folder, text or binary.
-
-    Raises:
-        InputError: the folder contains no model.
-        FormatError: the model is damaged or one of its files is cut off.
-    """
+    """Read the model in a folder, text or binary."""
     import pycolmap
 
     if not is_model(folder):
@@ -46,7 +40,9 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
             f"{folder} holds no COLMAP model: expected cameras, images and points3D as .txt or "
             ".bin files"
         )
-    check_model_files(folder)
+    for name in ("cameras", "rigs", "frames", "images", "points3D"):
+        if (folder / f"{name}.bin").is_file():
+            _check_file(folder / f"{name}.bin")
     try:
         model = pycolmap.Reconstruction(folder)
         if not (folder / "images.bin").is_file():
@@ -70,25 +66,14 @@ def _read_names(path: Path) -> dict[int, str]:
     return names
 
 
-def check_model_files(folder: Path) -> None:
-    """Check that the binary files of a model are as long as the counts in them require.
-
-    Raises:
-        FormatError: a file is empty or cut off, or its counts are damaged.
-    """
-    for name, end_of_record in _END_OF_RECORD.items():
-        path = folder / f"{name}.bin"
-        if path.is_file():
-            _check_file(path, end_of_record)
-
-
-def _check_file(path: Path, end_of_record: Callable[[bytes, int], int]) -> None:
+def _check_file(path: Path) -> None:
+    """Check that a binary file is as long as the counts in it require."""
     data = path.read_bytes()
     position, num_read, count = 8, 0, 0
     try:
         count = _count(data, 0)
         while num_read < count and position <= len(data):
-            position = end_of_record(data, position)
+            position = _end_of_record(path.stem, data, position)
             num_read += 1
         is_complete = position <= len(data)
     except (struct.error, ValueError):  # read beyond the end, or an unknown camera model
@@ -100,56 +85,29 @@ def _check_file(path: Path, end_of_record: Callable[[bytes, int], int]) -> None:
         )
 
 
-def _count(data: bytes, position: int) -> int:
-    return int(struct.unpack_from("<Q", data, position)[0])
+def _count(data: bytes, position: int, code: str = "<Q") -> int:
+    return int(struct.unpack_from(code, data, position)[0])
 
 
-def _short_count(data: bytes, position: int) -> int:
-    return int(struct.unpack_from("<I", data, position)[0])
-
-
-# Each function takes the position where a record begins and returns where it ends.
-
-
-def _end_of_camera(data: bytes, start: int) -> int:
-    """Number, camera model, width, height; parameters."""
+def _end_of_record(kind: str, data: bytes, start: int) -> int:
+    """Where the record ends that begins at `start`."""
     import pycolmap
 
-    model = pycolmap.CameraModelId(_short_count(data, start + 4))
-    camera = pycolmap.Camera.create_from_model_id(1, model, 1.0, 1, 1)
-    return start + 24 + 8 * len(camera.params)
-
-
-def _end_of_image(data: bytes, start: int) -> int:
-    """Number, pose, camera; name that ends with a zero; count, and so many x, y, point."""
-    end_of_name = data.index(0, start + 64) + 1
-    return end_of_name + 8 + 24 * _count(data, end_of_name)
-
-
-def _end_of_point(data: bytes, start: int) -> int:
-    """Number, position, colour, error; count, and so many photo, keypoint."""
-    return start + 51 + 8 * _count(data, start + 43)
-
-
-def _end_of_rig(data: bytes, start: int) -> int:
-    """Number; count, and so many sensors: type, number and, except for the first, maybe a pose."""
-    num_sensors = _short_count(data, start + 4)
+    if kind == "cameras":  # number, camera model, width, height; parameters
+        model = pycolmap.CameraModelId(_count(data, start + 4, "<I"))
+        camera = pycolmap.Camera.create_from_model_id(1, model, 1.0, 1, 1)
+        return start + 24 + 8 * len(camera.params)
+    if kind == "images":  # number, pose, camera; name and a zero; count, and x, y, point
+        end_of_name = data.index(0, start + 64) + 1
+        return end_of_name + 8 + 24 * _count(data, end_of_name)
+    if kind == "points3D":  # number, position, colour, error; count, and photo, keypoint
+        return start + 51 + 8 * _count(data, start + 43)
+    if kind == "frames":  # number, rig, pose; count, and sensor type, sensor, photo
+        return start + 68 + 16 * _count(data, start + 64, "<I")
+    # rigs: number; count, and sensor type, number and, except for the first, maybe a pose
+    num_sensors = _count(data, start + 4, "<I")
     position = start + 8 + (8 if num_sensors else 0)
     for _ in range(num_sensors - 1):
-        (has_pose,) = struct.unpack_from("<8xB", data, position)
+        has_pose = _count(data, position + 8, "<B")
         position += 9 + (56 if has_pose else 0)
     return position
-
-
-def _end_of_frame(data: bytes, start: int) -> int:
-    """Number, rig, pose; count, and so many sensor type, sensor, photo."""
-    return start + 68 + 16 * _short_count(data, start + 64)
-
-
-_END_OF_RECORD: Mapping[str, Callable[[bytes, int], int]] = {
-    "cameras": _end_of_camera,
-    "rigs": _end_of_rig,
-    "frames": _end_of_frame,
-    "images": _end_of_image,
-    "points3D": _end_of_point,
-}

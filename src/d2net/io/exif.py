@@ -12,12 +12,13 @@ from PIL import Image
 
 from d2net.io.image_lists import FoundImage
 
+# EXIF 2.3; the altitudes are in metres.
 _EXIF, _GPS = 0x8769, 0x8825
 _MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
 _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 _ALTITUDE_REF, _ALTITUDE = 5, 6
-_MAX_ALTITUDE = 20_000.0  # metres
+_MAX_ALTITUDE = 20_000.0
 
 
 class Position(NamedTuple):

@@ -30,13 +30,14 @@ class GlobalDescriptorFile(Container):
     contents = "global descriptors"
 
     def read(self) -> tuple[tuple[str, ...], Array]:
-        """The photos, sorted by name, and their vectors, N x D float16 or float32.
-
-        Raises:
-            FormatError: the file is damaged, empty, or its vectors have different lengths.
-        """
+        """The photos, sorted by name, and their vectors, N x D float16 or float32."""
         names = self.entries()
-        vectors = [self._vector(name) for name in names]
+        vectors = [
+            read_floats(
+                self.read_record(name).arrays, self.marker, ("D",), f"{self.path}, photo {name!r}"
+            )
+            for name in names
+        ]
         lengths = {len(vector) for vector in vectors}
         if len(lengths) > 1:
             raise FormatError(
@@ -55,11 +56,6 @@ class GlobalDescriptorFile(Container):
             stored = {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
         return read_floats(stored, _CODEBOOK, ("K", "D"), str(self.path))
 
-    def _vector(self, name: str) -> Array:
-        return read_floats(
-            self.read_record(name).arrays, self.marker, ("D",), f"{self.path}, photo {name!r}"
-        )
-
 
 def write_global_descriptors(
     path: str | Path,
@@ -74,11 +70,6 @@ def write_global_descriptors(
         vectors: by photo, D numbers each.
         codebook: K x D', from which they were computed.
         settings: how they were made, of types that JSON can express.
-
-    Raises:
-        InputError: a photo's name is not valid.
-        OutputBusyError: another process is writing this file.
-        OutputError: it cannot be written.
     """
     path = Path(path)
     records = (

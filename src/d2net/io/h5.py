@@ -96,14 +96,7 @@ class FeatureFile(Container, Mapping[str, Features]):
         )
 
     def overview(self, name: str) -> tuple[int, Size, float]:
-        """Number of keypoints, (width, height) and typical uncertainty in pixels of one photo.
-
-        Descriptors are not read.
-
-        Raises:
-            NoSuchEntryError: the photo is not in the file.
-            FormatError: its arrays do not have the layout above.
-        """
+        """Number of keypoints, (width, height) and typical uncertainty in pixels of one photo."""
         self._check_known(name)
         with self._damage(name):
             group = self._file[name]
@@ -152,7 +145,6 @@ class FeatureWriter(EntryWriter):
 
         Raises:
             InputError: `name` is not a valid name or is stored already, or features are NaN.
-            OutputError: the disk is full or fails.
         """
         arrays = {
             "keypoints": as_numpy(features.keypoints),
@@ -181,12 +173,7 @@ class MatchFile(Container):
 
     @property
     def pairs(self) -> list[Pair]:
-        """The pairs (first, second) in the file, sorted.
-
-        Raises:
-            FormatError: the file is damaged, or does not store the photos' names, as hloc's files;
-                use `pairs_among` or `get` then.
-        """
+        """The pairs (first, second), sorted; for hloc's files use `pairs_among` or `get`."""
         return sorted(self._stored_pair(entry) for entry in self.entries())
 
     def pairs_among(self, names: Iterable[str]) -> list[Pair]:
@@ -195,19 +182,11 @@ class MatchFile(Container):
         if self.settings is not None:
             return [pair for pair in self.pairs if names.issuperset(pair)]
         by_group = {_group_part(name): name for name in names}
-        return sorted(
-            (by_group[first], by_group[second])
-            for entry in self.entries()
-            for first, second in _split(entry)
-            if first in by_group and second in by_group
-        )
+        groups = (entry.partition("/") for entry in self.entries())
+        return sorted((by_group[a], by_group[b]) for a, _, b in groups if {a, b} <= by_group.keys())
 
     def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
-        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
-
-        Raises:
-            FormatError: the file is damaged, or refers to keypoints that a photo does not have.
-        """
+        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once."""
         seen = set()
         for first, second in self.pairs_among(num_keypoints):
             if (second, first) in seen:  # hloc's files may contain both orders
@@ -266,15 +245,13 @@ class MatchFile(Container):
 
     def _find(self, first: str, second: str) -> tuple[str, bool] | None:
         """The pair's group, and whether it is stored in the other order."""
-        for separator in "/_":  # hloc's older files use "_"
-            for swapped in (False, True):
-                pair = (second, first) if swapped else (first, second)
-                entry = group_name(*pair, separator)
-                # 'a/b' and 'a-b' give the same group name; our files store the names as well.
-                if self.has_entry(entry) and (
-                    self.settings is None or self._stored_pair(entry) == pair
-                ):
-                    return entry, swapped
+        for pair in ((first, second), (second, first)):
+            entry = group_name(*pair)
+            # 'a/b' and 'a-b' give the same group name; our files store the names as well.
+            if self.has_entry(entry) and (
+                self.settings is None or self._stored_pair(entry) == pair
+            ):
+                return entry, pair != (first, second)
         return None
 
     def _stored_pair(self, entry: str) -> Pair:
@@ -322,7 +299,6 @@ class MatchWriter(EntryWriter):
         Raises:
             InputError: the pair is stored already, in either order, or the matches do not fit
                 `num_keypoints`.
-            OutputError: the disk is full or fails.
         """
         pair = (check_name(first), check_name(second))
         if first == second or (second, first) in self._pairs:
@@ -357,21 +333,13 @@ def typical_uncertainty(features: Features) -> float:
     return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
 
 
-def group_name(first: str, second: str, separator: str = "/") -> str:
+def group_name(first: str, second: str) -> str:
     """The name of a pair's group in hloc's layout."""
-    return _group_part(first) + separator + _group_part(second)
+    return f"{_group_part(first)}/{_group_part(second)}"
 
 
 def _group_part(name: str) -> str:
     return name.replace("/", "-")
-
-
-def _split(entry: str) -> Iterator[Pair]:
-    """All (first, second) for which `group_name` could have given `entry`."""
-    separator = "/" if "/" in entry else "_"
-    for position, character in enumerate(entry):
-        if character == separator:
-            yield entry[:position], entry[position + 1 :]
 
 
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:

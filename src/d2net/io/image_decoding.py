@@ -60,10 +60,6 @@ def decode(
 
     Returns:
         The result of `convert`, contiguous and writable.
-
-    Raises:
-        ImageError: the photo cannot be read; the message names it and says why.
-        InputError: `source` has another type.
     """
     if not isinstance(source, (str, os.PathLike, io.BytesIO, Image.Image)):
         raise InputError(
@@ -71,8 +67,8 @@ def decode(
         )
     try:
         decoded = _decode(source, max_pixels)
-        converted = convert(decoded.samples)
-        return np.require(_turned(converted, decoded.turn(upright)), requirements=["C", "W"])
+        turned = decoded.turned(convert(decoded.samples), upright)
+        return np.require(turned, requirements=["C", "W"])
     except UnreadableError as error:
         reason, cause = str(error), None
     except UnidentifiedImageError:
@@ -84,13 +80,8 @@ def decode(
     except Exception as error:  # pillow's readers let nearly every kind of exception through
         detail = " ".join(str(error).split()) or type(error).__name__
         reason, cause = f"the file is damaged ({detail})", error
-    raise ImageError(f"cannot read {_name(source)}: {reason}") from cause
-
-
-def _name(source: Source) -> str:
-    if isinstance(source, Image.Image):
-        return "the pillow image"
-    return "the photo" if isinstance(source, io.BytesIO) else repr(os.fspath(source))
+    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "the photo"
+    raise ImageError(f"cannot read {name}: {reason}") from cause
 
 
 @dataclass(frozen=True)
@@ -101,22 +92,18 @@ class _Decoded:
     orientation: int
     is_upright: bool = False
 
-    def turn(self, upright: bool) -> int:
-        """The orientation that remains to be applied; 1 if none does."""
+    def turned(self, image: npt.NDArray[Result], upright: bool) -> npt.NDArray[Result]:
+        """Apply to `image`, which has the size of the samples, what remains of the orientation."""
+        orientation = self.orientation
         if upright == self.is_upright:
-            return 1
-        return self.orientation if upright else {6: 8, 8: 6}.get(self.orientation, self.orientation)
-
-
-def _turned(image: npt.NDArray[Result], orientation: int) -> npt.NDArray[Result]:
-    """Apply an EXIF orientation (1 to 8) to the first two axes."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image
+            return image
+        if not upright:
+            orientation = {6: 8, 8: 6}.get(orientation, orientation)
+        if orientation in (5, 6, 7, 8):
+            image = image.swapaxes(0, 1)
+        if orientation in (2, 3, 6, 7):
+            image = image[:, ::-1]
+        return image[::-1] if orientation in (3, 4, 7, 8) else image
 
 
 def _valid_orientation(value: object) -> int:
@@ -162,9 +149,10 @@ def _open_file(source: str | os.PathLike[str] | io.BytesIO) -> BinaryIO:
     if isinstance(source, io.BytesIO):
         return io.BytesIO(source.getvalue())  # the caller's object stays open
     try:
-        if os.path.exists(source) and not os.path.isfile(source):  # noqa: PTH110, PTH113
+        path = Path(source)
+        if path.exists() and not path.is_file():
             raise UnreadableError("it is not a regular file")  # a pipe would block
-        return Path(source).open("rb")
+        return path.open("rb")
     except FileNotFoundError:
         raise UnreadableError("there is no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name

@@ -23,15 +23,11 @@ EXTENSIONS = frozenset(
 
 @dataclass(frozen=True)
 class FoundImage:
-    """The file of a photo.
-
-    Attributes:
-        path: the file.
-        name: its POSIX path relative to the root, which identifies the photo in every output.
-    """
+    """The file of a photo."""
 
     path: Path
     name: str
+    """Its POSIX path relative to the root, which identifies the photo in every output."""
 
 
 def find_images(
@@ -41,15 +37,9 @@ def find_images(
 
     Folders are searched with all their subfolders, and links to folders are followed. Hidden files
     and folders, maps, and pictures that the package made are skipped. A given file counts as a
-    photo whatever its extension. Each file is listed once.
-
-    Args:
-        paths: files and folders.
-        root: names are relative to it; by default to the given folder, and to the folder of a
-            given file.
-
-    Returns:
-        The photos in the order of `paths`, those of a folder sorted by name.
+    photo whatever its extension. Each file is listed once, in the order of `paths`, and those of a
+    folder by name. Names are relative to `root`, by default to the given folder or to the folder of
+    a given file.
 
     Raises:
         InputError: a path does not exist, cannot be listed or is not below `root`, or two
@@ -60,10 +50,10 @@ def find_images(
     seen_files: set[Path] = set()
     for path in map(Path, paths):
         if path.is_dir():
-            here = Path(root) if root is not None else path
+            here = Path(root or path)
             files = sorted(_walk(path, seen_folders), key=lambda pair: pair[0].as_posix())
         elif path.exists() or path.is_symlink():
-            here = Path(root) if root is not None else path.parent
+            here = Path(root or path.parent)
             files = [(path, path.parent.resolve() / path.name)]
         else:
             raise InputError(f"there is no file or folder {str(path)!r}")
@@ -93,18 +83,11 @@ def find_photo(folders: Iterable[Path], name: str) -> Path | None:
 
 
 def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[FoundImage]:
-    """The photos named in a text file, one name per line.
+    """The photos below `root` that a text file names, whether or not they exist.
 
-    Names may contain spaces. Comments (#) and names that occurred before are skipped. A camera
-    after the name (`name CAMERA_MODEL width height parameters...`, as in hloc's lists of queries)
-    is ignored.
-
-    Args:
-        file: the list; see `io.text.read_lines`.
-        root: the folder that the names are relative to.
-
-    Returns:
-        The photos in the order of the file, whether or not they exist.
+    Each line has one name, which may contain spaces. Names that occurred before are skipped, and so
+    are cameras after the name (`name CAMERA_MODEL width height parameters...`, as in hloc's lists
+    of queries).
 
     Raises:
         InputError: the list cannot be read, or a name leads out of `root`.
@@ -123,43 +106,39 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """The photos below `folder`, each as found and with its real folder.
+    """The photos below `folder`, each as found and with its real folder."""
 
-    Links to folders are followed last, so that a photo's name comes from its real path. The folder
-    of a map is skipped, and so are pictures that the package made.
-    """
-    waiting = [folder]
+    def fail(error: OSError) -> None:
+        raise InputError(f"cannot list the folder {str(error.filename)!r}: {error.strerror}")
+
     own_pictures = []
-    while waiting:
-        for here, folders, files in os.walk(waiting.pop(0), onerror=_cannot_list):
-            parent = Path(here)
-            real = parent.resolve()
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(
+    for here, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        parent = Path(here)
+        real = parent.resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(
+            (
                 name
                 for name in folders
                 if not (name.startswith(".") or (parent / name / "map.json").is_file())
-            )
-            waiting += [parent / name for name in folders if (parent / name).is_symlink()]
-            for name in files:
-                if name.startswith(".") or Path(name).suffix.lower() not in EXTENSIONS:
-                    continue
-                if is_own_picture(parent / name):
-                    own_pictures.append(parent / name)
-                else:
-                    yield parent / name, real / name
+            ),
+            key=lambda name: ((parent / name).is_symlink(), name),  # real folders give the names
+        )
+        for name in files:
+            if name.startswith(".") or Path(name).suffix.lower() not in EXTENSIONS:
+                continue
+            if is_own_picture(parent / name):
+                own_pictures.append(parent / name)
+            else:
+                yield parent / name, real / name
     if own_pictures:
         _log.warning(
             "pictures that d2net made are not photos and are skipped: %s",
             ", ".join(map(str, own_pictures)),
         )
-
-
-def _cannot_list(error: OSError) -> None:
-    raise InputError(f"cannot list the folder {str(error.filename)!r}: {error.strerror}") from None
 
 
 def _name_below(root: Path, file: Path) -> str:

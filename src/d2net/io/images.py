@@ -58,12 +58,8 @@ def read_image(
             always turned upright.
         max_pixels: larger files are refused before memory is allocated for them.
 
-    Returns:
-        Pixels, contiguous and writable.
-
     Raises:
-        ImageError: the file is missing, unreadable, damaged, not a photo, or has more than
-            `max_pixels` pixels (by default a gigapixel).
+        ImageError: the file is missing, unreadable, damaged, too large or not a photo.
     """
     return decode(source, _pixels_from_samples, upright=upright, max_pixels=max_pixels)
 
@@ -77,9 +73,6 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
             or without a batch dimension of one, of uint8 or float. The range of floats is
             found as in `read_image`; it should be [0, 1].
         upright: as for `read_image`; has no effect on arrays and tensors.
-
-    Returns:
-        Pixels, contiguous and writable. An array that is so already is returned without a copy.
 
     Raises:
         ImageError: a file cannot be read.
@@ -101,25 +94,16 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
     )
 
 
-def read_mask(
-    mask: MaskLike,
-    size: Size,
-    *,
-    upright: bool = True,
-) -> npt.NDArray[np.bool_]:
-    """Read a mask that says where keypoints are allowed.
+def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArray[np.bool_]:
+    """Where keypoints are allowed, H x W bool: where any colour channel is not zero.
 
-    Keypoints are allowed where any colour channel is not zero; alpha is ignored. Save masks in a
-    lossless format: JPEG puts small values beside every edge, and these are not zero.
+    Save masks in a lossless format: JPEG puts small values beside every edge.
 
     Args:
         mask: an image file, a pillow image, or an array H x W or H x W x C. With 2 or 4 channels,
-            the last one is alpha.
+            the last one is alpha, which is ignored.
         size: (width, height) of the photo, after it was turned upright if `upright` is set.
         upright: as for `read_image`.
-
-    Returns:
-        H x W bool, True where keypoints are allowed.
 
     Raises:
         ImageError: the file cannot be read.
@@ -143,23 +127,12 @@ def read_mask(
 
 
 def limited_size(size: Size, max_edge: int | None, max_sum_edges: int | None) -> Size:
-    """The size to which a photo is reduced before extraction.
+    """The size (width, height) to which a photo is reduced before extraction.
 
-    One factor of at most 1 meets both limits, so that the photo is resampled only once.
-
-    Args:
-        size: (width, height) in pixels.
-        max_edge: limit of the longer edge in pixels; None for no limit.
-        max_sum_edges: limit of width + height in pixels; None for no limit.
-
-    Returns:
-        (width, height), rounded to the nearest pixel, each at least 1.
+    One factor of at most 1 meets the limits of the longer edge and of width + height, so that the
+    photo is resampled only once.
     """
-    factor = min(
-        1.0,
-        math.inf if max_edge is None else max_edge / max(size),
-        math.inf if max_sum_edges is None else max_sum_edges / sum(size),
-    )
+    factor = min(1.0, (max_edge or math.inf) / max(size), (max_sum_edges or math.inf) / sum(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
@@ -218,11 +191,6 @@ def resize_like_release(
     down, resamples 8 bits bilinearly, and first stretches anything but uint8 to 0..255. The first
     result is converted to float, so the second resize stretches the contrast.
 
-    Args:
-        pixels: the photo.
-        max_edge: limit of the longer edge in pixels; None for no limit.
-        max_sum_edges: limit of width + height in pixels; None for no limit.
-
     Returns:
         H x W x 3 uint8, or `pixels` itself if they are within the limits.
     """
@@ -260,20 +228,16 @@ def _pixels_from_samples(samples: Samples) -> Pixels:
             return _three_channels(_float_pixels(samples))
         except InputError as error:
             raise UnreadableError(str(error)) from None
-    if samples.dtype.kind == "u" and samples.dtype.itemsize <= 2:
-        return _three_channels(_integer_pixels(samples))
-    low, high = int(samples.min()), int(samples.max())  # usually 16 bits in pillow's 32-bit mode
+    low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
         raise UnreadableError(f"it has values from {low} to {high}, expected 0 to 65535")
-    return _three_channels(_integer_pixels(samples.astype(np.uint16)))
+    # pillow's 32-bit mode usually contains 16 bits
+    is_deep = samples.dtype.itemsize > 2
+    return _three_channels(_integer_pixels(samples.astype(np.uint16) if is_deep else samples))
 
 
 def _integer_pixels(samples: Samples) -> Pixels:
-    if samples.dtype == np.uint8:
-        return samples
-    pixels = samples.astype(np.float32)
-    pixels /= 257
-    return pixels
+    return samples if samples.dtype == np.uint8 else samples.astype(np.float32) / np.float32(257)
 
 
 def _float_pixels(samples: Samples) -> Pixels:

@@ -22,12 +22,7 @@ _EXPECTED = "name CAMERA_MODEL width height parameters"
 
 
 def read_intrinsics(path: str | Path) -> dict[str, pycolmap.Camera]:
-    """Read the cameras by photo, in the order of the file.
-
-    Raises:
-        InputError: the file cannot be read.
-        FormatError: it is empty, a line has another format, or a photo occurs twice.
-    """
+    """Read the cameras by photo, in the order of the file."""
     cameras: dict[str, pycolmap.Camera] = {}
     for number, line in read_lines(path, f"lines of {_EXPECTED}"):
         where = f"{path}, line {number}"

@@ -5,8 +5,6 @@ Points are (x, y) in pixels of the photos, the centre of the top-left pixel at (
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.io.arrays import as_numpy
 from d2net.io.atomic import replacing, write_text
 
 MATCH_TABLES = (".npz", ".csv", ".json")
@@ -31,25 +30,19 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     - .csv: the columns x_a, y_a, x_b, y_b, similarity, confidence if it is known, and after
       verification inlier (0 or 1).
 
-    Args:
-        path: the file; its extension sets the format.
-        a: features of the first photo.
-        b: features of the second photo.
-        matches: pairs of rows of `a` and `b`.
-
     Raises:
         InputError: the extension is unknown.
         OutputError: the file cannot be written.
     """
     path = Path(path)
     points_a, points_b = matches.points(a, b)
-    similarity = matches.similarity.cpu().numpy()
-    confidence = None if matches.confidence is None else matches.confidence.cpu().numpy()
-    inliers = None if matches.inliers is None else matches.inliers.cpu().numpy()
+    similarity = as_numpy(matches.similarity)
+    confidence = None if matches.confidence is None else as_numpy(matches.confidence)
+    inliers = None if matches.inliers is None else as_numpy(matches.inliers)
     values = {
         "points_a": points_a,
         "points_b": points_b,
-        "indices": matches.indices.cpu().numpy(),
+        "indices": as_numpy(matches.indices),
         "similarity": similarity,
         "confidence": confidence,
         "inliers": inliers,
@@ -75,11 +68,9 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
         if inliers is not None:
             names.append("inlier")
             columns.append(inliers.astype(int))
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(names)
-        table.writerows(zip(*(column.tolist() for column in columns), strict=True))
-        write_text(path, text.getvalue())
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        lines = [",".join(names), *(",".join(map(str, row)) for row in rows)]
+        write_text(path, "\n".join(lines) + "\n")
     else:
         raise InputError(
             f"matches can be written as {', '.join(MATCH_TABLES)}, not as {path.name!r}"

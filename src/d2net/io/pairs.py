@@ -19,12 +19,7 @@ Pair = tuple[str, str]
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read the pairs in the order of the file.
-
-    Raises:
-        InputError: the file cannot be read.
-        FormatError: it is not text, or a line does not contain two names.
-    """
+    """Read the pairs in the order of the file."""
     pairs = []
     for number, line in read_lines(path, "pairs of photos"):
         names = line.split("\t") if "\t" in line else re.split(" +", line)
@@ -45,10 +40,6 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write the pairs in their order, with a tab between names if one of them contains a space.
 
     A name that begins with # or a space gets `./` in front, which `read_pairs` removes.
-
-    Raises:
-        InputError: the format cannot express a name.
-        OutputError: the file cannot be written.
     """
     lines = []
     for pair in pairs:

@@ -16,11 +16,7 @@ _EXIF_SOFTWARE = 305  # EXIF 2.3, tag 0x0131
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture, as PNG if the extension is .png and otherwise as JPEG, with the mark.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write a picture, as PNG if the extension is .png and otherwise as JPEG, with the mark."""
     with replacing(path) as temporary:
         if path.suffix.lower() == ".png":
             text = PngInfo()

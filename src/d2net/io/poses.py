@@ -24,16 +24,9 @@ _EXPECTED = "lines of name qw qx qy qz tx ty tz"
 
 
 def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None:
-    """Write poses in their order.
+    """Write poses by the photos' paths.
 
-    Args:
-        path: the file.
-        poses: by the photos' paths. The file name is written; the whole path if photos in
-            different folders have the same file name.
-
-    Raises:
-        InputError: a name contains a line break.
-        OutputError: the file cannot be written.
+    The file name is written, or the whole path if photos in different folders have the same one.
     """
     file_names = Counter(PurePosixPath(photo).name for photo in poses)
     lines = []
@@ -49,12 +42,7 @@ def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
-    """Read the poses by name, in the order of the file. Names may contain spaces.
-
-    Raises:
-        InputError: the file cannot be read.
-        FormatError: it is empty, a line has another format, or a photo occurs twice.
-    """
+    """Read the poses by name, in the order of the file. Names may contain spaces."""
     import pycolmap
 
     poses: dict[str, pycolmap.Rigid3d] = {}

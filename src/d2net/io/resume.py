@@ -1,20 +1,8 @@
 """One way to resume work that was interrupted, or that is repeated after its inputs changed.
 
-A step may be skipped only if it finished earlier *with the same settings and from the same inputs*.
-The pieces for that:
-
-- `fingerprint` turns settings and inputs into a short text; equal inputs give equal texts.
-  `file_state` gives the part that a file contributes. Chain them: the fingerprint of a pair of
-  photos includes the fingerprints that their features were stored with.
-- Many entries in one HDF5 file (features, matches): the writers of `d2net.io.h5`. Pass the
-  fingerprint as `inputs` to `add`, and ask `is_done(entry, inputs)` before computing it. An entry
-  with another fingerprint is replaced. Settings are checked when the writer opens the file.
-- A folder of work with few steps (a map, a training run, a folder of files): a `WorkRecord`, one
-  JSON file. Check the settings when opening it, ask `is_done(step, inputs)`, and call
-  `finish(step, inputs)` once the step's outputs are on the disk.
-- Results kept under a name (evaluation's cache): make the fingerprint part of the file's name.
-
-Every output itself is written through `d2net.io.atomic.replacing`, so an existing file is whole.
+A step may be skipped only if it finished earlier with the same settings and from the same inputs.
+Their `fingerprint` is stored with the entries of an HDF5 file (`d2net.io.h5`), in the `WorkRecord`
+of a folder, or as part of a file's name.
 """
 
 from __future__ import annotations
@@ -35,8 +23,7 @@ Settings = dict[str, Any]
 def fingerprint(value: object) -> str:
     """A text of 32 characters that stands for settings and inputs.
 
-    Args:
-        value: anything that JSON can express; paths and other objects count as their text.
+    The value is anything that JSON can express; paths and other objects count as their text.
     """
     text = json.dumps(value, sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:32]
@@ -67,11 +54,7 @@ class WorkRecord:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
-        """Read the record at `path`, or begin a new one.
-
-        Args:
-            path: the JSON file.
-            settings: how the work is going to be done; None accepts any.
+        """Read the record at `path`, or begin a new one. Without `settings` any are accepted.
 
         Raises:
             InputError: `settings` cannot be stored as JSON.
@@ -94,20 +77,12 @@ class WorkRecord:
         return self._done.get(step) == inputs
 
     def finish(self, step: str, inputs: str = "") -> None:
-        """Record that the step's outputs, made from these inputs, are complete; saves the record.
-
-        Raises:
-            OutputError: the record cannot be written.
-        """
+        """Record that the step's outputs, made from these inputs, are complete; save the record."""
         self._done[step] = inputs
         self.save()
 
     def save(self) -> None:
-        """Write the record.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Write the record."""
         content: dict[str, Any] = {"done": self._done, **self.values}
         if self.settings is not None:
             content["settings"] = self.settings
@@ -130,11 +105,7 @@ class WorkRecord:
 
 
 def as_settings(settings: Mapping[str, Any]) -> Settings:
-    """Settings as they will be read again from JSON.
-
-    Raises:
-        InputError: JSON cannot express them.
-    """
+    """Settings as they will be read again from JSON; an InputError if JSON cannot express them."""
     try:
         read: Settings = json.loads(json.dumps(dict(settings), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -143,11 +114,7 @@ def as_settings(settings: Mapping[str, Any]) -> Settings:
 
 
 def check_settings(stored: Settings, given: Settings, path: Path) -> None:
-    """Check that `path` was made with the given settings.
-
-    Raises:
-        OutputError: it was made with others; the message names each difference.
-    """
+    """Raise an OutputError that names the differences, if `path` was made with other settings."""
     if stored and stored.keys().isdisjoint(given):
         raise OutputError(
             f"{path} contains results of another kind, with the settings {', '.join(stored)}; "

@@ -31,7 +31,7 @@ def read_lines(
         errors: how to decode bytes that are not text; see `bytes.decode`.
 
     Yields:
-        The number of the line, counted from 1, and the line without blanks around it.
+        The number of the line, from 1, and the line without blanks around it.
 
     Raises:
         InputError: the file cannot be read.
