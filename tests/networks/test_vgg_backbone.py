@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d2net.errors import InputError
 from d2net.networks.catalogue import CAFFE
 from d2net.networks.detection import detect, soft_scores
 from d2net.networks.vgg_backbone import RECEPTIVE_FIELD, VGGBackbone
@@ -128,8 +127,3 @@ def test_new_weights_take_effect_at_once(tiny_network: VGGBackbone) -> None:
         backbone.convolution("conv4_2").weight.mul_(0.5)
         plain = backbone(images, stride=4).relu().permute(0, 2, 3, 1)
     torch.testing.assert_close(backbone.extract(images)[0], plain, rtol=1e-4, atol=1e-5)
-
-
-def test_other_strides_are_refused(tiny_network: VGGBackbone) -> None:
-    with pytest.raises(InputError, match="strides 4 and 8, not 16"):
-        tiny_network(torch.zeros(1, 3, 32, 32), stride=16)

@@ -137,7 +137,7 @@ def _smaller_eigenvalue(grey: Tensor, derivative: float, integration: float) -> 
     dy = (smooth[2:, 1:-1] - smooth[:-2, 1:-1]) / 2
     xx, xy, yy = (_blurred(x, integration) for x in (dx * dx, dx * dy, dy * dy))
     mean, half_difference = (xx + yy) / 2, (xx - yy) / 2
-    return (mean - torch.hypot(half_difference, xy)).clamp_min_(0)
+    return (mean - (half_difference.square() + xy.square()).sqrt()).clamp_min_(0)
 
 
 def _blurred(x: Tensor, deviation: float) -> Tensor:

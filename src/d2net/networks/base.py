@@ -1,8 +1,7 @@
 """The interface of all networks: maps on a grid, keypoints in them, descriptors at any position.
 
-Extraction (pyramid, tiles, masks, suppression, budget, turns) and the ONNX export use this
-interface and do not ask which network is behind it. Positions are (x, y) in pixels of the image
-that the network was given; the centre of its top-left pixel is (0, 0).
+Positions are (x, y) in pixels of the image that the network was given; the centre of its top-left
+pixel is (0, 0).
 """
 
 from __future__ import annotations
@@ -108,10 +107,9 @@ class Detector(Protocol):
         ...
 
     def uncertainty(self, scales: Tensor) -> Tensor:
-        """Standard deviation per axis of positions found at `scales`, in pixels of the photo.
+        """Standard deviation per axis of positions in pixels of the photo.
 
-        Args:
-            scales: N float32, 1 / factor of the level.
+        `scales`: N float32, 1 / factor of the level that each was found at.
         """
         ...
 
@@ -135,11 +133,7 @@ class Network(nn.Module, ABC):
         """Length of each type of descriptor that these weights can make, the default first."""
 
     def statistics(self, photos: Tensor) -> Tensor:
-        """Figures of whole photos that the maps of their parts depend on, B x any number.
-
-        Args:
-            photos: B x H x W x 3, RGB, 0..255, any type.
-        """
+        """Figures of whole photos (B x H x W x 3) that the maps of their parts depend on, B x K."""
         return photos.new_empty(len(photos), 0, dtype=torch.float32)
 
     @abstractmethod
@@ -156,14 +150,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def detector(self, *, original: bool) -> Detector:
-        """The network's own detector.
-
-        Args:
-            original: detect as the 2019 release.
-
-        Raises:
-            InputError: the network cannot reproduce the release.
-        """
+        """The network's own detector; an InputError if it cannot detect as the 2019 release."""
 
     @abstractmethod
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:

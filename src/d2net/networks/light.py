@@ -1,12 +1,8 @@
 """The small network `light`: keypoints and descriptors at a twentieth of VGG's cost.
 
-A backbone of plain convolutions computes maps at 1/2 to 1/32 of the image. A feature pyramid adds
-the three coarsest at 1/8 (Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017).
-The score head gives the probability that a keypoint lies at a pixel, the descriptor head makes a
-descriptor from samples of three maps. `d2net distill` trains the network to imitate larger ones.
-
-All maps are centred: cell 0 of a map of stride s lies at pixel (s - 1) / 2, because convolutions of
-stride 2 have a kernel of 4 and a padding of 1.
+`d2net distill` trains it to imitate larger networks. All maps are centred: cell 0 of a map of
+stride s lies at pixel (s - 1) / 2, because convolutions of stride 2 have a kernel of 4 and a
+padding of 1.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,11 +62,9 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, relu: bool = True) -> None:
         kernel = 3 if stride == 1 else 4
-        layers: list[nn.Module] = [
-            nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        ]
-        super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False)
+        activation = nn.ReLU(inplace=True) if relu else nn.Identity()
+        super().__init__(convolution, nn.BatchNorm2d(outputs), activation)
 
 
 class Residual(nn.Module):
@@ -89,9 +83,8 @@ class Residual(nn.Module):
 class Backbone(nn.Module):
     """Five stages of plain convolutions; each halves the resolution."""
 
-    def __init__(self, channels: tuple[int, int, int, int, int]) -> None:
+    def __init__(self, c1: int, c2: int, c3: int, c4: int, c5: int) -> None:
         super().__init__()
-        c1, c2, c3, c4, c5 = channels
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(ConvBlock(3, c1, 2), ConvBlock(c1, c1)),
@@ -104,26 +97,24 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """B x 3 x H x W to the maps of the five stages, finest first."""
-        maps: list[Tensor] = []
+        maps = [x]
         for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
 class Neck(nn.Module):
-    """Adds the maps at 1/8, 1/16 and 1/32 at the resolution of the first."""
+    """A feature pyramid at 1/8 (Lin et al., "Feature Pyramid Networks", CVPR 2017)."""
 
-    def __init__(self, channels: tuple[int, int, int], outputs: int) -> None:
+    def __init__(self, channels: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         self.lateral = nn.ModuleList([nn.Conv2d(c, outputs, 1) for c in channels])
         self.fuse = nn.Sequential(ConvBlock(outputs, outputs), ConvBlock(outputs, outputs))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Three maps, finest first, to B x C x H/8 x W/8."""
+        """The maps at 1/8, 1/16 and 1/32 to B x C x H/8 x W/8."""
         at8, at16, at32 = (layer(m) for layer, m in zip(self.lateral, maps, strict=True))
-        fused: Tensor = self.fuse(at8 + upsample(at16 + upsample(at32)))
-        return fused
+        return cast(Tensor, self.fuse(at8 + upsample(at16 + upsample(at32))))
 
 
 class ScoreHead(nn.Module):
@@ -187,12 +178,13 @@ class Light(Network):
     def __init__(self, widths: LightSettings | None = None) -> None:
         super().__init__()
         self.widths = widths or LightSettings()
-        c1, c2, c3, c4, c5 = self.widths.channels
-        self.backbone = Backbone((c1, c2, c3, c4, c5))
-        self.neck = Neck((c3, c4, c5), self.widths.neck)
-        self.score_head = ScoreHead(c1, c2, self.widths.neck)
+        fine, middle, *deep = self.widths.channels
+        coarse = self.widths.neck
+        self.backbone = Backbone(*self.widths.channels)
+        self.neck = Neck(tuple(deep), coarse)
+        self.score_head = ScoreHead(fine, middle, coarse)
         self.descriptor_head = DescriptorHead(
-            c1 + c2 + self.widths.neck, self.widths.hidden, self.widths.dimension
+            fine + middle + coarse, self.widths.hidden, self.widths.dimension
         )
 
     @property
@@ -214,21 +206,12 @@ class Light(Network):
         return fine, middle, coarse, self.score_head(fine, middle, coarse)
 
     def statistics(self, photos: Tensor) -> Tensor:
-        """Mean and deviation of each photo over all pixels and channels, B x 2 float32.
-
-        Args:
-            photos: B x H x W x 3, any type.
-        """
-        if torch.compiler.is_exporting():
-            parts = [photos]
-        else:  # bounds the memory of the intermediates
-            parts = [
-                photos[:, top : top + _ROWS_AT_ONCE]
-                for top in range(0, photos.shape[1], _ROWS_AT_ONCE)
-            ]
+        """Mean and deviation of each photo over all pixels and channels, B x 2 float32."""
+        # Bands of rows bound the memory of the intermediates.
+        bands = [photos] if torch.compiler.is_exporting() else torch.split(photos, _ROWS_AT_ONCE, 1)
         total = torch.zeros(len(photos), 2, dtype=torch.float64, device=photos.device)
-        for part in parts:
-            values = part.float().flatten(1)
+        for band in bands:
+            values = band.float().flatten(1)
             total += torch.stack([values.sum(1), values.square().sum(1)], dim=1)
         mean, square = (total / photos[0].numel()).unbind(1)
         return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
@@ -237,8 +220,7 @@ class Light(Network):
         self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
     ) -> Maps:
         """The maps of parts of photos, standardised by the statistics of the whole photos."""
-        if statistics is None:
-            statistics = self.statistics(images)
+        statistics = self.statistics(images) if statistics is None else statistics
         mean, deviation = statistics[:, :, None, None, None].unbind(1)
         x = (images.permute(0, 3, 1, 2) - mean) / (deviation + 1e-4)
         height, width = x.shape[2:]
@@ -275,21 +257,10 @@ class Light(Network):
         return self.describe_batch(tuple(part[None] for part in maps), positions[None])[0]
 
     def describe_batch(self, maps: Maps, positions: Tensor) -> Tensor:
-        """Descriptors at positions of several images, differentiable.
-
-        Args:
-            maps: of B images.
-            positions: B x N x 2 (x, y) in pixels.
-
-        Returns:
-            B x N x D float32, unit length.
-        """
-        samples = [
-            sample(part, positions, stride)
-            for part, stride in zip(maps[:3], (2, 4, 8), strict=True)
-        ]
-        descriptors: Tensor = self.descriptor_head(torch.cat(samples, -1))
-        return descriptors
+        """Descriptors, B x N x D, at B x N x 2 positions (x, y) in pixels, differentiable."""
+        strides = zip(maps[:3], (2, 4, 8), strict=True)
+        samples = [sample(part, positions, stride) for part, stride in strides]
+        return cast(Tensor, self.descriptor_head(torch.cat(samples, -1)))
 
     def score_map(self, maps: Maps) -> Tensor:
         """The probability of a keypoint at each pixel, H x W, padded to a multiple of 32."""
@@ -299,14 +270,10 @@ class Light(Network):
         """A copy whose batch normalisation is folded into the convolutions."""
         network = copy.deepcopy(self).eval()
         for block in network.modules():
-            if isinstance(block, ConvBlock):
-                convolution, normalisation = block[0], block[1]
-                if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
-                    block[0] = fuse_conv_bn_eval(convolution, normalisation)
-                    block[1] = nn.Identity()
-        for parameter in network.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            if isinstance(block, ConvBlock) and isinstance(block[1], nn.BatchNorm2d):
+                block[0] = fuse_conv_bn_eval(cast(nn.Conv2d, block[0]), block[1])
+                block[1] = nn.Identity()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
 
@@ -330,7 +297,7 @@ class LightDetector:
         y, x = peak[1 : height - 1, 1 : width - 1].nonzero(as_tuple=True)
         y, x = y + 1, x + 1
         steps = torch.arange(-1, 2, device=x.device)
-        rows, cols = y[:, None, None] + steps[None, :, None], x[:, None, None] + steps[None, None]
+        rows, cols = y[:, None, None] + steps[:, None], x[:, None, None] + steps
         patch = probability.flatten()[rows * probability.shape[1] + cols]
         share = patch / patch.sum((1, 2), keepdim=True).clamp_min(1e-30)
         shift = torch.stack([(share.sum(1) * steps).sum(1), (share.sum(2) * steps).sum(1)], 1)
@@ -370,10 +337,10 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def sample(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
-    """Bilinear samples of a centred map; beyond its border the map is continued.
+    """Bilinear samples of a centred map B x C x h x w; beyond its border the map is continued.
 
     Args:
-        maps: B x C x h x w, cell 0 at pixel (stride - 1) / 2.
+        maps: any float type; cell 0 is at pixel (stride - 1) / 2.
         positions: B x N x 2 (x, y) in pixels.
         stride: pixels from one cell to the next.
 

@@ -1,17 +1,14 @@
 """A transformer that matches the keypoints of two photos, and says how sure each match is.
 
-After LightGlue (Lindenberger et al., ICCV 2023): layers of self-attention with rotary positions and
-cross-attention with shared keys, a matchability for every keypoint, and a softmax over both photos
-(section 3). It starts from the similarity of the descriptors, and the layers add to it.
-
-Keypoints are given by their descriptors and positions. Positions are normalised by the size of the
-photo, so the network does not depend on its resolution.
+As LightGlue (Lindenberger et al., ICCV 2023, section 3), but the scores start from the similarity
+of the descriptors, and the layers add to it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,19 +36,19 @@ class MatcherSettings(Settings):
 
 @dataclass(frozen=True)
 class KeypointBatch:
-    """Keypoints of B photos, padded to N rows.
-
-    Attributes:
-        descriptors: B x N x D, unit length.
-        positions: B x N x 2 (x, y) in pixels.
-        sizes: B x 2 (width, height) in pixels.
-        valid: B x N bool, False for padding; None if there is none.
-    """
+    """Keypoints of B photos, padded to N rows."""
 
     descriptors: Tensor
+    """B x N x D, unit length."""
+
     positions: Tensor
+    """B x N x 2 (x, y) in pixels."""
+
     sizes: Tensor
+    """B x 2 (width, height) in pixels."""
+
     valid: Tensor | None = None
+    """B x N bool, False for padding; None if there is none."""
 
     @property
     def normalised(self) -> Tensor:
@@ -87,13 +84,12 @@ class Assignment:
         """Pairs that are each other's most probable partner, for one pair of photos.
 
         Returns:
-            K x 2 int64 rows of both photos, and K probabilities. The whole matrix of probabilities
-            is never made: the largest entry of a row needs only the sums over the columns.
+            K x 2 int64 rows of both photos, and K probabilities.
         """
+        # The whole matrix of probabilities is never made: it takes long.
         logits = self.similarity[0]
         if logits.numel() == 0:
-            none = torch.empty(0, dtype=torch.int64, device=logits.device)
-            return none.view(0, 2), logits.new_empty(0)
+            return logits.new_empty(0, 2, dtype=torch.int64), logits.new_empty(0)
         of_a = F.logsigmoid(self.matchability_a[0]) - logits.logsumexp(1)
         of_b = F.logsigmoid(self.matchability_b[0]) - logits.logsumexp(0)
         logits = 2 * logits
@@ -120,8 +116,7 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor, messages: Tensor) -> Tensor:
         """B x N x C states and messages to B x N x C states."""
-        updated: Tensor = states + self.layers(torch.cat([states, messages], dim=-1))
-        return updated
+        return states + cast(Tensor, self.layers(torch.cat([states, messages], dim=-1)))
 
 
 class Layer(nn.Module):
@@ -151,18 +146,14 @@ class Layer(nn.Module):
         )
         key_a, key_b = self._split(self.cross_key(a)), self._split(self.cross_key(b))
         value_a, value_b = self._split(self.cross_value(a)), self._split(self.cross_value(b))
-        to_a = _attend(key_a, key_b, value_b, valid[1])
-        to_b = _attend(key_b, key_a, value_a, valid[0])
-        return (
-            self.cross_update(a, self.cross_output(_join(to_a))),
-            self.cross_update(b, self.cross_output(_join(to_b))),
-        )
+        to_a = self.cross_output(_attend(key_a, key_b, value_b, valid[1]))
+        to_b = self.cross_output(_attend(key_b, key_a, value_a, valid[0]))
+        return self.cross_update(a, to_a), self.cross_update(b, to_b)
 
     def _attend_within(self, x: Tensor, rotation: Tensor, valid: Tensor | None) -> Tensor:
         query, key, value = (self._split(part) for part in self.query_key_value(x).chunk(3, -1))
         message = _attend(_rotate(query, rotation), _rotate(key, rotation), value, valid)
-        updated: Tensor = self.self_update(x, self.self_output(_join(message)))
-        return updated
+        return cast(Tensor, self.self_update(x, self.self_output(message)))
 
     def _split(self, x: Tensor) -> Tensor:
         """B x N x C to B x heads x N x C / heads."""
@@ -196,11 +187,7 @@ class AssignmentHead(nn.Module):
 
 
 class MatchingTransformer(nn.Module):
-    """The matcher.
-
-    Args:
-        settings: widths.
-    """
+    """The matcher."""
 
     calibration: Tensor
 
@@ -217,12 +204,7 @@ class MatchingTransformer(nn.Module):
         nn.init.normal_(self.frequencies.weight, std=1.0)
 
     def forward(self, a: KeypointBatch, b: KeypointBatch) -> list[Assignment]:
-        """Assignments after each layer in training mode; in evaluation mode only the last one.
-
-        Args:
-            a: keypoints of the first photos.
-            b: keypoints of the second photos, as many photos as in `a`.
-        """
+        """Assignments after each layer in training mode; in evaluation mode only the last one."""
         states = self.project(a.descriptors), self.project(b.descriptors)
         rotations = self._rotation(a), self._rotation(b)
         assignments = []
@@ -251,11 +233,7 @@ def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
-    """Attention over the valid keys, B x heads x N x C."""
+    """Attention over the valid keys, B x heads x N x C / heads to B x N x C."""
     mask = None if valid is None else valid[:, None, None, :]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def _join(x: Tensor) -> Tensor:
-    """B x heads x N x C / heads to B x N x C."""
-    return x.transpose(1, 2).flatten(-2)
+    message = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return message.transpose(1, 2).flatten(-2)

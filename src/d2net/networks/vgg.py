@@ -1,8 +1,4 @@
-"""The paper's network: VGG-16, its detector and its descriptors.
-
-Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of Local Features",
-CVPR 2019.
-"""
+"""The paper's network: VGG-16, its detector and its descriptors (Dusmanu et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -46,10 +42,9 @@ homographies with photometric change: 1.2 px at scale 0.5, 1.4 to 1.6 at 1, 2.1 
 class Whitening(nn.Module):
     """A linear map of descriptors to the directions that tell places apart.
 
-    Directions in which descriptors of one place differ from photo to photo get a small weight,
-    directions in which places differ get a large one (linear discriminant analysis; for local
-    features: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by optimal linear
-    projection", ICCV 2007). `training.whitening` learns the map in closed form.
+    Linear discriminant analysis; for local features: Mikolajczyk and Matas, "Improving descriptors
+    for fast tree matching by optimal linear projection", ICCV 2007. `training.whitening` learns the
+    map in closed form.
 
     Args:
         weight: D x `WHITENING_INPUTS` float32.
@@ -72,8 +67,8 @@ class Whitening(nn.Module):
 class VGG(Network):
     """VGG-16 to conv4_3 at stride 4, with D2-Net's detector.
 
-    Its maps are the deep map (conv4_3, h x w x C) and the shallow map (conv3_3, (h + 1) x (w + 1) x
-    C'), both after the ReLU.
+    Its maps are the deep map (conv4_3, B x h x w x C) and the shallow map (conv3_3, B x (h + 1) x
+    (w + 1) x C'), both after the ReLU.
 
     Args:
         backbone: the convolutions; None for an untrained VGG-16.
@@ -114,7 +109,7 @@ class VGG(Network):
     def compute_maps(
         self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
     ) -> Maps:
-        """The deep map, B x h x w x C, and the shallow map, B x (h + 1) x (w + 1) x C'."""
+        """The deep map and the shallow map of a batch of images."""
         x = self.normalisation(images.permute(0, 3, 1, 2)).to(dtype)
         if not torch.compiler.is_exporting():
             return self.backbone.extract(x)
@@ -134,15 +129,8 @@ class VGG(Network):
         again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and
         Zisserman, CVPR 2012). fused: root of the deep and of the shallow map, which has a smaller
         receptive field and sharper positions. whitened: both, and the root of the deep map's mean
-        around the position, reduced by the whitening.
-
-        Args:
-            maps: deep and shallow map of one image, any float type.
-            positions: N x 2 float32 (x, y) in pixels of the image.
-            descriptor: one of `descriptor_lengths`.
-
-        Returns:
-            N x D float32 of unit length; zero where the maps are zero, except for whitened.
+        around the position, reduced by the whitening. Where the maps are zero, all but whitened
+        descriptors are zero.
         """
         deep, shallow = maps
         plain = F.normalize(sample(deep, EXTRACTION_CELLS.inverse()(positions)), dim=1)
@@ -158,16 +146,11 @@ class VGG(Network):
         return F.normalize(self.whitening(self.describe_unwhitened(maps, positions)), dim=1)
 
     def describe_unwhitened(self, maps: Maps, positions: Tensor) -> Tensor:
-        """Input of the whitening, N x `WHITENING_INPUTS`; arguments as in `describe`.
-
-        Roots of the deep map, of the shallow map, and of the deep map's context of 28 px.
-        """
+        """N x `WHITENING_INPUTS`: the roots of the deep map, shallow map and context."""
         deep, shallow = maps
-        cells, of_shallow = (
-            EXTRACTION_CELLS.inverse()(positions),
-            SHALLOW_CELLS.inverse()(positions),
-        )
-        samples = [sample(deep, cells), sample(shallow, of_shallow), sample(deep, cells, _CONTEXT)]
+        cells = EXTRACTION_CELLS.inverse()(positions)
+        of_shallow = sample(shallow, SHALLOW_CELLS.inverse()(positions))
+        samples = [sample(deep, cells), of_shallow, sample(deep, cells, _CONTEXT)]
         parts = [_root(F.normalize(part, dim=1)) for part in samples]
         return F.normalize(torch.cat(parts, dim=1), dim=1)
 
@@ -178,7 +161,7 @@ class VGG(Network):
     def add_coarser_level(
         self, maps: Maps, coarser: Maps, coarser_from_maps: GridMap, level: int, *, original: bool
     ) -> None:
-        """Add the deep map of the coarser level, resized, to the next one (D2-Net, section 4.2).
+        """Add the deep map of the coarser level (D2-Net, section 4.2).
 
         The release sums. By default the result is the mean of all levels so far, so that values
         keep one scale.
@@ -209,11 +192,8 @@ class DeepDetector:
     def detect(self, view: View) -> Detections:
         """All detections in the deep map of a view."""
         exact = self._original and view.dtype == torch.float32
-        found = detect(
-            view.maps[0],
-            original=self._original,
-            min_rise=MIN_RISE_ORIGINAL if exact else MIN_RISE,
-        )
+        min_rise = MIN_RISE_ORIGINAL if exact else MIN_RISE
+        found = detect(view.maps[0], original=self._original, min_rise=min_rise)
         # The release sums the maps of all levels and divides by the level's number. By default the
         # maps are means, weighted by the square root of the resolution: of the exponents tried, the
         # one whose best 500 keypoints match most accurately (0.57 at 3 px; 0.52 for plain values).

@@ -7,21 +7,17 @@ section 4.1 "Feature extraction"):
 - stride 4, for extraction: the third pool is a 2x2 average of stride 1 (the map loses one row and
   one column) and conv4_1 to conv4_3 have dilation 2. This equals four interleaved maps of stride 8,
   each with its own pool.
-
-`forward` is plain torch and differentiable. `extract` computes the stride-4 maps for inference. On
-a CPU it works in bands of rows and uses Winograd convolution where that is faster: the same maps up
-to rounding, in a fraction of the time and memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2net.errors import InputError
 from d2net.networks import winograd
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512))
@@ -59,25 +55,21 @@ class VGGBackbone(nn.Module):
         channels = 3
         self.stages: list[list[str]] = []
         for i, widths in enumerate(stages, 1):
-            names = []
-            for j, width in enumerate(widths, 1):
-                names.append(f"conv{i}_{j}")
-                self.add_module(names[-1], nn.Conv2d(channels, width, 3, padding=1))
+            self.stages.append([f"conv{i}_{j}" for j in range(1, len(widths) + 1)])
+            for name, width in zip(self.stages[-1], widths, strict=True):
+                self.add_module(name, nn.Conv2d(channels, width, 3, padding=1))
                 channels = width
-            self.stages.append(names)
+        self.names = [name for names in self.stages for name in names]
         self.channels = channels
         self.shallow_channels = stages[-2][-1]
         self._transformed: dict[str, tuple[int, Tensor]] = {}
 
     def convolution(self, name: str) -> nn.Conv2d:
         """The layer called `name`, as conv4_3."""
-        layer = getattr(self, name)
-        if not isinstance(layer, nn.Conv2d):
-            raise InputError(f"{name} is not a convolution of this network")
-        return layer
+        return cast(nn.Conv2d, getattr(self, name))
 
     def forward(self, images: Tensor, stride: int = TRAINING_STRIDE) -> Tensor:
-        """Dense map before the last ReLU, differentiable.
+        """Dense map before the last ReLU, differentiable, in plain torch.
 
         Args:
             images: B x 3 x H x W, normalised as the weights want it.
@@ -87,11 +79,6 @@ class VGGBackbone(nn.Module):
             B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
         """
         return self.layers(images, self.names, stride)
-
-    @property
-    def names(self) -> list[str]:
-        """The convolutions in order, conv1_1 to conv4_3."""
-        return [name for names in self.stages for name in names]
 
     def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
         """Some consecutive convolutions, with the ReLUs and pools between them.
@@ -107,8 +94,6 @@ class VGGBackbone(nn.Module):
         Returns:
             The map of the last convolution, before its ReLU.
         """
-        if stride not in (EXTRACTION_STRIDE, TRAINING_STRIDE):
-            raise InputError(f"the backbone has strides 4 and 8, not {stride}")
         for name in names:
             i, stage = next((i, stage) for i, stage in enumerate(self.stages) if name in stage)
             dilation = 2 if i == len(self.stages) - 1 and stride == EXTRACTION_STRIDE else 1
@@ -118,15 +103,16 @@ class VGGBackbone(nn.Module):
                 x = F.avg_pool2d(F.relu(x), 2, 1) if average else F.relu(F.max_pool2d(x, 2, 2))
             elif name != self.names[0]:
                 x = F.relu(x)
-            layer = self.convolution(name)
-            assert layer.bias is not None  # noqa: S101 (for the type checker)
-            weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+            weight, bias = (array.to(x.dtype) for array in self.convolution(name).parameters())
             x = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
         return x
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The deep and the shallow map at stride 4, after their ReLUs, for inference.
+
+        On a CPU it works in bands of rows and uses Winograd convolution where that is faster: the
+        same maps as `forward` up to rounding, in a fraction of the time and memory.
 
         Args:
             images: B x 3 x H x W, normalised as the weights want it, in the precision of the
@@ -148,57 +134,50 @@ class VGGBackbone(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         last = len(self.stages) - 1
         for i in range(last):
-            x = self._stage(x, i, pool=i < last - 1)
-        return self._last_stage(x, images.dtype), x.permute(0, 2, 3, 1)
-
-    def _last_stage(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The average pool of stride 1 and the dilated convolutions, to B x h x w x C.
-
-        Computes one of the four interleaved maps at a time to save memory.
-        """
+            x = self._stage(x, self.stages[i], step=2 if i < last - 1 else 1)
+        # The average pool of stride 1 and the dilated convolutions: four interleaved maps, one
+        # after the other to save memory.
         rows, cols = x.shape[2] - 1, x.shape[3] - 1
-        out = None
+        deep = x.new_empty(0)
         for i in range(min(2, rows)):
             for j in range(min(2, cols)):
                 y = _average_pool(x[:, :, i:, j:])
                 for name in self.stages[-1]:
-                    y = self._convolve(y, name, dtype)
-                if out is None:
-                    out = y.new_empty(len(x), rows, cols, self.channels)
-                out[:, i::2, j::2] = y.permute(0, 2, 3, 1)
-        assert out is not None  # noqa: S101 (for the type checker: there is a cell)
-        return out
+                    y = self._convolve(y, name, images.dtype)
+                if not len(deep):
+                    deep = y.new_empty(batch, rows, cols, self.channels)
+                deep[:, i::2, j::2] = y.permute(0, 2, 3, 1)
+        return deep, x.permute(0, 2, 3, 1)
 
-    def _stage(self, x: Tensor, stage: int, *, pool: bool) -> Tensor:
-        """One stage and its max pool, on a CPU a band of rows at a time.
+    def _stage(self, x: Tensor, names: Sequence[str], *, step: int) -> Tensor:
+        """The convolutions of a stage and its max pool of stride `step`.
 
-        A band stays in cache, and the widest maps are never whole in memory. Rows that a band's
-        convolutions need from its neighbours are computed twice. (Winograd has its own blocks.)
+        On a CPU it works on a band of rows at a time, which stays in cache, so the widest maps are
+        never whole in memory. Rows that a band's convolutions need from its neighbours are computed
+        twice. (Winograd has its own blocks.)
         """
-        names = self.stages[stage]
+
+        def compute(x: Tensor) -> Tensor:
+            for name in names:
+                x = self._convolve(x, name, x.dtype)
+            return F.max_pool2d(x, 2, 2) if step == 2 else x
+
         batch, _, height, width = x.shape
         channels = self.convolution(names[-1]).out_channels
-        step = 2 if pool else 1
         out_height, out_width = height // step, width // step
         band = max(16, _BAND_BYTES // (step * batch * width * channels * x.element_size()))
         by_winograd = any(self._by_winograd(name, x.device, x.dtype) for name in names)
         if x.device.type != "cpu" or by_winograd or band >= out_height:
-            return self._convolve_and_pool(x, names, pool=pool)
+            return compute(x)
         out = x.new_empty(batch, out_height, out_width, channels).permute(0, 3, 1, 2)
         halo = step * -(-len(names) // step)
         for first in range(0, out_height, band):
             end = min(first + band, out_height)
             low = max(first * step - halo, 0)
-            high = min(end * step + halo, height)
-            y = self._convolve_and_pool(x[:, :, low:high], names, pool=pool)
+            y = compute(x[:, :, low : min(end * step + halo, height)])
             skip = first - low // step
             out[:, :, first:end] = y[:, :, skip : skip + end - first]
         return out
-
-    def _convolve_and_pool(self, x: Tensor, names: Sequence[str], *, pool: bool) -> Tensor:
-        for name in names:
-            x = self._convolve(x, name, x.dtype)
-        return F.max_pool2d(x, 2, 2) if pool else x
 
     def _by_winograd(self, name: str, device: torch.device, dtype: torch.dtype) -> bool:
         layer = self.convolution(name)
@@ -210,25 +189,18 @@ class VGGBackbone(nn.Module):
 
         Winograd's inputs and outputs are float32; its products are in `dtype`.
         """
-        layer = self.convolution(name)
-        assert layer.bias is not None  # noqa: S101 (for the type checker)
-        if self._by_winograd(name, x.device, dtype):
-            weight = self._transformed_weight(name, dtype)
-            maps = [winograd.convolve(y.permute(1, 2, 0), weight, layer.bias) for y in x]
-            joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
-            return joined.relu_().permute(0, 3, 1, 2)
-        weight = layer.weight.to(dtype, memory_format=torch.channels_last)
-        y = F.conv2d(x, weight, layer.bias.to(dtype), padding=1)
-        return y.relu_()
-
-    def _transformed_weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Winograd transform of a layer's weight, cached until weight or precision change."""
-        weight = self.convolution(name).weight
-        kept = self._transformed.get(name)
-        if kept is None or kept[0] != weight._version or kept[1].dtype != dtype:
-            kept = (weight._version, winograd.transform_weight(weight.detach(), dtype))
-            self._transformed[name] = kept
-        return kept[1]
+        weight, bias = self.convolution(name).parameters()
+        if not self._by_winograd(name, x.device, dtype):
+            kernel = weight.to(dtype, memory_format=torch.channels_last)
+            return F.conv2d(x, kernel, bias.to(dtype), padding=1).relu_()
+        # The transformed weight is kept until the weight or the precision changes.
+        version, transformed = self._transformed.get(name, (-1, weight))
+        if version != weight._version or transformed.dtype != dtype:
+            transformed = winograd.transform_weight(weight.detach(), dtype)
+            self._transformed[name] = weight._version, transformed
+        maps = [winograd.convolve(y.permute(1, 2, 0), transformed, bias) for y in x]
+        joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+        return joined.relu_().permute(0, 3, 1, 2)
 
 
 def _average_pool(x: Tensor) -> Tensor:

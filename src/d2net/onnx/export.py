@@ -1,25 +1,26 @@
-"""Writing the graph, with the program that runs it."""
+"""A model as one ONNX graph, from the pixels of a photo to all its keypoints."""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
+from d2net.extraction.keypoints import detectors
 from d2net.io.atomic import new_folder
+from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
-from d2net.onnx.graph import INPUT, OUTPUTS, Graph
-from d2net.settings import ExtractionOptions
+from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 MODEL = "d2net.onnx"
 RUNNER = "d2net_onnx.py"
 
-_OPSET = 18
-_TRACED_SIZE = (96, 128)
+_OUTPUTS = ("keypoints", "scores", "uncertainty", "detectors", "descriptors")
 
 
 def export_onnx(
@@ -68,35 +68,32 @@ def export_onnx(
     record = CATALOGUE.get(model.weights["name"])
     about = {**model.provenance(chosen), "licence": record.licence if record else "unknown"}
     with new_folder(Path(output)) as folder:
-        program = _program(Graph(model, chosen).eval())
+        program = _program(_Graph(model, chosen).eval())
         program.model.metadata_props["d2net"] = json.dumps(about)
         program.save(folder / MODEL)
         shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
 
 
-def _program(graph: Graph) -> torch.onnx.ONNXProgram:
+def _program(graph: _Graph) -> torch.onnx.ONNXProgram:
     """The graph for photos of any size."""
     try:
-        import onnxscript
+        import onnxscript  # noqa: F401 (the exporter needs it)
     except ImportError as error:
         raise MissingPackageError(
             "writing an ONNX graph needs more packages: pip install 'd2net[onnx]'"
         ) from error
-    operators = onnxscript.opset18
-
-    def hypot(x: Any, y: Any) -> Any:  # noqa: ANN401 (ONNX has no such operator)
-        return operators.Sqrt(operators.Add(operators.Mul(x, x), operators.Mul(y, y)))
-
-    with _quiet(), torch.no_grad():
+    # The exporter's remarks are about torch itself.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph,
-            (torch.zeros(*_TRACED_SIZE, 3, dtype=torch.uint8),),
-            input_names=[INPUT],
-            output_names=OUTPUTS,
-            opset_version=_OPSET,
+            (torch.zeros(96, 128, 3, dtype=torch.uint8),),
+            input_names=["image"],
+            output_names=_OUTPUTS,
+            opset_version=18,
             dynamo=True,
-            dynamic_shapes={INPUT: {0: torch.export.Dim("height"), 1: torch.export.Dim("width")}},
-            custom_translation_table={torch.ops.aten.hypot.default: hypot},
+            dynamic_shapes={"image": {0: torch.export.Dim("height"), 1: torch.export.Dim("width")}},
             verbose=False,
         )
     assert program is not None  # noqa: S101 (for the type checker)
@@ -106,15 +103,50 @@ def _program(graph: Graph) -> torch.onnx.ONNXProgram:
     return program
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks about torch itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+class _Graph(nn.Module):
+    """A model at one scale, for photos of at least 16 x 16 pixels at their own size.
+
+    Args:
+        model: its network.
+        settings: resolved; detector, descriptor and precision are used.
+    """
+
+    def __init__(self, model: D2Net, settings: ExtractionSettings) -> None:
+        super().__init__()
+        self.dtype = getattr(torch, settings.precision)
+        self.network = copy.deepcopy(model.network).to("cpu")
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(self.dtype)
+        self.detectors = detectors(self.network, settings)
+        assert settings.descriptor is not None  # noqa: S101 (resolved)
+        self.descriptor: DescriptorType = settings.descriptor
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """All keypoints of a photo, one detector's after the other's.
+
+        Args:
+            image: H x W x 3, RGB, uint8.
+
+        Returns:
+            The outputs: N x 2 positions (x, y) in pixels, the centre of the top-left pixel being
+            (0, 0); N scores; N standard deviations of the position in pixels; N int64, the number
+            of the detector; and N x D descriptors of unit length. All others are float32.
+        """
+        pixels = image.float()
+        maps = tuple(part[0] for part in self.network.compute_maps(pixels[None], self.dtype))
+        # On a constant image the network responds only to its own zero padding.
+        varied = (image != image[:1, :1]).any()
+        size = torch.tensor([image.shape[1], image.shape[0]])
+        parts = []
+        for number, detector in enumerate(self.detectors):
+            found = detector.detect(View(pixels, maps, 1, 1.0, self.dtype))
+            inside = (found.anchors >= detector.border) & (found.anchors < size - detector.border)
+            found = found[found.located & inside.all(dim=1) & varied]
+            uncertainty = detector.uncertainty(torch.ones_like(found.scores))
+            parts.append((found.positions, found.scores, uncertainty, found.channels * 0 + number))
+        positions, scores, uncertainty, numbers = (
+            torch.cat(part) for part in zip(*parts, strict=True)
+        )
+        descriptors = self.network.describe(maps, positions, self.descriptor)
+        return positions, scores, uncertainty, numbers, descriptors

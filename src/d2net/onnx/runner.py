@@ -5,7 +5,7 @@
 
 The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 16 x 16) and gives for all its
 keypoints `keypoints` (N x 2, x and y in pixels, the centre of the top-left pixel being (0, 0)),
-`scores` (N), `uncertainty` (N, pixels), `kinds` (N, number of the proposer) and `descriptors`
+`scores` (N), `uncertainty` (N, pixels), `detectors` (N, number of the detector) and `descriptors`
 (N x D, unit length). What is left to do is here: reduce the photo, keep the best, match.
 """
 
@@ -26,7 +26,7 @@ SMALLEST_SIDE = 16
 """A photo with a shorter side has no keypoints."""
 
 NEAR_DUPLICATE = 1.0
-"""Keypoints of two proposers this near, in pixels of the graph's input, are one."""
+"""Keypoints of two detectors this near, in pixels of the graph's input, are one."""
 
 
 class Features(NamedTuple):
