@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 
 from d2net.errors import WeightsError
-from d2net.io.atomic import replacing
 from d2net.io.pickles import NumpyType, numpy_scalar
 from d2net.networks.catalogue import PACKAGED
 
@@ -179,21 +177,3 @@ def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
             "file is damaged"
         )
     return copy
-
-
-def save_half(
-    path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Write arrays as half-precision safetensors, whole or not at all.
-
-    Raises:
-        WeightsError: half precision cannot hold a weight.
-        OutputError: the file cannot be written.
-    """
-    arrays = {}
-    for name, tensor in state.items():
-        arrays[name] = tensor.detach().cpu().half().contiguous()
-        to_float32(name, arrays[name], "the weights to be saved in half precision")
-    data = safetensors.torch.save(arrays, {"format": "pt", **metadata})
-    with replacing(Path(path)) as temporary:
-        temporary.write_bytes(data)

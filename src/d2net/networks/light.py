@@ -247,11 +247,6 @@ class Light(Network):
             )
         return LightDetector(self)
 
-    def keypoint_probability(self, score: Tensor) -> Tensor:
-        """B x 1 x H x W logits to the probability that a keypoint lies at a pixel, same shape."""
-        probability = self.score_head.log_probability(score.float())[:, :-1].exp()
-        return F.pixel_shuffle(probability, SCORE_CELL)
-
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
         """Descriptors at any positions of an image; beyond the border the maps are continued."""
         return self.describe_batch(tuple(part[None] for part in maps), positions[None])[0]
@@ -264,7 +259,8 @@ class Light(Network):
 
     def score_map(self, maps: Maps) -> Tensor:
         """The probability of a keypoint at each pixel, H x W, padded to a multiple of 32."""
-        return self.keypoint_probability(maps[3][None])[0, 0]
+        probability = self.score_head.log_probability(maps[3][None].float())[:, :-1].exp()
+        return F.pixel_shuffle(probability, SCORE_CELL)[0, 0]
 
     def for_inference(self) -> Light:
         """A copy whose batch normalisation is folded into the convolutions."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -29,7 +30,6 @@ from d2net.networks.checkpoint import (
     Checkpoint,
     damaged,
     read_checkpoint,
-    save_half,
     to_float32,
 )
 from d2net.networks.light import Light, LightSettings
@@ -174,7 +174,12 @@ def save_weights(
     else:
         state = network.state_dict()
         about = {"architecture": "matcher", "widths": json.dumps(network.settings.to_dict())}
-    save_half(path, state, {**metadata, **about})
+    arrays = {name: tensor.detach().cpu().half().contiguous() for name, tensor in state.items()}
+    for name, array in arrays.items():
+        to_float32(name, array, "the weights to be saved in half precision")
+    data = safetensors.torch.save(arrays, {"format": "pt", **metadata, **about})
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def download_weights(name: str, progress: Progress = no_progress) -> Path:
