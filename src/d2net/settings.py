@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Settings")
 
 DetectorName = Literal["deep", "corner", "both"]
-DescriptorType = Literal["plain", "root", "fused", "whitened", "light"]
+DescriptorType = Literal["plain", "root", "fused", "whitened", "light", "combined"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _DEFAULT_BUDGET: Any = object()
@@ -110,8 +110,9 @@ class ExtractionSettings(Settings):
     descriptor: DescriptorType | None = None
     """How keypoints are described: plain (D2-Net's), root (its square root), fused (deep and
     shallow map) or whitened (deep and shallow map with context, reduced to 384 numbers; only for
-    weights that have learned the whitening), or light (of the network light). None: the network's
-    default, which is whitened if the weights have it, else fused."""
+    weights that have learned the whitening), light (of the network light) or combined (light and a
+    VGG). None: the network's default, which for a VGG is whitened if the weights have it, else
+    fused."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""

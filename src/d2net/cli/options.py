@@ -157,9 +157,10 @@ def download(weights: str, printing: Printing) -> None:
     from d2net.networks.catalogue import CATALOGUE
     from d2net.networks.weights import download_weights
 
-    if weights in CATALOGUE:
-        with progress.shown(printing) as advance:
-            download_weights(weights, advance)
+    for name in weights.split("+"):
+        if name in CATALOGUE:
+            with progress.shown(printing) as advance:
+                download_weights(name, advance)
 
 
 def find_device(device: str, printing: Printing) -> str:

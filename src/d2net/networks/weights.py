@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import http.client
 import json
 import logging
@@ -32,6 +33,7 @@ from d2net.networks.checkpoint import (
     read_checkpoint,
     to_float32,
 )
+from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
@@ -120,7 +122,21 @@ def load_weights(name_or_path: str | os.PathLike[str] = "default") -> Weights:
 def load_network(
     name_or_path: str | os.PathLike[str] = "default",
 ) -> tuple[Network, dict[str, str]]:
-    """The network of a weights file, and its name and checksum; see `load_weights`."""
+    """The network of a weights file, and its name and checksum; see `load_weights`.
+
+    `light+seasons`, two names or files joined by +, is the `Combined` network of both.
+    """
+    names = str(name_or_path).split("+")
+    if len(names) == 2 and not Path(name_or_path).exists():
+        (light, of_light), (vgg, of_vgg) = map(load_network, names)
+        if not isinstance(light, Light) or not isinstance(vgg, VGG):
+            raise WeightsError(
+                f"{name_or_path} must be weights of the network light and weights of a VGG, as "
+                "light+seasons"
+            )
+        both = {key: (of_light[key], of_vgg[key]) for key in ("name", "sha256")}
+        sha256 = hashlib.sha256("".join(both["sha256"]).encode()).hexdigest()
+        return Combined(light, vgg), {"name": "+".join(both["name"]), "sha256": sha256}
     loaded = load_weights(name_or_path)
     if isinstance(loaded.network, MatchingTransformer):
         raise WeightsError(

@@ -20,6 +20,7 @@ from d2net.extraction.keypoints import detectors
 from d2net.io.atomic import new_folder
 from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
+from d2net.networks.combined import Combined
 from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def export_onnx(
         OutputError: the folder holds something already, or cannot be written.
     """
     chosen = model.resolve(**settings)
+    if isinstance(model.network, Combined):
+        raise InputError("an ONNX graph holds one network: export light or the VGG alone")
     if (
         chosen.original
         or chosen.multiscale
