@@ -12,13 +12,11 @@ import numpy as np
 import torch
 
 from d2net.errors import MissingPackageError
-from d2net.evaluation.published import PublishedRow
 from d2net.evaluation.results import Drawing, Result
 from d2net.geometry import coordinates
 from d2net.io.images import resize, to_pixels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CORRECT, WRONG = "#2f9bff", "#ff6a1f"  # distinct for colour-blind people too
@@ -58,16 +56,12 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def curves(
-    results: Sequence[Result], groups: Sequence[str], published: Sequence[PublishedRow]
-) -> str:
-    """Plot the results' curve for each group, above published curves.
+def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
+    """Plot the results' curve for each group.
 
     Args:
         results: methods on one protocol, which share their curve.
         groups: a panel is drawn for each of them.
-        published: rows that compare with the results. Those with the figures of the curve are drawn
-            in grey, with their number (from 1) at the right end.
 
     Returns:
         An SVG picture as a data URI; "" without a curve.
@@ -83,41 +77,19 @@ def curves(
         figure = Figure(figsize=(3.7 * len(groups), 3.4 + 0.25 * len(results)))
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for axes, group in zip(panels, groups, strict=True):
-            numbered = [
-                ([figures[name] for name in names], number)
-                for number, row in enumerate(published, 1)
-                if (figures := row.figures.get(group, {})).keys() >= {*names}
-            ]
-            for rank, (values, number) in enumerate(sorted(numbered, key=lambda x: x[0][-1])):
-                axes.plot(curve.thresholds, values, color=_GREY, linewidth=0.8, linestyle="--")
-                _write_number(axes, number, (curve.thresholds[-1], values[-1]), rank % 3)
             for i, result in enumerate(results):
                 figures = result.groups.get(group, {})
                 values = [figures.get(name, np.nan) for name in names]
                 axes.plot(curve.thresholds, values, f"C{i}", marker=_MARKERS[i % 6], markersize=4)
             axes.set_title(group)
-            axes.set_xlabel(f"threshold ({curve.unit})")
+            axes.set_xlabel("threshold (px)")
             axes.set_ylim(0, 1)
         panels[0].set_ylabel(curve.name)
-        lines = [line for line in panels[0].lines if line.get_marker() != "None"]
         methods = [result.method for result in results]
-        figure.legend(lines, methods, loc="lower center")
+        figure.legend(panels[0].lines, methods, loc="lower center")
         figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.97, wspace=0.12)
         figure.subplots_adjust(bottom=(0.75 + 0.25 * len(results)) / figure.get_figheight())
         return _data_uri(figure, "svg+xml", transparent=True, metadata={"Date": None})
-
-
-def _write_number(axes: Axes, number: int, end: tuple[float, float], column: int) -> None:
-    """Write at the end of a curve, in one of three columns so that numbers do not overlap."""
-    axes.annotate(
-        str(number),
-        end,
-        (3 + 11 * column, -3),
-        textcoords="offset points",
-        color=_GREY,
-        fontsize=7,
-        annotation_clip=False,
-    )
 
 
 def draw_pair(first: Path, second: Path, drawing: Drawing) -> str:

@@ -6,7 +6,7 @@ The page is one file that needs no network. Equal results give equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from rich.text import Text
 
 from d2net.errors import InputError
 from d2net.evaluation import plots
-from d2net.evaluation.published import published_tables
-from d2net.evaluation.results import OVERALL, Drawing, PairResult, Result
+from d2net.evaluation.results import OVERALL, Result
 from d2net.evaluation.tables import (
-    Cell,
     Table,
     figure_text,
     group_names,
@@ -27,6 +25,7 @@ from d2net.evaluation.tables import (
     headline,
     overall_table,
     published_table,
+    published_tables,
 )
 from d2net.io.atomic import write_text
 
@@ -41,9 +40,6 @@ def terminal_tables(results: Sequence[Result]) -> list[RichTable]:
 
     The best figure of a column is bold. More than 20 groups are left to the page.
 
-    Args:
-        results: methods on one protocol.
-
     Raises:
         InputError: there are no results, or they are of different protocols.
     """
@@ -57,6 +53,37 @@ def terminal_tables(results: Sequence[Result]) -> list[RichTable]:
     if shown:
         tables.append(_rich_table(group_table(results, shown, _TERMINAL_METRICS), "by group"))
     return tables
+
+
+def _rich_table(table: Table, title: str) -> RichTable:
+    """The table for the terminal, readable at 80 columns; names are never read as markup.
+
+    Methods are rows while their figures fit on a line, and columns otherwise.
+    """
+    drawn = RichTable(
+        title=Text(title), title_justify="left", box=None, padding=(0, 1), header_style="bold"
+    )
+    cells = [
+        [Text(c.text, style="bold" if c.best else "") for c in row.cells] for row in table.rows
+    ]
+    width = sum(max(len(name), 5) + 2 for name in table.figures)
+    if len(table.labels) == 1 and width > _FIGURES_WIDTH:
+        drawn.add_column("figure")
+        for row in table.rows:
+            drawn.add_column(Text(row.labels[0]), justify="right", overflow="fold")
+        for name, *figures in zip(table.figures, *cells, strict=True):
+            drawn.add_row(Text(name), *figures)
+        return drawn
+    longest = max(len(label) for row in table.rows for label in row.labels)
+    for label in table.labels:
+        drawn.add_column(label, overflow="fold", min_width=min(16, longest))
+    for name in table.figures:
+        drawn.add_column(Text(name), justify="right", min_width=5)
+    for i, (row, figures) in enumerate(zip(table.rows, cells, strict=True)):
+        if i and row.starts_group:
+            drawn.add_row()
+        drawn.add_row(*map(Text, row.labels), *figures)
+    return drawn
 
 
 def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None:
@@ -75,7 +102,34 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
     """
     _check_one_protocol(results)
     plots.check_matplotlib()
-    write_text(path, _page(results, photos_root))
+    environment = Environment(
+        loader=PackageLoader("d2net.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    first, metrics = results[0], headline(results)
+    unions, groups = group_names(results)
+    published = published_tables(first.protocol.name, first.dataset)
+    galleries = [_gallery(result, photos_root) for result in results]
+    page = environment.get_template("report.html.j2").render(
+        protocol=first.protocol,
+        folder=Path(first.folder).name or first.folder,
+        num_items=len(first.pairs),
+        num_groups=len(groups),
+        methods=[result.method for result in results],
+        meanings={m.description: m.name for m in reversed(metrics) if m.description},
+        overall=overall_table(results),
+        curve=first.curve,
+        curves=plots.curves(results, unions),
+        unions=group_table(results, [name for name in unions if name != OVERALL]),
+        groups=group_table(results, groups),
+        published=[(table, published_table(table, metrics)) for table in published],
+        galleries=[gallery for gallery in galleries if gallery["best"]],
+        details=[(result.method, _details(result)) for result in results],
+    )
+    write_text(path, page)
 
 
 def _check_one_protocol(results: Sequence[Result]) -> None:
@@ -87,116 +141,38 @@ def _check_one_protocol(results: Sequence[Result]) -> None:
         )
 
 
-def _rich_table(table: Table, title: str) -> RichTable:
-    """The table for the terminal, readable at 80 columns; names are never read as markup.
-
-    Methods are rows while their figures fit on a line, and columns otherwise.
-    """
-    drawn = RichTable(
-        title=Text(title), title_justify="left", box=None, padding=(0, 1), header_style="bold"
-    )
-    width = sum(max(len(name), 5) + 2 for name in table.figures)
-    if len(table.labels) == 1 and width > _FIGURES_WIDTH:
-        drawn.add_column("figure")
-        for row in table.rows:
-            drawn.add_column(Text(row.labels[0]), justify="right", overflow="fold")
-        for i, name in enumerate(table.figures):
-            drawn.add_row(Text(name), *(_rich_cell(row.cells[i]) for row in table.rows))
-        return drawn
-    longest = max(len(label) for row in table.rows for label in row.labels)
-    for label in table.labels:
-        drawn.add_column(label, overflow="fold", min_width=min(16, longest))
-    for name in table.figures:
-        drawn.add_column(Text(name), justify="right", min_width=5)
-    for i, row in enumerate(table.rows):
-        if i and row.starts_group:
-            drawn.add_row()
-        drawn.add_row(*(Text(label) for label in row.labels), *map(_rich_cell, row.cells))
-    return drawn
-
-
-def _rich_cell(cell: Cell) -> Text:
-    return Text(cell.text, style="bold" if cell.best else "")
-
-
-def _page(results: Sequence[Result], photos_root: Path) -> str:
-    environment = Environment(
-        loader=PackageLoader("d2net.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    first, metrics = results[0], headline(results)
-    unions, groups = group_names(results)
-    published = published_tables(first.protocol.name, first.dataset)
-    rows = [row for table in published for row in table.rows]
-    return environment.get_template("report.html.j2").render(
-        protocol=first.protocol,
-        folder=Path(first.folder).name or first.folder,
-        num_items=len(first.pairs),
-        num_groups=len(groups),
-        methods=[result.method for result in results],
-        meanings={m.description: m.name for m in reversed(metrics) if m.description},
-        overall=overall_table(results),
-        curve=first.curve,
-        curves=plots.curves(results, unions, rows),
-        unions=group_table(results, [name for name in unions if name != OVERALL]),
-        groups=group_table(results, groups),
-        published=[(table, published_table(table, metrics)) for table in published],
-        galleries=[g for result in results if (g := _gallery(result, photos_root)) is not None],
-        details=[(result.method, list(_details(result))) for result in results],
-    )
-
-
-def _gallery(result: Result, photos_root: Path) -> dict[str, Any] | None:
+def _gallery(result: Result, photos_root: Path) -> dict[str, Any]:
     """Pictures of the pairs that a method does best (best first) and worst (worst first)."""
-    drawn = [(pair, pair.drawing) for pair in result.pairs if pair.drawing is not None]
-    if not drawn:
-        return None
-    ranked_by = result.pair_metrics[0]
-    best_first = sorted(
-        drawn,
-        key=lambda drawn: drawn[0].figures[ranked_by.name],
-        reverse=ranked_by.higher_is_better is not False,
-    )
-    best = best_first[:_PICTURES]
-    worst = best_first[max(_PICTURES, len(best_first) - _PICTURES) :][::-1]  # no pair twice
-    return {
-        "method": result.method,
-        "ranked_by": ranked_by.name,
-        "best": [_picture(result, *pair, photos_root) for pair in best],
-        "worst": [_picture(result, *pair, photos_root) for pair in worst],
-    }
+    every = [pair.figures for pair in result.pairs]
+    shown = [(pair, pair.drawing) for pair in result.pairs if pair.drawing is not None]
+    if result.pair_metrics:
+        ranked_by = result.pair_metrics[0]
+        shown.sort(
+            key=lambda pair: pair[0].figures[ranked_by.name],
+            reverse=ranked_by.higher_is_better is not False,
+        )
+    pictures: dict[str, list[dict[str, Any]]] = {"best": [], "worst": []}
+    worst = shown[max(_PICTURES, len(shown) - _PICTURES) :][::-1]  # no pair twice
+    for kind, pairs in (("best", shown[:_PICTURES]), ("worst", worst)):
+        for pair, drawing in pairs:
+            metrics = [metric for metric in result.pair_metrics if metric.name in pair.figures]
+            first, second = (photos_root / photo for photo in pair.photos)
+            pictures[kind].append(
+                {
+                    "photos": pair.photos,
+                    "uri": plots.draw_pair(first, second, drawing),
+                    "num_correct": int(drawing.correct.sum()),
+                    "num_wrong": int((~drawing.correct).sum()),
+                    "figures": [
+                        (m.label, figure_text(pair.figures[m.name], m, every)) for m in metrics
+                    ],
+                }
+            )
+    return {"method": result.method, "metrics": result.pair_metrics, **pictures}
 
 
-def _picture(
-    result: Result, pair: PairResult, drawing: Drawing, photos_root: Path
-) -> dict[str, Any]:
-    every = [other.figures for other in result.pairs]
-    shown = [metric for metric in result.pair_metrics if metric.name in pair.figures]
-    first, second = (photos_root / photo for photo in pair.photos)
-    return {
-        "photos": pair.photos,
-        "uri": plots.draw_pair(first, second, drawing),
-        "num_correct": int(drawing.correct.sum()),
-        "num_wrong": int((~drawing.correct).sum()),
-        "figures": [(m.label, figure_text(pair.figures[m.name], m, every)) for m in shown],
-    }
-
-
-def _details(result: Result) -> Iterator[tuple[str, str]]:
-    """How a result was obtained, as names and values."""
+def _details(result: Result) -> str:
+    """How a result was obtained, as JSON."""
     saved = result.to_dict()
-    for key in ("d2net", "machine", "folder"):
-        yield key, str(saved[key])
-    yield from _flattened("settings", saved["settings"])
-    yield from _flattened("features", saved["provenance"])
-
-
-def _flattened(name: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 (any JSON)
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flattened(f"{name}.{key}", inner)
-    else:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    kept = {key: saved[key] for key in ("d2net", "machine", "folder", "settings", "provenance")}
+    return json.dumps(kept, indent=2, ensure_ascii=False)

@@ -28,7 +28,7 @@ class Metric:
 
     Attributes:
         name: its name in `Figures`, such as "MMA@3".
-        description: what it measures.
+        description: of the figure.
         unit: "px", "m", "%" and so on; "" for shares and counts.
         higher_is_better: None for counts, where more is neither better nor worse.
     """
@@ -50,28 +50,25 @@ MATCHES = Metric("matches", "mean number of matches of a pair", higher_is_better
 
 @dataclass(frozen=True)
 class Curve:
-    """A share that depends on a threshold, such as the matching accuracy at 1 to 10 px.
+    """A share that depends on a threshold in pixels, such as the matching accuracy at 1 to 10 px.
 
-    Attributes:
-        name: of the metrics, without the threshold.
-        thresholds: in ascending order.
-        description: of the metrics.
-        unit: of the thresholds.
+    `name` and `description` are those of the metrics, without the threshold.
     """
 
     name: str
     thresholds: tuple[float, ...]
     description: str
-    unit: str = "px"
 
     def metric(self, threshold: float) -> Metric:
-        """The metric at one of the thresholds, such as "MMA@3"."""
+        """Such as "MMA@3"."""
         return Metric(f"{self.name}@{threshold:g}", self.description)
 
     def figures(self, shares: Iterable[float]) -> Figures:
         """Figures of the shares at the thresholds."""
-        pairs = zip(self.thresholds, shares, strict=True)
-        return {self.metric(threshold).name: float(share) for threshold, share in pairs}
+        return {
+            self.metric(threshold).name: float(share)
+            for threshold, share in zip(self.thresholds, shares, strict=True)
+        }
 
 
 @dataclass(frozen=True)
