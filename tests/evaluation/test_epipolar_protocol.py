@@ -32,8 +32,8 @@ def known(**photos):
     return Known(points)
 
 
-def evaluate(source, folder, **options):
-    return evaluate_epipolar(CachedFeatures(source, folder.parent / "cache"), folder, **options)
+def evaluate(source, folder):
+    return evaluate_epipolar(CachedFeatures(source, folder.parent / "cache"), folder)
 
 
 def test_projections_of_a_scene_give_all_marks_within_a_pixel(folder):
@@ -80,8 +80,8 @@ def test_the_spread_of_a_group_is_that_of_its_means(folder):
     rng = np.random.default_rng(5)
     noisy = views(150, seed=0)[1] + rng.normal(0, 3, (150, 2))
     noisy[:75] = rng.uniform([0, 0], SIZE, (75, 2))
-    overall = evaluate(known(season=noisy, tower=noisy), folder, seeds=(4, 5)).groups["overall"]
-    values = [overall["mAA seed=4"], overall["mAA seed=5"]]
+    overall = evaluate(known(season=noisy, tower=noisy), folder).groups["overall"]
+    values = [overall[f"mAA seed={seed}"] for seed in (0, 1, 2)]
     assert overall["mAA spread"] == max(values) - min(values) > 0
     assert overall["mAA"] == pytest.approx(np.mean(values))
 
@@ -104,8 +104,7 @@ def test_line_distance_is_the_larger_of_the_two():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no correspondence"),
-        ("1 2 3\n", "rows of 3 numbers"),
+        ("", "holds no rows"),
         ("1 2 3 4\n1 2 3\n", "does not hold rows of four numbers"),
         ("1 2 3 x\n", "does not hold rows of four numbers"),
         ("1 2 3 nan\n", "not finite"),
@@ -122,7 +121,7 @@ def test_broken_marks_are_told_in_one_sentence(folder, text, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("corrs.txt", "has no corrs.txt"), ("01.png", "no photo 01"), ("02.jpg", "no photo 02")],
+    [("01.png", "no photo 01"), ("02.jpg", "no photo 02")],
 )
 def test_what_a_pair_lacks_is_told(folder, name, message):
     (folder / "night/tower" / name).unlink()

@@ -54,7 +54,7 @@ def known(a, b, **options):
 
 
 def evaluate(source, folder, **options):
-    options = {"thresholds": (1, 3), "seeds": (0, 1)} | options
+    options = {"thresholds": (1, 3)} | options
     return evaluate_pose(CachedFeatures(source, folder.parent / "cache"), folder, **options)
 
 
@@ -132,21 +132,13 @@ def test_scenes_are_groups_and_overall_is_over_all_their_pairs(folder):
     assert result.groups["overall"]["AUC@10 t=1"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_spread_over_seeds_is_shown_and_twice_gives_the_same(folder):
+def test_twice_gives_the_same(folder):
     rng = np.random.default_rng(1)
     a, b = views(120, seed=0)
     b = b + rng.normal(0, 2, b.shape)
     b[:60] = rng.uniform([0, 0], SIZE, (60, 2))
-    source = known(a, b)
-    single = [
-        evaluate(source, folder, seeds=(seed,)).groups["overall"]["AUC@20 t=1"] for seed in (0, 1)
-    ]
-    both = evaluate(source, folder)
-    overall = both.groups["overall"]
-    assert overall["AUC@20 t=1 spread"] == pytest.approx(abs(single[0] - single[1]))
-    assert overall["AUC@20 t=1 spread"] > 0
-    assert overall["AUC@20 t=1"] == pytest.approx(np.mean(single))
-    assert evaluate(source, folder).to_dict() == both.to_dict()
+    first, second = (evaluate(known(a, b), folder).to_dict() for _ in range(2))
+    assert first == second
 
 
 def superglue_line(rotation=R, rot0=0, intrinsics=K):
@@ -185,10 +177,8 @@ def test_broken_superglue_pairs_are_told(folder, line, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_the_photo_is_told(folder):
+def test_a_listed_photo_without_a_pose_is_told(folder):
     put_model(folder / "model", {"a.jpg": POSES["a.jpg"]})
-    with pytest.raises(FormatError, match=r"lacks 1 photos .*b\.jpg"):
-        find_pairs(folder)
     (folder / "pairs.txt").write_text("a.jpg b.jpg\n")
     with pytest.raises(FormatError, match=r"has no pose of the photo b\.jpg"):
         find_pairs(folder, PairFilter(pairs=folder / "pairs.txt"))

@@ -102,7 +102,7 @@ def homography(
 
 
 def epipolar(
-    folder: Path, *, threshold: float = 1.0, evaluation: Evaluation, printing: options.Printing
+    folder: Path, *, evaluation: Evaluation, printing: options.Printing
 ) -> None:
     """Fundamental matrices against hand-marked points (WxBS, day and night, seasons).
 
@@ -114,7 +114,7 @@ def epipolar(
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
-    evaluation.run(partial(evaluate_epipolar, threshold=threshold), folder, printing)
+    evaluation.run(evaluate_epipolar, folder, printing)
 
 
 def pose(

@@ -7,7 +7,6 @@ epipolar lines, averaged over distances of 1 to 20 px (mAA).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +38,10 @@ from d2net.progress import Progress, no_progress
 WITHIN = Curve(
     "within", tuple(range(1, 21)), "share of marks within so many pixels of their epipolar lines"
 )
-MAX_ITERATIONS = 20_000
+SEEDS = (0, 1, 2)
+"""Of MAGSAC's random samples; figures are means over them."""
+THRESHOLD, MAX_ITERATIONS = 1.0, 20_000
+"""Of MAGSAC, in pixels."""
 DRAWN_AS_CORRECT = 5.0
 """A match is drawn as correct within this distance (pixels) of the geometry of the marks."""
 
@@ -64,30 +66,22 @@ _HEADLINE = [
 
 @dataclass(frozen=True)
 class MarkedPair(PhotoPair):
-    """Photos 01 and 02, and the correspondences that a person has marked.
-
-    Attributes:
-        marks_a: N x 2 (x, y) in pixels of photo 01.
-        marks_b: N x 2 (x, y), their partners in photo 02.
-    """
+    """Photos 01 and 02, and the correspondences marked in them: N x 2 (x, y) in pixels."""
 
     marks_a: Array
     marks_b: Array
 
 
 def find_pairs(folder: Path) -> list[MarkedPair]:
-    """Pairs in all folders below a folder that hold photos `01.*` and `02.*` and `corrs.txt`.
+    """Pairs in all folders below a folder that hold `corrs.txt` and photos `01.*` and `02.*`.
 
     Raises:
         InputError: no such folder, or no pair in it.
-        FormatError: a photo or `corrs.txt` is missing, or `corrs.txt` does not hold rows of
-            `x1 y1 x2 y2`.
+        FormatError: a photo is missing, or `corrs.txt` does not hold rows of `x1 y1 x2 y2`.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    marked = {path.parent for path in folder.rglob("corrs.txt")}
-    with_photo = {path.parent for path in folder.rglob("01.*") if _is_photo(path)}
-    pairs = [_read_pair(folder, path) for path in sorted(marked | with_photo)]
+    pairs = [_read_pair(folder, path) for path in sorted(folder.rglob("corrs.txt"))]
     if not pairs:
         raise InputError(
             f"{folder} holds no pair: folders with photos 01 and 02 (as 01.png) and corrs.txt are "
@@ -96,60 +90,33 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
     return pairs
 
 
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
-
-
-def _read_pair(root: Path, folder: Path) -> MarkedPair:
-    photos = []
+def _read_pair(root: Path, corrs: Path) -> MarkedPair:
+    folder, photos = corrs.parent, []
     for name in ("01", "02"):
-        files = [path for path in sorted(folder.glob(f"{name}.*")) if _is_photo(path)]
+        files = [p for p in sorted(folder.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
         if not files:
             raise FormatError(f"{folder} has no photo {name} (as {name}.png or {name}.jpg)")
         photos.append(files[0])
+    try:
+        marks = np.array(corrs.read_text(encoding="utf-8").split(), np.float64).reshape(-1, 4)
+    except ValueError as error:
+        raise FormatError(f"{corrs} does not hold rows of four numbers x1 y1 x2 y2") from error
+    if not len(marks) or not np.isfinite(marks).all():
+        raise FormatError(f"{corrs} holds no rows x1 y1 x2 y2, or numbers that are not finite")
     group = "." if folder == root else folder.parent.relative_to(root).as_posix()
-    if group == ".":
-        group = root.resolve().name
-    marks = _read_marks(folder / "corrs.txt")
+    group = root.resolve().name if group == "." else group
     return MarkedPair(group, (photos[0], photos[1]), marks[:, :2], marks[:, 2:])
 
 
-def _read_marks(path: Path) -> Array:
-    """N x 4 marks `x1 y1 x2 y2`."""
-    if not path.is_file():
-        raise FormatError(f"{path.parent} has no corrs.txt with its marked correspondences")
-    try:
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        marks = np.array([row for row in rows if row], dtype=np.float64)
-    except ValueError as error:  # words that are not numbers, or rows of different lengths
-        raise FormatError(f"{path} does not hold rows of four numbers x1 y1 x2 y2") from error
-    if marks.size == 0:
-        raise FormatError(f"{path} holds no correspondence; rows of x1 y1 x2 y2 are expected")
-    if marks.shape[1] != 4:
-        raise FormatError(
-            f"{path} holds rows of {marks.shape[1]} numbers; four are expected: x1 y1 x2 y2"
-        )
-    if not np.isfinite(marks).all():
-        raise FormatError(f"{path} holds numbers that are not finite")
-    return marks
-
-
 def evaluate_epipolar(
-    source: CachedFeatures,
-    folder: Path,
-    *,
-    threshold: float = 1.0,
-    seeds: Sequence[int] = (0, 1, 2),
-    progress: Progress = no_progress,
+    source: CachedFeatures, folder: Path, *, progress: Progress = no_progress
 ) -> Result:
     """Epipolar geometry from a source's matches, compared with hand-marked correspondences.
 
     Args:
         source: features.
         folder: see `find_pairs`.
-        threshold: of MAGSAC, in pixels.
-        seeds: of MAGSAC's random samples; figures are means over them.
-        progress: called after each pair.
+        progress: called after each photo and pair.
 
     Returns:
         Per pair, with means per group and overall: `within@t`, the share of marks whose points both
@@ -157,33 +124,16 @@ def evaluate_epipolar(
         `mAA seed=S` for each seed S, and `mAA spread`, the largest less the smallest; `features`,
         `matches` and `inliers`. Without a fundamental matrix all marks of a pair are wrong.
     """
-    if not seeds:
-        raise InputError("at least one seed is needed")
-    options = [
-        RobustOptions(threshold=threshold, max_iterations=MAX_ITERATIONS, seed=seed)
-        for seed in seeds
-    ]
-
-    def judge(
-        pair: MarkedPair, a: Features, b: Features, matches: Matches
-    ) -> tuple[Figures, Drawing | None]:
-        return _judge(pair, *matched_points(a, b, matches), options)
-
-    pairs = evaluate_pairs(source, folder, find_pairs(folder), judge, progress)
+    pairs = evaluate_pairs(source, folder, find_pairs(folder), _judge, progress)
     groups = averaged(pairs)
     for figures in groups.values():
-        _add_spread(figures, options)  # the spread of the mean, not the mean of the spreads
+        _add_spread(figures)  # the spread of the mean, not the mean of the spreads
     return Result(
         PROTOCOL,
         source.name,
         str(folder),
         source.provenance,
-        {
-            "max_keypoints": source.max_keypoints,
-            "threshold": threshold,
-            "seeds": list(seeds),
-            "max_iterations": MAX_ITERATIONS,
-        },
+        {"seeds": SEEDS, "threshold": THRESHOLD, "max_iterations": MAX_ITERATIONS},
         pairs,
         groups,
         _HEADLINE,
@@ -193,22 +143,24 @@ def evaluate_epipolar(
 
 
 def _judge(
-    pair: MarkedPair, points_a: Array, points_b: Array, options: Sequence[RobustOptions]
+    pair: MarkedPair, a: Features, b: Features, matches: Matches
 ) -> tuple[Figures, Drawing | None]:
+    points_a, points_b = matched_points(a, b, matches)
     figures: Figures = {}
     shares, num_inliers = [], []
-    for option in options:
-        F, inliers = robust.estimate("fundamental", points_a, points_b, option)
+    for seed in SEEDS:
+        options = RobustOptions(threshold=THRESHOLD, max_iterations=MAX_ITERATIONS, seed=seed)
+        F, inliers = robust.estimate("fundamental", points_a, points_b, options)
         distances = np.full(len(pair.marks_a), np.inf)
         if F is not None:
             distances = line_distance(F, pair.marks_a, pair.marks_b)
         shares.append(accuracy(distances, WITHIN.thresholds))
         num_inliers.append(np.count_nonzero(inliers))
-        figures[f"mAA seed={option.seed}"] = float(shares[-1].mean())
+        figures[f"mAA seed={seed}"] = float(shares[-1].mean())
     figures |= WITHIN.figures(np.mean(shares, axis=0))
     figures["mAA"] = float(np.mean(shares))
     figures["inliers"] = float(np.mean(num_inliers))
-    _add_spread(figures, options)
+    _add_spread(figures)
 
     # Drawn as correct are the matches that agree with the geometry of the marks.
     at_marks = RobustOptions(threshold=DRAWN_AS_CORRECT)
@@ -219,21 +171,15 @@ def _judge(
     return figures, Drawing(points_a, points_b, correct)
 
 
-def _add_spread(figures: Figures, options: Sequence[RobustOptions]) -> None:
-    values = [figures[f"mAA seed={option.seed}"] for option in options]
+def _add_spread(figures: Figures) -> None:
+    values = [figures[f"mAA seed={seed}"] for seed in SEEDS]
     figures["mAA spread"] = max(values) - min(values)
 
 
 def line_distance(F: Array, points_a: Array, points_b: Array) -> Array:
-    """The larger of the distances of two corresponding points from their epipolar lines, in pixels.
+    """The larger of the distances of corresponding points (N x 2) from their epipolar lines.
 
-    Args:
-        F: 3 x 3 with x_b^T F x_a = 0.
-        points_a: N x 2 (x, y) in pixels.
-        points_b: N x 2 (x, y) in pixels.
-
-    Returns:
-        N distances; infinite where a point is the epipole and has no line.
+    F has x_b^T F x_a = 0. The distance is infinite where a point is the epipole and has no line.
     """
     line_b = points_a @ F[:, :2].T + F[:, 2]
     line_a = points_b @ F[:2] + F[2]

@@ -9,12 +9,11 @@ pairs; a pair without matches counts as zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
@@ -46,7 +45,7 @@ MMA = Curve(
     "share of matches that are correct within so many pixels (mean matching accuracy)",
 )
 CORNER_THRESHOLDS = (1, 3, 5)
-REPEATABILITY_THRESHOLD = 3.0
+DRAWN_AS_CORRECT = 3.0
 MAGSAC_THRESHOLD = 3.0
 """Pixels; the same for all methods, so that corner errors compare nothing but features."""
 LEFT_OUT_OF_HPATCHES = frozenset(
@@ -56,6 +55,7 @@ LEFT_OUT_OF_HPATCHES = frozenset(
     }
 )
 """Sequences of HPatches with more than 1600 x 1200 pixels, which the protocol leaves out."""
+_MORE_THAN_PARTS_OF_HPATCHES = 100
 
 PROTOCOL = Protocol(
     "homography",
@@ -64,7 +64,7 @@ PROTOCOL = Protocol(
     "a ratio test. A match is correct if the true homography takes its first keypoint close enough "
     "to its second. Figures are means over pairs; a pair without matches counts as zero.",
     group="sequence",
-    correct=f"within {REPEATABILITY_THRESHOLD:g} px",
+    correct=f"within {DRAWN_AS_CORRECT:g} px",
 )
 _CORNER = Metric(
     "corner@3",
@@ -97,7 +97,7 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
     sequences = [path for path in sorted(folder.iterdir()) if path.is_dir() and _images(path)]
     if not sequences and _images(folder):
         sequences = [folder]
-    if _is_hpatches(sequences):
+    if len(sequences) > _MORE_THAN_PARTS_OF_HPATCHES:
         sequences = [path for path in sequences if path.name not in LEFT_OUT_OF_HPATCHES]
     pairs = [pair for sequence in sequences for pair in _pairs_of(sequence)]
     if not pairs:
@@ -106,10 +106,6 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
             "are expected"
         )
     return pairs
-
-
-def _is_hpatches(sequences: Collection[object]) -> bool:
-    return len(sequences) > 100
 
 
 def _images(folder: Path) -> dict[int, Path]:
@@ -126,26 +122,23 @@ def _pairs_of(sequence: Path) -> Iterator[HomographyPair]:
     images = _images(sequence)
     if 1 not in images:
         raise FormatError(f"{sequence} has no image 1, the first image of every pair")
-    for k, path in sorted(images.items()):
-        if k != 1:
-            H = _read_homography(sequence, k)
-            yield HomographyPair(sequence.name, (images[1], path), H)
-
-
-def _read_homography(sequence: Path, k: int) -> Array:
-    names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
-    path = next((sequence / name for name in names if (sequence / name).is_file()), None)
-    if path is None:
-        raise FormatError(f"{sequence} has an image {k} but no homography {names[0]} or {names[1]}")
-    try:
-        H: Array = np.array(path.read_text().split(), dtype=np.float64).reshape(3, 3)
-    except ValueError as error:
-        raise FormatError(f"{path} is not a 3 x 3 matrix of numbers") from error
-    if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
-        raise FormatError(
-            f"{path} is not a homography: the matrix is singular or its numbers are not finite"
-        )
-    return H
+    first = images.pop(1)
+    for k, image in sorted(images.items()):
+        names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
+        path = next((sequence / name for name in names if (sequence / name).is_file()), None)
+        if path is None:
+            raise FormatError(
+                f"{sequence} has an image {k} but no homography {names[0]} or {names[1]}"
+            )
+        try:
+            H = np.array(path.read_text().split(), dtype=np.float64).reshape(3, 3)
+        except ValueError as error:
+            raise FormatError(f"{path} is not a 3 x 3 matrix of numbers") from error
+        if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
+            raise FormatError(
+                f"{path} is not a homography: the matrix is singular or its numbers are not finite"
+            )
+        yield HomographyPair(sequence.name, (first, image), H)
 
 
 def evaluate_homography(
@@ -153,7 +146,6 @@ def evaluate_homography(
     folder: Path,
     *,
     refined: bool = False,
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Result:
     """Matching accuracy and homography accuracy of a source on a folder of sequences.
@@ -163,15 +155,13 @@ def evaluate_homography(
         folder: see `find_pairs`.
         refined: move the second keypoints of the matches that a fundamental matrix verifies, see
             `matching.refine`. All matches count, verified or not.
-        seed: of the homography's estimation.
         progress: called after each pair.
 
     Returns:
         Per pair, with means per sequence, over `i_*` and `v_*`, and overall: `MMA@t` for t from 1
         to 10 px; `corner@t`, 1 if the estimated homography takes the corners of the photo to within
-        t px of their true positions on average; `repeatability` and `matching score` at 3 px;
-        `matches`, and `features`, the mean over both photos (in means over pairs, each photo counts
-        once).
+        t px of their true positions on average; `matches`, and `features`, the mean over both
+        photos (in means over pairs, each photo counts once).
     """
     num_keypoints: dict[str, dict[Path, int]] = {}
 
@@ -182,7 +172,7 @@ def evaluate_homography(
             a, b = refine(a, b, match(a, b, verify="fundamental"), *pair.photos)
         sizes = zip(pair.photos, (len(a), len(b)), strict=True)
         num_keypoints.setdefault(pair.group, {}).update(sizes)
-        return _judge(pair.H, a, b, matches, seed)
+        return _judge(pair.H, a, b, matches)
 
     pairs = evaluate_pairs(source, folder, find_pairs(folder), judge, progress)
     unions = {
@@ -199,61 +189,27 @@ def evaluate_homography(
         source.name,
         str(folder),
         source.provenance,
-        {
-            "max_keypoints": source.max_keypoints,
-            "seed": seed,
-            "magsac_px": MAGSAC_THRESHOLD,
-            "refined": refined,
-        },
+        {"magsac_px": MAGSAC_THRESHOLD, "refined": refined},
         pairs,
         groups,
         _HEADLINE,
         pair_metrics=[MMA.metric(5), *_HEADLINE],
         curve=MMA,
-        dataset="hpatches" if _is_hpatches(num_keypoints) else "",
+        dataset="hpatches" if len(num_keypoints) > _MORE_THAN_PARTS_OF_HPATCHES else "",
     )
 
 
-def _judge(
-    H: Array, a: Features, b: Features, matches: Matches, seed: int
-) -> tuple[Figures, Drawing]:
+def _judge(H: Array, a: Features, b: Features, matches: Matches) -> tuple[Figures, Drawing]:
     points_a, points_b = matched_points(a, b, matches)
     errors = transfer_error(H, points_a, points_b)
-    correct = errors <= REPEATABILITY_THRESHOLD
-    options = robust.RobustOptions(threshold=MAGSAC_THRESHOLD, seed=seed)
+    options = robust.RobustOptions(threshold=MAGSAC_THRESHOLD)
     estimate, _ = robust.estimate("homography", points_a, points_b, options)
-    corner_error = np.inf if estimate is None else _corner_error(estimate, H, a.image_size)
-    all_a, all_b = (features.keypoints.double().numpy() for features in (a, b))
-    shared_a = all_a[_inside(transfer(H, all_a), b.image_size)]
-    shared_b = all_b[_inside(transfer(np.linalg.inv(H).astype(np.float64), all_b), a.image_size)]
-    num_shared = max(min(len(shared_a), len(shared_b)), 1)
+    right, bottom = a.image_size[0] - 1.0, a.image_size[1] - 1.0
+    corners = np.array([[0.0, 0.0], [right, 0], [right, bottom], [0, bottom]])
+    corner_error = np.inf
+    if estimate is not None:
+        corner_error = float(transfer_error(estimate, corners, transfer(H, corners)).mean())
     return {
         **MMA.figures(accuracy(errors, MMA.thresholds)),
         **{f"corner@{t}": float(corner_error <= t) for t in CORNER_THRESHOLDS},
-        "repeatability": _num_repeated(transfer(H, shared_a), shared_b) / num_shared,
-        "matching score": np.count_nonzero(correct) / num_shared,
-    }, Drawing(points_a, points_b, correct)
-
-
-def _corner_error(estimate: Array, H: Array, size: tuple[int, int]) -> float:
-    """Mean distance between the corners of the photo under both homographies, in pixels."""
-    right, bottom = size[0] - 1.0, size[1] - 1.0
-    corners = np.array([[0.0, 0.0], [right, 0], [right, bottom], [0, bottom]])
-    return float(transfer_error(estimate, corners, transfer(H, corners)).mean())
-
-
-def _inside(points: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which of N x 2 points lie in a photo of the given (width, height)."""
-    inside = (points >= -0.5) & (points <= np.array(size) - 0.5)
-    return np.asarray(inside.all(axis=1))
-
-
-def _num_repeated(a_in_b: Array, b: Array) -> int:
-    """Keypoints of the photo with fewer keypoints that the other photo has within 3 px."""
-    from scipy.spatial import KDTree
-
-    if len(a_in_b) == 0 or len(b) == 0:
-        return 0
-    few, many = sorted((a_in_b, b), key=len)
-    distance, _ = KDTree(many).query(few)
-    return int(np.count_nonzero(distance <= REPEATABILITY_THRESHOLD))
+    }, Drawing(points_a, points_b, errors <= DRAWN_AS_CORRECT)

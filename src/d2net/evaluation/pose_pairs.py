@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,8 +15,8 @@ from d2net.evaluation.pairs import PhotoPair
 from d2net.evaluation.results import Array
 from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
-from d2net.io.image_lists import find_images, photos_folder
-from d2net.io.pairs import read_pairs
+from d2net.io.image_lists import photos_folder
+from d2net.io.pairs import Pair, read_pairs
 from d2net.io.text import word_lines
 
 if TYPE_CHECKING:
@@ -84,10 +84,6 @@ def find_pairs(folder: Path, choice: PairFilter | None = None) -> list[PosedPair
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     if choice.pairs is not None and _has_ground_truth(choice.pairs):
-        if choice.model is not None:
-            raise InputError(
-                f"{choice.pairs} contains the true poses; leave the model {choice.model} out"
-            )
         posed_pairs = _read_superglue(choice.pairs, folder)
     else:
         scenes = [folder]
@@ -100,7 +96,7 @@ def find_pairs(folder: Path, choice: PairFilter | None = None) -> list[PosedPair
             )
         if choice.pairs is not None and len(scenes) > 1:
             raise InputError(f"{folder} holds {len(scenes)} scenes; a list of pairs is for one")
-        posed_pairs = [pair for scene in scenes for pair in _Scene(scene, choice).pairs()]
+        posed_pairs = [pair for scene in scenes for pair in _pairs_of(scene, choice)]
     if not posed_pairs:
         raise InputError(
             f"no pair of photos is left in {choice.pairs or folder}; a scene needs two photos with "
@@ -109,82 +105,51 @@ def find_pairs(folder: Path, choice: PairFilter | None = None) -> list[PosedPair
     return posed_pairs
 
 
-class _Scene:
-    """Photos and their COLMAP model."""
-
-    def __init__(self, folder: Path, choice: PairFilter) -> None:
-        self._choice = choice
-        self._name = folder.resolve().name
-        self._photos = photos_folder(folder)
-        self._path = choice.model or find_model(folder) or folder
-        self._model = read_model(self._path)
-        self._images: Mapping[str, pycolmap.Image] = {
-            image.name: image for image in self._model.images.values()
-        }
-
-    def pairs(self) -> list[PosedPair]:
-        """The listed pairs, or all that meet the limits."""
-        if self._choice.pairs is not None:
-            return [self._posed(*pair) for pair in read_pairs(self._choice.pairs)]
-        self._check_complete()
-        overlaps, near = self._overlap_test(), self._angle_test()
-        pairs = combinations(sorted(self._images), 2)
-        return [self._posed(*pair) for pair in pairs if overlaps(*pair) and near(*pair)]
-
-    def _check_complete(self) -> None:
-        """All photos of the folder must be in the model, unless pairs are listed."""
-        names = [photo.name for photo in find_images([self._photos])]
-        missing = [name for name in names if name not in self._images]
-        if missing:
-            raise FormatError(
-                f"the model {self._path} lacks {len(missing)} photos of {self._photos}, such as "
-                f"{missing[0]}; give a list of pairs of photos that it has"
-            )
-
-    def _overlap_test(self) -> Callable[[str, str], bool]:
-        min_overlap = self._choice.min_overlap
-        if min_overlap is None:
-            return lambda a, b: True
-        seen = {
-            name: {p.point3D_id for p in image.get_observation_points2D()}
-            for name, image in self._images.items()
-        }
-        if not any(seen.values()):
-            raise InputError(
-                f"the model {self._path} has no points, by which overlap is measured; choose "
-                "pairs by angle or give a list"
-            )
-
-        def overlaps(a: str, b: str) -> bool:
-            fewer = min(len(seen[a]), len(seen[b]))
-            return fewer > 0 and len(seen[a] & seen[b]) >= min_overlap * fewer
-
-        return overlaps
-
-    def _angle_test(self) -> Callable[[str, str], bool]:
-        max_angle = self._choice.max_angle
-        if max_angle is None:
-            return lambda a, b: True
-        axes = {name: image.viewing_direction() for name, image in self._images.items()}
-        min_cosine = np.cos(np.radians(min(max_angle, 180)))
-        return lambda a, b: bool(axes[a] @ axes[b] >= min_cosine)
-
-    def _posed(self, first: str, second: str) -> PosedPair:
-        a, b = self._image(first), self._image(second)
+def _pairs_of(scene: Path, choice: PairFilter) -> Iterator[PosedPair]:
+    """The listed pairs of a scene, or all that meet the limits."""
+    path, photos = choice.model or find_model(scene) or scene, photos_folder(scene)
+    model = read_model(path)
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    if choice.pairs is not None:
+        pairs: Iterable[Pair] = read_pairs(choice.pairs)
+    else:
+        pairs = _within_limits(images, choice, path)
+    for pair in pairs:
+        for name in pair:
+            if name not in images:
+                raise FormatError(f"the model {path} has no pose of the photo {name}")
+        a, b = (images[name] for name in pair)
         b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
-        return PosedPair(
-            group=self._name,
-            photos=(_photo(self._photos, first), _photo(self._photos, second)),
-            cameras=(self._model.cameras[a.camera_id], self._model.cameras[b.camera_id]),
+        yield PosedPair(
+            group=scene.resolve().name,
+            photos=(_photo(photos, a.name), _photo(photos, b.name)),
+            cameras=(model.cameras[a.camera_id], model.cameras[b.camera_id]),
             rotation=np.asarray(b_from_a.rotation.matrix(), dtype=np.float64),
             translation=np.asarray(b_from_a.translation, dtype=np.float64),
         )
 
-    def _image(self, name: str) -> pycolmap.Image:
-        image = self._images.get(name)
-        if image is None or not image.has_pose:
-            raise FormatError(f"the model {self._path} has no pose of the photo {name}")
-        return image
+
+def _within_limits(
+    images: Mapping[str, pycolmap.Image], choice: PairFilter, path: Path
+) -> Iterator[Pair]:
+    seen: dict[str, set[int]] = {}
+    if choice.min_overlap is not None:
+        for name, image in images.items():
+            seen[name] = {point.point3D_id for point in image.get_observation_points2D()}
+        if not any(seen.values()):
+            raise InputError(
+                f"the model {path} has no points, by which overlap is measured; choose pairs by "
+                "angle or give a list"
+            )
+    largest = 180.0 if choice.max_angle is None else min(choice.max_angle, 180)
+    min_cosine = np.cos(np.radians(largest)) - 1e-9
+    for a, b in combinations(sorted(images), 2):
+        if choice.min_overlap is not None:
+            fewer = min(len(seen[a]), len(seen[b]))
+            if fewer == 0 or len(seen[a] & seen[b]) < choice.min_overlap * fewer:
+                continue
+        if images[a].viewing_direction() @ images[b].viewing_direction() >= min_cosine:
+            yield a, b
 
 
 def _photo(folder: Path, name: str) -> Path:
