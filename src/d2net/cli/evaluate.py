@@ -23,7 +23,7 @@ class Evaluation:
     """Options that all benchmarks share.
 
     Features:
-        features SOURCE: Weights by name or file, rootsift, aliked, disk, xfeat, or a features file
+        features SOURCE: Weights by name or file, rootsift, aliked, xfeat, or a features file
             (h5). Settings follow a colon: ots:original,max_edge=1024.
         compare SOURCE: Another source; repeatable.
         matcher nearest|FILE: Matcher of the features, see `d2net match`; those to compare get
