@@ -12,7 +12,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from ..evaluation.miniature import write_aachen, write_inloc
+from ..evaluation.miniature import write_aachen
 from ..tiny import SIZE, write_photos
 from .conftest import Run
 
@@ -123,7 +123,7 @@ DOCUMENTED = re.findall(
 
 @pytest.fixture
 def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Aachen, InLoc and a scene, as the documentation draws them; small photos."""
+    """Aachen and a scene, as the documentation draws them; small photos."""
     monkeypatch.setenv("D2NET_CACHE", str(here / "cache"))
     options = pycolmap.SyntheticDatasetOptions(
         num_rigs=3, num_cameras_per_rig=1, num_frames_per_rig=1, num_points3D=30
@@ -137,14 +137,10 @@ def benchmarks(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         image.name = f"db/{i}.png"
     database = [image.name for image in model.images.values()]
     queries = {"query/day/a.png": (camera, pose), "query/night/b.png": (camera, pose)}
-    photos = write_photos(here / "photos", *database, *queries, "c.jpg", "d.JPG")
+    photos = write_photos(here / "photos", *database, *queries)
     files = {name: photos / name for name in (*database, *queries)}
     write_aachen(here / "aachen", model, queries, files)
     (here / "aachen/truth.txt").rename(here / "truth.txt")
-    cutout = photos / "c.jpg", np.ones((SIZE[1], SIZE[0], 3))
-    query = photos / "d.JPG", pose
-    cutouts = {"DUC1/024/DUC_cutout_024_0_0.jpg": cutout}
-    write_inloc(here / "inloc", cutouts, {"DUC1/024": np.eye(4)}, {"IMG_0731.JPG": query})
     shutil.copytree(photos / "db", here / "scene" / "images" / "db")
     (here / "scene" / "model").mkdir()
     model.write_text(here / "scene" / "model")
@@ -156,7 +152,7 @@ def test_documented_commands_find_their_files(d2net: Run, benchmarks: Path, comm
     words = command.split()
     run = d2net(*words, "--json")
     assert run.code == 0, run.err
-    assert run.json[0]["dataset"] == ("inloc" if words[2] == "inloc" else "")
+    assert run.json[0]["dataset"] == ""
     if "--night" in words:
         assert list(Path(words[words.index("--night") + 1]).rglob("*.png"))
     if "--submission" in words:

@@ -1,15 +1,12 @@
-"""Writes small datasets in exactly the layouts of Aachen Day-Night and InLoc."""
+"""Writes small datasets in exactly the layout of Aachen Day-Night."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pycolmap
-from scipy.io import savemat
 
 Photo = Path | bytes
 
@@ -45,42 +42,6 @@ def write_aachen(
     database = sorted(image.name for image in model.images.values())
     pairs = [f"{query} {name}\n" for query in queries for name in database]
     (folder / "pairs-query-netvlad50.txt").write_text("".join(pairs))
-    write_truth(folder / "truth.txt", {name: pose for name, (_, pose) in queries.items()})
-
-
-def write_inloc(
-    folder: Path,
-    cutouts: Mapping[str, tuple[Photo, np.ndarray[Any, Any]]],
-    floor_from_scan: Mapping[str, np.ndarray[Any, Any]],
-    queries: Mapping[str, tuple[Photo, pycolmap.Rigid3d]],
-) -> None:
-    """InLoc.
-
-    Args:
-        folder: is made.
-        cutouts: FLOOR/SCAN/NAME.jpg to the photo and XYZcut.
-        floor_from_scan: FLOOR/SCAN to a 4 x 4 matrix.
-        queries: NAME.JPG to the photo and the true pose.
-    """
-    for name, (photo, scan) in cutouts.items():
-        path = folder / "database" / "cutouts" / name
-        put(path, photo)
-        savemat(path.with_name(path.name + ".mat"), {"XYZcut": scan})
-    for name, matrix in floor_from_scan.items():
-        floor, scan = name.split("/")
-        rows = "".join(" ".join(map(str, row)) + "\n" for row in matrix)
-        unaligned = "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
-        path = folder / "database/alignments" / floor / "transformations" / f"DUC_trans_{scan}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name}\nP_before_GICP:\n{unaligned}P_after_GICP:\n{rows}fitness: 0.9\n")
-    for name, (photo, _) in queries.items():
-        put(folder / "query" / "iphone7" / name, photo)
-    pairs = [
-        f"query/iphone7/{query} database/cutouts/{cutout}\n"
-        for query in queries
-        for cutout in cutouts
-    ]
-    (folder / "pairs-query-netvlad40.txt").write_text("".join(pairs))
     write_truth(folder / "truth.txt", {name: pose for name, (_, pose) in queries.items()})
 
 

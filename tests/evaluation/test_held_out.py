@@ -10,7 +10,8 @@ from PIL import Image
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
+from d2net.evaluation.localization import evaluate_localization
+from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.evaluation.night import at_night
 from d2net.evaluation.results import Result
 from d2net.features import Features

@@ -6,11 +6,12 @@ import pytest
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
+from d2net.evaluation.localization import evaluate_localization
+from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.io.poses import read_poses
 from d2net.progress import no_progress
 
-from .miniature import write_aachen, write_inloc
+from .miniature import write_aachen
 from .scene import SIZE, Known
 
 LENS = pycolmap.Camera(
@@ -314,125 +315,3 @@ def test_a_model_without_points_is_told(folder):
     model.write_binary(folder / "3D-models/aachen_v_1_1")
     with pytest.raises(InputError, match="no points that two photos see"):
         evaluate(folder)
-
-
-# InLoc: two cutouts of a slanted wall, and telephones before it.
-
-SMALL = (160, 120)
-CUTOUT_LENS = pycolmap.Camera(model="PINHOLE", width=160, height=120, params=[150, 150, 80, 60])
-TELEPHONE = pycolmap.Camera(
-    model="SIMPLE_PINHOLE", width=160, height=120, params=[160 * 28 / 36, 80, 60]
-)
-WALLS = np.array([[0.3, 0.1, 1.0, -5.0], [-0.6, 0.2, 1.0, -6.0]])  # n x + d = 0; the nearer is seen
-SCANS = {"DUC1/024": pose(-0.5, 3), "DUC2/031": pose(0.6, -4)}
-ALIGNMENTS = {"DUC1/024": pose(3.0, 40), "DUC2/031": pose(-5.0, 170)}  # floor_from_scan
-PHONES = {"IMG_0731.JPG": pose(0.1, 1), "IMG_0732.JPG": pose(-0.3, -2)}
-
-
-def on_walls(rays, cam_from_room):
-    """Where rays (N x 3, of a camera) meet the walls, in the room."""
-    room_from_cam = cam_from_room.inverse()
-    origin = room_from_cam.translation
-    directions = rays @ room_from_cam.rotation.matrix().T
-    distance = -(WALLS[:, :3] @ origin + WALLS[:, 3]) / (directions @ WALLS[:, :3].T)
-    return origin + directions * distance.min(axis=1)[:, None]
-
-
-def inloc(tmp_path):
-    """In the room, which is the floor's frame, scans stand at SCANS, turned as ALIGNMENTS say."""
-    x, y = np.meshgrid(np.arange(160), np.arange(120))
-    rays = np.c_[CUTOUT_LENS.cam_from_img(np.c_[x.ravel(), y.ravel()] + 0.5), np.ones(160 * 120)]
-    cutouts, keypoints = {}, {}
-    rng = np.random.default_rng(3)
-    places = on_walls(np.c_[rng.uniform(-0.3, 0.3, (120, 2)), np.ones(120)], pose(0, 0))
-    for name, cam_from_room in SCANS.items():
-        scan_from_floor = ALIGNMENTS[name].inverse()
-        scan = scan_from_floor * on_walls(rays, cam_from_room)
-        scan[rng.random(len(scan)) < 0.02] = np.nan
-        path = f"{name}/DUC_cutout_{name[-3:]}_0_0.jpg"
-        cutouts[path] = path.encode(), scan.reshape(120, 160, 3)
-        in_camera = np.array([cam_from_room * p for p in places])
-        keypoints[f"database/cutouts/{path}"] = CUTOUT_LENS.img_from_cam(in_camera) - 0.5
-    for name, place in PHONES.items():
-        in_camera = np.array([place * p for p in places])
-        keypoints[f"query/iphone7/{name}"] = TELEPHONE.img_from_cam(in_camera) - 0.5
-    write_inloc(
-        tmp_path / "inloc",
-        cutouts,
-        {name: np.vstack([a.matrix(), [0, 0, 0, 1]]) for name, a in ALIGNMENTS.items()},
-        {name: (name.encode(), place) for name, place in PHONES.items()},
-    )
-    return tmp_path / "inloc", Known(keypoints, size=SMALL)
-
-
-def test_pixels_of_scans_place_telephones(tmp_path):
-    folder, source = inloc(tmp_path)
-    result = evaluate(
-        folder,
-        source,
-        truth=folder / "truth.txt",
-        submission=folder / "poses.txt",
-        threshold=2,  # these photos are small
-    )
-    overall = result.groups["overall"]
-    assert overall["0.25 m"] == overall["1 m"] == overall["localized"] == 100
-    assert overall["median position error"] < 0.05
-    assert overall["median rotation error"] < 0.5
-    assert overall["inliers"] > 200  # of both cutouts
-    assert list(read_poses(folder / "poses.txt")) == list(PHONES)
-    assert result.dataset == "inloc"
-    assert {pair.group for pair in result.pairs} == {"DUC1"}
-
-
-def test_queries_are_grouped_by_the_floor_of_most_of_their_cutouts(tmp_path):
-    folder, source = inloc(tmp_path)
-    pairs = (folder / "pairs-query-netvlad40.txt").read_text().splitlines()
-    kept = [line for line in pairs if "0731" not in line or "DUC2" in line]
-    (folder / "pairs-query-netvlad40.txt").write_text("\n".join(kept))
-    result = evaluate(folder, source, threshold=2)
-    assert [pair.group for pair in result.pairs] == ["DUC2", "DUC1"]
-    assert result.groups["DUC2"]["localized"] == 100
-
-
-def other_scan(folder):
-    from scipy.io import savemat
-
-    (path,) = (folder / "database/cutouts/DUC1").rglob("*.mat")
-    savemat(path, {"XYZcut": np.zeros((160, 120, 3))})
-
-
-def broken_scan(folder):
-    (path,) = (folder / "database/cutouts/DUC1").rglob("*.mat")
-    path.write_bytes(b"MATLAB 5.0 MAT-file, no more")
-
-
-def no_scan(folder):
-    (path,) = (folder / "database/cutouts/DUC1").rglob("*.mat")
-    path.unlink()
-
-
-def no_alignment(folder):
-    (folder / "database/alignments/DUC1/transformations/DUC_trans_024.txt").unlink()
-
-
-def broken_alignment(folder):
-    path = folder / "database/alignments/DUC1/transformations/DUC_trans_024.txt"
-    path.write_text(path.read_text().replace("P_after_GICP:\n", ""))
-
-
-@pytest.mark.parametrize(
-    ("breaking", "message"),
-    [
-        (other_scan, "XYZcut is 160 x 120 x 3, but its photo has 160 x 120 pixels"),
-        (broken_scan, "not a MATLAB file with XYZcut"),
-        (no_scan, r"DUC_cutout_024_0_0\.jpg\.mat is missing"),
-        (no_alignment, r"DUC_trans_024\.txt is missing"),
-        (broken_alignment, "lines 8 to 11"),
-    ],
-)
-def test_broken_scans_are_told(tmp_path, breaking, message):
-    folder, source = inloc(tmp_path)
-    breaking(folder)
-    with pytest.raises(FormatError, match=message) as error:
-        evaluate(folder, source)
-    assert "\n" not in str(error.value)

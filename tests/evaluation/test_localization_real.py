@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pycolmap
 import pytest
-from PIL import Image
 
 from d2net.cli import main
 from d2net.evaluation.sources import rootsift
@@ -18,7 +15,7 @@ from d2net.io.poses import read_poses
 from d2net.mapping.triangulate import triangulate
 from d2net.matching import match
 
-from .miniature import write_aachen, write_inloc
+from .miniature import write_aachen
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -104,60 +101,3 @@ def test_fountain_by_the_network_as_it_is_packaged(shared, tmp_path, evaluate):
     result, _ = evaluate(tmp_path / "aachen", "--features", "ots:max_edge=512")
     assert result["groups"]["overall"]["0.25 m, 2°"] == 100
     assert result["groups"]["overall"]["median position error"] < 0.05
-
-
-def test_an_office_in_the_layout_of_inloc(shared, tmp_path, evaluate):
-    """Photos with measured depth; it makes the scans, each in a frame of its own."""
-    put_office(tmp_path / "inloc", shared / "data/train/rgbd_hololens_office")
-    result, _ = evaluate(tmp_path / "inloc", "--features", "rootsift", "--threshold", 6)
-    overall = result["groups"]["overall"]
-    assert overall["0.25 m"] == 100
-    assert overall["median position error"] < 0.05
-    assert overall["median rotation error"] < 1
-    assert set(result["groups"]) == {"DUC1", "overall"}
-    assert "Published, on InLoc" in (tmp_path / "page.html").read_text()
-
-
-def put_office(folder: Path, scene: Path) -> None:
-    model = pycolmap.Reconstruction(scene / "sparse")
-    images = sorted(model.images.values(), key=lambda image: image.name)[:9]
-    camera = model.cameras[images[0].camera_id]
-    cutouts, alignments, queries = {}, {}, {}
-    for image in images[::2]:
-        number = Path(image.name).stem[-3:]
-        path = f"DUC1/{number}/DUC_cutout_{number}_0_0.jpg"
-        depth = np.array(Image.open(scene / "depth" / image.name.replace("jpg", "png"))) / 1000
-        cutouts[path] = scene / "images" / image.name, unprojected(depth, camera)
-        matrix = image.cam_from_world().inverse().matrix()
-        alignments[f"DUC1/{number}"] = np.vstack([matrix, [0, 0, 0, 1]])
-    for image in images[1::2]:
-        photo = on_telephone(scene / "images" / image.name, camera)
-        queries[f"IMG_{image.name[:5]}.JPG"] = photo, image.cam_from_world()
-    write_inloc(folder, cutouts, alignments, queries)
-
-
-def unprojected(depth, camera):
-    """Points in the camera's frame, not a number where nothing was measured (0)."""
-    height, width = depth.shape
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    ideal = camera.cam_from_img(np.c_[x.ravel(), y.ravel()])
-    points = np.c_[ideal, np.ones(len(ideal))] * depth.reshape(-1, 1)
-    points[depth.ravel() == 0] = np.nan
-    return points.reshape(height, width, 3)
-
-
-def on_telephone(photo: Path, camera: pycolmap.Camera) -> bytes:
-    """The photo amid black, so large that its focal length is that of InLoc's telephone."""
-    width = round(camera.mean_focal_length() * 36 / 28)
-    larger = Image.new("RGB", (width, round(width * 3 / 4)))
-    corner = [
-        round(size / 2 - centre)
-        for size, centre in zip(
-            larger.size, (camera.principal_point_x, camera.principal_point_y), strict=True
-        )
-    ]
-    with Image.open(photo) as image:
-        larger.paste(image, (corner[0], corner[1]))
-    buffer = io.BytesIO()
-    larger.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -101,16 +101,13 @@ def homography(
     evaluation.run(partial(evaluate_homography, refined=refine), folder, printing)
 
 
-def epipolar(
-    folder: Path, *, evaluation: Evaluation, printing: options.Printing
-) -> None:
+def epipolar(folder: Path, *, evaluation: Evaluation, printing: options.Printing) -> None:
     """Fundamental matrices against hand-marked points (WxBS, day and night, seasons).
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
 
     Options:
         folder DIR: Photos with ground truth.
-        threshold PIXELS: Inlier threshold of MAGSAC.
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
@@ -185,10 +182,10 @@ def localization(
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Poses of queries in a map: Aachen Day-Night, InLoc, or a scene with a COLMAP model.
+    """Poses of queries in a map: Aachen Day-Night, or a scene with a COLMAP model.
 
-    DIR has the layout of Aachen or InLoc (docs/localization-benchmarks.md), or it is a scene with
-    photos and a COLMAP model. Of a scene every third photo is left out of the map and localized.
+    DIR has the layout of Aachen (docs/localization-benchmarks.md), or it is a scene with photos and
+    a COLMAP model. Of a scene every third photo is left out of the map and localized.
 
     Options:
         folder DIR: Photos with ground truth.
@@ -199,14 +196,15 @@ def localization(
         truth FILE: True poses of the queries: name qw qx qy qz tx ty tz.
         night DIR: Scenes: also localize the queries darkened as if at night, and write them there.
         submission FILE: Write the poses in the format of visuallocalization.net.
-        threshold PIXELS: Largest reprojection error of an inlier. Default: Aachen 12, InLoc 48,
+        threshold PIXELS: Largest reprojection error of an inlier. Default: Aachen 12,
             scenes by the keypoints' uncertainty.
     """
     if submission is not None and evaluation.compare:
         raise InputError("--submission writes the poses of one source: leave out --compare")
     if submission is not None:
         check_output(submission)
-    from d2net.evaluation.localization import LocalizationSettings, evaluate_localization
+    from d2net.evaluation.localization import evaluate_localization
+    from d2net.evaluation.localization_dataset import LocalizationSettings
 
     settings = LocalizationSettings(
         pairs=tuple(pairs or ()),

@@ -1,20 +1,22 @@
-"""What the datasets of visual localization have in common: queries, a map, and limits of errors."""
+"""Datasets of visual localization: Aachen Day-Night, and scenes with a COLMAP model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from d2net.errors import FormatError
-from d2net.evaluation.cache import CachedPhotos
-from d2net.evaluation.results import Array
-from d2net.geometry.cameras import check_photo_size
+import numpy as np
+
+from d2net.errors import FormatError, InputError
+from d2net.evaluation.night import write_at_night
+from d2net.geometry.alignment import spread_of
+from d2net.io.colmap_model import find_model, is_model, read_model
+from d2net.io.image_lists import photos_folder
+from d2net.io.intrinsics import read_intrinsics
 from d2net.io.pairs import Pair, read_pairs
-from d2net.mapping.query_pose import covisible_groups, keypoint_points, observed_points
-from d2net.mapping.triangulate import triangulate
+from d2net.matching.pair_selection import from_covisibility
 
 if TYPE_CHECKING:
     import pycolmap
@@ -28,34 +30,42 @@ class Limit(NamedTuple):
     rotation: float
 
 
+AACHEN_LIMITS = (
+    Limit("0.25 m, 2°", 0.25, 2),
+    Limit("0.5 m, 5°", 0.5, 5),
+    Limit("5 m, 10°", 5, 10),
+    # of the D2-Net paper
+    Limit("0.5 m, 2°", 0.5, 2),
+    Limit("1 m, 5°", 1, 5),
+    Limit("10 m, 25°", 10, 25),
+)
+AACHEN_VERSIONS = {4328: "aachen-v1.0", 6697: "aachen-v1.1"}
+"""Names of the dataset by the number of photos of the map."""
+AACHEN_THRESHOLD = 12.0
+"""Largest reprojection error of an inlier in pixels (hloc's and COLMAP's)."""
+NUM_COVISIBLE = 20
+"""Each photo of the map is matched with so many others, which see the most of the same points."""
+QUERY_LISTS = "*_time_queries_with_intrinsics.txt"
+
+SCENE_LIMITS = (Limit("1 %, 1°", 1, 1), Limit("2 %, 2°", 2, 2), Limit("5 %, 5°", 5, 5))
+EVERY = 3
+"""Of a scene's photos in the order of their names, the second of each three is a query."""
+
+
 class Query(NamedTuple):
     """A photo to be localized.
 
     Attributes:
         name: its path relative to the folder of photos.
-        group: "day" or "night", or the floor of a building.
+        group: "day" or "night".
+        camera: COLMAP's.
         candidates: names of the photos of the map that it is matched with.
-        camera: COLMAP's; None for InLoc's telephone.
     """
 
     name: str
     group: str
+    camera: pycolmap.Camera
     candidates: tuple[str, ...] = ()
-    camera: pycolmap.Camera | None = None
-
-
-@dataclass(frozen=True)
-class QueryMap:
-    """A map in which queries are localized.
-
-    Attributes:
-        points_of: 3D points of the keypoints of one of its photos, by the photo's name: N x 3, NaN
-            where a keypoint has no point.
-        groups: splits names of photos into groups that see the same part of the map.
-    """
-
-    points_of: Callable[[str], Array]
-    groups: Callable[[tuple[str, ...]], Sequence[tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class LocalizationDataset:
         limits: by which the benchmark counts.
         threshold: usual largest reprojection error of an inlier in pixels; None to choose it by
             the uncertainty of a query's keypoints, as `d2net localize` does.
-        model: poses and cameras of the map's photos; None for InLoc's scans.
+        model: poses and cameras of the map's photos.
         map_pairs: pairs of the map's photos. None: these and the candidates of queries are chosen
             by the evaluated features, as `d2net reconstruct` and `d2net localize` do.
         true_poses: `cam_from_world` of the queries, where the dataset has them.
@@ -83,7 +93,7 @@ class LocalizationDataset:
     queries: list[Query]
     limits: Sequence[Limit]
     threshold: float | None
-    model: pycolmap.Reconstruction | None
+    model: pycolmap.Reconstruction
     map_pairs: list[Pair] | None
     true_poses: Mapping[str, pycolmap.Rigid3d] | None = None
     unit: str = "m"
@@ -96,7 +106,7 @@ class LocalizationDataset:
         Raises:
             FormatError: one is missing.
         """
-        names = {image.name for image in self.model.images.values()} if self.model else set()
+        names = {image.name for image in self.model.images.values()}
         for query in self.queries:
             names.update((query.name, *query.candidates))
         files = {name: self.elsewhere.get(name, self.photos / name) for name in sorted(names)}
@@ -107,29 +117,193 @@ class LocalizationDataset:
         return files
 
 
-def read_candidates(pair_lists: Iterable[Path]) -> dict[str, tuple[str, ...]]:
-    """Photos of the map by query, in the order of the lists."""
-    candidates: dict[str, dict[str, None]] = {}
-    for path in pair_lists:
-        for query, photo in read_pairs(path):
-            candidates.setdefault(query, {})[photo] = None
-    return {query: tuple(photos) for query, photos in candidates.items()}
+@dataclass(frozen=True)
+class LocalizationSettings:
+    """Where the parts of a dataset are, and how queries are localized.
+
+    Attributes:
+        pairs: lists of a query and a photo of the map; found in the dataset's folder if empty.
+        queries: lists of queries with intrinsics, found likewise.
+        model: folder of a COLMAP model of the map, found likewise.
+        truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
+            judged, except in a scene, whose model has the true poses.
+        night: folder for the queries of a scene as they would look at night (see `night`), which
+            are localized too; None for the day alone.
+        threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
+            one.
+    """
+
+    pairs: tuple[Path, ...] = ()
+    queries: tuple[Path, ...] = ()
+    model: Path | None = None
+    truth: Path | None = None
+    night: Path | None = None
+    threshold: float | None = None
 
 
-def triangulated_map(
-    model: pycolmap.Reconstruction, photos: CachedPhotos, pairs: Sequence[Pair], max_error: float
-) -> QueryMap:
-    """Triangulate the matches of photos with known poses.
+def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDataset:
+    """Read the dataset in a folder: Aachen Day-Night, or a scene.
+
+    Aachen: photos, `3D-models`, `queries/*_time_queries_with_intrinsics.txt` and lists of pairs
+    `pairs-query-*.txt`. A scene: photos and a COLMAP model of their cameras, without lists.
 
     Raises:
-        InputError: a photo has another size than its camera.
+        InputError: no such folder, none of these layouts, or settings that do not fit the layout.
+        FormatError: files are broken, or do not belong together.
     """
-    keypoints = {}
-    for image in model.images.values():
-        features = photos.features(image.name)
-        check_photo_size(image.name, features.image_size, image.camera)
-        keypoints[image.name] = features.keypoints.numpy()
-    matches = ((a, b, photos.matches(a, b).indices.numpy()) for a, b in pairs)
-    with_points = triangulate(model, keypoints, matches, max_error=max_error)
-    groups = partial(covisible_groups, observed=observed_points(with_points))
-    return QueryMap(keypoint_points(with_points), groups)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    scene_model = find_model(folder)
+    if scene_model is not None and not (settings.pairs or settings.queries or settings.model):
+        return read_held_out(folder, scene_model, settings.night)
+    if settings.night is not None:
+        raise InputError(
+            "only the queries of a scene can be turned into night photos: a folder with photos and "
+            "a COLMAP model, without lists"
+        )
+    query_lists = settings.queries or sorted((folder / "queries").glob(QUERY_LISTS))
+    if not query_lists:
+        raise InputError(
+            f"{folder} is neither in Aachen Day-Night's layout (queries/{QUERY_LISTS}, 3D-models, "
+            "images_upright) nor a scene with a COLMAP model of its photos"
+        )
+    pair_lists = settings.pairs or sorted(folder.glob("pairs-query-*.txt"))
+    if not pair_lists:
+        raise InputError(
+            f"{folder} holds no list of pairs (pairs-query-*.txt, lines of a query and a photo of "
+            "the map); give one"
+        )
+    return read_aachen(folder, query_lists, pair_lists, settings.model)
+
+
+def read_aachen(
+    folder: Path, query_lists: Sequence[Path], pair_lists: Sequence[Path], model_path: Path | None
+) -> LocalizationDataset:
+    """Read the dataset, or other photos in its layout.
+
+    Args:
+        folder: holds the photos in `images/images_upright`, `images_upright` or `images`.
+        query_lists: queries with intrinsics. The name before `_time_queries` is the group.
+        pair_lists: lists of a query and a photo of the map.
+        model_path: a COLMAP model with points; None for the one in `3D-models` or in one of its
+            folders.
+
+    Raises:
+        InputError: no two photos of the model see the same points.
+        FormatError: files are broken, or do not belong together.
+    """
+    photo_folders = [folder / "images/images_upright", folder / "images_upright", folder / "images"]
+    photos = next((path for path in photo_folders if path.is_dir()), None)
+    if photos is None:
+        raise FormatError(f"{folder} has no photos: a folder images_upright is expected")
+    if model_path is None:
+        models = [path for path in sorted((folder / "3D-models").glob("**")) if is_model(path)]
+        if len(models) != 1:
+            raise FormatError(
+                f"{folder / '3D-models'} holds {len(models) or 'no'} COLMAP models, but one is "
+                "expected; give the model"
+            )
+        model_path = models[0]
+    model = read_model(model_path)
+    in_model = {image.name for image in model.images.values() if image.has_pose}
+    candidates: dict[str, dict[str, None]] = {}
+    for pairs_path in pair_lists:
+        for query_name, photo in read_pairs(pairs_path):
+            candidates.setdefault(query_name, {})[photo] = None
+    queries = [
+        Query(
+            name,
+            query_list.stem.partition("_time_queries")[0],
+            camera,
+            tuple(candidates.get(name, ())),
+        )
+        for query_list in query_lists
+        for name, camera in read_intrinsics(query_list).items()
+    ]
+    for query in queries:
+        if not query.candidates:
+            raise FormatError(
+                f"the lists of pairs name no photo of the map for the query {query.name}"
+            )
+        unknown = [name for name in query.candidates if name not in in_model]
+        if unknown:
+            raise FormatError(
+                f"the query {query.name} is paired with {unknown[0]}, but the model {model_path} "
+                "has no pose of that photo"
+            )
+    pairs = from_covisibility(model, NUM_COVISIBLE)
+    if not pairs:
+        raise InputError(
+            f"the model {model_path} has no points that two photos see, by which photos of the map "
+            "are paired"
+        )
+    return LocalizationDataset(
+        AACHEN_VERSIONS.get(len(model.images), ""),
+        photos,
+        queries,
+        AACHEN_LIMITS,
+        AACHEN_THRESHOLD,
+        model,
+        pairs,
+    )
+
+
+def read_held_out(folder: Path, model_path: Path, night: Path | None) -> LocalizationDataset:
+    """Read a scene: photos in `images` or in the folder itself, and a COLMAP model.
+
+    Args:
+        folder: of the scene.
+        model_path: folder of the model. Its points, if it has any, are not used.
+        night: where to write the queries as they would look at night; these are queries too. None
+            for the day alone.
+
+    Raises:
+        FormatError: a photo of the model is missing, or there are fewer than three.
+    """
+    import pycolmap
+
+    photos = photos_folder(folder)
+    model = read_model(model_path)
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    names = sorted(images)
+    missing = [name for name in names if not (photos / name).is_file()]
+    if missing:
+        raise FormatError(
+            f"the model {model_path} names the photo {missing[0]}, which is not in {photos}"
+        )
+    if len(names) < EVERY:
+        raise FormatError(
+            f"{model_path} has {len(names)} photos with a pose; a map and a query need {EVERY}"
+        )
+    queries, true_poses, elsewhere = [], {}, {}
+    for name in names[1::EVERY]:
+        queries.append(Query(name, "day", model.cameras[images[name].camera_id]))
+        true_poses[name] = images[name].cam_from_world()
+    if night is not None:
+        for query in list(queries):
+            dark = query._replace(name=f"night/{query.name}", group="night")
+            elsewhere[dark.name] = night / f"{query.name}.png"
+            write_at_night(photos / query.name, elsewhere[dark.name])
+            queries.append(dark)
+            true_poses[dark.name] = true_poses[query.name]
+    without_points = pycolmap.Reconstruction()
+    for image_id, image in sorted(model.images.items()):
+        if image.name in images and image.name not in true_poses:
+            if image.camera_id not in without_points.cameras:
+                without_points.add_camera_with_trivial_rig(model.cameras[image.camera_id])
+            copy = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image_id)
+            without_points.add_image_with_trivial_frame(copy, image.cam_from_world())
+    centres = np.array([image.cam_from_world().inverse().translation for image in images.values()])
+    return LocalizationDataset(
+        name="",
+        photos=photos,
+        queries=queries,
+        limits=SCENE_LIMITS,
+        threshold=None,
+        model=without_points,
+        map_pairs=None,
+        true_poses=true_poses,
+        unit="% of the spread of the cameras",
+        unit_length=spread_of(centres) / 100,
+        elsewhere=elsewhere,
+    )

@@ -134,7 +134,7 @@ class Result:
         headline: the columns of the tables, most important first.
         pair_metrics: what is shown below a pair's picture. Pairs are ranked by the first.
         curve: for the plot over thresholds.
-        dataset: a benchmark with published results, such as "inloc"; "" for other photos.
+        dataset: a benchmark with published results, such as "hpatches"; "" for other photos.
     """
 
     protocol: Protocol
