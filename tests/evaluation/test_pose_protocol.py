@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from d2net.errors import FormatError, InputError, MissingPackageError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.pose import evaluate_pose, line_angle, rotation_angle
-from d2net.evaluation.pose_pairs import PairFilter, find_pairs
+from d2net.evaluation.pose_pairs import find_pairs
 from d2net.geometry.cameras import pinhole, rays
 
 from .scene import SIZE, K, Known, R, T, views
@@ -54,7 +54,6 @@ def known(a, b, **options):
 
 
 def evaluate(source, folder, **options):
-    options = {"thresholds": (1, 3)} | options
     return evaluate_pose(CachedFeatures(source, folder.parent / "cache"), folder, **options)
 
 
@@ -64,7 +63,7 @@ def test_projections_of_a_scene_give_the_true_pose(folder, solver):
     (pair,) = result.pairs
     assert (pair.group, pair.photos) == ("scene", ("images/a.jpg", "images/b.jpg"))
     overall = result.groups["overall"]
-    for t in (1, 3):
+    for t in (1, 2):
         assert pair.figures[f"error t={t}"] < 0.02  # degrees
         assert overall[f"AUC@1 t={t}"] > 0.99
         assert overall[f"AUC@20 t={t}"] > 0.999
@@ -98,7 +97,7 @@ def test_wrong_geometry_and_no_features_score_nothing(folder):
     assert wrong["precision@1"] < 0.05
     nothing = evaluate(known(a, np.empty((0, 2))), folder)
     figures = nothing.groups["overall"]
-    assert figures["AUC@20 t=1"] == figures["precision@10"] == figures["inliers t=3"] == 0
+    assert figures["AUC@20 t=1"] == figures["precision@10"] == figures["inliers t=2"] == 0
     assert nothing.pairs[0].figures["error t=1"] == figures["median error t=1"] == 180
 
 
@@ -152,9 +151,7 @@ def test_superglue_pairs_need_no_model(folder):
     for path in (folder / "model").iterdir():
         path.unlink()
     (folder.parent / "pairs.txt").write_text(superglue_line())
-    result = evaluate(
-        known(*views(120, seed=0)), folder, pairs=PairFilter(pairs=folder.parent / "pairs.txt")
-    )
+    result = evaluate(known(*views(120, seed=0)), folder, pairs=folder.parent / "pairs.txt")
     assert result.groups["overall"]["AUC@1 t=1"] > 0.99
     assert result.groups["overall"]["precision@1"] == 1
 
@@ -173,7 +170,7 @@ def test_superglue_pairs_need_no_model(folder):
 def test_broken_superglue_pairs_are_told(folder, line, message):
     (folder.parent / "pairs.txt").write_text(line)
     with pytest.raises(FormatError, match=message) as error:
-        find_pairs(folder, PairFilter(pairs=folder.parent / "pairs.txt"))
+        find_pairs(folder, pairs=folder.parent / "pairs.txt")
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +178,7 @@ def test_a_listed_photo_without_a_pose_is_told(folder):
     put_model(folder / "model", {"a.jpg": POSES["a.jpg"]})
     (folder / "pairs.txt").write_text("a.jpg b.jpg\n")
     with pytest.raises(FormatError, match=r"has no pose of the photo b\.jpg"):
-        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt"))
+        find_pairs(folder, pairs=folder / "pairs.txt")
 
 
 def test_a_photo_that_only_the_model_has_is_told(folder):
@@ -217,66 +214,10 @@ def test_folders_without_pairs_are_told(folder, tmp_path):
     with pytest.raises(InputError, match="holds no COLMAP model"):
         find_pairs(folder / "images")
     with pytest.raises(InputError, match="holds no COLMAP model"):
-        find_pairs(folder, PairFilter(model=folder / "images"))
+        find_pairs(folder, model=folder / "images")
     (folder / "pairs.txt").write_text("\n")
-    with pytest.raises(InputError, match="no pair of photos is left"):
-        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt"))
-    with pytest.raises(InputError, match="not both"):
-        find_pairs(folder, PairFilter(pairs=folder / "pairs.txt", max_angle=30))
-
-
-def test_pairs_are_chosen_by_the_angle_between_optical_axes(folder):
-    assert (
-        len(find_pairs(folder, PairFilter(max_angle=17))) == 1
-    )  # the axes differ by arccos(0.96) = 16.3
-    with pytest.raises(InputError, match="no pair of photos is left"):
-        find_pairs(folder, PairFilter(max_angle=16))
-    with pytest.raises(InputError, match="has no points"):
-        find_pairs(folder, PairFilter(min_overlap=0.1))
-
-
-def test_pairs_are_chosen_by_the_points_that_both_see_in_a_binary_model(tmp_path):
-    options = pycolmap.SyntheticDatasetOptions(
-        num_rigs=1, num_cameras_per_rig=1, num_frames_per_rig=4, num_points3D=40
-    )
-    pycolmap.set_random_seed(0)
-    model = pycolmap.synthesize_dataset(options)
-    names = {i: image.name for i, image in model.images.items()}
-    first, second = sorted(names)[:2]
-    for number, point_id in enumerate(list(model.points3D)):  # each keeps one half of the points
-        blind = (first, second)[number % 2]
-        seen_by = {e.image_id: e.point2D_idx for e in model.points3D[point_id].track.elements}
-        if blind in seen_by:
-            model.delete_observation(blind, seen_by[blind])
-    (tmp_path / "sparse/0").mkdir(parents=True)
-    model.write_binary(tmp_path / "sparse/0")
-    put_photos(tmp_path / "images", names.values())
-    every, overlapping = find_pairs(tmp_path), find_pairs(tmp_path, PairFilter(min_overlap=0.5))
-    assert len(every) == 6
-    left_out = {p.photos for p in every} - {p.photos for p in overlapping}
-    assert {tuple(path.name for path in photos) for photos in left_out} == {
-        (names[first], names[second])
-    }
-
-
-@pytest.mark.shared
-def test_overlap_in_a_real_model_is_the_share_of_its_points(shared):
-    """By the tracks of the points, where the package goes by the photos' observations."""
-    scene = shared / "data/train/lund_door"
-    model = pycolmap.Reconstruction(scene / "sparse")
-    seen = {image.name: set() for image in model.images.values()}
-    for number, point in model.points3D.items():
-        for element in point.track.elements:
-            seen[model.images[element.image_id].name].add(number)
-    expected = {
-        (a, b)
-        for a in seen
-        for b in seen
-        if a < b and len(seen[a] & seen[b]) >= 0.5 * min(len(seen[a]), len(seen[b]))
-    }
-    chosen = find_pairs(scene, PairFilter(min_overlap=0.5))
-    assert {tuple(path.name for path in pair.photos) for pair in chosen} == expected
-    assert 0 < len(expected) < len(find_pairs(scene))
+    with pytest.raises(InputError, match="holds no pair of photos"):
+        find_pairs(folder, pairs=folder / "pairs.txt")
 
 
 def test_magsac_needs_no_further_package(folder, monkeypatch):

@@ -135,9 +135,8 @@ def pose(
         solver: RANSAC of poselib, or of OpenCV (magsac).
     """
     from d2net.evaluation.pose import evaluate_pose
-    from d2net.evaluation.pose_pairs import PairFilter
 
-    evaluate = partial(evaluate_pose, pairs=PairFilter(model, pairs), solver=solver)
+    evaluate = partial(evaluate_pose, model=model, pairs=pairs, solver=solver)
     evaluation.run(evaluate, folder, printing)
 
 

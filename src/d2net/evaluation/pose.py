@@ -10,16 +10,14 @@ error. A pair without an estimate has an infinite error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from d2net.errors import InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.metrics import accuracy, auc
 from d2net.evaluation.pairs import evaluate_pairs, matched_points
-from d2net.evaluation.pose_pairs import PairFilter, PosedPair, find_pairs
+from d2net.evaluation.pose_pairs import PosedPair, find_pairs
 from d2net.evaluation.results import (
     FEATURES,
     MATCHES,
@@ -53,6 +51,9 @@ PRECISION = Curve(
     tuple(range(1, 11)),
     "share of matches within so many pixels of the true epipolar geometry",
 )
+THRESHOLDS = (0.5, 1, 2, 4, 8)
+"""Of RANSAC in pixels of the photos (Sampson distance). All are reported: the best one of a sweep
+would be chosen on the data it is judged by."""
 SEEDS = (0, 1, 2)
 """Of RANSAC's random samples; figures are means over them."""
 DRAWN_AS_CORRECT = 3
@@ -74,9 +75,9 @@ def evaluate_pose(
     source: CachedFeatures,
     folder: Path,
     *,
-    pairs: PairFilter | None = None,
+    model: Path | None = None,
+    pairs: Path | None = None,
     solver: Method = "poselib",
-    thresholds: Sequence[float] = (0.5, 1, 2, 4, 8),
     progress: Progress = no_progress,
 ) -> Result:
     """Relative poses from a source's matches, compared with known cameras.
@@ -84,10 +85,9 @@ def evaluate_pose(
     Args:
         source: features.
         folder: photos and ground truth, see `pose_pairs.find_pairs`.
-        pairs: which pairs; all if None.
+        model: folder of the COLMAP model; None to find it.
+        pairs: file of pairs, see `pose_pairs.find_pairs`; None for all.
         solver: "poselib" or "magsac" (OpenCV).
-        thresholds: of RANSAC in pixels of the photos (Sampson distance). All are reported: the best
-            one of a sweep would be chosen on the data it is judged by.
         progress: called after each pair.
 
     Returns:
@@ -104,12 +104,9 @@ def evaluate_pose(
         FormatError: ground truth that is broken, or does not belong to the photos.
         MissingPackageError: the solver needs a package that is not installed.
     """
-    if not thresholds:
-        raise InputError("at least one RANSAC threshold is needed")
     options = [
-        [RobustOptions(threshold=t, method=solver, seed=seed) for seed in SEEDS] for t in thresholds
+        [RobustOptions(threshold=t, method=solver, seed=seed) for seed in SEEDS] for t in THRESHOLDS
     ]
-    pairs = pairs or PairFilter()
     errors = []
 
     def judge(
@@ -121,31 +118,32 @@ def evaluate_pose(
         errors.append(pair_errors)
         return figures, drawing
 
-    results = evaluate_pairs(source, folder, find_pairs(folder, pairs), judge, progress)
+    results = evaluate_pairs(source, folder, find_pairs(folder, model, pairs), judge, progress)
     headline = [
         *(
             Metric(f"AUC@{angle} t={t:g}", "area under the curve of recall up to so many degrees")
-            for t in thresholds
+            for t in THRESHOLDS
             for angle in ANGLES
         ),
         PRECISION.metric(3),
         FEATURES,
         MATCHES,
     ]
-    pair_errors = [Metric(f"error t={t:g}", "", "°", higher_is_better=False) for t in thresholds]
+    pair_errors = [Metric(f"error t={t:g}", "", "°", higher_is_better=False) for t in THRESHOLDS]
     return Result(
         PROTOCOL,
         source.name,
         str(folder),
         source.provenance,
         {
-            **asdict(pairs),
+            "model": model,
+            "pairs": pairs,
             "solver": solver,
-            "thresholds": list(thresholds),
+            "thresholds": THRESHOLDS,
             "seeds": SEEDS,
         },
         results,
-        _groups(results, np.array(errors), thresholds),
+        _groups(results, np.array(errors)),
         headline,
         pair_metrics=[PRECISION.metric(5), *pair_errors, FEATURES, MATCHES],
         curve=PRECISION,
@@ -205,14 +203,12 @@ def line_angle(estimate: Array, truth: Array) -> float:
     return float(np.degrees(np.arctan2(sine, abs(estimate @ truth))))
 
 
-def _groups(
-    results: Sequence[PairResult], errors: Array, thresholds: Sequence[float]
-) -> dict[str, Figures]:
+def _groups(results: Sequence[PairResult], errors: Array) -> dict[str, Figures]:
     """Mean figures of the pairs, and the AUC of their errors (pairs x thresholds x seeds)."""
     groups = averaged(results)
     for name, figures in groups.items():
         members = [name in (OVERALL, result.group) for result in results]
-        for t, values in zip(thresholds, errors[members].transpose(1, 0, 2), strict=True):
+        for t, values in zip(THRESHOLDS, errors[members].transpose(1, 0, 2), strict=True):
             del figures[f"error t={t:g}"]  # a mean says little where some pairs fail
             figures[f"median error t={t:g}"] = float(np.median(values))
             areas = np.array([auc(of_seed, ANGLES) for of_seed in values.T])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,7 @@ from d2net.evaluation.results import Array
 from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
-from d2net.io.pairs import Pair, read_pairs
+from d2net.io.pairs import read_pairs
 from d2net.io.text import word_lines
 
 if TYPE_CHECKING:
@@ -41,80 +41,58 @@ class PosedPair(PhotoPair):
     translation: Array
 
 
-@dataclass(frozen=True)
-class PairFilter:
-    """Which pairs of a folder are evaluated.
-
-    Attributes:
-        model: folder of the COLMAP model; None to find it.
-        pairs: file of pairs; see `find_pairs`.
-        min_overlap: both photos see at least this share of the points that the photo with fewer
-            points sees.
-        max_angle: largest angle between the optical axes in degrees.
-    """
-
-    model: Path | None = None
-    pairs: Path | None = None
-    min_overlap: float | None = None
-    max_angle: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.pairs is not None and (self.min_overlap is not None or self.max_angle is not None):
-            raise InputError(
-                "give a list of pairs, or choose pairs by overlap and angle, but not both"
-            )
-
-
-def find_pairs(folder: Path, choice: PairFilter | None = None) -> list[PosedPair]:
+def find_pairs(
+    folder: Path, model: Path | None = None, pairs: Path | None = None
+) -> list[PosedPair]:
     """Pairs with ground truth.
 
     The folder is a scene: photos in `images` (or anywhere in it) and a COLMAP model, text or
     binary, in `model`, `sparse`, `sparse/0` or the folder itself. Or its subfolders are scenes.
 
-    The file `choice.pairs` has two names a line, relative to the folder of photos. Or it is one of
+    Args:
+        folder: see above.
+        model: folder of the COLMAP model; None to find it.
+        pairs: see below; None for all pairs of the model's photos.
+
+    The file of pairs has two names a line, relative to the folder of photos. Or it is one of
     SuperGlue's, like those of MegaDepth-1500 and ScanNet-1500, which hold the ground truth:
     `name0 name1 rot0 rot1 K0 K1 T_0to1` (row by row, 2 + 9 + 9 + 16 numbers; as in SuperGlue, pixel
-    centres are at integers). Without a file all pairs of the model's photos are taken.
+    centres are at integers).
 
     Raises:
         InputError: no such folder, no pairs, or arguments that do not go together.
         FormatError: a model or a file of pairs is broken, or does not belong to the photos.
     """
-    choice = choice or PairFilter()
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    if choice.pairs is not None and _has_ground_truth(choice.pairs):
-        posed_pairs = _read_superglue(choice.pairs, folder)
+    # SuperGlue's lines have numbers after the names.
+    _, first_line = next(word_lines(pairs, "pairs"), (0, [])) if pairs else (0, [])
+    if pairs is not None and len(first_line) > 10:
+        posed_pairs = _read_superglue(pairs, folder)
     else:
         scenes = [folder]
-        if choice.model is None and find_model(folder) is None:
+        if model is None and find_model(folder) is None:
             scenes = [p for p in sorted(folder.iterdir()) if p.is_dir() and find_model(p)]
         if not scenes:
             raise InputError(
                 f"{folder} holds no COLMAP model (cameras and images as .txt or .bin, in the "
                 "folder or in model, sparse or sparse/0); give the folder of the model"
             )
-        if choice.pairs is not None and len(scenes) > 1:
+        if pairs is not None and len(scenes) > 1:
             raise InputError(f"{folder} holds {len(scenes)} scenes; a list of pairs is for one")
-        posed_pairs = [pair for scene in scenes for pair in _pairs_of(scene, choice)]
+        posed_pairs = [pair for scene in scenes for pair in _pairs_of(scene, model, pairs)]
     if not posed_pairs:
         raise InputError(
-            f"no pair of photos is left in {choice.pairs or folder}; a scene needs two photos with "
-            "known cameras, and some pair must be within the limits of overlap and angle"
+            f"{pairs or folder} holds no pair of photos; a scene needs two with known cameras"
         )
     return posed_pairs
 
 
-def _pairs_of(scene: Path, choice: PairFilter) -> Iterator[PosedPair]:
-    """The listed pairs of a scene, or all that meet the limits."""
-    path, photos = choice.model or find_model(scene) or scene, photos_folder(scene)
-    model = read_model(path)
-    images = {image.name: image for image in model.images.values() if image.has_pose}
-    if choice.pairs is not None:
-        pairs: Iterable[Pair] = read_pairs(choice.pairs)
-    else:
-        pairs = _within_limits(images, choice, path)
-    for pair in pairs:
+def _pairs_of(scene: Path, model: Path | None, pair_list: Path | None) -> Iterator[PosedPair]:
+    path, photos = model or find_model(scene) or scene, photos_folder(scene)
+    known = read_model(path)
+    images = {image.name: image for image in known.images.values() if image.has_pose}
+    for pair in read_pairs(pair_list) if pair_list else combinations(sorted(images), 2):
         for name in pair:
             if name not in images:
                 raise FormatError(f"the model {path} has no pose of the photo {name}")
@@ -123,33 +101,10 @@ def _pairs_of(scene: Path, choice: PairFilter) -> Iterator[PosedPair]:
         yield PosedPair(
             group=scene.resolve().name,
             photos=(_photo(photos, a.name), _photo(photos, b.name)),
-            cameras=(model.cameras[a.camera_id], model.cameras[b.camera_id]),
+            cameras=(known.cameras[a.camera_id], known.cameras[b.camera_id]),
             rotation=np.asarray(b_from_a.rotation.matrix(), dtype=np.float64),
             translation=np.asarray(b_from_a.translation, dtype=np.float64),
         )
-
-
-def _within_limits(
-    images: Mapping[str, pycolmap.Image], choice: PairFilter, path: Path
-) -> Iterator[Pair]:
-    seen: dict[str, set[int]] = {}
-    if choice.min_overlap is not None:
-        for name, image in images.items():
-            seen[name] = {point.point3D_id for point in image.get_observation_points2D()}
-        if not any(seen.values()):
-            raise InputError(
-                f"the model {path} has no points, by which overlap is measured; choose pairs by "
-                "angle or give a list"
-            )
-    largest = 180.0 if choice.max_angle is None else min(choice.max_angle, 180)
-    min_cosine = np.cos(np.radians(largest)) - 1e-9
-    for a, b in combinations(sorted(images), 2):
-        if choice.min_overlap is not None:
-            fewer = min(len(seen[a]), len(seen[b]))
-            if fewer == 0 or len(seen[a] & seen[b]) < choice.min_overlap * fewer:
-                continue
-        if images[a].viewing_direction() @ images[b].viewing_direction() >= min_cosine:
-            yield a, b
 
 
 def _photo(folder: Path, name: str) -> Path:
@@ -157,12 +112,6 @@ def _photo(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise FormatError(f"the ground truth names the photo {name}, which is not in {folder}")
     return path
-
-
-def _has_ground_truth(path: Path) -> bool:
-    """Whether a file of pairs is SuperGlue's: then its first line has numbers after the names."""
-    _, words = next(word_lines(path, "pairs"), (0, []))
-    return len(words) > 10
 
 
 def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
