@@ -79,8 +79,7 @@ def test_without_verification(d2net: Run, photos: Path) -> None:
     assert run.json["keypoints"][0] == run.json["keypoints"][1] == run.json["matches"] > 0
     assert (run.json["model"], run.json["inliers"], run.json["matrix"]) == (None, None, None)
     assert run.json["output"] == "matches.png"
-    run = d2net("match", photo, photo, "--verify", "none", "--min-similarity", 0.5, "-q")
-    assert run.out == run.err == ""
+    assert d2net("match", photo, photo, "--verify", "none", "-q").err == ""
 
 
 def test_unrelated_pictures_show_no_common_place(real: Real) -> None:
@@ -173,7 +172,7 @@ def test_pairs_of_a_file(d2net: Run, features: Path) -> None:
 
 
 def test_options_reach_the_matcher(d2net: Run, features: Path) -> None:
-    options = ("--verify", "homography", "--threshold", 5, "--ratio", 0.9, "--min-similarity", 0.1)
+    options = ("--verify", "homography", "--threshold", 5, "--ratio", 0.9)
     run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5", *options)
     assert run.code == 0
     with MatchFile("m.h5") as file:
@@ -181,7 +180,6 @@ def test_options_reach_the_matcher(d2net: Run, features: Path) -> None:
         assert file.settings["verify"] == "homography"
         assert file.settings["threshold"] == 5
         assert file.settings["ratio"] == 0.9
-        assert file.settings["min_similarity"] == 0.1
 
 
 @pytest.mark.parametrize(

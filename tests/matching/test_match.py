@@ -48,13 +48,13 @@ def test_without_verification_all_mutual_neighbours_come_back(graf):
     assert torch.equal(matches.indices, mutual_nearest(a.descriptors, b.descriptors).indices)
 
 
-def test_ratio_and_similarity_leave_fewer_and_better_matches(graf):
+def test_the_ratio_leaves_fewer_and_better_matches(graf):
     a, b, H = graf
     everything = match(a, b)
     share = (true_error(a, b, everything, H) < 5).mean()
-    for fewer in (match(a, b, ratio=0.8), match(a, b, min_similarity=0.9)):
-        assert 0 < len(fewer) < len(everything)
-        assert (true_error(a, b, fewer, H) < 5).mean() > share + 0.1
+    fewer = match(a, b, ratio=0.8)
+    assert 0 < len(fewer) < len(everything)
+    assert (true_error(a, b, fewer, H) < 5).mean() > share + 0.1
 
 
 def test_arguments_of_verification_without_it_are_refused(graf):

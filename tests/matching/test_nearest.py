@@ -18,7 +18,7 @@ def unit(rows, dimensions, seed=0):
     return torch.nn.functional.normalize(torch.randn(rows, dimensions, generator=generator), dim=1)
 
 
-def brute_force(a, b, ratio=None, min_similarity=None):
+def brute_force(a, b, ratio=None):
     """The definition, row by row in double precision; ties go to the lowest index."""
     similarity = a.double().numpy() @ b.double().numpy().T
     distance = np.sqrt(np.maximum(2 - 2 * similarity, 0))
@@ -26,8 +26,6 @@ def brute_force(a, b, ratio=None, min_similarity=None):
     for i in range(len(a)):
         j = int(similarity[i].argmax()) if len(b) else -1
         if j < 0 or similarity[:, j].argmax() != i:
-            continue
-        if min_similarity is not None and similarity[i, j] < min_similarity:
             continue
         others = np.concatenate([np.delete(distance[i], j), np.delete(distance[:, j], i)])
         if ratio is not None and len(others) and distance[i, j] >= ratio * others.min():
@@ -54,17 +52,14 @@ def sign_vectors(dimensions):
     sign_vectors(4),
     st.sampled_from([(1, 1), (2, 2), (3, 1), (6, 2), (8, 4), (4096, 64)]),
     st.sampled_from([None, 0.8, 1.0]),
-    st.sampled_from([None, -0.5, 0.5, 1.0]),
 )
 @settings(max_examples=300, deadline=None)
-def test_equals_definition_with_ties_and_duplicates_for_any_block(
-    a, b, sizes, ratio, min_similarity
-):
+def test_equals_definition_with_ties_and_duplicates_for_any_block(a, b, sizes, ratio):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "_BLOCK", sizes[0])
         patch.setattr(nearest, "_GROUP", sizes[1])
-        matches = mutual_nearest(a, b, ratio=ratio, min_similarity=min_similarity)
-    assert as_pairs(matches) == brute_force(a, b, ratio, min_similarity)
+        matches = mutual_nearest(a, b, ratio=ratio)
+    assert as_pairs(matches) == brute_force(a, b, ratio)
 
 
 @pytest.mark.parametrize(("rows_a", "rows_b"), [(1, 1500), (1500, 1), (1024, 1024), (1300, 2500)])
@@ -113,7 +108,7 @@ def test_half_precision_is_compared_in_single():
 
 @pytest.mark.parametrize("shapes", [(0, 5), (5, 0), (0, 0)])
 def test_no_keypoints_give_no_matches(shapes):
-    matches = mutual_nearest(*(unit(rows, 8) for rows in shapes), ratio=0.9, min_similarity=0.1)
+    matches = mutual_nearest(*(unit(rows, 8) for rows in shapes), ratio=0.9)
     assert len(matches) == 0
     assert matches.indices.shape == (0, 2)
 
@@ -147,7 +142,7 @@ def test_descriptors_that_do_not_fit_together_are_refused(a, b, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"ratio": 0}, {"ratio": 1.1}, {"ratio": float("nan")}, {"min_similarity": 1.5}],
+    [{"ratio": 0}, {"ratio": 1.1}, {"ratio": float("nan")}],
 )
 def test_limits_out_of_range_are_refused(arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):

@@ -189,14 +189,12 @@ class Matching:
             (homography), or keep all matches (none).
         threshold PIXELS: Largest error of an inlier. Default: by the keypoints' uncertainty.
         ratio R: Ratio test, 0 to 1. D2-Net matches best without one.
-        min_similarity S: Smallest cosine similarity of a match, -1 to 1.
     """
 
     verify: Literal["fundamental", "homography", "none"] = "fundamental"
     threshold: float | None = None
     matcher: str = "nearest"
     ratio: float | None = None
-    min_similarity: float | None = None
 
     def arguments(self) -> MatchOptions:
         """The arguments of `match` and `match_pairs`."""
@@ -205,7 +203,6 @@ class Matching:
             "threshold": self.threshold,
             "matcher": self.matcher,
             "ratio": self.ratio,
-            "min_similarity": self.min_similarity,
         }
 
 

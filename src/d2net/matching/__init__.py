@@ -20,7 +20,6 @@ class MatchOptions(TypedDict, total=False):
 
     matcher: str
     ratio: float | None
-    min_similarity: float | None
     verify: Model | None
     threshold: float | None
 
@@ -31,7 +30,6 @@ def match(
     *,
     matcher: str = "nearest",
     ratio: float | None = None,
-    min_similarity: float | None = None,
     verify: Model | None = None,
     threshold: float | None = None,
     intrinsics: tuple[ArrayLike, ArrayLike] | None = None,
@@ -44,7 +42,6 @@ def match(
         b: features of the second photo, on the same device.
         matcher: "nearest" for mutual nearest neighbours, or the weights file of a learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
-        min_similarity: see `mutual_nearest`.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
         threshold: see `verify`, as for the arguments that follow.
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
@@ -64,7 +61,7 @@ def match(
             "threshold and intrinsics are options of verification, which is off; add for example "
             'verify="fundamental"'
         )
-    matches = create_matcher(matcher, ratio=ratio, min_similarity=min_similarity)(a, b)
+    matches = create_matcher(matcher, ratio=ratio)(a, b)
     if verify is None:
         return matches
     return verification.verify(
@@ -73,14 +70,14 @@ def match(
 
 
 def create_matcher(
-    name: str, *, ratio: float | None = None, min_similarity: float | None = None
+    name: str, *, ratio: float | None = None
 ) -> Callable[[Features, Features], Matches]:
     """The matcher of a name or file; arguments and errors as for `match`."""
     if name != "nearest":
-        if ratio is not None or min_similarity is not None:
+        if ratio is not None:
             raise InputError(
-                'ratio and min_similarity are options of the matcher "nearest"; a learned matcher '
-                "gives each match a confidence instead"
+                'ratio is an option of the matcher "nearest"; a learned matcher gives each match a '
+                "confidence instead"
             )
         return load_learned(name)
 
@@ -90,9 +87,7 @@ def create_matcher(
                 f"descriptors {a.descriptor_id!r} and {b.descriptor_id!r} cannot be compared; "
                 "extract both photos with the same weights and the same descriptor setting"
             )
-        return mutual_nearest(
-            a.descriptors, b.descriptors, ratio=ratio, min_similarity=min_similarity
-        )
+        return mutual_nearest(a.descriptors, b.descriptors, ratio=ratio)
 
     return nearest
 

@@ -35,7 +35,6 @@ _Job: TypeAlias = tuple[Path, MatchOptions, str]
 _DEFAULTS: MatchOptions = {
     "matcher": "nearest",
     "ratio": None,
-    "min_similarity": None,
     "verify": None,
     "threshold": None,
 }
@@ -71,7 +70,7 @@ def match_pairs(
         device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
         progress: called after each pair.
-        options: `matcher`, `ratio`, `min_similarity`, `verify`, `threshold`; see `match`.
+        options: `matcher`, `ratio`, `verify`, `threshold`; see `match`.
 
     Raises:
         MissingPackageError: a cluster is given, and Ray is not installed.

@@ -26,7 +26,6 @@ def mutual_nearest(
     descriptors_b: Tensor,
     *,
     ratio: float | None = None,
-    min_similarity: float | None = None,
 ) -> Matches:
     """Match descriptors that are each other's nearest neighbour by cosine.
 
@@ -39,14 +38,13 @@ def mutual_nearest(
         ratio: Lowe's ratio in (0, 1]: keep a pair if its Euclidean distance is less than `ratio`
             times the distance to the second nearest neighbour, in both directions (as in hloc
             and glue-factory), or if there is no second neighbour.
-        min_similarity: keep pairs with at least this cosine, in [-1, 1].
 
     Returns:
         Matches in the order of the rows of `descriptors_a`, on the descriptors' device.
 
     Raises:
         InputError: the descriptors differ in dimension or device, are not finite or not of unit
-            length, or `ratio` or `min_similarity` is out of range.
+            length, or `ratio` is out of range.
     """
     a, b = descriptors_a, descriptors_b
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
@@ -65,8 +63,6 @@ def mutual_nearest(
             )
     if ratio is not None and not 0 < ratio <= 1:
         raise InputError(f"ratio must be above 0 and at most 1, not {ratio}")
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
-        raise InputError(f"min_similarity is a cosine between -1 and 1, not {min_similarity}")
 
     similarity, b_of_a, a_of_b = _nearest(a, b)
     rows = torch.arange(len(b_of_a), device=b_of_a.device)
@@ -76,15 +72,13 @@ def mutual_nearest(
     pairs = torch.stack([rows, b_of_a[rows]], dim=1)
     similarity = similarity[rows]
 
-    keep = torch.ones_like(similarity, dtype=torch.bool)
-    if min_similarity is not None:
-        keep &= similarity >= min_similarity
     if ratio is not None:
         distance = _distance(similarity)
         second_b = _distance(_second_best(a, b, pairs))
         second_a = _distance(_second_best(b, a, pairs.flip(1)))
-        keep &= distance < ratio * torch.minimum(second_a, second_b)
-    return Matches(pairs[keep], similarity[keep])
+        keep = distance < ratio * torch.minimum(second_a, second_b)
+        pairs, similarity = pairs[keep], similarity[keep]
+    return Matches(pairs, similarity)
 
 
 def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
