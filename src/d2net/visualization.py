@@ -31,8 +31,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
 
-MAX_LINES = 100
-"""Default limit of the lines in a picture of matches; the eye cannot follow many more."""
+MAX_LINES = 100  # the eye cannot follow many more
 
 # All lengths are in pixels of the picture.
 _MAX_WIDTH = 2000

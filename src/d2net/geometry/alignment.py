@@ -20,17 +20,11 @@ spread. One misplaced photo must not spoil the errors of the others."""
 
 @dataclass(frozen=True)
 class CameraErrors:
-    """Errors of cameras after alignment with the truth by a similarity.
+    """Errors of cameras by photo, after alignment with the truth by a similarity."""
 
-    Attributes:
-        position: distance from the true position by photo, in units of the truth.
-        rotation: angle to the true rotation by photo, in degrees.
-        spread: root mean square distance of the true cameras from their centroid.
-    """
-
-    position: dict[str, float]
-    rotation: dict[str, float]
-    spread: float
+    position: dict[str, float]  # distance from the true position, in units of the truth
+    rotation: dict[str, float]  # angle to the true rotation, in degrees
+    spread: float  # root mean square distance of the true cameras from their centroid
 
 
 def camera_errors(

@@ -28,11 +28,7 @@ keeps one in 5 x 5 pixels."""
 
 
 class LearnedMatcher:
-    """Matches keypoints of one descriptor type by a transformer over both photos.
-
-    Args:
-        file: its weights.
-    """
+    """Matches keypoints of one descriptor type by a transformer, with the weights in `file`."""
 
     def __init__(self, file: Path) -> None:
         self._network, loaded = load_matcher(file)
@@ -49,8 +45,15 @@ class LearnedMatcher:
         Raises:
             InputError: the features are of another descriptor type.
         """
+        expected = self._network.settings.descriptor_length
         for features in (a, b):
-            self._check(features)
+            given, length = features.descriptor_id, features.descriptors.shape[1]
+            if given not in (None, self._descriptor_id) or length != expected:
+                raise InputError(
+                    f"the matcher {self.id!r} matches descriptors {self._descriptor_id!r} of "
+                    f"length {expected}, not {given or 'unknown ones'!r} of length {length}: "
+                    'extract the photos with those weights, or use the matcher "nearest"'
+                )
         rows = distinct_keypoints(a), distinct_keypoints(b)
         network = self._network.to(a.descriptors.device)
         assignment = network(*(as_batch([f[r]]) for f, r in zip((a, b), rows, strict=True)))[-1]
@@ -63,16 +66,6 @@ class LearnedMatcher:
             f.descriptors[i].float() for f, i in zip((a, b), indices.unbind(1), strict=True)
         )
         return Matches(indices, (first * second).sum(1), confidence=confidence[order])
-
-    def _check(self, features: Features) -> None:
-        given, length = features.descriptor_id, features.descriptors.shape[1]
-        expected = self._network.settings.descriptor_length
-        if given not in (None, self._descriptor_id) or length != expected:
-            raise InputError(
-                f"the matcher {self.id!r} matches descriptors {self._descriptor_id!r} of length "
-                f"{expected}, not {given or 'unknown ones'!r} of length {length}: extract the "
-                'photos with those weights, or use the matcher "nearest"'
-            )
 
 
 def load_learned(path: str) -> LearnedMatcher:

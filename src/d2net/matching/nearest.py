@@ -29,8 +29,8 @@ def mutual_nearest(
 ) -> Matches:
     """Match descriptors that are each other's nearest neighbour by cosine.
 
-    Similarities are computed in float32 for descriptors of any precision, and one block at a time,
-    so that memory stays small for any number of keypoints. Ties go to the lowest index.
+    Similarities are computed in float32, one block at a time, so that memory stays small for any
+    number of keypoints. Ties go to the lowest index.
 
     Args:
         descriptors_a: N x D, unit length, of any floating-point type.
