@@ -138,21 +138,10 @@ def plot_keypoints(
 ) -> Image.Image:
     """A photo with its keypoints and, if a score map is given, the map over the photo beside it.
 
-    The radius of a circle shows the scale of its keypoint, the colour shows its score.
-
-    Args:
-        image: the photo, in any form that `to_pixels` takes.
-        features: its features.
-        score_map: h x w soft detection scores, see `D2Net.score_map`. The map is stretched over the
-            photo. A frame of three cells is not shown: the network's zero padding distorts it.
-        upright: whether the features are from the upright photo, or from the photo as stored.
-        output: a .png or .jpg file to write the picture to.
-
-    Raises:
-        ImageError: the photo cannot be read.
-        InputError: the photo has another size than its features, the score map is not h x w finite
-            numbers, or the file extension is unknown.
-        OutputError: the picture cannot be written.
+    The radius of a circle shows the scale of its keypoint, the colour shows its score. The score
+    map is h x w, see `D2Net.score_map`. It is stretched over the photo, without a frame of three
+    cells, which the network's zero padding distorts. The other arguments and the errors are those
+    of `plot_matches`.
     """
     path = picture_path(output)
     photo = _photo(image, features, upright)

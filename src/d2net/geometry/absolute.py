@@ -30,7 +30,6 @@ MIN_POINTS = 4
 """Smallest number of points for a pose; one more if the focal length is estimated too. Three (four)
 would do, but they always agree with a pose, so agreement would mean nothing."""
 
-
 _CONFIDENCE = 0.99999  # COLMAP's default
 
 
@@ -38,10 +37,8 @@ _CONFIDENCE = 0.99999  # COLMAP's default
 class AbsolutePoseOptions(RansacOptions):
     """Options of pose estimation; the defaults are COLMAP's.
 
-    Attributes:
-        threshold: largest reprojection error of an inlier in pixels of the photo.
-        estimate_focal_length: estimate the focal length together with the pose. Only the camera
-            model, the principal point and the distortion of the given camera are used then.
+    With `estimate_focal_length` only the camera model, the principal point and the distortion of
+    the given camera are used.
     """
 
     threshold: float = 12.0

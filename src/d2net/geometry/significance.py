@@ -173,16 +173,12 @@ def pose_significance(
     sample_size: int = 3,
     num_solutions: int = 4,
 ) -> float:
-    """Significance of an absolute pose.
+    """Significance of an absolute pose, with a sample of 4 (10 solutions) for a focal length.
 
-    Args:
-        errors: N, reprojection errors of all 2D-3D correspondences in pixels, outliers too.
-        points: N x 2, their points in the photo. A point may occur several times; the best of its
-            correspondences counts, and has had as many chances to fit by accident.
-        image_size: of the photo.
-        threshold: of an inlier in pixels. Points in the same square of this size count once.
-        sample_size: correspondences that determine the pose: 4 if the focal length is unknown.
-        num_solutions: poses that one sample gives at most: 10 if the focal length is unknown.
+    `errors` are the N reprojection errors of all 2D-3D correspondences, outliers too, and `points`
+    their N x 2 points in the photo. A point may occur several times; the best of its
+    correspondences counts, and has had as many chances to fit by accident. Points in the same
+    square of the size of the threshold count once.
     """
     _, point, tries = np.unique(points, axis=0, return_inverse=True, return_counts=True)
     rows = _one_each(np.argsort(errors, kind="stable"), (points, threshold))

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _ROUNDS = 5
-_OUTLIER = 3.0
-"""Error of a match in standard deviations at which its weight is one half (Cauchy's weights)."""
+_OUTLIER = 3.0  # standard deviations at which the weight of a match is one half (Cauchy's weights)
 
 
 class MatchShifts(NamedTuple):

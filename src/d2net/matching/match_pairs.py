@@ -23,11 +23,8 @@ from d2net.progress import Progress, no_progress
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_CACHED_PHOTOS = 8
-"""Photos whose features stay in memory: pairs usually come sorted by their first photo."""
-
-_CLUSTER_BATCH = 64
-"""Pairs that a process of a cluster matches at a time."""
+_CACHED_PHOTOS = 8  # in memory: pairs usually come sorted by their first photo
+_CLUSTER_BATCH = 64  # pairs that a process of a cluster matches at a time
 
 _Job: TypeAlias = tuple[Path, MatchOptions, str]
 """Features file, options and device: what each process of a cluster is sent."""

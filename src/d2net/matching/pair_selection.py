@@ -201,12 +201,8 @@ def from_covisibility(
 ) -> list[Pair]:
     """Pairs of each photo of a COLMAP model with those that see the most of the same points.
 
-    The photos are sorted by name. Photos without a common point are not paired.
-
-    Args:
-        model: a model with points.
-        num_matched: number of other photos for each photo.
-        names: only these photos; None for all photos of the model.
+    The photos are sorted by name. Photos without a common point are not paired. `names` selects
+    photos of the model.
     """
     in_model, shared = shared_points(model)
     if names is not None:
@@ -219,10 +215,9 @@ def from_covisibility(
 
 
 def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np.int64]]:
-    """The number of 3D points that two photos of a model both see.
+    """The sorted names of a model's photos, and how many 3D points two of them both see.
 
-    Returns:
-        The sorted names of the photos with a pose, and N x N counts with 0 on the diagonal.
+    The counts are N x N, with 0 on the diagonal. Photos without a pose are left out.
     """
     from scipy.sparse import coo_array
 
