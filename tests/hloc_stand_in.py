@@ -1,4 +1,4 @@
-"""As much of hloc as its extractors meet, written after its contract, for tests without hloc.
+"""As much of hloc as extractors and matchers meet, after its contract, for tests without hloc.
 
 `write` makes a package `hloc` of it. The rules are those of hloc c13273b: utils/base_model.py,
 extract_features.py.
@@ -90,6 +90,7 @@ def write(folder: Path) -> None:
     for name, text in {
         "__init__.py": "import pycolmap\n",
         "extractors/__init__.py": "",
+        "matchers/__init__.py": "",
         "utils/__init__.py": "",
         "utils/base_model.py": BASE_MODEL,
         "extract_features.py": EXTRACT_FEATURES,

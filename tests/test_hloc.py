@@ -21,8 +21,11 @@ from PIL import Image
 
 import d2net
 from d2net.errors import InputError
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.weights import save_weights
 
 from . import hloc_stand_in
+from .io.samples import make_features
 from .tiny import DATA
 
 HAS_HLOC = importlib.util.find_spec("hloc") is not None
@@ -110,6 +113,33 @@ def test_the_contract(hloc: SimpleNamespace) -> None:
     assert torch.allclose(found["descriptors"].norm(dim=1), torch.ones(1, 30), atol=1e-5)
     with pytest.raises(AssertionError):
         model({})
+
+
+def test_the_learned_matcher_in_hloc(hloc: SimpleNamespace, tmp_path: Path) -> None:
+    """As hloc calls it: descriptors are D x N, and there is no scale."""
+    network = MatchingTransformer(MatcherSettings(8, width=32, heads=2, layers=1))
+    save_weights(tmp_path / "m.safetensors", network, {"name": "m", "descriptor_id": "x"})
+    conf = hloc.plugin.matcher_conf(tmp_path / "m.safetensors")
+    assert conf["output"] == "matches-d2net-m"
+    matchers = importlib.import_module("hloc.matchers")
+    model = hloc.base_model.dynamic_load(matchers, conf["model"]["name"])(conf["model"]).eval()
+    ones = torch.ones(40)
+    first = replace(make_features(40), scales=ones, uncertainty=ones, descriptor_id=None)
+    photos = [first, first[torch.arange(5, 35)]]
+    data = {}
+    for i, photo in enumerate(photos):
+        width, height = photo.image_size
+        data |= {f"image{i}": torch.empty(1, 1, height, width), f"scores{i}": photo.scores[None]}
+        data |= {f"keypoints{i}": photo.keypoints[None]}
+        data |= {f"descriptors{i}": photo.descriptors.T[None]}
+    found = model(data)
+    own = d2net.match(*photos, matcher=conf["model"]["weights"])
+    rows = found["matches0"][0]
+    assert len(rows) == len(found["matching_scores0"][0]) == 40
+    matched = torch.nonzero(rows >= 0)[:, 0]
+    pairs = torch.stack([matched, rows[matched]], dim=1)
+    assert len(pairs) > 0
+    assert {tuple(p) for p in pairs.tolist()} == {tuple(p) for p in own.indices.tolist()}
 
 
 def test_hlocs_own_d2net_stays(hloc: SimpleNamespace) -> None:

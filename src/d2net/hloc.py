@@ -1,21 +1,9 @@
-"""D2-Net as an extractor of hloc, without editing hloc.
+"""D2-Net as an extractor of hloc, and the learned matcher as one of its matchers.
 
-Importing this module registers the extractor in hloc. `conf` makes the configuration for hloc's
-`extract_features.main`:
-
-```python
-import d2net.hloc
-from hloc import extract_features
-
-conf = d2net.hloc.conf(max_keypoints=4096)
-features = extract_features.main(conf, photos, output)
-```
-
-The extractor is called `d2net_package`, because hloc has an extractor `d2net` of its own: the 2019
-release as a submodule. docs/hloc.md continues to a reconstruction.
-
-Source: https://github.com/cvg/Hierarchical-Localization, hloc/utils/base_model.py and
-hloc/extract_features.py.
+Importing this module registers both in hloc, under the name `d2net_package` (hloc's own `d2net` is
+the 2019 release as a submodule); docs/hloc.md has an example. Source:
+https://github.com/cvg/Hierarchical-Localization, hloc/utils/base_model.py, hloc/extract_features.py
+and hloc/match_features.py.
 """
 
 from __future__ import annotations
@@ -25,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
+from d2net.features import Features
 from d2net.io.h5 import typical_uncertainty
+from d2net.matching import match
 from d2net.settings import ExtractionSettings
 
 if TYPE_CHECKING:
@@ -46,10 +37,9 @@ except ImportError as error:
     ) from error
 
 NAME = "d2net_package"
-"""hloc's name of the extractor."""
+"""hloc's name of the extractor and of the matcher."""
 
-_MODULE = f"hloc.extractors.{NAME}"
-_SETTINGS_OF_HLOC = ("max_edge", "max_sum_edges", "upright")
+_EXTRACTORS, _MATCHERS = f"hloc.extractors.{NAME}", f"hloc.matchers.{NAME}"
 
 
 def conf(
@@ -90,6 +80,14 @@ def conf(
     }
 
 
+def matcher_conf(weights: str | Path) -> dict[str, Any]:
+    """Make a configuration for hloc's `match_features.main` from the file of a learned matcher."""
+    return {
+        "output": f"matches-d2net-{Path(weights).stem}",
+        "model": {"name": NAME, "weights": str(weights)},
+    }
+
+
 class Extractor(BaseModel):  # type: ignore[misc] # hloc has no types
     """`D2Net` with hloc's interface; hloc makes it from the configuration.
 
@@ -97,23 +95,19 @@ class Extractor(BaseModel):  # type: ignore[misc] # hloc has no types
         detection_noise: standard deviation of the keypoints of the last image, in its pixels.
     """
 
-    __module__ = _MODULE  # hloc looks for a class that was defined in the module of this name
+    __module__ = _EXTRACTORS  # hloc looks for a class that was defined in the module of this name
 
     # Defaults of the other settings depend on `original`, and are left to `ExtractionSettings`.
     default_conf = {"weights": "default"}  # noqa: RUF012 (hloc's interface)
     required_inputs = ["image"]  # noqa: RUF012
 
     def _init(self, conf: Mapping[str, Any]) -> None:
-        """Load the network; `conf` has hloc's `name`, `weights` and our settings."""
         settings = {k: v for k, v in conf.items() if k not in ("name", "weights")}
         _check(settings)
         self.net = D2Net.from_pretrained(conf["weights"], **settings)
 
     def _forward(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Extract the features of one image.
-
-        Args:
-            data: `image`, 1 x 3 x H x W float in [0, 1], used at its own size.
+        """Extract the features of an image, 1 x 3 x H x W in [0, 1], at its own size.
 
         Returns:
             `keypoints` 1 x N x 2 float64, (x, y) in pixels of the image, the centre of the top-left
@@ -133,7 +127,7 @@ class Extractor(BaseModel):  # type: ignore[misc] # hloc has no types
 
 def _check(settings: Mapping[str, Any]) -> None:
     for name in settings:
-        if name in _SETTINGS_OF_HLOC:
+        if name in ("max_edge", "max_sum_edges", "upright"):
             raise InputError(
                 f"{name} is not a setting of the extractor: hloc reads the photos itself, as "
                 "stored, and reduces them to resize_max"
@@ -141,4 +135,39 @@ def _check(settings: Mapping[str, Any]) -> None:
     ExtractionSettings.from_dict(settings)
 
 
-sys.modules[_MODULE] = sys.modules[__name__]
+class Matcher(BaseModel):  # type: ignore[misc]
+    """The learned matcher with hloc's interface; hloc makes it from the configuration."""
+
+    __module__ = _MATCHERS
+    required_inputs = [  # noqa: RUF012
+        f"{name}{i}" for i in (0, 1) for name in ("image", "keypoints", "scores", "descriptors")
+    ]
+
+    def _init(self, conf: Mapping[str, Any]) -> None:
+        self.weights = str(conf["weights"])
+
+    def _forward(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Match the features of a pair.
+
+        Returns:
+            `matches0` 1 x N: the row of the second photo, or -1; `matching_scores0` 1 x N: the
+            probability that the match is right.
+        """
+        a, b = (self._features(data, i) for i in (0, 1))
+        found = match(a, b, matcher=self.weights)
+        rows = torch.full((len(a),), -1, device=a.keypoints.device)
+        scores = torch.zeros(len(a), device=a.keypoints.device)
+        rows[found.indices[:, 0]] = found.indices[:, 1]
+        if found.confidence is not None:
+            scores[found.indices[:, 0]] = found.confidence
+        return {"matches0": rows[None], "matching_scores0": scores[None]}
+
+    def _features(self, data: Mapping[str, Tensor], i: int) -> Features:
+        keypoints, scores = data[f"keypoints{i}"][0].float(), data[f"scores{i}"][0].float()
+        height, width = data[f"image{i}"].shape[-2:]
+        ones = torch.ones_like(scores)
+        descriptors = data[f"descriptors{i}"][0].T.float()
+        return Features(keypoints, scores, ones, descriptors, (width, height), ones)
+
+
+sys.modules[_EXTRACTORS] = sys.modules[_MATCHERS] = sys.modules[__name__]
