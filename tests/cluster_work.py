@@ -32,16 +32,16 @@ class WatchedModel(D2Net):
         return found
 
 
-def double(shared: dict[str, int], part: int) -> tuple[int, int]:
-    """(process, result)."""
-    return os.getpid(), shared["factor"] * part
+def double(shared: dict[str, int], items: list[int]) -> list[tuple[int, int]]:
+    """(process, result) of each."""
+    return [(os.getpid(), shared["factor"] * item) for item in items]
 
 
-def refuse(shared: str, part: int) -> int:
-    raise InputError(f"{shared} {part}")
+def refuse(shared: str, items: list[int]) -> list[int]:
+    raise InputError(f"{shared} {items[0]}")
 
 
-def die(shared: Path, part: int) -> int:
+def die(shared: Path, items: list[int]) -> list[int]:
     with shared.open("a") as notes:
         notes.write("x")
     os._exit(1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from d2net.cluster import connected
+from d2net.cluster import share
 from d2net.errors import D2NetError, InputError, OutputError
 from d2net.extraction.folder import extract_folder
 from d2net.io.h5 import FeatureFile, MatchFile
@@ -74,24 +74,22 @@ def assert_same_files(found: Path, expected: Path) -> None:
 
 
 def test_every_part_once_on_all_nodes(two_nodes: Any) -> None:
-    with connected("auto") as cluster:
-        assert cluster.count == 2
-        results = list(cluster.run(work.double, {"factor": 2}, range(40)))
+    results = list(share("auto", work.double, {"factor": 2}, range(40), batch=1, gpu=False))
     assert sorted(result for _, result in results) == [2 * i for i in range(40)]
     assert len({process for process, _ in results}) == 2
 
 
 def test_errors_are_the_works_own(two_nodes: Any) -> None:
-    with connected("auto") as cluster, pytest.raises(InputError, match=r"^no photo 1$"):
-        list(cluster.run(work.refuse, "no photo", [1]))
+    with pytest.raises(InputError, match=r"^no photo 1$"):
+        list(share("auto", work.refuse, "no photo", [1], batch=1, gpu=False))
 
 
 def test_work_that_kills_its_process_ends(
     two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("d2net.cluster._MAX_RETRIES", 1)
-    with connected("auto") as cluster, pytest.raises(D2NetError, match="died 2 times"):
-        list(cluster.run(work.die, tmp_path / "notes", [1]))
+    with pytest.raises(D2NetError, match="died 2 times"):
+        list(share("auto", work.die, tmp_path / "notes", [1], batch=1, gpu=False))
     assert (tmp_path / "notes").read_text() == "xx"
 
 
