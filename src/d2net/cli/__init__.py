@@ -8,6 +8,7 @@ at once.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from typing import Annotated, Any
@@ -70,7 +71,7 @@ def main() -> None:
     """Run the `d2net` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
-    console.show_logged_warnings()
+    logging.getLogger("d2net").handlers = [console.WarningHandler(logging.WARNING)]
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata, which do not matter here
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)

@@ -22,21 +22,13 @@ def error(message: str) -> None:
     err.print(Text.assemble(("error: ", "bold red"), one_line(message)))
 
 
-def warning(message: str) -> None:
-    """Print a warning, also with --quiet."""
-    err.print(Text.assemble(("warning: ", "bold yellow"), one_line(message)))
+class WarningHandler(logging.Handler):
+    """Prints the warnings that the package logs, also with --quiet."""
 
-
-class _WarningHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warning(record.getMessage())
-
-
-def show_logged_warnings() -> None:
-    """Print the warnings that the package logs like the warnings of a command."""
-    logger = logging.getLogger("d2net")
-    if not any(isinstance(handler, _WarningHandler) for handler in logger.handlers):
-        logger.addHandler(_WarningHandler(logging.WARNING))
+        """Print a warning."""
+        message = one_line(record.getMessage())
+        err.print(Text.assemble(("warning: ", "bold yellow"), message))
 
 
 def say(line: str) -> None:

@@ -31,6 +31,7 @@ class Evaluation:
         max_keypoints N: Use the N highest scores. Default: all.
 
     Options:
+        folder DIR: Photos with ground truth.
         output FILE: All results, json.
         html FILE: Report with plots and pairs.
     """
@@ -93,7 +94,6 @@ def homography(
     DIR holds folders with images 1, 2, ... and homographies H_1_2 ... (or H1to2p ...).
 
     Options:
-        folder DIR: Photos with ground truth.
         refine: Refine verified matches as d2net match --refine does.
     """
     from d2net.evaluation.homography import evaluate_homography
@@ -105,9 +105,6 @@ def epipolar(folder: Path, *, evaluation: Evaluation, printing: options.Printing
     """Fundamental matrices against hand-marked points (WxBS, day and night, seasons).
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
-
-    Options:
-        folder DIR: Photos with ground truth.
     """
     from d2net.evaluation.epipolar import evaluate_epipolar
 
@@ -128,7 +125,6 @@ def pose(
     DIR holds the photos, and the model unless --model is given.
 
     Options:
-        folder DIR: Photos with ground truth.
         model MODEL: COLMAP model. Default: found in DIR.
         pairs FILE: Pairs to match; SuperGlue's lists with poses are read, too. Default: all pairs
             of the model.
@@ -156,7 +152,6 @@ def reconstruction(
     model of the true cameras is found.
 
     Options:
-        folder DIR: Photos with ground truth.
         model MODEL: COLMAP model of the true cameras. Default: found in DIR.
         refine: Adjust keypoints as d2net reconstruct --refine does.
     """
@@ -187,7 +182,6 @@ def localization(
     a COLMAP model. Of a scene every third photo is left out of the map and localized.
 
     Options:
-        folder DIR: Photos with ground truth.
         pairs FILE: Pairs of queries and map photos; repeatable. Default: pairs-query-*.txt in DIR.
         queries FILE: Lists of queries with intrinsics; repeatable. Default:
             queries/*_time_queries_with_intrinsics.txt in DIR.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from d2net.cli import options
@@ -13,57 +14,58 @@ from d2net.text import count
 app = options.app("Export features, matches, maps and the network for other programs.")
 
 
-def colmap(
-    output: Path, *, features: Path, matches: Path | None = None, printing: options.Printing
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What programs for structure from motion read.
+
+    Options:
+        features FILE: Features file (h5).
+        matches FILE: Matches file (h5).
+    """
+
+    features: Path
+    matches: Path | None = None
+
+    def export(self, write: Callable[..., None], output: Path, printing: options.Printing) -> None:
+        """Export all photos and pairs."""
+        from d2net.io.h5 import FeatureFile, MatchFile
+
+        with ExitStack() as stack:
+            photos = stack.enter_context(FeatureFile(self.features))
+            pairs = stack.enter_context(MatchFile(self.matches)) if self.matches else None
+            for file in (photos, pairs):
+                if file is not None and len(file) == 0:
+                    raise InputError(
+                        f"{file.path} contains no {file.contents}; give a file with some"
+                    )
+            write(output, photos, pairs)
+            num_pairs = len(pairs) if pairs else 0
+            printing.result(
+                {"photos": len(photos), "pairs": num_pairs, "output": str(output)},
+                f"{count(len(photos), 'photo')} and {count(num_pairs, 'pair')} written: {output}",
+            )
+
+
+def colmap(output: Path, *, files: Files, printing: options.Printing) -> None:
     """Write features and matches as a COLMAP database.
 
     Options:
         output DATABASE: Database to make.
-        features FILE: Features file (h5).
-        matches FILE: Matches file (h5).
     """
     from d2net.io.colmap_database import write_database
 
-    _export(write_database, output, features, matches, printing)
+    files.export(write_database, output, printing)
 
 
-def kapture(
-    output: Path, *, features: Path, matches: Path | None = None, printing: options.Printing
-) -> None:
+def kapture(output: Path, *, files: Files, printing: options.Printing) -> None:
     """Write features and matches as a kapture 1.1 folder.
 
     Options:
         output DIR: Folder to make.
-        features FILE: Features file (h5).
-        matches FILE: Matches file (h5).
     """
     from d2net.io.kapture import write_kapture
 
-    _export(write_kapture, output, features, matches, printing)
-
-
-def _export(
-    write: Callable[..., None],
-    output: Path,
-    features: Path,
-    matches: Path | None,
-    printing: options.Printing,
-) -> None:
-    from d2net.io.h5 import FeatureFile, MatchFile
-
-    with ExitStack() as stack:
-        photos = stack.enter_context(FeatureFile(features))
-        pairs = None if matches is None else stack.enter_context(MatchFile(matches))
-        for file in (photos, pairs):
-            if file is not None and len(file) == 0:
-                raise InputError(f"{file.path} contains no {file.contents}; give a file with some")
-        write(output, photos, pairs)
-        num_pairs = 0 if pairs is None else len(pairs)
-        printing.result(
-            {"photos": len(photos), "pairs": num_pairs, "output": str(output)},
-            f"{count(len(photos), 'photo')} and {count(num_pairs, 'pair')} written: {output}",
-        )
+    files.export(write_kapture, output, printing)
 
 
 def scene(map_folder: Path, output: Path, *, printing: options.Printing) -> None:

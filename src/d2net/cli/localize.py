@@ -65,6 +65,9 @@ def localize(
     if not photos:
         raise InputError("there are no photos to localize: give files, or folders that hold some")
     cameras = {} if intrinsics is None else read_intrinsics(intrinsics)
+    for photo in photos:
+        if cameras and photo.name not in cameras:
+            raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")
     doubtful = output.with_name(f"{output.stem}_doubtful{output.suffix}")
     for file in (output, doubtful):
         check_output(file, intrinsics, *(photo.path for photo in photos))
@@ -80,11 +83,9 @@ def localize(
         report("localizing", 0, len(photos))
         for done, photo in enumerate(photos, 1):
             try:
+                camera = cameras.get(photo.name)
                 answer = opened.localize(
-                    photo.path,
-                    camera=_camera(cameras, photo.name),
-                    num_retrieved=num_retrieved,
-                    seed=seed,
+                    photo.path, camera=camera, num_retrieved=num_retrieved, seed=seed
                 )
                 answers[photo.name] = answer
                 best = answer.best_photo
@@ -128,12 +129,6 @@ def picture_file(folder: Path, name: str) -> Path:
     """The file of a query's picture: a.jpg for a.jpg, a.tif.jpg for a.tif."""
     drawable = Path(name).suffix.lower() in (".jpg", ".jpeg", ".png")
     return folder / (name if drawable else f"{name}.jpg")
-
-
-def _camera(cameras: dict[str, pycolmap.Camera], name: str) -> pycolmap.Camera | None:
-    if cameras and name not in cameras:
-        raise InputError(f"the list of intrinsics does not name the photo {name}")
-    return cameras.get(name)
 
 
 def _detail(value: dict[str, Any]) -> str:

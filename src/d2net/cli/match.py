@@ -51,48 +51,36 @@ def match(
         )
     if features is not None and pairs is not None and output is not None and not photos:
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
-    elif photos and len(photos) == 2 and (features, pairs, cluster) == (None, None, None):
-        output = output or Path("matches.png")
-        _match_photos((photos[0], photos[1]), output, lines, extraction, matching, refine, printing)
-    else:
+        return
+    if not photos or len(photos) != 2 or (features, pairs, cluster) != (None, None, None):
         raise InputError(
             "give two photos (d2net match A.jpg B.jpg), or a features file "
             "(d2net match --features F.h5 --pairs pairs.txt --output M.h5)"
         )
-
-
-def _match_photos(
-    photos: tuple[Path, Path],
-    output: Path,
-    lines: int,
-    extraction: options.Extraction,
-    matching: options.Matching,
-    refined: bool,
-    printing: options.Printing,
-) -> None:
-    first, second = photos
-    check_output(output, first, second)
+    output = output or Path("matches.png")
+    check_output(output, *photos)
 
     from d2net.geometry.significance import VERDICT_TEXT
     from d2net.io.matches import MATCH_TABLES, write_matches
-    from d2net.matching import match
-    from d2net.matching.refine import refine
-    from d2net.matching.verification import verify
+    from d2net.matching import match as match_photos
+    from d2net.matching import refine as refinement
+    from d2net.matching import verification
     from d2net.visualization import picture_path, plot_matches
 
     as_table = output.suffix.lower() in MATCH_TABLES
     if not as_table:
         picture_path(output)
+    first, second = photos
     model = extraction.model(printing)
+    upright = model.settings.upright
     a, b = model.extract(first, turns=1), model.extract(second)  # it is enough to turn one photo
-    matches = match(a, b, **matching.arguments())
-    if refined and matching.verify != "none":
-        a, b = refine(a, b, matches, first, second, upright=model.settings.upright)
-        matches = verify(a, b, matches, matching.verify, threshold=matching.threshold)
+    matches = match_photos(a, b, **matching.arguments())
+    if refine and matching.verify != "none":
+        a, b = refinement.refine(a, b, matches, first, second, upright=upright)
+        matches = verification.verify(a, b, matches, matching.verify, threshold=matching.threshold)
     if as_table:
         write_matches(output, a, b, matches)
     else:
-        upright = model.settings.upright
         plot_matches(first, second, a, b, matches, upright=upright, lines=lines, output=output)
     line = f"{len(a):,} and {count(len(b), 'keypoint')}, {count(len(matches), 'match')}"
     if matches.verdict is not None:

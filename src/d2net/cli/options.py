@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
@@ -120,29 +120,18 @@ class Extraction:
     device: str = "auto"
     precision: Precision = _DEFAULT.precision
 
-    @property
-    def settings(self) -> ExtractionSettings:
-        """The settings of the model."""
-        settings = ExtractionSettings(
-            original=self.original,
-            detector=self.detector,
-            descriptor=self.descriptor,
-            multiscale=self.multiscale,
-            turns=self.turns,
-            max_edge=None if self.full_resolution else self.max_edge,
-            max_sum_edges=None if self.full_resolution else _DEFAULT.max_sum_edges,
-            score_threshold=self.score_threshold,
-            upright=not self.stored_orientation,
-            stretch=self.stretch,
-            precision=self.precision,
-        )
-        if self.max_keypoints is None:
-            return settings
-        return settings.updated(max_keypoints=self.max_keypoints or None)
-
     def model(self, printing: Printing) -> D2Net:
         """The model. Its weights are downloaded if they are not on this machine."""
-        settings = self.settings.to_dict()  # reports wrong settings before the slow imports
+        names = {field.name for field in fields(ExtractionSettings)}
+        values = {name: value for name, value in vars(self).items() if name in names}
+        values["upright"] = not self.stored_orientation
+        if self.max_keypoints is None:
+            del values["max_keypoints"]  # the default depends on --original
+        elif self.max_keypoints == 0:
+            values["max_keypoints"] = None
+        if self.full_resolution:
+            values |= {"max_edge": None, "max_sum_edges": None}
+        settings = ExtractionSettings(**values).to_dict()  # checked before the slow imports
 
         from d2net.extraction.d2net import D2Net
 

@@ -27,7 +27,9 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
                 f"the output {output} is the input {path} of the same command; choose another "
                 "output, so that the input is not overwritten"
             )
-    if appends or _is_text(output):
+    with output.open("rb") as file:
+        is_text = b"\0" not in file.read(8192)  # no kind of photo or database is free of zero bytes
+    if appends or is_text:
         return
 
     from d2net.io.pictures import is_own_picture
@@ -37,9 +39,3 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
             f"the output {output} exists and was not made by this command; choose another output, "
             "or delete the file"
         )
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a file is empty or text: no kind of photo or database is free of zero bytes."""
-    with path.open("rb") as file:
-        return b"\0" not in file.read(8192)

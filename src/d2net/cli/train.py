@@ -73,7 +73,7 @@ class Training:
             f"{state.pairs:,} pairs in {state.step:,} steps and {state.seconds / 60:.1f} minutes: "
             f"{result.weights}"
         )
-        printing.result(values, line, *_validation_lines(state.validations, state.best))
+        printing.result(values, line, *_validation_lines(state.validations))
 
 
 def train(
@@ -154,14 +154,10 @@ def distill(
     training.run(train_student, settings, output, data, printing)
 
 
-def _validation_lines(
-    validations: list[dict[str, float]], best: dict[str, float] | None
-) -> list[str]:
+def _validation_lines(validations: list[dict[str, float]]) -> list[str]:
     if not validations:
         return []
     names = [name for name in validations[0] if name not in ("step", "score") and "/" not in name]
     marked = [("before", validations[0]), ("after", validations[-1])]
-    if best is not None and best["step"] not in (0, validations[-1]["step"]):
-        marked.insert(1, (f"best, step {best['step']}", best))
     rows = [(label, *(f"{row[name]:.3f}" for name in names)) for label, row in marked]
     return ["", "On pairs that were not trained on:", *console.columns([("", *names), *rows])]
