@@ -55,6 +55,7 @@ def localize(
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
+    from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
     from d2net.io.poses import write_poses
@@ -68,6 +69,7 @@ def localize(
     for photo in photos:
         if cameras and photo.name not in cameras:
             raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")
+    check_photo_sizes((photo.path, cameras[photo.name]) for photo in photos if cameras)
     doubtful = output.with_name(f"{output.stem}_doubtful{output.suffix}")
     for file in (output, doubtful):
         check_output(file, intrinsics, *(photo.path for photo in photos))

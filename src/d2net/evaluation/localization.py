@@ -40,6 +40,7 @@ from d2net.features import Features, LazyFeatures
 from d2net.geometry.absolute import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import check_photo_size, project
+from d2net.io.exif import check_photo_sizes
 from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import NUM_RETRIEVED, pose_threshold
 from d2net.mapping.query_pose import (
@@ -114,6 +115,8 @@ def evaluate_localization(
     if settings.truth is not None:
         true_poses = _read_true_poses(settings.truth, dataset.queries)
     files = dataset.files()
+    known = [*dataset.queries, *dataset.model.images.values()]
+    check_photo_sizes((files[photo.name], photo.camera) for photo in known)
     results, poses = [], {}
     with CachedPhotos(source, folder, files, progress) as photos:
         queries, with_points = _map(dataset, photos, progress)

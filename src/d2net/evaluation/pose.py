@@ -42,6 +42,7 @@ from d2net.geometry.epipolar import (
     sampson_distance,
 )
 from d2net.geometry.robust import Method, RobustOptions
+from d2net.io.exif import check_photo_sizes
 from d2net.progress import Progress, no_progress
 
 ANGLES = (1, 5, 10, 20)
@@ -118,7 +119,10 @@ def evaluate_pose(
         errors.append(pair_errors)
         return figures, drawing
 
-    results = evaluate_pairs(source, folder, find_pairs(folder, model, pairs), judge, progress)
+    found = find_pairs(folder, model, pairs)
+    cameras = {p: c for pair in found for p, c in zip(pair.photos, pair.cameras, strict=True)}
+    check_photo_sizes(cameras.items())
+    results = evaluate_pairs(source, folder, found, judge, progress)
     headline = [
         *(
             Metric(f"AUC@{angle} t={t:g}", "area under the curve of recall up to so many degrees")

@@ -29,6 +29,7 @@ from d2net.geometry.alignment import camera_errors
 from d2net.geometry.cameras import check_photo_size
 from d2net.io.atomic import locked
 from d2net.io.colmap_model import find_model, read_model
+from d2net.io.exif import check_photo_sizes
 from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.resume import fingerprint
 from d2net.mapping.folder import MapFolder
@@ -177,13 +178,16 @@ def _reconstruct(
 ) -> tuple[pycolmap.Reconstruction | None, float]:
     """The model with the most photos, and the seconds that verification and mapping took."""
     files = {photo.name: photo.path for photo in scene.photos}
+    images = scene.true_model.images.values() if scene.true_model else ()
+    for image in images:
+        if image.name not in files:
+            raise FormatError(
+                f"the true cameras of {scene.name} name the photo {image.name}, which is not in "
+                f"{scene.folder}"
+            )
+    check_photo_sizes((files[image.name], image.camera) for image in images)
     with CachedPhotos(source, scene.folder, files, progress) as photos:
-        for image in scene.true_model.images.values() if scene.true_model else ():
-            if image.name not in files:
-                raise FormatError(
-                    f"the true cameras of {scene.name} name the photo {image.name}, which is not "
-                    f"in {scene.folder}"
-                )
+        for image in images:
             check_photo_size(image.name, photos.features(image.name).image_size, image.camera)
     path = photos.path / f"map-{fingerprint(settings.to_dict())}"
     path.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ All cameras are COLMAP's, so every lens model that COLMAP knows is supported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,48 @@ def possible_focal_length(camera: pycolmap.Camera) -> bool:
     half = max(camera.width, camera.height) / 2
     field_of_view = 2 * np.degrees(np.arctan2(half, camera.mean_focal_length()))
     return bool(MIN_FIELD_OF_VIEW <= field_of_view <= MAX_FIELD_OF_VIEW)
+
+
+def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Camera:
+    """COLMAP's camera with known parameters, checked.
+
+    Args:
+        model: COLMAP's name of the camera model.
+        size: (width, height) of the photo.
+        params: of the model, in COLMAP's order and in pixels.
+
+    Raises:
+        InputError: no such model, or parameters that no camera of this size can have.
+    """
+    import pycolmap
+
+    check_camera_model(model)
+    names = pycolmap.Camera.create_from_model_name(0, model, 1.0, 1, 1).params_info
+    if len(params) != len(names.split(", ")):
+        raise InputError(f"{model} takes the parameters {names}, not {len(params)} numbers")
+    camera = pycolmap.Camera(model=model, width=size[0], height=size[1], params=list(params))
+    focal_lengths = [params[i] for i in camera.focal_length_idxs()]
+    centre = [params[i] for i in camera.principal_point_idxs()]
+    given = ", ".join(f"{value:g}" for value in params)
+    if not np.isfinite(params).all() or min(focal_lengths, default=1.0) <= 0:
+        raise InputError(f"{model} needs finite numbers and a positive focal length, not {given}")
+    if not all(0 <= c <= length for c, length in zip(centre, size, strict=False)):
+        raise InputError(
+            f"the principal point of {model} {given} is outside a photo of {size[0]} x {size[1]} "
+            "pixels"
+        )
+    camera.has_prior_focal_length = True
+    return camera
+
+
+def check_camera_model(model: str) -> None:
+    """Raise InputError unless COLMAP has a camera model of this name."""
+    import pycolmap
+
+    if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
+        raise InputError(
+            f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"
+        )
 
 
 def check_photo_size(photo: str, size: Size, camera: pycolmap.Camera) -> None:

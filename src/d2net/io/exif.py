@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from d2net.geometry.cameras import check_photo_size
+from d2net.geometry.coordinates import Size
 from d2net.io.image_lists import FoundImage
 
+if TYPE_CHECKING:
+    import pycolmap
+
 # EXIF 2.3; the altitudes are in metres.
-_EXIF, _GPS = 0x8769, 0x8825
+_EXIF, _GPS, _ORIENTATION = 0x8769, 0x8825, 0x0112
 _MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
 _FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
@@ -74,6 +79,28 @@ def gps_position(path: Path) -> Position | None:
 def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str, int]) -> float:
     degrees, minutes, seconds = map(float, parts)
     return signs[direction.strip("\0 ").upper()] * (degrees + minutes / 60 + seconds / 3600)
+
+
+def photo_size(path: Path, upright: bool = True) -> Size | None:
+    """(width, height) by a photo's header; None if it cannot be read.
+
+    The error is reported when the pixels are read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            is_turned = upright and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # pillow's readers let nearly every kind of exception through
+        return None
+    return (height, width) if is_turned else (width, height)
+
+
+def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]]) -> None:
+    """Raise InputError if a photo's header and its camera differ in size, however it is turned."""
+    for path, camera in photos:
+        size = photo_size(path)
+        if size is not None and size != (camera.height, camera.width):
+            check_photo_size(str(path), size, camera)
 
 
 def camera_name(path: Path) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import pycolmap
 
 from d2net.errors import InputError
+from d2net.geometry.cameras import check_camera_model, known_camera
 from d2net.geometry.coordinates import Size
 from d2net.io.colmap_database import guessed_camera
-from d2net.io.exif import camera_name
+from d2net.io.exif import camera_name, photo_size
+from d2net.io.image_lists import FoundImage
 from d2net.mapping.settings import MappingSettings
 
 
@@ -23,10 +25,7 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
             COLMAP itself does not turn photos.
         model: COLMAP's name of the camera model.
     """
-    if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
-        raise InputError(
-            f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"
-        )
+    check_camera_model(model)
     if path is not None:
         try:
             inferred = pycolmap.infer_camera_from_image(path)
@@ -53,20 +52,30 @@ def assign_cameras(
             key = exif, size
         first = shared.setdefault(key, name)
         if first == name:
-            camera = cameras[name] = photo_camera(path, size, settings.camera_model)
-            params = settings.camera_params
-            if params is not None:
-                if len(params) != len(camera.params):
-                    raise InputError(
-                        f"{camera.model_name} has {len(camera.params)} parameters "
-                        f"({camera.params_info}), not {len(params)}"
-                    )
-                camera.params = list(params)
-                camera.has_prior_focal_length = True
-        camera = cameras[name] = cameras[first]
+            if settings.camera_params is None:
+                cameras[name] = photo_camera(path, size, settings.camera_model)
+            else:
+                first = next(iter(cameras), name)  # one size for all
+                cameras[name] = known_camera(settings.camera_model, size, settings.camera_params)
+        camera = cameras[first]
         if (camera.width, camera.height) != size:
+            problem = (
+                "cannot share a camera; choose camera mode auto or per-image"
+                if settings.camera_params is None
+                else "cannot have the same known parameters; make one map of each, or leave the "
+                "parameters out"
+            )
             raise InputError(
                 f"{first} ({camera.width} x {camera.height}) and {name} ({size[0]} x {size[1]}) "
-                "cannot share a camera; choose camera mode auto or per-image"
+                f"{problem}"
             )
+        cameras.setdefault(name, camera)
     return cameras
+
+
+def check_cameras(photos: Sequence[FoundImage], settings: MappingSettings, upright: bool) -> None:
+    """Raise `assign_cameras`'s errors before any work, by the headers of the photos."""
+    if settings.camera_params is None and settings.camera_mode in ("auto", "per-image"):
+        photos = photos[:1]  # only the model can be wrong
+    sizes = ((photo.name, photo.path, photo_size(photo.path, upright)) for photo in photos)
+    assign_cameras(((name, path, size) for name, path, size in sizes if size), settings)

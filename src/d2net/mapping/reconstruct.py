@@ -20,13 +20,13 @@ from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
 from d2net.io.colmap_model import find_model, read_model
-from d2net.io.exif import Position, gps_positions
+from d2net.io.exif import Position, check_photo_sizes, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pairs import Pair, read_pairs, write_pairs
 from d2net.io.resume import fingerprint
 from d2net.mapping.adjust import adjust, adjusted_uncertainty
-from d2net.mapping.cameras import assign_cameras
+from d2net.mapping.cameras import assign_cameras, check_cameras
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
@@ -107,6 +107,12 @@ def reconstruct(
                 f"excludes known poses, which set the scale themselves; given was {known_distance}"
             )
     model = model or D2Net.from_pretrained()
+    if poses is None:
+        check_cameras(found, settings, model.settings.upright)
+    else:
+        files = {photo.name: photo.path for photo in found}
+        known_poses = read_model(find_model(poses) or poses).images.values()
+        check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
     with opened(Path(output)) as folder:
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
@@ -142,9 +148,11 @@ def add_photos(
         found = [photo for photo in _find_photos(Path(photos)) if photo.name not in folder.finished]
         if not found:
             raise InputError(f"all photos of {photos} are in the map {map_folder} already")
+        model = model or D2Net.from_pretrained()
+        check_cameras(found, settings, model.settings.upright)
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
-        stages.extract(model or D2Net.from_pretrained(), found, None)
+        stages.extract(model, found, None)
         stages.match(stages.select_added_pairs())
         stages.survey()
         stages.verify(adding=True)
