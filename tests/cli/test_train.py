@@ -69,8 +69,8 @@ def test_json_and_going_on(d2net: Run, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder: Path) -> None:
-    """With nothing but the folder and the output; the steps come from the time."""
-    arguments = ("train", "photos", "--output", "run", "--minutes", 0.05, "--batch", 1)
+    """With nothing but the folder, the output and the number of steps."""
+    arguments = ("train", "photos", "--output", "run", "--steps", 2, "--batch", 1)
     process = real.start(*arguments, start_new_session=True)
     state = folder / "run" / "last" / "state.json"
     deadline = time.monotonic() + 250
@@ -94,7 +94,6 @@ def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder
     ("arguments", "message"),
     [
         ((), "give a folder of photos, or --config FILE"),
-        (("photos", "--steps", "5", "--minutes", "1"), "not both"),
         (("missing",), "there is no folder missing"),
         (("photos", "--from", "nothing"), "there are no weights called 'nothing'"),
         (("photos", "--device", "warp"), "device"),
@@ -136,11 +135,6 @@ def test_a_recipe_of_a_matcher(d2net: Run, folder: Path) -> None:
     )
     assert matched.code == 0, matched.err
     assert Path("m.csv").read_text().startswith("x_a,y_a,x_b,y_b,similarity,confidence\n")
-    refused = d2net(*arguments, "--minutes", 3)
-    assert (refused.code, refused.err) == (
-        2,
-        "error: --minutes is not for matchers: give --steps\n",
-    )
 
 
 DISTILLATION = """

@@ -9,14 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.training.contrast import MIN_KEYPOINTS, SAFE_DISTANCE, TEMPERATURE, contrastive_loss
-from d2net.training.loss import Correspondences
+from d2net.training.loss import (
+    MIN_KEYPOINTS,
+    SAFE_DISTANCE,
+    TEMPERATURE,
+    Correspondences,
+    contrastive_loss,
+)
 
 
-def at_cells(count: int, stride: int = 8, columns: int = 8) -> Tensor:
+def at_cells(count: int, columns: int = 8) -> Tensor:
     """Centres of the first cells of a map, row by row, in pixels."""
     index = torch.arange(count)
-    return torch.stack([index % columns, index // columns], dim=1) * float(stride) + 3.5
+    return torch.stack([index % columns, index // columns], dim=1) * 8.0 + 3.5
 
 
 def one_pair(a: Tensor, b: Tensor, padding: int = 0) -> Correspondences:
@@ -39,15 +44,14 @@ def written_out(a: Tensor, b: Tensor, points_a: Tensor, points_b: Tensor) -> flo
     return total / (2 * len(a))
 
 
-@pytest.mark.parametrize("stride", [4, 8])
-def test_equals_its_definition(stride: int) -> None:
-    generator = torch.Generator().manual_seed(stride)
+def test_equals_its_definition() -> None:
+    generator = torch.Generator().manual_seed(8)
     maps = torch.randn(2, 16, 8, 8, generator=generator)
-    points_a = at_cells(20, stride)
-    points_b = at_cells(64, stride)[torch.randperm(64, generator=generator)[:20]]
-    loss, usable = contrastive_loss(maps, one_pair(points_a, points_b, padding=5), stride=stride)
+    points_a = at_cells(20)
+    points_b = at_cells(64)[torch.randperm(64, generator=generator)[:20]]
+    loss, usable = contrastive_loss(maps, one_pair(points_a, points_b, padding=5))
     descriptors = F.normalize(F.relu(maps), dim=1).flatten(2).mT
-    rows = [((p - 3.5) / stride).long() @ torch.tensor([1, 8]) for p in (points_a, points_b)]
+    rows = [((p - 3.5) / 8).long() @ torch.tensor([1, 8]) for p in (points_a, points_b)]
     a, b = (own[row] for own, row in zip(descriptors, rows, strict=True))
     assert usable.tolist() == [True]
     assert float(loss) == pytest.approx(written_out(a, b, points_a, points_b), rel=1e-4)
@@ -61,7 +65,7 @@ def test_learns_to_tell_apart() -> None:
     optimizer = torch.optim.Adam([maps], lr=0.1)
     losses = []
     for _ in range(60):
-        loss = contrastive_loss(maps, keypoints, stride=8)[0].sum()
+        loss = contrastive_loss(maps, keypoints)[0].sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -74,7 +78,7 @@ def test_pairs_with_few_keypoints_do_not_count() -> None:
     few = one_pair(at_cells(MIN_KEYPOINTS - 1), at_cells(MIN_KEYPOINTS - 1), padding=9)
     none = one_pair(torch.empty(0, 2), torch.empty(0, 2), padding=9)
     for keypoints in (few, none):
-        loss, usable = contrastive_loss(maps, keypoints, stride=8)
+        loss, usable = contrastive_loss(maps, keypoints)
         assert (loss.tolist(), usable.tolist()) == ([0.0], [False])
         (gradient,) = torch.autograd.grad(loss.sum(), maps)
         assert not gradient.any()
@@ -82,7 +86,7 @@ def test_pairs_with_few_keypoints_do_not_count() -> None:
 
 def test_maps_without_any_response_stay_finite() -> None:
     maps = torch.full((2, 16, 8, 8), -1.0, requires_grad=True)
-    loss, _ = contrastive_loss(maps, one_pair(at_cells(16), at_cells(16)), stride=8)
+    loss, _ = contrastive_loss(maps, one_pair(at_cells(16), at_cells(16)))
     (gradient,) = torch.autograd.grad(loss.sum(), maps)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()

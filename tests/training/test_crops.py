@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d2net.errors import InputError
-from d2net.training.crops import Crop, Warp, crop_around, local_scale, min_scale, random_crop
+from d2net.training.crops import Crop, Warp, crop_around, local_scale, random_crop
 
 from ..tiny import DATA
 
@@ -77,10 +77,6 @@ def test_pixels_go_where_points_go(scale):
     y, x = np.mgrid[:96, :96]
     centre = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
     assert np.abs(centre - crop.from_photo(spot[None])[0]).max() < 0.1
-
-
-def test_min_scale_shows_the_shorter_side():
-    assert min_scale((640, 480), 240) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from d2net.errors import InputError
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.weights import save_weights
 from d2net.training import teachers
-from d2net.training.distillation import contrast, distill, splat
+from d2net.training.distillation import contrast, splat
+from d2net.training.recipes import train
 from d2net.training.settings import DistillationSettings
 
 DATA = Path(__file__).parents[1] / "data"
@@ -57,7 +58,7 @@ def settings(**changes: Any) -> DistillationSettings:
 
 def run(folder: Path, name: str = "run", progress: Any = lambda *_: None, **changes: Any) -> Path:
     given = settings(**changes)
-    return distill(given, folder / name, data=folder, workers=0, progress=progress).weights
+    return train(given, folder / name, data=folder, workers=0, progress=progress).weights
 
 
 def test_killed_and_resumed_ends_with_the_same_bits(folder: Path) -> None:
@@ -81,9 +82,9 @@ def test_killed_and_resumed_ends_with_the_same_bits(folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_photos_and_batches(folder: Path) -> None:
     given = settings().to_dict()
-    worker = "import json, sys; from d2net.training.distillation import distill; "
+    worker = "import json, sys; from d2net.training.recipes import train; "
     worker += "from d2net.training.settings import DistillationSettings as S; "
-    worker += "distill(S.from_dict(json.loads(sys.argv[1])), 'run', workers=0)"
+    worker += "train(S.from_dict(json.loads(sys.argv[1])), 'run', workers=0)"
     (folder / "worker.py").write_text(worker)
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "worker.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -156,7 +157,7 @@ def test_validation_and_records(folder: Path) -> None:
 
 
 def test_settings_survive_json() -> None:
-    given = settings(turns=[10.0, 90.0], turn_shares=[0.5, 0.5])
+    given = settings(groups=["a"], clip=None)
     assert DistillationSettings.from_dict(json.loads(json.dumps(given.to_dict()))) == given
 
 
@@ -165,7 +166,6 @@ def test_settings_survive_json() -> None:
     [
         ({"teachers": []}, "needs"),
         ({"crop": 72}, "multiple of 32"),
-        ({"turns": [5.0]}, "turn_shares"),
         ({"teachers": [{"name": "x", "colour": 1}]}, "unknown setting 'colour'"),
     ],
 )

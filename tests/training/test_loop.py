@@ -19,8 +19,9 @@ from d2net import D2Net
 from d2net.errors import InputError, OutputError, TrainingError
 from d2net.networks.weights import load_weights
 from d2net.training.loop import learning_rate
+from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
-from d2net.training.supervised import train
+from d2net.training.supervised import SupervisedObjective
 
 from . import made
 from .workers import SMALL
@@ -100,7 +101,6 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, workers: int
     settings = {
         "schedule": "cosine",
         "warmup": 2,
-        "retention": 0.1,
         "contrast": 0.5,
         "clip": 1.0,
     }
@@ -141,7 +141,6 @@ def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path) -> 
         "sources": sources,
         "batch": 4,
         "steps": 1,
-        "retention": 0.5,
         "contrast": 0.5,
         "seed": 2,
     }
@@ -238,15 +237,10 @@ def test_divergence_ends_the_run(tmp_path: Path) -> None:
         train(small(steps=200, learning_rate=1e12), tmp_path, workers=0)
 
 
-def test_validation_keeps_the_best(tmp_path: Path) -> None:
+def test_validation_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.5, 0.4])
-
-    def validate(model: D2Net) -> dict[str, float]:
-        assert model.network.normalisation.name == "caffe"
-        return {"score": next(scores)}
-
-    settings = small(steps=4, validate_every=2)
-    result = train(settings, tmp_path, workers=0, validate=validate)
+    monkeypatch.setattr(SupervisedObjective, "validate", lambda _: {"score": next(scores)})
+    result = train(small(steps=4, validate_every=2), tmp_path, workers=0)
     assert result.state.best == {"step": 2, "score": 0.5}
     assert [entry["step"] for entry in result.state.validations] == [0, 2, 4]
     assert result.best is not None

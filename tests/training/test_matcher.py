@@ -17,14 +17,14 @@ from d2net.networks.light import Light, LightSettings
 from d2net.networks.weights import load_matcher, save_weights
 from d2net.training.matcher import (
     MatcherObjective,
-    MatcherTrainingSettings,
     calibration_error,
     different_places,
     fit_calibration,
     ground_truth,
     make_batch,
-    train_matcher,
 )
+from d2net.training.recipes import train
+from d2net.training.settings import MatcherTrainingSettings
 
 from .made import DATA
 from .plane_pair import H, grid, warped_pair
@@ -139,10 +139,8 @@ def test_a_run_resumes_with_the_same_bits_and_its_file_matches(
         validation=[{"kind": "photos", "path": "graf", "min_correspondences": 16}]
     )
     with pytest.raises(KeyboardInterrupt):
-        train_matcher(settings, tmp_path / "b", data=data, workers=0, progress=interrupt)
-    paths = [
-        train_matcher(settings, tmp_path / name, data=data, workers=0).weights for name in "ab"
-    ]
+        train(settings, tmp_path / "b", data=data, workers=0, progress=interrupt)
+    paths = [train(settings, tmp_path / name, data=data, workers=0).weights for name in "ab"]
     one, two = (load_matcher(path)[0].state_dict() for path in paths)
     for name, value in one.items():
         assert torch.equal(value, two[name]), name

@@ -28,7 +28,7 @@ class Lines(Dataset[Any]):
     def __init__(self, rank: int, processes: int) -> None:
         self.rank, self.processes = rank, processes
 
-    def __getitem__(self, step: int) -> Drawn[Tensor]:
+    def __getitem__(self, step: int) -> Drawn:
         x = torch.randn(8, 1, generator=torch.Generator().manual_seed(step))
         return Drawn(torch.cat([x, 3 * x + 1], dim=1))
 

@@ -17,9 +17,9 @@ from d2net.matching.nearest import mutual_nearest
 from d2net.networks.vgg import VGG, WHITENING_INPUTS
 from d2net.networks.weights import load_weights
 from d2net.training import whitening
+from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair
-from d2net.training.supervised import train
 
 from . import made
 from .workers import SMALL

@@ -12,8 +12,8 @@ import warnings
 import torch
 
 from d2net.errors import D2NetError
+from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
-from d2net.training.supervised import train
 
 from . import made as made
 

@@ -37,8 +37,7 @@ def check(
         output FILE: The picture, png or jpg.
     """
     from d2net.cli import progress
-    from d2net.training.check import check_source
-    from d2net.training.pictures import draw_pairs
+    from d2net.training.check import check_source, draw_pairs
     from d2net.training.sources import detect_kind, open_source, parse_options
     from d2net.visualization import picture_path
 
@@ -48,7 +47,7 @@ def check(
     opened = open_source(kind, source, crop, parse_options(set_ or ()))
     with progress.shown(printing) as report:
         checked = check_source(opened, pairs, seed, progress=report)
-    draw_pairs(checked.examples, output=output)
+    draw_pairs(checked.examples, output)
     figures = {"kind": kind, **checked.figures, "picture": str(output)}
     rows = [
         (name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from d2net.cli import console, options
 from d2net.errors import InputError
 
 if TYPE_CHECKING:
-    from d2net.training.loop import TrainingResult
+    from d2net.training.recipes import AnySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +40,11 @@ class Training:
         return {name: value for name, value in values.items() if value is not None}
 
     def run(
-        self,
-        train: Callable[..., TrainingResult],
-        settings: object,
-        output: Path,
-        data: Path,
-        printing: options.Printing,
+        self, settings: AnySettings, output: Path, data: Path, printing: options.Printing
     ) -> None:
         """Train, and print the result."""
         from d2net.cli import progress
+        from d2net.training.recipes import train
 
         if self.workers < 0:
             raise InputError(f"--workers must be 0 or more, not {self.workers}")
@@ -81,7 +76,6 @@ def train(
     *,
     output: Path,
     config: Path | None = None,
-    minutes: float | None = None,
     training: Training,
     printing: options.Printing,
 ) -> None:
@@ -96,41 +90,16 @@ def train(
             photos; with --config the folder of its sources.
         output RUN: Folder of the run.
         config FILE: A recipe (toml). Default: the recipe for own photos.
-
-    Recipe:
-        minutes M: Train for about M minutes, instead of a number of steps.
     """
     if data is None and config is None:
         raise InputError(
             "give a folder of photos, or --config FILE: d2net train PHOTOS --output RUN"
         )
-    if training.steps is not None and minutes is not None:
-        raise InputError("give --steps or --minutes, not both")
-
-    from d2net.training.matcher import MatcherTrainingSettings, train_matcher
-    from d2net.training.recipes import read_recipe, settings_for_minutes, settings_for_photos
-    from d2net.training.state import load_state
-    from d2net.training.supervised import train as train_network
+    from d2net.training.recipes import read_recipe, settings_for_photos
 
     settings = settings_for_photos(data or Path()) if config is None else read_recipe(config)
     settings = settings.updated(**training.changes)
-    folder = data or Path(config or "").parent
-    if isinstance(settings, MatcherTrainingSettings):
-        if minutes is not None:
-            raise InputError("--minutes is not for matchers: give --steps")
-        training.run(train_matcher, settings, output, folder, printing)
-        return
-    if minutes is not None:
-        state = load_state(output / "last")
-        if state is None:
-            device = options.find_device(training.device, options.Printing(quiet=True))
-            settings = settings_for_minutes(
-                minutes, settings, data=folder, device=device, workers=training.workers
-            )
-        else:  # a run that is resumed keeps the steps that it began with
-            kept = {name: state.settings[name] for name in ("steps", "whitening")}
-            settings = settings.updated(**kept)
-    training.run(train_network, settings, output, folder, printing)
+    training.run(settings, output, data or Path(config or "").parent, printing)
 
 
 def distill(
@@ -147,11 +116,10 @@ def distill(
         output RUN: Folder of the run.
         config FILE: A recipe (toml), such as configs/light.toml.
     """
-    from d2net.training.distillation import distill as train_student
     from d2net.training.settings import DistillationSettings
 
     settings = DistillationSettings.from_file(config).updated(**training.changes)
-    training.run(train_student, settings, output, data, printing)
+    training.run(settings, output, data, printing)
 
 
 def _validation_lines(validations: list[dict[str, float]]) -> list[str]:

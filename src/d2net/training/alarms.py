@@ -33,20 +33,13 @@ class Alarm:
 
 
 class Monitor:
-    """Watches the figures of a run.
-
-    Two failures are noticed in every run: a loss or gradient that is not finite ends it, and a loss
-    that does not fall is an alarm.
-
-    Args:
-        alarms: further conditions.
-    """
+    """Watches the figures of a run for its alarms, for divergence, and for a loss that stays."""
 
     def __init__(self, alarms: Sequence[Alarm] = ()) -> None:
         self._alarms = alarms
         self._recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._first_losses: list[float] = []
-        self._reported: set[object] = set()
+        self._reported: set[str] = set()
         self._steps = 0
 
     def step(self, figures: Mapping[str, float], problems: Iterable[str] = ()) -> list[str]:
@@ -63,43 +56,34 @@ class Monitor:
             TrainingError: the run cannot succeed.
         """
         self._steps += 1
-        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["gradient"]):
+        loss, gradient = figures["loss"], figures["gradient"]
+        if not math.isfinite(loss) or not math.isfinite(gradient):
             raise TrainingError(
-                f"the training diverged: the loss is {figures['loss']:.3g} and its gradient "
-                f"{figures['gradient']:.3g}; start again with a lower learning_rate or with clip"
+                f"the training diverged: the loss is {loss:.3g} and its gradient {gradient:.3g}; "
+                "start again with a lower learning_rate or with clip"
             )
         self._recent.append(figures)
         if figures.get("usable", 1) and len(self._first_losses) < WINDOW:
-            self._first_losses.append(figures["loss"])
-        sentences = [text for text in problems if self._is_new(text)]
+            self._first_losses.append(loss)
+        raised = {text: text for text in problems}
         if len(self._recent) == WINDOW:
-            sentences += [text for alarm, text in self._raised() if self._is_new(alarm)]
-        return sentences
-
-    def _is_new(self, key: object) -> bool:
-        new = key not in self._reported
-        self._reported.add(key)
+            for alarm in self._alarms:
+                value = self._mean(alarm.figure)
+                if alarm.condition(value):
+                    raised[alarm.message] = alarm.message.format(value=value)
+                    if alarm.ends_run:
+                        raise TrainingError(raised[alarm.message])
+            last = self._mean("loss")
+            first = sum(self._first_losses) / max(1, len(self._first_losses))
+            if self._steps >= _PATIENCE and last >= first:
+                raised["stuck"] = (
+                    f"the loss has not fallen in {self._steps} steps (from {first:.3f} to "
+                    f"{last:.3f}): wrong poses or depth (see `d2net data check`), or a "
+                    "learning_rate that is too low or too high"
+                )
+        new = [text for key, text in raised.items() if key not in self._reported]
+        self._reported |= raised.keys()
         return new
-
-    def _raised(self) -> list[tuple[object, str]]:
-        """The alarms that the last steps raise, each with its sentence."""
-        raised: list[tuple[object, str]] = []
-        for alarm in self._alarms:
-            value = self._mean(alarm.figure)
-            if alarm.condition(value):
-                sentence = alarm.message.format(value=value)
-                if alarm.ends_run:
-                    raise TrainingError(sentence)
-                raised.append((alarm, sentence))
-        first = sum(self._first_losses) / max(1, len(self._first_losses))
-        if self._steps >= _PATIENCE and self._mean("loss") >= first:
-            sentence = (
-                f"the loss has not fallen in {self._steps} steps (from {first:.3f} to "
-                f"{self._mean('loss'):.3f}): wrong poses or depth (see `d2net data check`), or a "
-                "learning_rate that is too low or too high"
-            )
-            raised.append(("stuck", sentence))
-        return raised
 
     def _mean(self, name: str) -> float:
         return sum(figures[name] for figures in self._recent) / len(self._recent)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ _MAX_UNREADABLE = 20  # pairs in a row that cannot be read
 _MAX_EMPTY = 100  # pairs in a row without correspondences
 
 
-@dataclass(frozen=True, eq=False)
-class PairBatch:
+class PairBatch(NamedTuple):
     """The pairs of a step, or one process's part of them.
 
     Attributes:
@@ -41,23 +39,9 @@ class PairBatch:
     correspondences: Correspondences
     corners: Correspondences | None
 
-    def to(self, device: torch.device) -> PairBatch:
-        """Move the batch to a device."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            correspondences=self.correspondences.to(device),
-            corners=None if self.corners is None else self.corners.to(device),
-        )
-
 
 def collate(pairs: Sequence[TrainingPair], *, corners: bool = False) -> PairBatch:
-    """Make a batch of pairs, with lists of correspondences padded to the longest.
-
-    Args:
-        pairs: at least one, of equal size.
-        corners: whether to find correspondences at corners.
-    """
+    """Make a batch of pairs, with lists of correspondences padded to the longest."""
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
     points = [(pair.points_a, pair.points_b) for pair in pairs]
     at_corners = [
@@ -83,12 +67,7 @@ def _padded(lists: Sequence[PointPairs]) -> Correspondences:
 
 
 class Subset:
-    """Some pairs of a source.
-
-    Args:
-        source: the source.
-        indices: which of its pairs.
-    """
+    """Some pairs of a source."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.name, self._source, self._indices = source.name, source, indices
@@ -102,17 +81,7 @@ class Subset:
 
 
 def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) -> Source:
-    """Open a source: the pairs that it holds out, or the others.
-
-    Args:
-        source: the source; one that holds nothing out is opened whole.
-        crop: edge of the crops in pixels.
-        data: the folder that its path is relative to.
-        held_out: whether to take the held-out pairs.
-
-    Raises:
-        InputError: it cannot be opened, or no pair is left.
-    """
+    """Open the pairs that a source holds out, or the others; all if it holds nothing out."""
     opened = open_source(source.kind, data / source.path, crop, source.options)
     if not source.hold_out:
         return opened
@@ -130,18 +99,10 @@ def training_part(settings: RunSettings, data: Path) -> Callable[[SourceSettings
     return partial(open_part, crop=settings.crop, data=data, held_out=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Drawn(Generic[T]):
-    """A pair or batch, and the pairs that were drawn in vain for it.
+class Drawn(NamedTuple):
+    """A pair or a batch of any type, and why others could not be read."""
 
-    Attributes:
-        content: the pair or batch. A batch has a method `to(device)`.
-        empty: number of pairs with too few correspondences.
-        problems: why other pairs could not be read.
-    """
-
-    content: T
-    empty: int = 0
+    content: Any
     problems: tuple[str, ...] = ()
 
 
@@ -163,23 +124,18 @@ class Mixture(Generic[T]):
     def open(
         cls, settings: RunSettings, open_one: Callable[[SourceSettings], PairSource[T]]
     ) -> Mixture[T]:
-        """Open the training sources of a run.
-
-        Args:
-            settings: settings of the run.
-            open_one: opens a source.
-
-        Raises:
-            InputError: a source cannot be opened, or there is none.
-        """
+        """Open the training sources of a run."""
         if not settings.training_sources:
             groups = f" of the groups {', '.join(settings.groups)}" if settings.groups else ""
             raise InputError(f"there is no source of training pairs{groups}: name one in sources")
         opened = [open_one(source) for source in settings.training_sources]
         return cls(opened, settings.source_weights())
 
-    def draw(self, rng: np.random.Generator) -> Drawn[T]:
+    def draw(self, rng: np.random.Generator) -> tuple[T, list[str]]:
         """Draw until a pair is usable. One broken photo must not end a night of training.
+
+        Returns:
+            The pair, and why others could not be read.
 
         Raises:
             InputError: too many pairs in a row cannot be used.
@@ -191,12 +147,12 @@ class Mixture(Generic[T]):
             try:
                 pair = source.pair(int(rng.integers(len(source))), rng)
             except D2NetError as error:
-                problems.append(str(error))
+                problems.append(f"a training pair was left out: {error}")
                 continue
             if pair is not None:
-                return Drawn(pair, empty, tuple(problems))
+                return pair, problems
             empty += 1
-        if problems and empty < _MAX_EMPTY:
+        if empty < _MAX_EMPTY:
             raise InputError(f"{len(problems)} pairs could not be read; the last: {problems[-1]}")
         names = ", ".join(source.name for source in self._sources)
         raise InputError(
@@ -205,16 +161,8 @@ class Mixture(Generic[T]):
         )
 
 
-class PairBatches(Dataset[Drawn[Any] | D2NetError], Generic[T]):
-    """The batches of a run by step. A process opens the sources when it draws its first batch.
-
-    Args:
-        settings: settings of the run.
-        open_one: opens a source; it can be pickled.
-        collate: makes a batch of pairs.
-        rank: number of this process.
-        processes: number of processes that share every batch.
-    """
+class PairBatches(Dataset[Drawn | D2NetError], Generic[T]):
+    """The batches of a run by step. A process opens the sources when it draws its first batch."""
 
     def __init__(
         self,
@@ -231,7 +179,7 @@ class PairBatches(Dataset[Drawn[Any] | D2NetError], Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mixture": None}
 
-    def __getitem__(self, step: int) -> Drawn[Any] | D2NetError:
+    def __getitem__(self, step: int) -> Drawn | D2NetError:
         """The batch of a step. Errors are returned: a raised one would arrive as a traceback."""
         try:
             if self._mixture is None:
@@ -240,27 +188,19 @@ class PairBatches(Dataset[Drawn[Any] | D2NetError], Generic[T]):
             drawn = [self._mixture.draw(pair_generator(seed, step, row)) for row in self._rows]
         except D2NetError as error:
             return error
-        return Drawn(
-            self._collate([row.content for row in drawn]),
-            sum(row.empty for row in drawn),
-            tuple(f"a training pair was left out: {p}" for row in drawn for p in row.problems),
-        )
+        problems = tuple(problem for _, problems in drawn for problem in problems)
+        return Drawn(self._collate([pair for pair, _ in drawn]), problems)
 
 
-def load(
-    dataset: Dataset[Drawn[Any] | D2NetError], steps: range, workers: int
-) -> Iterator[Drawn[Any]]:
+def load(dataset: Dataset[Drawn | D2NetError], steps: range, workers: int) -> Iterator[Drawn]:
     """The batches of some steps in order.
 
     Args:
         dataset: batches by step.
         steps: which steps.
         workers: number of processes that make batches ahead of time; 0: this process makes them.
-
-    Raises:
-        D2NetError: the data cannot be used.
     """
-    loader: DataLoader[Drawn[Any] | D2NetError] = DataLoader(
+    loader: DataLoader[Drawn | D2NetError] = DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,

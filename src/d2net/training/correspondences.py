@@ -41,11 +41,7 @@ _MAX_RESIDUAL = 2.0  # px
 
 
 def cell_centres(edge: int) -> Array:
-    """N x 2 centres (x, y) of the stride-8 cells of a crop, row by row.
-
-    Args:
-        edge: edge of the crop in pixels, a multiple of 8.
-    """
+    """N x 2 centres (x, y) of the stride-8 cells of a crop of `edge` pixels, row by row."""
     cells = np.arange(edge // 8, dtype=np.float64)
     columns, rows = np.meshgrid(cells, cells)
     return TRAINING_CELLS(np.stack([columns.ravel(), rows.ravel()], axis=1))
@@ -68,8 +64,7 @@ def sparse_correspondences(
 
 def _visible(crop_b: Crop, in_a: Array, points_b: Array) -> PointPairs:
     in_b = crop_b.from_photo(points_b)
-    with np.errstate(invalid="ignore"):
-        visible = crop_b.contains(in_b)
+    visible = crop_b.contains(in_b)
     return in_a[visible].astype(np.float32), in_b[visible].astype(np.float32)
 
 
@@ -100,16 +95,15 @@ class PosedDepth:
         with np.errstate(invalid="ignore"):
             inside = ((in_map >= 0) & (in_map <= (width - 1, height - 1))).all(axis=1)
         x, y = in_map[inside].T
-        left, top = np.floor(x).astype(int), np.floor(y).astype(int)
-        right, bottom = np.ceil(x).astype(int), np.ceil(y).astype(int)
-        corners = [self.depth[row, column] for row in (top, bottom) for column in (left, right)]
-        u, v = x - left, y - top
-        sampled = (1 - v) * ((1 - u) * corners[0] + u * corners[1]) + v * (
-            (1 - u) * corners[2] + u * corners[3]
+        (left, top), (right, bottom) = (
+            f(in_map[inside].T).astype(int) for f in (np.floor, np.ceil)
         )
-        known = np.all([np.isfinite(corner) & (corner > 0) for corner in corners], axis=0)
+        corners = np.stack([self.depth[v, h] for v in (top, bottom) for h in (left, right)])
+        u, v = x - left, y - top
+        weights = np.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u])
+        known = (np.isfinite(corners) & (corners > 0)).all(axis=0)
         depths = np.full(len(points), np.nan)
-        depths[inside] = np.where(known, sampled, np.nan)
+        depths[inside] = np.where(known, (weights * corners).sum(axis=0), np.nan)
         return depths
 
 
@@ -124,15 +118,13 @@ class DepthWarp:
     Attributes:
         a: the first photo.
         b: the second photo.
-        tolerance: by how much two depths of one point may differ, as a share of the depth.
-        relative: whether `tolerance` is a share. False: a length in the unit of the poses, as the
-            release has it, which means nothing in a reconstruction of arbitrary scale.
+        tolerance: by how much two depths of one point may differ, as a share of the depth. (The
+            release's is a length, which means nothing in a reconstruction of arbitrary scale.)
     """
 
     a: PosedDepth
     b: PosedDepth
     tolerance: float = 0.05
-    relative: bool = True
 
     def __call__(self, points: Array) -> Array:
         """Map N x 2 points of photo a to photo b; NaN where b does not show them."""
@@ -157,9 +149,8 @@ class DepthWarp:
 
     def agrees(self, expected: Array, measured: Array) -> NDArray[np.bool_]:
         """Whether each two of N depths agree; False where one is NaN."""
-        limits = self.tolerance * measured if self.relative else self.tolerance
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.abs(expected - measured) < limits, np.bool_)
+            return np.asarray(np.abs(expected - measured) < self.tolerance * measured, np.bool_)
 
 
 def interpolate(points: NDArray[Any], known_a: NDArray[Any], known_b: NDArray[Any]) -> Array:
@@ -206,8 +197,8 @@ def corner_correspondences(image_a: RGB, image_b: RGB, known: PointPairs) -> Poi
     interpolated, so it is exact to a fraction of a pixel.
 
     Args:
-        image_a: H x W x 3, the first crop.
-        image_b: H x W x 3, the second crop.
+        image_a: H x W x 3.
+        image_b: H x W x 3.
         known: correspondences between the crops.
 
     Returns:

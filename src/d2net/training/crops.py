@@ -88,17 +88,19 @@ class Crop:
 
     def contains(self, points: Array) -> NDArray[np.bool_]:
         """Whether each of N x 2 points lies between the centres of the crop's corner pixels."""
-        inside = (points >= 0) & (points <= self.edge - 1)
+        with np.errstate(invalid="ignore"):
+            inside = (points >= 0) & (points <= self.edge - 1)
         return np.asarray(inside.all(axis=1), np.bool_)
 
     def cut(self, photo: RGB) -> RGB:
         """Resample the photo to edge x edge x 3 pixels, black beyond its borders."""
-        offset = _integer_offset(self.crop_from_photo)
-        if offset is not None:
-            left, top = offset
-            height, width = photo.shape[:2]
-            if 0 <= left <= width - self.edge and 0 <= top <= height - self.edge:
-                return np.array(photo[top : top + self.edge, left : left + self.edge])
+        left, top = -self.crop_from_photo[:2, 2]
+        shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]])
+        if np.array_equal(self.crop_from_photo, shift) and left % 1 == top % 1 == 0:
+            rows = slice(int(top), int(top) + self.edge)
+            part = photo[rows, int(left) : int(left) + self.edge]
+            if min(left, top) >= 0 and part.shape[:2] == (self.edge, self.edge):
+                return np.array(part)
         matrix, centre = self.crop_from_photo, np.full((1, 2), (self.edge - 1) / 2)
         scale = local_scale(matrix, self.to_photo(centre)[0])
         if scale < _MIN_BILINEAR_SCALE:
@@ -125,11 +127,6 @@ def local_scale(matrix: Array, point: Array) -> float:
     return float(np.sqrt(abs(np.linalg.det(matrix)) / abs(w) ** 3))
 
 
-def min_scale(size: Size, edge: int) -> float:
-    """Scale at which a crop covers the whole shorter side of a photo of (width, height)."""
-    return edge / min(size)
-
-
 def crop_around(point: Array, size: Size, edge: int) -> Crop:
     """A crop centred on a point as the 2019 release cuts it: whole pixels, no resampling.
 
@@ -140,7 +137,7 @@ def crop_around(point: Array, size: Size, edge: int) -> Crop:
         size: (width, height) of the photo.
         edge: edge of the crop.
     """
-    scale = max(1.0, min_scale(size, edge))
+    scale = max(1.0, edge / min(size))
     if scale > 1:
         enlarged_size = max(edge, round(size[0] * scale)), max(edge, round(size[1] * scale))
         enlarged = as_matrix(coordinates.resize(size, enlarged_size))
@@ -184,12 +181,3 @@ def crop_from_corners(corners: Array, edge: int) -> Array:
     target = (_SQUARE + 1) * (edge / 2) - 0.5
     matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), target.astype(np.float32))
     return np.asarray(matrix, dtype=np.float64)
-
-
-def _integer_offset(matrix: Array) -> tuple[int, int] | None:
-    """(left, top) if the matrix is a shift by whole pixels."""
-    left, top = -matrix[:2, 2]
-    shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]])
-    if np.array_equal(matrix, shift) and float(left).is_integer() and float(top).is_integer():
-        return int(left), int(top)
-    return None

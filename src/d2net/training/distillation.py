@@ -8,9 +8,7 @@ both, agree between its crops, and give a high score to the teachers' keypoints 
 from __future__ import annotations
 
 import copy
-import json
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +16,6 @@ import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from d2net.errors import InputError
@@ -31,23 +27,21 @@ from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import Alarm
 from d2net.training.batches import PairBatches
-from d2net.training.crops import RGB
-from d2net.training.loop import TrainingResult, run
 from d2net.training.muon import Muon
-from d2net.training.objective import Objective
-from d2net.training.processes import mean_over_processes
+from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import DistillationSettings, RunSettings
 from d2net.training.sources import TrainingPair
 from d2net.training.sources.taught import StudentPair, TaughtPairs, find_taught, stack
 from d2net.training.state import TrainingState
 from d2net.training.teachers import Lessons, load_teachers
-from d2net.training.validation import Validation, fixed_pairs
 
-_FIRST_SCALE, _MAX_SCALE = 15.0, 50.0
-"""Factor of the cosines in the softmax; it is learned."""
-
-_PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5
-"""Photos from which the principal components come, and the step between their descriptors."""
+_COSINE, _SCORE = 1.0, 3.0  # weights of the terms
+_FLOOR = 0.2  # share of the teachers' score that remains of a keypoint that is not matched
+_MIN_DISTANCE = 3.0  # px; points of a photo nearer than this are no negatives of each other
+_FIRST_SCALE, _MAX_SCALE = 15.0, 50.0  # factor of the cosines in the softmax; it is learned
+_AVERAGING = 0.999  # of the weights
+_WEIGHT_DECAY = 1e-4
+_PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5  # from which the principal components come
 
 _ALARMS = (
     Alarm(
@@ -58,34 +52,6 @@ _ALARMS = (
         ends_run=True,
     ),
 )
-
-
-def distill(
-    settings: DistillationSettings,
-    output: str | Path,
-    *,
-    data: str | Path = ".",
-    device: str = "cpu",
-    workers: int = 1,
-    progress: Progress = no_progress,
-) -> TrainingResult:
-    """Train the network light to imitate teachers, or resume; see `loop.run`.
-
-    The teachers' outputs are stored in the folder `teachers` of the output.
-
-    Args:
-        settings: settings of the run.
-        output: folder of all files that the run writes.
-        data: the folder that paths of sources and teachers are relative to.
-        device: see `loop.run`.
-        workers: see `loop.run`.
-        progress: called after every photo and every step.
-
-    Raises:
-        D2NetError: as `loop.run`; WeightsError if a teacher cannot be loaded.
-    """
-    objective = DistillationObjective(settings, Path(data), Path(output) / "teachers", progress)
-    return run(objective, settings, output, device=device, workers=workers, progress=progress)
 
 
 class Student(nn.Module):
@@ -117,11 +83,11 @@ class Student(nn.Module):
         return self.log_scale.exp().clamp(max=_MAX_SCALE)
 
     @torch.no_grad()
-    def update_average(self, averaging: float) -> None:
+    def update_average(self) -> None:
         """Move the average towards the weights; it follows faster in the first steps."""
         self.updates += 1
         updates = int(self.updates)
-        keep = min(averaging, updates / (updates + 9))
+        keep = min(_AVERAGING, updates / (updates + 9))
         average = self.average.state_dict()
         for name, value in self.light.state_dict().items():
             if value.is_floating_point():
@@ -130,15 +96,8 @@ class Student(nn.Module):
                 average[name].copy_(value)
 
 
-class DistillationObjective(Objective):
-    """The network light, its teachers' outputs and the losses.
-
-    Args:
-        settings: settings of the run.
-        data: the folder that paths of sources and teachers are relative to.
-        folder: the folder of the teachers' outputs.
-        progress: called after every photo that the teachers have seen.
-    """
+class DistillationObjective(FeatureObjective):
+    """The network light, its teachers' outputs and the losses."""
 
     network: Student
     alarms = _ALARMS
@@ -150,16 +109,23 @@ class DistillationObjective(Objective):
         folder: Path,
         progress: Progress = no_progress,
     ) -> None:
-        super().__init__()
-        self.settings, self.data, self._progress = settings, data, progress
+        super().__init__(settings, data)
+        self.settings, self._progress = settings, progress
         teachers = load_teachers(settings, data, "cpu")
         checksums = [teacher.sha256 for teacher in teachers]
         self._lessons = Lessons(folder, data, settings, checksums)
-        light, self.start = _start(settings)
-        self.start |= {
-            entry.name: checksum
-            for entry, checksum in zip(settings.teachers, checksums, strict=True)
-        }
+        if settings.start == "none":
+            widths = LightSettings.from_dict(settings.student) if settings.student else None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                light, self.start = Light(widths), {"name": "none"}
+        else:
+            network, self.start = load_network(settings.start)
+            if not isinstance(network, Light):
+                raise InputError(f"{settings.start} are not weights of the network light")
+            light = network.float()
+        names = [entry.name for entry in settings.teachers]
+        self.start |= dict(zip(names, checksums, strict=True))
         length = sum(teacher.length for teacher in teachers)
         if length < light.widths.dimension:
             raise InputError(
@@ -167,7 +133,6 @@ class DistillationObjective(Objective):
                 f"student's {light.widths.dimension}: lower dimension in student"
             )
         self.network = Student(light, length)
-        self._validation: Validation | None = None
 
     def dataset(self, rank: int, processes: int) -> PairBatches[StudentPair]:
         """See `Objective.dataset`; first, the teachers look at photos that are new or changed."""
@@ -192,19 +157,17 @@ class DistillationObjective(Objective):
         """D x d, the directions in which the teachers' descriptors have the most energy."""
         if not photos:
             raise InputError(f"none of the photos in {self.data} can be read")
-        chosen = [photos[i] for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS)]
-        length = len(self.network.projection)
-        total = np.zeros((length, length))
-        for photo in chosen:
-            x = self._lessons.read(photo).descriptors[::_PROJECTION_STEP].astype(np.float64)
-            total += x.T @ x
+        total = 0.0
+        for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS):
+            x = self._lessons.read(photos[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
+            total = total + x.T @ x
         vectors = np.linalg.eigh(total)[1]
         return torch.from_numpy(vectors[:, -self.network.light.widths.dimension :].copy()).float()
 
     def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""
         learned = [p for p in self.network.parameters() if p.requires_grad]
-        return Muon(learned, settings.learning_rate, self.settings.weight_decay)
+        return Muon(learned, settings.learning_rate, _WEIGHT_DECAY)
 
     def forward(self, batch: StudentPair) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses.
@@ -214,46 +177,35 @@ class DistillationObjective(Objective):
         - between: the descriptors of one crop against those of the other;
         - score: cross-entropy of the keypoint's place in each cell.
         """
-        s, student = self.settings, self.network
+        student = self.network
         if torch.is_grad_enabled():
-            student.update_average(s.averaging)  # with the weights after the step before
+            student.update_average()  # with the weights after the step before
         images, points = batch.images.flatten(0, 1), batch.points.flatten(0, 1)
-        with torch.autocast(images.device.type, torch.bfloat16, s.precision == "bfloat16"):
+        with torch.autocast(
+            images.device.type, torch.bfloat16, self.settings.precision == "bfloat16"
+        ):
             maps = student.light.compute_maps(images.float(), torch.float32)
         descriptors = student.light.describe_batch(maps, points)
         descriptors = descriptors.view(*batch.points.shape[:3], -1)
         a, b = (descriptors[:, k][batch.valid] for k in (0, 1))
         teacher = F.normalize(batch.targets[batch.valid].float() @ student.projection, dim=1)
-        near = self._near(batch)
+        near = _near(batch)
         to_teacher = [contrast(x @ teacher.T * student.scale, near) for x in (a, b)]
         between = contrast(a @ b.T * student.scale, near)
         matched = (-between.detach()).exp()  # probability of a match in both directions
         cosine = 2 - (a * teacher).sum(1) - (b * teacher).sum(1)
-        score = self._score_loss(maps[3].float(), batch, matched)
-
-        def mean(values: Tensor) -> Tensor:
-            return mean_over_processes(values, torch.ones_like(values, dtype=torch.bool))
-
         terms = {
-            "teacher": mean(to_teacher[0] + to_teacher[1]) / 4,
-            "cosine": mean(cosine),
-            "between": mean(between) / 2,
-            "score": mean(score),
+            "teacher": mean_over_processes(to_teacher[0] + to_teacher[1]) / 4,
+            "cosine": mean_over_processes(cosine),
+            "between": mean_over_processes(between) / 2,
+            "score": mean_over_processes(self._score_loss(maps[3].float(), batch, matched)),
         }
-        loss = terms["teacher"] + s.cosine * terms["cosine"] + terms["between"]
+        loss = terms["teacher"] + _COSINE * terms["cosine"] + terms["between"]
         figures = {name: float(value.detach()) for name, value in terms.items()}
         figures["matched"] = float(matched.mean())
         figures["scale"] = float(student.scale.detach())
         figures["similarity"] = float(a.detach().mean(0).square().sum())
-        return loss + s.score * terms["score"], figures
-
-    def _near(self, batch: StudentPair) -> Tensor:
-        """Pairs of points of one photo that are too near to be negatives, n x n bool."""
-        photo = torch.arange(len(batch.valid), device=batch.valid.device)[:, None]
-        photo = photo.expand(batch.valid.shape)[batch.valid]
-        places = batch.places[batch.valid].double()
-        near = torch.cdist(places, places) < self.settings.min_distance
-        return (near & (photo[:, None] == photo)).fill_diagonal_(False)
+        return loss + _SCORE * terms["score"], figures
 
     def _score_loss(self, score: Tensor, batch: StudentPair, matched: Tensor) -> Tensor:
         """Cross-entropy of the cells that lie on the photo.
@@ -262,14 +214,13 @@ class DistillationObjective(Objective):
         right between the crops, so the score becomes the chance to find it again. Keypoints that
         one crop shows have the mean probability of their pair.
         """
-        floor = self.settings.floor
         chance = torch.zeros(batch.valid.shape, device=score.device)
         chance = chance.masked_scatter(batch.valid, matched)
         mean = chance.sum(1, keepdim=True) / batch.valid.sum(1, keepdim=True)
         chance = torch.cat([chance, mean], 1)  # the row -1 is the mean
         rows = batch.rows.flatten(1) % chance.shape[1]
         chance = chance.gather(1, rows).view_as(batch.scores)
-        mass = batch.scores * (floor + (1 - floor) * chance)
+        mass = batch.scores * (_FLOOR + (1 - _FLOOR) * chance)
         wanted = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), score.shape[-1])
         wanted = F.pixel_unshuffle(wanted, SCORE_CELL)
         total = wanted.sum(1, keepdim=True)
@@ -277,14 +228,6 @@ class DistillationObjective(Objective):
         loss = -(wanted * self.network.light.score_head.log_probability(score)).sum(1)
         shown: Tensor = loss[batch.shown.flatten(0, 1)]
         return shown
-
-    def validate(self) -> dict[str, float] | None:
-        """See `Objective.validate`."""
-        if not self.settings.validation_sources:
-            return None
-        if self._validation is None:
-            self._validation = Validation(fixed_pairs(self.settings, self.data), self.pair_loss)
-        return self._validation(self._model())
 
     @torch.no_grad()
     def pair_loss(self, pair: TrainingPair) -> float:
@@ -296,54 +239,23 @@ class DistillationObjective(Objective):
         near = torch.zeros(len(a), len(a), dtype=torch.bool, device=device)
         return float(contrast(a @ b.T * self.network.scale, near).mean() / 2)
 
-    def pictures(self) -> Mapping[str, Image.Image]:
-        """See `Objective.pictures`."""
-        if self._validation is None:
-            return {}
-        return self._validation.pictures(self._model(), self._score_map)
-
-    @torch.no_grad()
-    def _score_map(self, crop: RGB) -> NDArray[np.float32]:
-        network = self.network.average.for_inference()
-        image = torch.from_numpy(crop)[None].to(self.network.projection.device).float()
-        maps = network.compute_maps(image, torch.float32)
-        score = network.score_map(tuple(part[0] for part in maps))
-        return np.asarray(score.cpu().numpy(), np.float32)
-
-    def _model(self) -> D2Net:
+    def model(self) -> D2Net:
+        """See `FeatureObjective.model`."""
         return D2Net(self.network.average.for_inference(), ExtractionSettings())
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`; the moving average is saved."""
-        s = self.settings
-        teachers = ", ".join(entry.name for entry in s.teachers)
-        sources = ", ".join(source.path for source in s.training_sources)
-        save_weights(
-            path,
-            self.network.average,
-            {
-                "name": s.name or path.resolve().parent.name,
-                "licence": s.licence or "as of the teachers and of the training data",
-                "training_data": f"distilled from {teachers} on {sources}",
-                "start": json.dumps(state.start),
-                "settings": json.dumps(s.to_dict()),
-                "steps": str(state.step),
-                "pairs": str(state.pairs),
-            },
-        )
+        made_of = "distilled from " + ", ".join(entry.name for entry in self.settings.teachers)
+        save_weights(path, self.network.average, header(self.settings, path, state, made_of))
 
 
-def _start(settings: DistillationSettings) -> tuple[Light, dict[str, str]]:
-    """The network at the start of a run, and the name and checksum of its weights."""
-    if settings.start != "none":
-        network, source = load_network(settings.start)
-        if not isinstance(network, Light):
-            raise InputError(f"{settings.start} are not weights of the network light")
-        return network.float(), source
-    widths = LightSettings.from_dict(settings.student) if settings.student else LightSettings()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return Light(widths), {"name": "none"}
+def _near(batch: StudentPair) -> Tensor:
+    """Pairs of points of one photo that are too near to be negatives, n x n bool."""
+    photo = torch.arange(len(batch.valid), device=batch.valid.device)[:, None]
+    photo = photo.expand(batch.valid.shape)[batch.valid]
+    places = batch.places[batch.valid].double()
+    near = torch.cdist(places, places) < _MIN_DISTANCE
+    return (near & (photo[:, None] == photo)).fill_diagonal_(False)
 
 
 def contrast(similarity: Tensor, near: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from d2net.errors import InputError, OutputError, TrainingError
+from d2net.errors import InputError, MissingPackageError, OutputError, TrainingError
 from d2net.io.atomic import locked, output_errors, replacing
 from d2net.progress import Progress, no_progress
 from d2net.training.alarms import Monitor
 from d2net.training.batches import load
 from d2net.training.objective import Objective
-from d2net.training.processes import launch
 from d2net.training.records import Records
 from d2net.training.settings import RunSettings
 from d2net.training.state import TrainingState, load_state, restore_tensors, save_state
@@ -88,7 +88,7 @@ def run(
         TrainingError: the training diverged or cannot succeed.
         MissingPackageError: Lightning Fabric is not installed.
     """
-    fabric = launch(device)
+    fabric = _launch(device)
     if settings.batch % fabric.world_size:
         raise InputError(
             f"{fabric.world_size} processes cannot share batches of {settings.batch} pairs: make "
@@ -96,14 +96,32 @@ def run(
         )
     output = Path(output)
     weights, best = output / "weights.safetensors", output / "best.safetensors"
+
+    def warn(sentence: str) -> None:
+        if records is not None:
+            records.write("alarm", state.step, {"alarm": sentence})
+        _logger.warning("%s", sentence)
+
+    def finish(path: Path) -> None:
+        try:
+            objective.finish(path, progress)
+        except TrainingError as error:  # the weights are worth keeping without it
+            warn(f"{path.name}: {error}")
+
     with _deterministic_on_cpu(), _locked(output, fabric):
         # Begin a new run, or resume an interrupted one.
         state = load_state(output / "last") or TrainingState(settings.to_dict(), objective.start)
-        _check_same_run(state, settings, objective, output)
+        before = {**state.settings, "starting weights": state.start}
+        for name, value in {**settings.to_dict(), "starting weights": objective.start}.items():
+            if before.get(name) != value:
+                raise OutputError(
+                    f"{output} holds a run with other settings ({name} was {before.get(name)!r} "
+                    f"and is now {value!r}): give the same settings to resume it, or another output"
+                )
         learned = [p for p in objective.network.parameters() if p.requires_grad]
         optimizer = objective.optimizer(settings)
         if state.step:
-            restore_tensors(output / "last", objective.network, optimizer)
+            restore_tensors(output / "last" / state.tensors, objective.network, optimizer)
         forward, fabric_optimizer = fabric.setup(objective, optimizer)
         dataset = objective.dataset(fabric.global_rank, fabric.world_size)
         batches = load(dataset, range(state.step, settings.steps), workers)
@@ -124,7 +142,7 @@ def run(
             rate = learning_rate(settings, state.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, figures = forward(drawn.content.to(fabric.device))
+            loss, figures = forward(fabric.to_device(drawn.content))
             fabric_optimizer.zero_grad()
             fabric.backward(loss)
             norm = nn.utils.clip_grad_norm_(learned, settings.clip or math.inf)
@@ -132,10 +150,9 @@ def run(
                 "loss": float(loss.detach()),
                 "gradient": float(norm),
                 "learning_rate": rate,
-                "empty": float(drawn.empty),
             }
             for sentence in monitor.step(figures, drawn.problems):
-                _warn(sentence, state, records)
+                warn(sentence)
             fabric_optimizer.step()
 
             state.step += 1
@@ -147,7 +164,13 @@ def run(
             means["pairs_per_second"] = (state.step - first_step) * settings.batch / elapsed
             means["waiting"] = waited / elapsed
             if state.step % _RECORD_EVERY == 0:
-                _check_weights(learned)
+                # A loss of normalised descriptors does not notice weights that grow.
+                largest = max(float(p.detach().abs().max()) for p in learned)
+                if not largest <= torch.finfo(torch.half).max:
+                    raise TrainingError(
+                        f"the training diverged: a weight has become {largest:.3g}; start again "
+                        "with a lower learning_rate or with clip"
+                    )
                 if records is not None:
                     records.write("train", state.step, means)
             progress(
@@ -166,7 +189,12 @@ def run(
 
         if fabric.is_global_zero:
             objective.save(weights, state)
-            _finish(objective, weights, best, state, records, progress)
+            finish(weights)
+            if state.best is not None and state.best["step"] == state.step:
+                with replacing(best) as temporary:
+                    shutil.copyfile(weights, temporary)
+            elif state.best is not None:
+                finish(best)
         fabric.barrier()
     return TrainingResult(weights, best if best.exists() else None, state)
 
@@ -180,98 +208,51 @@ def learning_rate(settings: RunSettings, step: int) -> float:
     return rate * min(1.0, (step + 1) / max(1, settings.warmup))
 
 
+def _launch(device: str) -> Fabric:
+    """Set up this process and, under torchrun, connect it to the others of the run."""
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingPackageError(
+            "training needs Lightning Fabric: pip install 'd2net[train]'"
+        ) from error
+    accelerator, _, index = device.partition(":")
+    arguments: dict[str, Any] = {"devices": [int(index)] if index else 1}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, total = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        arguments = {"devices": local, "num_nodes": total // local, "strategy": "ddp"}
+    try:
+        fabric = Fabric(accelerator=accelerator, **arguments)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot train on the device {device!r}: {reason}") from error
+    return fabric
+
+
 def _validate(
     objective: Objective, state: TrainingState, best: Path, records: Records | None, fabric: Fabric
 ) -> None:
     """Validate in the main process, and save the weights if none were better."""
-    if records is not None:
-        figures = objective.validate()
-        if figures is not None:
-            entry = {"step": state.step, **figures}
-            state.validations.append(entry)
-            records.write("validation", state.step, figures)
-            if records.takes_pictures:
-                for name, picture in objective.pictures().items():
-                    records.write_picture(name, state.step, picture)
-            if state.best is None or figures["score"] > state.best["score"]:
-                state.best = entry
-                objective.save(best, state)
+    figures = objective.validate() if records is not None else None
+    if records is not None and figures is not None:
+        entry = {"step": state.step, **figures}
+        state.validations.append(entry)
+        records.write("validation", state.step, figures)
+        if state.best is None or figures["score"] > state.best["score"]:
+            state.best = entry
+            objective.save(best, state)
     fabric.barrier()
-
-
-def _finish(
-    objective: Objective,
-    weights: Path,
-    best: Path,
-    state: TrainingState,
-    records: Records | None,
-    progress: Progress,
-) -> None:
-    """Complete the last weights, and the best ones too."""
-
-    def finish(path: Path) -> None:
-        try:
-            objective.finish(path, progress)
-        except TrainingError as error:  # the weights are worth keeping without it
-            _warn(f"{path.name}: {error}", state, records)
-
-    finish(weights)
-    if state.best is not None and best.exists():
-        if state.best["step"] == state.step:
-            with replacing(best) as temporary:
-                shutil.copyfile(weights, temporary)
-        else:
-            finish(best)
-
-
-def _warn(sentence: str, state: TrainingState, records: Records | None) -> None:
-    if records is not None:
-        records.write("alarm", state.step, {"alarm": sentence})
-    _logger.warning("%s", sentence)
-
-
-def _check_weights(learned: list[nn.Parameter]) -> None:
-    """Raise TrainingError if a weight has become too large for half precision.
-
-    A loss of normalised descriptors does not notice that.
-    """
-    largest = max(float(p.detach().abs().max()) for p in learned)
-    if not largest <= torch.finfo(torch.half).max:
-        raise TrainingError(
-            f"the training diverged: a weight has become {largest:.3g}; start again with a lower "
-            "learning_rate or with clip"
-        )
-
-
-def _check_same_run(
-    state: TrainingState, settings: RunSettings, objective: Objective, output: Path
-) -> None:
-    """Raise OutputError if a state belongs to a run with other settings or starting weights."""
-    before, now = state.settings, settings.to_dict()
-    changed = [name for name in now if now[name] != before.get(name)]
-    if changed:
-        name = changed[0]
-        raise OutputError(
-            f"{output} holds a run with other settings ({name} was {before.get(name)!r} and is now "
-            f"{now[name]!r}): give the same settings to resume it, or another output"
-        )
-    if state.start != objective.start:
-        raise OutputError(
-            f"{output} holds a run that started from other weights ({state.start} instead of "
-            f"{objective.start}): choose another output"
-        )
 
 
 @contextmanager
 def _locked(output: Path, fabric: Fabric) -> Iterator[None]:
     """Create the output folder and hold its lock in the main process."""
-    if not fabric.is_global_zero:
-        fabric.barrier()
-        yield
-        return
-    with output_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-    with locked(output / "run"):
+    with ExitStack() as stack:
+        if fabric.is_global_zero:
+            with output_errors(output):
+                output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(output / "run"))
         fabric.barrier()
         yield
 

@@ -1,4 +1,4 @@
-"""The paper's triplet margin ranking loss, which trains detection and description together.
+"""The losses: the paper's, which trains detection and description together, and a contrastive one.
 
 Dusmanu et al., CVPR 2019, section 4.1 (equations 8 to 12), as the 2019 release computes it: every
 correspondence forms a triplet with its hardest negative, weighted by the soft detection scores of
@@ -12,14 +12,14 @@ those that were found are differentiated, which gives the gradient of the minimu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.geometry.coordinates import EXTRACTION_CELLS, TRAINING_CELLS
+from d2net.geometry.coordinates import TRAINING_CELLS
 from d2net.networks.detection import soft_scores
 from d2net.networks.sampling import sample_batch
 
@@ -30,16 +30,22 @@ SAFE_RADIUS = 32
 """Cells within this distance of the true position are no negatives: 4 cells at stride 8 (section
 4.1). Chebyshev distance in pixels."""
 
-CELLS = {4: EXTRACTION_CELLS, 8: TRAINING_CELLS}
-"""Pixels of the crop from cells of the map, by stride."""
+TEMPERATURE = 0.05
+"""Divisor of the similarities, which are cosines of descriptors."""
+
+SAFE_DISTANCE = 8.0
+"""Keypoints nearer to the partner than this are no negatives, because the maps hardly distinguish
+them. Chebyshev distance in pixels."""
+
+MIN_KEYPOINTS = 8
+"""Pairs with fewer keypoints do not count: among few keypoints the partner is easy to find."""
 
 Sampling = Literal["cells", "bilinear"]
 
 _BLOCK = 1 << 23  # similarities that are searched at a time: 32 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Correspondences:
+class Correspondences(NamedTuple):
     """Correspondences of the pairs of a batch, padded to one length.
 
     Attributes:
@@ -52,11 +58,6 @@ class Correspondences:
     points_b: Tensor
     valid: Tensor
 
-    def to(self, device: torch.device) -> Correspondences:
-        """Move the correspondences to a device."""
-        parts = (self.points_a, self.points_b, self.valid)
-        return Correspondences(*(part.to(device, non_blocking=True) for part in parts))
-
 
 @dataclass(frozen=True, eq=False)
 class Loss:
@@ -65,9 +66,6 @@ class Loss:
     Attributes:
         per_pair: B, the loss of each pair; 0 if it is not usable.
         usable: B bool, whether any correspondence of the pair has a detection score above 0.
-        correspondences: B int64, numbers of correspondences.
-        positive: B, mean squared distance between partners' descriptors; NaN if there are none.
-        negative: B, mean squared distance to the nearer of both hardest negatives; likewise.
         inactive: 2B, share of the cells of each crop whose channels are all zero.
         peak: 2B, largest share of a crop's score in one cell.
         similarity: 2B, mean cosine between descriptors of different cells; near 1 if collapsed.
@@ -76,17 +74,14 @@ class Loss:
 
     per_pair: Tensor
     usable: Tensor
-    correspondences: Tensor
-    positive: Tensor
-    negative: Tensor
     inactive: Tensor
     peak: Tensor
     similarity: Tensor
     scores: Tensor
 
     def mean(self) -> Tensor:
-        """See `mean_of_usable`."""
-        return mean_of_usable(self.per_pair, self.usable)
+        """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
+        return self.per_pair.sum() / self.usable.sum().clamp_min(1)
 
 
 def matching_loss(
@@ -94,22 +89,16 @@ def matching_loss(
     correspondences: Correspondences,
     *,
     sampling: Sampling = "cells",
-    stride: int = 8,
-    margin: float = MARGIN,
-    safe_radius: float = SAFE_RADIUS,
 ) -> Loss:
     """The loss of a batch of pairs.
 
     Args:
-        maps: 2B x C x h x w before the ReLU, those of all first crops, then those of all second
-            crops. Hardest negatives are searched in their precision; everything else is computed
-            in float32.
+        maps: 2B x C x h x w at stride 8 before the ReLU, those of all first crops, then those of
+            all second crops. Hardest negatives are searched in their precision; everything else is
+            computed in float32.
         correspondences: correspondences of the B pairs.
         sampling: "cells" takes descriptors and scores of the nearest cell, as the release does;
             "bilinear" interpolates both at the point itself.
-        stride: stride of the maps, 8 or 4.
-        margin: see `MARGIN`.
-        safe_radius: see `SAFE_RADIUS`.
 
     Raises:
         InputError: the batch sizes do not fit together.
@@ -122,7 +111,7 @@ def matching_loss(
     cells = maps.permute(0, 2, 3, 1).float().contiguous()
     scores = soft_scores(cells.permute(0, 3, 1, 2))
 
-    from_pixels = CELLS[stride].inverse()
+    from_pixels = TRAINING_CELLS.inverse()
     positions = from_pixels(torch.cat([correspondences.points_a, correspondences.points_b]).float())
     if sampling == "cells":
         positions = positions.round()
@@ -140,7 +129,6 @@ def matching_loss(
             _swapped(dense),
             partners,
             maps.shape[3],
-            safe_radius / stride,
         )
     first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
     nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
@@ -148,30 +136,24 @@ def matching_loss(
     # In a crop so small that all cells are near there is no negative.
     distance = distance.masked_fill(~found, torch.inf)
     negative = torch.minimum(distance[:pairs], distance[pairs:])
-    rank = (margin + positive - negative).clamp_min(0)
+    rank = (MARGIN + positive - negative).clamp_min(0)
 
     total = weight.sum(1)
     usable = total > 0
     per_pair = (weight * rank).sum(1) / torch.where(usable, total, 1)
     with torch.no_grad():
-        count = valid.sum(1)
-        known = valid & negative.isfinite()
+        # mean cosine between different cells of each image, from the length of the sum of all
+        count = dense.shape[1]
+        square = dense.sum(1, dtype=torch.float32).square().sum(1)
+        lengths = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float32).square().sum(1)
         return Loss(
             per_pair=per_pair,
             usable=usable,
-            correspondences=count,
-            positive=_mean(positive, valid),
-            negative=_mean(negative, known),
             inactive=(cells.amax(3) <= 0).float().mean((1, 2)),
             peak=scores.amax((1, 2)),
-            similarity=_mean_similarity(dense),
+            similarity=(square - lengths) / max(1, count * (count - 1)),
             scores=scores.detach(),
         )
-
-
-def mean_of_usable(per_pair: Tensor, usable: Tensor) -> Tensor:
-    """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
-    return per_pair.sum() / usable.sum().clamp_min(1)
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -186,16 +168,15 @@ def _swapped(images: Tensor) -> Tensor:
 
 
 def _hardest_negatives(
-    descriptors: Tensor, dense: Tensor, partners: Tensor, width: int, safe_radius: float
+    descriptors: Tensor, dense: Tensor, partners: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Find for each descriptor the most similar one of the other image beyond the safe radius.
 
     Args:
-        descriptors: B x K x C of unit length, in the precision of the search.
+        descriptors: B x K x C of unit length.
         dense: B x hw x C of unit length, the cells of the other images row by row.
         partners: B x K x 2 (x, y) positions of the partners in cells.
         width: number of cells in a row.
-        safe_radius: in cells.
 
     Returns:
         B x K int64, the cell; and B x K bool, whether there is one.
@@ -210,23 +191,51 @@ def _hardest_negatives(
     for first in range(0, count, step):
         part = slice(first, first + step)
         similarity = descriptors[:, part] @ dense.mT
-        near_x = (partners[:, part, 0, None] - columns).abs() <= safe_radius
-        near_y = (partners[:, part, 1, None] - rows).abs() <= safe_radius
+        near_x = (partners[:, part, 0, None] - columns).abs() <= SAFE_RADIUS / 8
+        near_y = (partners[:, part, 1, None] - rows).abs() <= SAFE_RADIUS / 8
         near = near_y[..., :, None] & near_x[..., None, :]
         best = similarity.masked_fill_(near.flatten(2), -torch.inf).max(2)
         index[:, part], found[:, part] = best.indices, best.values > -torch.inf
     return index, found
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of each row over the entries in `where`; NaN if there are none."""
-    return torch.where(where, values, 0).sum(1) / where.sum(1)
+def contrastive_loss(maps: Tensor, keypoints: Correspondences) -> tuple[Tensor, Tensor]:
+    """The contrastive loss: the negative log-likelihood of the right matches of a batch.
+
+    The paper's loss asks a descriptor to be nearer to its partner than to the hardest negative, and
+    weights it by the soft scores of the deep map, so corners of the photo count for little. This
+    loss asks for what matching asks for: among all keypoints of the other photo, the partner must
+    be the most similar one, in both directions. Its likelihood is a softmax over similarities
+    (InfoNCE: van den Oord, Li and Vinyals, 2018; in both directions as in LoFTR: Sun et al., CVPR
+    2021, section 3.3).
+
+    Args:
+        maps: 2B x C x h x w at stride 8, before the ReLU: those of all first crops, then those of
+            all second crops.
+        keypoints: corresponding corners of the B pairs.
+
+    Returns:
+        B float32, the mean over keypoints and directions of minus the log-probability of the
+        partner (0 for a pair with fewer than `MIN_KEYPOINTS`); and B bool, which pairs have enough.
+    """
+    pairs = len(keypoints.valid)
+    cells = F.relu(maps).permute(0, 2, 3, 1).float().contiguous()
+    points = torch.cat([keypoints.points_a, keypoints.points_b])
+    descriptors = unit(sample_batch(cells, TRAINING_CELLS.inverse()(points)))
+    similarity = descriptors[:pairs] @ descriptors[pairs:].mT / TEMPERATURE
+    right = similarity.diagonal(dim1=1, dim2=2)
+    loss = (
+        _log_sum(similarity, keypoints.points_b, keypoints.valid)
+        + _log_sum(similarity.mT, keypoints.points_a, keypoints.valid)
+    ) / 2 - right
+    count = keypoints.valid.sum(1)
+    usable = count >= MIN_KEYPOINTS
+    return (loss * keypoints.valid).sum(1) * usable / count.clamp_min(1), usable
 
 
-def _mean_similarity(dense: Tensor) -> Tensor:
-    """Mean cosine between different cells of each image, from the length of the sum of all."""
-    cells = dense.shape[1]
-    square = dense.sum(1, dtype=torch.float32).square().sum(1)
-    lengths = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float32).square().sum(1)
-    mean: Tensor = (square - lengths) / max(1, cells * (cells - 1))
-    return mean
+def _log_sum(similarity: Tensor, points: Tensor, valid: Tensor) -> Tensor:
+    """Log-sum-exp of each row over its partner and all keypoints far from the partner."""
+    near = (points[:, :, None] - points[:, None]).abs().amax(3) < SAFE_DISTANCE
+    partner = torch.eye(points.shape[1], dtype=torch.bool, device=points.device)
+    counted = (~near & valid[:, None, :]) | partner
+    return similarity.masked_fill(~counted, -torch.inf).logsumexp(2)

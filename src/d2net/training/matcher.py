@@ -7,12 +7,10 @@ negative log-likelihood of the true matches, and of having no partner for keypoi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,16 +26,13 @@ from d2net.geometry.homography import transfer
 from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
 from d2net.networks.weights import load_matcher, save_weights
-from d2net.progress import Progress, no_progress
+from d2net.progress import Progress
 from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.correspondences import interpolate
-from d2net.training.loop import TrainingResult, run
-from d2net.training.objective import Objective
-from d2net.training.processes import mean_over_processes
-from d2net.training.settings import RunSettings
+from d2net.training.objective import Objective, fixed_pairs, header, mean_over_processes
+from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources import TrainingPair
 from d2net.training.state import TrainingState
-from d2net.training.validation import fixed_pairs
 
 MATCH_DISTANCE = 3.0
 """Two keypoints match if each lies within this distance of the other's partner, pixels."""
@@ -53,62 +48,7 @@ _BINS = 15
 _CROPS_AT_ONCE = 32  # whose features are extracted on a GPU
 
 
-@dataclass(frozen=True)
-class MatcherTrainingSettings(RunSettings):
-    """Settings of a run that trains a matcher. `start` is the network that makes the features."""
-
-    objective: Literal["matcher"] = "matcher"
-    """Says that the recipe is one for a matcher."""
-
-    matcher: str = ""
-    """File of the matcher to start from. Empty: a new one."""
-
-    widths: Mapping[str, Any] = field(default_factory=dict)
-    """Width, heads and layers of a new matcher, see `MatcherSettings`."""
-
-    keypoints: int = 512
-    """Maximum number of keypoints of a crop."""
-
-    different: float = 0.2
-    """Share of pairs of different places, which have no matches. They are made of two pairs of a
-    batch whose photos lie in the folders of different sources."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keypoints < 1:
-            raise InputError(f"keypoints must be at least 1, not {self.keypoints}")
-        if not 0 <= self.different < 1:
-            raise InputError(f"different must be at least 0 and below 1, not {self.different}")
-
-
-def train_matcher(
-    settings: MatcherTrainingSettings,
-    output: str | Path,
-    *,
-    data: str | Path = ".",
-    device: str = "cpu",
-    workers: int = 1,
-    progress: Progress = no_progress,
-) -> TrainingResult:
-    """Train a matcher, or resume an interrupted run with the same output; see `loop.run`.
-
-    Args:
-        settings: settings of the run.
-        output: folder of all files that the run writes.
-        data: the folder that the sources' paths are relative to.
-        device: see `loop.run`.
-        workers: see `loop.run`.
-        progress: called after every step.
-
-    Raises:
-        D2NetError: as `loop.run`; WeightsError if the starting weights cannot be loaded.
-    """
-    objective = MatcherObjective(settings, Path(data))
-    return run(objective, settings, output, device=device, workers=workers, progress=progress)
-
-
-@dataclass(frozen=True, eq=False)
-class MatcherBatch:
+class MatcherBatch(NamedTuple):
     """Pairs of one place, and which of their crops make pairs of different places.
 
     Attributes:
@@ -119,21 +59,11 @@ class MatcherBatch:
     pairs: PairBatch
     different: Tensor
 
-    def to(self, device: torch.device) -> MatcherBatch:
-        """Move the batch to a device."""
-        return replace(self, pairs=self.pairs.to(device))
-
 
 def make_batch(
     pairs: Sequence[TrainingPair], *, folders: Sequence[Path], share: float
 ) -> MatcherBatch:
-    """Make a batch of pairs and choose pairs of different places.
-
-    Args:
-        pairs: pairs of one place.
-        folders: folders of the sources.
-        share: share of pairs of different places.
-    """
+    """Make a batch of pairs of one place, with a share of pairs of different places."""
     rows = different_places(pairs, folders)[: round(len(pairs) * share / (1 - share))]
     return MatcherBatch(collate(pairs), torch.tensor(rows, dtype=torch.int64).view(-1, 2))
 
@@ -151,8 +81,7 @@ def different_places(
     return [(i, j) for i, j in shifted if places[i] and places[j] and not places[i] & places[j]]
 
 
-@dataclass(frozen=True, eq=False)
-class GroundTruth:
+class GroundTruth(NamedTuple):
     """Which keypoints of two crops match.
 
     Attributes:
@@ -241,8 +170,7 @@ def assignment_loss(assignment: Assignment, truths: Sequence[GroundTruth]) -> Te
     return torch.stack(losses)
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
+class Example(NamedTuple):
     """The features of two crops, each with at least one keypoint, and which of them match."""
 
     a: Features
@@ -252,12 +180,7 @@ class Example:
 
 
 class MatcherObjective(Objective):
-    """A matcher that learns on the features of a frozen network.
-
-    Args:
-        settings: settings of the run.
-        data: the folder that the sources' paths are relative to.
-    """
+    """A matcher that learns on the features of a frozen network."""
 
     network: MatchingTransformer
 
@@ -316,7 +239,7 @@ class MatcherObjective(Objective):
         layers = self.network(as_batch([e.a for e in examples]), as_batch([e.b for e in examples]))
         losses = torch.stack([assignment_loss(assignment, truths) for assignment in layers])
         per_pair = losses.mean(0)
-        loss = mean_over_processes(per_pair, torch.ones_like(per_pair, dtype=torch.bool))
+        loss = mean_over_processes(per_pair)
         best = layers[-1].similarity.detach().argmax(2)
         found = [best[row, t.matches[:, 0]] == t.matches[:, 1] for row, t in enumerate(truths)]
         return loss, {
@@ -388,22 +311,8 @@ class MatcherObjective(Objective):
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""
-        s, start = self.settings, self.start["name"]
-        sources = ", ".join(source.path for source in s.training_sources)
-        save_weights(
-            path,
-            self.network,
-            {
-                "name": s.name or path.resolve().parent.name,
-                "descriptor_id": self.descriptor_id,
-                "licence": s.licence or f"as of {start} and of the training data",
-                "training_data": f"features of {start} on {sources}",
-                "start": json.dumps(state.start),
-                "settings": json.dumps(s.to_dict()),
-                "steps": str(state.step),
-                "pairs": str(state.pairs),
-            },
-        )
+        about = header(self.settings, path, state, f"features of {self.start['name']}")
+        save_weights(path, self.network, {**about, "descriptor_id": self.descriptor_id})
 
     def finish(self, path: Path, progress: Progress) -> None:
         """Fit the calibration on half of the validation pairs, and measure it on the others."""
@@ -431,8 +340,7 @@ class MatcherObjective(Objective):
             )
         network.cpu().calibration.copy_(fit_calibration(probability[fitted], right[fitted]))
         error = calibration_error(network.calibrated(probability[~fitted]), right[~fitted])
-        metadata = {**loaded.metadata, "calibration_error": f"{error:.4f}"}
-        save_weights(path, network, metadata)
+        save_weights(path, network, {**loaded.metadata, "calibration_error": f"{error:.4f}"})
 
 
 @torch.no_grad()

@@ -1,37 +1,66 @@
-"""Recipes: from a file, for one's own photos, and for a given time."""
+"""Runs by their settings: from a file, or for one's own photos."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
-
-from d2net.errors import InputError
 from d2net.io.image_lists import photos_folder
-from d2net.training.batches import load
-from d2net.training.matcher import MatcherTrainingSettings
-from d2net.training.settings import SourceSettings, TrainingSettings, read_toml
+from d2net.progress import Progress, no_progress
+from d2net.training.distillation import DistillationObjective
+from d2net.training.loop import TrainingResult, run
+from d2net.training.matcher import MatcherObjective
+from d2net.training.objective import Objective
+from d2net.training.settings import (
+    DistillationSettings,
+    MatcherTrainingSettings,
+    SourceSettings,
+    TrainingSettings,
+    read_toml,
+)
 from d2net.training.sources import detect_kind
 from d2net.training.supervised import SupervisedObjective
 
+AnySettings: TypeAlias = TrainingSettings | DistillationSettings | MatcherTrainingSettings
+
 _HOLD_OUT = 10
-_TRIAL_STEPS = 6
-_OVERHEAD = 1.05  # of checkpoints and validations in between, as a factor on the time of the steps
 
-_VALIDATION_COST, _WHITENING_COST = 1.6, 1.3
-"""Time per pair, relative to a pair of a step. (On one core, with the settings below: 1.05 s and
-0.86 s, against 0.68 s.)"""
 
-_MIN_WHITENING_PAIRS = 100  # these give about enough keypoints
+def train(
+    settings: AnySettings,
+    output: str | Path,
+    *,
+    data: str | Path = ".",
+    device: str = "cpu",
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Train a network, distil one from teachers or train a matcher, or resume; see `loop.run`.
+
+    Args:
+        settings: settings of the run; their type says what is trained.
+        output: folder of all files that the run writes.
+        data: the folder that paths of sources and teachers are relative to.
+        device: see `loop.run`.
+        workers: see `loop.run`.
+        progress: called after every step, and every photo that teachers have seen.
+
+    Raises:
+        D2NetError: as `loop.run`; WeightsError if weights cannot be loaded.
+    """
+    objective: Objective
+    if isinstance(settings, MatcherTrainingSettings):
+        objective = MatcherObjective(settings, Path(data))
+    elif isinstance(settings, DistillationSettings):
+        lessons = Path(output) / "teachers"
+        objective = DistillationObjective(settings, Path(data), lessons, progress)
+    else:
+        objective = SupervisedObjective(settings, Path(data))
+    return run(objective, settings, output, device=device, workers=workers, progress=progress)
 
 
 def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
-    """The settings of a TOML file: of a matcher if it says objective = "matcher".
-
-    Raises:
-        InputError: no such file, no TOML, or an unknown or impossible setting.
-    """
+    """The settings of a TOML file: of a matcher if it says objective = "matcher"."""
     if read_toml(path).get("objective") == "matcher":
         return MatcherTrainingSettings.from_file(path)
     return TrainingSettings.from_file(path)
@@ -43,12 +72,6 @@ def settings_for_photos(folder: Path) -> TrainingSettings:
     The recipe of the default weights, shortened: half random homographies of single photos, half
     pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
     is validated on.
-
-    Args:
-        folder: a COLMAP reconstruction with its photos, aligned photos, or any photos.
-
-    Raises:
-        InputError: there is no such folder.
     """
     kind = detect_kind(folder)
     sources = [SourceSettings(kind, ".", hold_out=_HOLD_OUT)]
@@ -72,43 +95,3 @@ def settings_for_photos(folder: Path) -> TrainingSettings:
         validation_pairs=12,
         save_every=100,
     )
-
-
-def settings_for_minutes(
-    minutes: float, settings: TrainingSettings, *, data: Path, device: str, workers: int
-) -> TrainingSettings:
-    """Settings with as many steps as this machine can do in a given time, judged by a few trials.
-
-    The time includes the trials, the first and the last validation, and at most a third for
-    learning the whitening. If that is too short, the whitening of the starting weights is kept.
-
-    Raises:
-        D2NetError: as `train`.
-    """
-    if not minutes > 0:
-        raise InputError(f"minutes must be above 0, not {minutes}")
-    began = time.monotonic()
-    per_pair = _seconds_per_pair(settings, data, device, workers)
-    validation_pairs = 2 * settings.validation_pairs * len(settings.validation_sources)
-    seconds = 60 * minutes - (time.monotonic() - began)
-    seconds -= _VALIDATION_COST * per_pair * validation_pairs
-    # The whitening is learned twice if the best weights are not the last ones.
-    per_whitening_pair = 2 * _WHITENING_COST * per_pair
-    whitening = min(settings.whitening, round(seconds / 3 / per_whitening_pair))
-    if whitening < _MIN_WHITENING_PAIRS:
-        whitening = 0
-    seconds -= whitening * per_whitening_pair
-    steps = round(seconds / (settings.batch * per_pair * _OVERHEAD))
-    return settings.updated(steps=max(1, steps), whitening=whitening)
-
-
-def _seconds_per_pair(settings: TrainingSettings, data: Path, device: str, workers: int) -> float:
-    objective = SupervisedObjective(settings, data).to(device)
-    ends = []
-    for drawn in load(objective.dataset(0, 1), range(_TRIAL_STEPS), workers):
-        loss, _ = objective(drawn.content.to(torch.device(device)))
-        loss.backward()
-        float(loss.detach())  # waits for the device
-        ends.append(time.monotonic())
-    # The first step includes the start.
-    return (ends[-1] - ends[0]) / (len(ends) - 1) / settings.batch

@@ -51,28 +51,53 @@ class SourceSettings(Settings):
         super().__post_init__()
         for name in ("kind", "path"):
             if not getattr(self, name):
-                raise InputError(f'a source needs {name} = "...", and {self.to_table()} has none')
+                raise InputError(f'a source needs {name} = "...", and {self.to_dict()} has none')
         if not 0 < self.weight < math.inf:
             raise InputError(f"{self.path}: weight must be above 0, not {self.weight}")
         if self.hold_out < 0 or self.hold_out == 1:
             raise InputError(f"{self.path}: hold_out must be 0 or at least 2, not {self.hold_out}")
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> SourceSettings:
-        """The source that a table describes.
-
-        Raises:
-            InputError: it has no kind or no path, or an impossible value.
-        """
+    def from_dict(cls, values: Mapping[str, Any]) -> SourceSettings:
+        """The source that a table describes."""
         own = {item.name for item in fields(cls)} - {"options"}
-        options = {name: value for name, value in table.items() if name not in own}
-        return cls(**{name: table[name] for name in own if name in table}, options=options)
+        options = {name: value for name, value in values.items() if name not in own}
+        return cls(**{name: values[name] for name in own if name in values}, options=options)
 
-    def to_table(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The table that describes the source."""
         table = {item.name: getattr(self, item.name) for item in fields(self)}
-        options = table.pop("options")
-        return {**table, **options}
+        return {**table, **table.pop("options")}
+
+
+@dataclass(frozen=True)
+class TeacherSettings(Settings):
+    """A teacher: a [[teachers]] table of a configuration."""
+
+    name: str = ""
+    """A name that `d2net weights` lists, a weights file, or aliked-n16:FILE or aliked-n16rot:FILE
+    with ALIKED's weights. Files are relative to the folder of the data."""
+
+    weight: float = 1.0
+    """Weight of its descriptors in the concatenation of all teachers' descriptors."""
+
+    keypoints: int = 0
+    """Number of its keypoints per photo that are taught. 0: it teaches descriptors only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < math.inf or self.keypoints < 0:
+            raise InputError(
+                f"the teacher {self.name!r} needs a weight above 0 and 0 or more keypoints, not "
+                f"{self.weight} and {self.keypoints}"
+            )
+
+
+_TABLES: dict[str, type[Settings]] = {
+    "sources": SourceSettings,
+    "validation": SourceSettings,
+    "teachers": TeacherSettings,
+}
 
 
 @dataclass(frozen=True)
@@ -139,10 +164,6 @@ class RunSettings(Settings):
     name: str = ""
     """Name of the weights. Empty: the name of the output folder."""
 
-    licence: str = ""
-    """Licence of the weights. Empty: stated to be that of the starting weights and of the training
-    data."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
@@ -167,25 +188,28 @@ class RunSettings(Settings):
                     f"share; there are {', '.join(self.shares)}"
                 )
 
+    @classmethod
+    def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
+        """Settings from names and values, with lists and tables as in a TOML file."""
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
+
+        def read(name: str, value: Any) -> Any:  # noqa: ANN401 (any field's type)
+            if name in _TABLES:
+                return tuple(_TABLES[name].from_dict(table) for table in value)
+            return tuple(value) if isinstance(value, list) else value
+
+        return cls(**{name: read(name, value) for name, value in values.items()})
+
     def updated(self: R, **changes: Any) -> R:  # noqa: ANN401 (any field's type)
-        """A copy with some settings changed. Lists and tables of sources are accepted."""
-        for name, value in changes.items():
-            if name in ("sources", "validation"):
-                changes[name] = tuple(
-                    entry if isinstance(entry, SourceSettings) else SourceSettings.from_table(entry)
-                    for entry in value
-                )
-            elif isinstance(value, list):
-                changes[name] = tuple(value)
-        return super().updated(**changes)
+        """A copy with some settings changed, given as in `from_dict`."""
+        return self.from_dict({**self.to_dict(), **changes})
 
     @classmethod
     def from_file(cls: type[R], path: Path) -> R:
-        """Settings from a TOML file; settings that it does not name keep their defaults.
-
-        Raises:
-            InputError: no such file, no TOML, or an unknown or impossible setting.
-        """
+        """Settings from a TOML file; settings that it does not name keep their defaults."""
         values = read_toml(path)
         try:
             return cls.from_dict(values)
@@ -195,12 +219,14 @@ class RunSettings(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Names and plain values; `from_dict` gives the same settings again."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("sources", "validation"):
-            values[name] = [source.to_table() for source in values[name]]
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in {**values, "shares": dict(self.shares)}.items()
-        }
+        for name, value in values.items():
+            if name in _TABLES:
+                values[name] = [table.to_dict() for table in value]
+            elif isinstance(value, tuple):
+                values[name] = list(value)
+            elif isinstance(value, Mapping):
+                values[name] = dict(value)
+        return values
 
     @property
     def training_sources(self) -> tuple[SourceSettings, ...]:
@@ -232,11 +258,7 @@ class RunSettings(Settings):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file.
-
-    Raises:
-        InputError: no such file, or no TOML.
-    """
+    """The values of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -252,9 +274,6 @@ class TrainingSettings(RunSettings):
     layers: tuple[str, ...] = ("conv4_3",)
     """Layers that are trained: the last ones, without a gap. (release: conv4_3)"""
 
-    stride: int = 8
-    """Stride of the maps that the loss is computed on: 8, or 4 as in extraction. (release: 8)"""
-
     sampling: Sampling = "cells"
     """Where scores and descriptors are sampled: at the nearest cell, or bilinear at the point.
     (release: cells)"""
@@ -263,10 +282,6 @@ class TrainingSettings(RunSettings):
     """Weight of `contrastive_loss`, which compares descriptors at corners. 0: off. (release:
     none)"""
 
-    retention: float = 0.0
-    """Weight of a term that keeps descriptors near those of the starting weights: the mean of
-    1 - cosine over all cells. 0: off. (release: none)"""
-
     whitening: int = 0
     """Number of pairs from which the whitening of descriptors is learned after the last step; see
     `learn_whitening`. 0: the whitening of the starting weights is kept, if they have one.
@@ -274,38 +289,13 @@ class TrainingSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("contrast", "retention", "whitening"):
+        for name in ("contrast", "whitening"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.stride not in (4, 8):
-            raise InputError(f"stride must be 4 or 8, not {self.stride}")
         if not self.layers or self.layers != LAYERS[-len(self.layers) :]:
             raise InputError(
                 f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, such as "
                 f'["conv4_2", "conv4_3"], not {list(self.layers)}'
-            )
-
-
-@dataclass(frozen=True)
-class TeacherSettings(Settings):
-    """A teacher: a [[teachers]] table of a configuration."""
-
-    name: str = ""
-    """A name that `d2net weights` lists, a weights file, or aliked-n16:FILE or aliked-n16rot:FILE
-    with ALIKED's weights. Files are relative to the folder of the data."""
-
-    weight: float = 1.0
-    """Weight of its descriptors in the concatenation of all teachers' descriptors."""
-
-    keypoints: int = 0
-    """Number of its keypoints per photo that are taught. 0: it teaches descriptors only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.weight < math.inf or self.keypoints < 0:
-            raise InputError(
-                f"the teacher {self.name!r} needs a weight above 0 and 0 or more keypoints, not "
-                f"{self.weight} and {self.keypoints}"
             )
 
 
@@ -328,48 +318,11 @@ class DistillationSettings(RunSettings):
     student: Mapping[str, Any] = field(default_factory=dict)
     """Widths of the network, see `LightSettings`. Empty: those of the packaged weights."""
 
-    weight_decay: float = 1e-4
-    """Weight decay of the kernels."""
-
-    averaging: float = 0.999
-    """Factor of the moving average of the weights, which is what is saved."""
-
-    cosine: float = 1.0
-    """Weight of the term that compares each descriptor with its teacher's by their cosine."""
-
-    score: float = 3.0
-    """Weight of the score's cross-entropy."""
-
-    floor: float = 0.2
-    """Share of the teachers' score that a keypoint keeps as its target when it is not matched
-    right between the two crops."""
-
-    min_distance: float = 3.0
-    """Points of a photo nearer than this are no negatives of each other, pixels."""
-
     photo_edge: int = 512
     """Photos with a longer edge are reduced for teachers and student, pixels."""
 
-    random_points: int = 100
-    """Number of random points per photo that are described besides the keypoints."""
-
     points: int = 256
     """Maximum number of points of a pair whose descriptors are compared."""
-
-    min_share: float = 0.36
-    """Smallest edge of a crop, as a share of the photo's shorter edge."""
-
-    max_share: float = 1.1
-    """Largest edge of a crop, as a share of the photo's shorter edge."""
-
-    turns: tuple[float, ...] = (20.0, 60.0, 180.0)
-    """Maximum rotations of a crop, degrees."""
-
-    turn_shares: tuple[float, ...] = (0.6, 0.3, 0.1)
-    """How often each of `turns` is the maximum; the sum is 1."""
-
-    perspective: float = 0.2
-    """Maximum shift of a crop's corner as a share of half its edge."""
 
     other_photo: float = 0.65
     """How often a crop is cut from another photo of the same view, where there is one."""
@@ -380,24 +333,33 @@ class DistillationSettings(RunSettings):
             raise InputError("distillation needs [[teachers]], one of them with keypoints above 0")
         if self.crop % 32:
             raise InputError(f"crop must be a multiple of 32 pixels, not {self.crop}")
-        if len(self.turns) != len(self.turn_shares) or abs(sum(self.turn_shares) - 1) > 1e-6:
-            raise InputError("turn_shares must have one number for each of turns, of the sum 1")
-        if not 0 < self.min_share <= self.max_share < 2:
-            raise InputError(
-                "min_share must be above 0 and at most max_share, which must be below 2, not "
-                f"{self.min_share} and {self.max_share}"
-            )
         if any(source.hold_out for source in self.sources):
             raise InputError("hold_out is not for distillation: name sources in validation")
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DistillationSettings:
-        """Settings from names and values. Lists and tables of sources and teachers are accepted."""
-        tables = values.get("teachers", ())
-        teachers = tuple(TeacherSettings.from_dict(table) for table in tables)
-        return cls(teachers=teachers).updated(**{**values, "teachers": teachers})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Names and plain values; `from_dict` gives the same settings again."""
-        teachers = [teacher.to_dict() for teacher in self.teachers]
-        return {**super().to_dict(), "teachers": teachers, "student": dict(self.student)}
+@dataclass(frozen=True)
+class MatcherTrainingSettings(RunSettings):
+    """Settings of a run that trains a matcher. `start` is the network that makes the features."""
+
+    objective: Literal["matcher"] = "matcher"
+    """Says that the recipe is one for a matcher."""
+
+    matcher: str = ""
+    """File of the matcher to start from. Empty: a new one."""
+
+    widths: Mapping[str, Any] = field(default_factory=dict)
+    """Width, heads and layers of a new matcher, see `MatcherSettings`."""
+
+    keypoints: int = 512
+    """Maximum number of keypoints of a crop."""
+
+    different: float = 0.2
+    """Share of pairs of different places, which have no matches. They are made of two pairs of a
+    batch whose photos lie in the folders of different sources."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keypoints < 1:
+            raise InputError(f"keypoints must be at least 1, not {self.keypoints}")
+        if not 0 <= self.different < 1:
+            raise InputError(f"different must be at least 0 and below 1, not {self.different}")

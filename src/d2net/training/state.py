@@ -9,7 +9,6 @@ needed to restore the order of the data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 from d2net.errors import FormatError
 from d2net.io.atomic import output_errors, replacing, write_text
 
-_STATE = "state.json"
-
 
 @dataclass
 class TrainingState:
@@ -32,6 +29,7 @@ class TrainingState:
     Attributes:
         settings: the run's settings, as `RunSettings.to_dict` gives them.
         start: name and sha256 of the starting weights.
+        tensors: name of the file with the tensors; empty before the first checkpoint.
         step: number of finished steps.
         pairs: number of pairs that were trained on.
         seconds: duration of the run so far, without interruptions.
@@ -41,6 +39,7 @@ class TrainingState:
 
     settings: dict[str, Any]
     start: dict[str, str]
+    tensors: str = ""
     step: int = 0
     pairs: int = 0
     seconds: float = 0.0
@@ -51,11 +50,7 @@ class TrainingState:
 def save_state(
     folder: Path, state: TrainingState, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Replace the state in a folder.
-
-    Raises:
-        OutputError: it cannot be written; the previous state stays complete.
-    """
+    """Replace the state in a folder."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for parameter, name in _optimized(network, optimizer).items():
         for key, value in optimizer.state[parameter].items():
@@ -64,53 +59,42 @@ def save_state(
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # A new name for each step: the file that the current state.json names is never touched.
-    name = f"state-{state.step:09d}.safetensors"
-    with replacing(folder / name) as temporary:
+    state.tensors = f"state-{state.step:09d}.safetensors"
+    with replacing(folder / state.tensors) as temporary:
         temporary.write_bytes(data)
-    text = json.dumps({"tensors": name, **asdict(state)}, indent=1)
-    write_text(folder / _STATE, text)
+    write_text(folder / "state.json", json.dumps(asdict(state), indent=1))
     with output_errors(folder):
         for old in folder.glob("state-*.safetensors"):
-            if old.name != name:
+            if old.name != state.tensors:
                 old.unlink()
 
 
 def load_state(folder: Path) -> TrainingState | None:
-    """Read the state in a folder without its tensors; None if there is no state.
+    """Read the state in a folder without its tensors; None if there is no state."""
+    path = folder / "state.json"
+    if not path.exists():
+        return None
+    try:
+        return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
 
-    Raises:
-        FormatError: it is damaged.
-    """
-    return _read(folder)[0] if (folder / _STATE).exists() else None
 
-
-def restore_tensors(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load the tensors of the state in a folder into a network and its optimizer.
-
-    Raises:
-        FormatError: they are damaged or belong to another network.
-    """
-    path = folder / _read(folder)[1]
+def restore_tensors(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the tensors of a state into a network and its optimizer."""
     try:
         tensors = safetensors.torch.load(path.read_bytes())
-        network.load_state_dict(_with_prefix("network.", tensors))
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        network.load_state_dict(below("network."))
         names = _optimized(network, optimizer).values()
-        states = [_with_prefix(f"optimizer.{name}.", tensors) for name in names]
+        states = [below(f"optimizer.{name}.") for name in names]
         optimizer.load_state_dict(
             {**optimizer.state_dict(), "state": {i: s for i, s in enumerate(states) if s}}
         )
     except (OSError, safetensors.SafetensorError, RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _read(folder: Path) -> tuple[TrainingState, str]:
-    """The state and the name of the file with its tensors."""
-    path = folder / _STATE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        tensors = str(values.pop("tensors"))
-        return TrainingState(**values), tensors
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -124,8 +108,3 @@ def _optimized(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Ten
     """The optimizer's parameters in its order, with their names in the network."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
-
-
-def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, which is removed."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from d2net.errors import InputError, TrainingError
 from d2net.extraction.d2net import D2Net
-from d2net.networks.detection import soft_scores
 from d2net.networks.vgg import VGG
 from d2net.networks.vgg_backbone import VGGBackbone
-from d2net.networks.weights import load_network, save_weights
-from d2net.progress import Progress, no_progress
+from d2net.networks.weights import load_network, load_weights, save_weights
+from d2net.progress import Progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import WINDOW, Alarm
-from d2net.training.batches import PairBatch, PairBatches, collate, training_part
-from d2net.training.contrast import contrastive_loss
-from d2net.training.crops import RGB
-from d2net.training.loop import TrainingResult, run
-from d2net.training.loss import Loss, matching_loss
-from d2net.training.objective import Objective
-from d2net.training.processes import mean_over_processes
+from d2net.training.batches import Mixture, PairBatch, PairBatches, collate, training_part
+from d2net.training.loss import Correspondences, contrastive_loss, matching_loss
+from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources import TrainingPair, pair_generator
 from d2net.training.state import TrainingState
-from d2net.training.validation import Validate, Validation, fixed_pairs
-from d2net.training.whitening import add_whitening
+from d2net.training.whitening import learn_whitening
 
 _ALARMS = (
     Alarm(
@@ -49,8 +37,7 @@ _ALARMS = (
         "similarity",
         lambda cosine: cosine > 0.98,  # off-the-shelf weights have 0.6
         "the descriptors have collapsed: those of different cells have a mean cosine of "
-        "{value:.3f}; start again with a lower learning_rate, with retention, or from other "
-        "weights",
+        "{value:.3f}; start again with a lower learning_rate or from other weights",
         ends_run=True,
     ),
     Alarm(
@@ -74,53 +61,18 @@ _ALARMS = (
 )
 
 
-def train(
-    settings: TrainingSettings,
-    output: str | Path,
-    *,
-    data: str | Path = ".",
-    device: str = "cpu",
-    workers: int = 1,
-    validate: Validate | None = None,
-    progress: Progress = no_progress,
-) -> TrainingResult:
-    """Train weights, or resume an interrupted run with the same output; see `loop.run`.
-
-    Args:
-        settings: settings of the run.
-        output: folder of all files that the run writes.
-        data: the folder that the sources' paths are relative to.
-        device: see `loop.run`.
-        workers: see `loop.run`.
-        validate: judges the weights; by default `Validation` on the settings' validation sources.
-        progress: called after every step.
-
-    Raises:
-        D2NetError: as `loop.run`; WeightsError if the starting weights cannot be loaded.
-    """
-    objective = SupervisedObjective(settings, Path(data), validate)
-    return run(objective, settings, output, device=device, workers=workers, progress=progress)
-
-
-class SupervisedObjective(Objective):
+class SupervisedObjective(FeatureObjective):
     """The last layers of the backbone, trained on pairs with correspondences.
 
     Weights stay float32 and are rounded to the precision of the convolutions as they are used.
-
-    Args:
-        settings: settings of the run.
-        data: the folder that the sources' paths are relative to.
-        validate: judges the weights; None: `Validation` on the settings' validation sources.
     """
 
     network: VGGBackbone
     alarms = _ALARMS
 
-    def __init__(
-        self, settings: TrainingSettings, data: Path, validate: Validate | None = None
-    ) -> None:
-        super().__init__()
-        self.settings, self.data = settings, data
+    def __init__(self, settings: TrainingSettings, data: Path) -> None:
+        super().__init__(settings, data)
+        self.settings = settings
         network, self.start = load_network(settings.start)
         if not isinstance(network, VGG):
             raise InputError(f"{settings.start} are not weights of a VGG")
@@ -130,12 +82,9 @@ class SupervisedObjective(Objective):
         self._frozen, self._learned = self.network.names[:first], self.network.names[first:]
         for name in self._learned:
             self.network.convolution(name).requires_grad_(True)
-        self.start_network = (
-            copy.deepcopy(self.network).requires_grad_(False) if settings.retention else None
-        )
         for convolution in self.network.children():
             convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._validate = validate
+        self._dtype: torch.dtype = getattr(torch, settings.precision)
 
     def dataset(self, rank: int, processes: int) -> PairBatches[TrainingPair]:
         """See `Objective.dataset`."""
@@ -144,119 +93,82 @@ class SupervisedObjective(Objective):
         return PairBatches(self.settings, open_one, make_batch, rank, processes)
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the paper's loss, the contrastive loss and the retention term."""
+        """The weighted sum of the paper's loss and the contrastive loss."""
         s = self.settings
-        frozen = self._frozen_layers(batch.images)
-        maps = self.network.layers(frozen, self._learned, s.stride)
-        matching = matching_loss(maps, batch.correspondences, sampling=s.sampling, stride=s.stride)
-        loss = mean_over_processes(matching.per_pair, matching.usable)
-        figures = _figures(matching)
+        maps = self.network.layers(self._frozen_layers(batch.images), self._learned, 8)
+        matching = matching_loss(maps, batch.correspondences, sampling=s.sampling)
+        usable = matching.usable
+        loss = mean_over_processes(matching.per_pair, usable)
+        figures = {
+            "matching": float(matching.mean().detach()),
+            "usable": float(usable.float().mean()),
+            "correspondences": float(batch.correspondences.valid.sum(1).float().mean()),
+            "inactive": float(matching.inactive.mean()),
+            "peak": float(matching.peak.max()),
+            "similarity": float(matching.similarity.mean()),
+        }
         if batch.corners is not None:
-            per_pair, usable = contrastive_loss(maps, batch.corners, stride=s.stride)
-            contrast = mean_over_processes(per_pair, usable)
+            contrast = mean_over_processes(*contrastive_loss(maps, batch.corners))
             loss = loss + s.contrast * contrast
             figures["contrast"] = float(contrast.detach())
-        if self.start_network is not None:
-            with torch.no_grad():
-                before = self.start_network.layers(frozen, self._learned, s.stride)
-            cosine = F.cosine_similarity(maps.float(), before.float(), dim=1)
-            retention = (1 - cosine).mean()
-            loss = loss + s.retention * retention
-            figures["retention"] = float(retention.detach())
         return loss, figures
 
     @torch.no_grad()
     def _frozen_layers(self, images: Tensor) -> Tensor:
         """Run N x H x W x 3 uint8 images through the layers that are not trained."""
-        dtype: torch.dtype = getattr(torch, self.settings.precision)
-
-        def run_layers(part: Tensor) -> Tensor:
-            x = self.normalisation(part.permute(0, 3, 1, 2).float())
-            x = x.to(dtype).contiguous(memory_format=torch.channels_last)  # the fast layout
-            return self.network.layers(x, self._frozen, self.settings.stride)
-
         # On a CPU one image at a time, because its widest maps nearly fit into the cache.
         step = 1 if images.device.type == "cpu" else len(images)
-        return torch.cat([run_layers(images[i : i + step]) for i in range(0, len(images), step)])
-
-    def validate(self) -> dict[str, float] | None:
-        """See `Objective.validate`."""
-        if self._validate is None:
-            if not self.settings.validation_sources:
-                return None
-            self._validate = Validation(fixed_pairs(self.settings, self.data), self.pair_loss)
-        return dict(self._validate(self._model()))
+        maps = []
+        for first in range(0, len(images), step):
+            part = images[first : first + step]
+            x = self.normalisation(part.permute(0, 3, 1, 2).float()).to(self._dtype)
+            x = x.contiguous(memory_format=torch.channels_last)  # the fast layout
+            maps.append(self.network.layers(x, self._frozen, 8))
+        return torch.cat(maps)
 
     @torch.no_grad()
     def pair_loss(self, pair: TrainingPair) -> float:
-        """The paper's loss of a pair at stride 8, in this process alone."""
+        """The paper's loss of a pair at stride 8."""
         device = next(self.network.parameters()).device
-        batch = collate([pair]).to(device)
-        dtype: torch.dtype = getattr(torch, self.settings.precision)
-        images = self.normalisation(batch.images.permute(0, 3, 1, 2).float())
-        maps = self.network(images.to(dtype))
-        loss = matching_loss(maps, batch.correspondences, sampling=self.settings.sampling)
-        return float(loss.mean())
+        batch = collate([pair])
+        images = self.normalisation(batch.images.to(device).permute(0, 3, 1, 2).float())
+        known = Correspondences(*(part.to(device) for part in batch.correspondences))
+        maps = self.network(images.to(self._dtype))
+        return float(matching_loss(maps, known, sampling=self.settings.sampling).mean())
 
-    @torch.no_grad()
-    def _soft_scores(self, crop: RGB) -> NDArray[np.float32]:
-        """The h x w soft scores of a crop at stride 8."""
-        device = next(self.network.parameters()).device
-        image = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float()
-        scores = soft_scores(self.network(self.normalisation(image)))[0]
-        return np.asarray(scores.cpu().numpy(), np.float32)
-
-    def pictures(self) -> Mapping[str, Image.Image]:
-        """See `Objective.pictures`."""
-        if not isinstance(self._validate, Validation):
-            return {}
-        return self._validate.pictures(self._model(), self._soft_scores)
-
-    def _model(self) -> D2Net:
+    def model(self) -> D2Net:
+        """See `FeatureObjective.model`."""
         precision = ExtractionSettings(precision=self.settings.precision)
         return D2Net(VGG(self.network, self.normalisation), precision)
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""
-        s, start = self.settings, self.start["name"]
-        sources = ", ".join(source.path for source in s.training_sources)
-        save_weights(
-            path,
-            VGG(self.network, self.normalisation, self.whitening),
-            {
-                "name": s.name or path.resolve().parent.name,
-                "licence": s.licence or f"as of {start} and of the training data",
-                "training_data": f"{', '.join(s.layers)} of {start} on {sources}",
-                "start": json.dumps(state.start),
-                "settings": json.dumps(s.to_dict()),
-                "steps": str(state.step),
-                "pairs": str(state.pairs),
-            },
-        )
+        made_of = f"{', '.join(self.settings.layers)} of {self.start['name']}"
+        network = VGG(self.network, self.normalisation, self.whitening)
+        save_weights(path, network, header(self.settings, path, state, made_of))
 
     def finish(self, path: Path, progress: Progress) -> None:
         """Learn the whitening of descriptors, if the settings ask for it."""
-        if self.settings.whitening:
-            device = str(next(self.network.parameters()).device)
-            try:
-                add_whitening(path, self.settings, self.data, device, progress)
-            except TrainingError as error:
-                kept = "no whitening" if self.whitening is None else "the starting weights'"
-                raise TrainingError(
-                    f"no new whitening was learned ({kept} is kept): {error}"
-                ) from error
+        s = self.settings
+        if not s.whitening:
+            return
+        loaded = load_weights(path)
+        network = loaded.network
+        assert isinstance(network, VGG)  # noqa: S101 (`save` writes no other)
+        network.to(next(self.network.parameters()).device)
+        mixture = Mixture.open(s, training_part(s, self.data))
 
+        def pairs() -> Iterator[TrainingPair]:
+            for number in range(s.whitening):
+                # other pairs than those of the run's steps
+                yield mixture.draw(pair_generator(s.seed, s.steps + number))[0]
+                progress("whitening", number + 1, s.whitening)
 
-def _figures(loss: Loss) -> dict[str, float]:
-    """Means over a batch of the loss and its failure modes."""
-    usable = loss.usable
-    return {
-        "matching": float(loss.mean().detach()),
-        "usable": float(usable.float().mean()),
-        "correspondences": float(loss.correspondences.float().mean()),
-        "positive": float(loss.positive[usable].nanmean()) if usable.any() else 0.0,
-        "negative": float(loss.negative[usable].nanmean()) if usable.any() else 0.0,
-        "inactive": float(loss.inactive.mean()),
-        "peak": float(loss.peak.max()),
-        "similarity": float(loss.similarity.mean()),
-    }
+        try:
+            network.whitening = learn_whitening(network, pairs())
+        except TrainingError as error:
+            kept = "no whitening" if self.whitening is None else "the starting weights'"
+            raise TrainingError(
+                f"no new whitening was learned ({kept} is kept): {error}"
+            ) from error
+        save_weights(path, network, loaded.metadata)

@@ -10,9 +10,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,13 +36,13 @@ against itself on photos turned by quarters, of n16 against n16rot, on 14 photos
 not notice the offset. A student that sees turned crops cannot know its direction and would learn
 keypoints smeared over a circle, so the offset is removed."""
 
+_RANDOM_POINTS = 100  # per photo, described besides the keypoints
 _SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are one
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The output of one teacher for a photo.
 
     Attributes:
@@ -57,35 +56,8 @@ class Answer:
     describe: Callable[[Tensor], Tensor]
 
 
-class Teacher(Protocol):
-    """Detects and describes for a student to imitate.
-
-    Attributes:
-        sha256: checksum of the weights.
-        length: length of the descriptors.
-    """
-
-    sha256: str
-    length: int
-
-    def answer(self, photo: Tensor, keypoints: int) -> Answer:
-        """Look at a photo.
-
-        Args:
-            photo: H x W x 3 float32, RGB, 0..255, on the teacher's device.
-            keypoints: maximum number of keypoints.
-        """
-        ...
-
-
 class NetworkTeacher:
-    """Weights of the package. Scores are relative to the photo's highest.
-
-    Args:
-        name: name or file of the weights.
-        device: device of the network.
-        dtype: precision of a VGG.
-    """
+    """Weights of the package. Scores are relative to the photo's highest."""
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         network, source = load_network(name)
@@ -95,7 +67,7 @@ class NetworkTeacher:
         self._type, self.length = next(iter(network.descriptor_lengths.items()))
 
     def answer(self, photo: Tensor, keypoints: int) -> Answer:
-        """See `Teacher.answer`."""
+        """Look at an H x W x 3 float32 photo (RGB, 0..255) for at most so many keypoints."""
         network = self._network
         maps = tuple(part[0] for part in network.compute_maps(photo[None], self._dtype))
         positions, scores = photo.new_empty(0, 2), photo.new_empty(0)
@@ -111,14 +83,7 @@ class NetworkTeacher:
 
 
 class AlikedTeacher:
-    """ALIKED (Zhao et al., IEEE TIM 2023) through kornia, with its offset removed.
-
-    Args:
-        model: aliked-n16 or aliked-n16rot.
-        file: its weights.
-        device: device of the network.
-        keypoints: maximum number of keypoints.
-    """
+    """ALIKED (Zhao et al., IEEE TIM 2023) through kornia, with its offset removed."""
 
     length = 128
 
@@ -141,7 +106,7 @@ class AlikedTeacher:
         self._offset = torch.tensor(_ALIKED_OFFSETS[model], device=device)
 
     def answer(self, photo: Tensor, keypoints: int) -> Answer:
-        """See `Teacher.answer`."""
+        """See `NetworkTeacher.answer`."""
         last = photo.new_tensor([photo.shape[1] - 1, photo.shape[0] - 1])
         features, score_map = self._network.extract_dense_map(photo.permute(2, 0, 1)[None] / 255)
         found, scores, _ = self._network.dkd(score_map)
@@ -155,13 +120,11 @@ class AlikedTeacher:
         return Answer(positions, scores[0][:keypoints].clamp(0, 1), describe)
 
 
-def load_teachers(settings: DistillationSettings, data: Path, device: str) -> list[Teacher]:
-    """The teachers of a run.
+Teacher: TypeAlias = NetworkTeacher | AlikedTeacher
 
-    Raises:
-        WeightsError: weights are missing or damaged.
-        MissingPackageError: kornia is not installed.
-    """
+
+def load_teachers(settings: DistillationSettings, data: Path, device: str) -> list[Teacher]:
+    """The teachers of a run."""
     teachers: list[Teacher] = []
     for entry in settings.teachers:
         model, _, file = entry.name.partition(":")
@@ -175,8 +138,7 @@ def load_teachers(settings: DistillationSettings, data: Path, device: str) -> li
     return teachers
 
 
-@dataclass(frozen=True, eq=False)
-class Lesson:
+class Lesson(NamedTuple):
     """What the teachers say about a photo.
 
     Attributes:
@@ -214,7 +176,7 @@ def teach(
         positions = torch.cat([positions, answer.positions[new]])
         scores = torch.cat([scores, answer.scores[new]])
     last = np.array([photo.shape[1] - 1, photo.shape[0] - 1])
-    others = rng.uniform(0.02, 0.98, (settings.random_points, 2)) * last
+    others = rng.uniform(0.02, 0.98, (_RANDOM_POINTS, 2)) * last
     positions = torch.cat([positions, torch.from_numpy(others).to(positions)])
     scores = F.pad(scores, (0, len(others)))
     parts = [
@@ -228,14 +190,8 @@ def teach(
 class Lessons:
     """The stored lessons of a run, one file per photo.
 
-    A file's name is the fingerprint of the photo's file, the teachers and the settings. So a
-    lesson is complete or absent, and given anew when the photo has changed.
-
-    Args:
-        folder: the folder of the files.
-        data: the folder that the photos are below; names are relative to it.
-        settings: settings of the run.
-        teachers: the checksums of the teachers' weights.
+    A file's name is the fingerprint of the photo's file, the checksums of the teachers and the
+    settings. So a lesson is complete or absent, and given anew when the photo has changed.
     """
 
     def __init__(
@@ -243,7 +199,7 @@ class Lessons:
     ) -> None:
         self._folder, self._data, self._settings = folder, data, settings
         entries = [entry.to_dict() for entry in settings.teachers]
-        sizes = (settings.photo_edge, settings.random_points, settings.precision)
+        sizes = (settings.photo_edge, _RANDOM_POINTS, settings.precision)
         self._made_by = [entries, *teachers, *sizes]
 
     def path(self, photo: Path) -> Path:
@@ -254,11 +210,7 @@ class Lessons:
     def give(
         self, photos: Sequence[Path], teachers: Sequence[Teacher], device: str, progress: Progress
     ) -> None:
-        """Compute the lessons that are missing. Photos that cannot be read are logged.
-
-        Raises:
-            OutputError: a file cannot be written.
-        """
+        """Compute the lessons that are missing. Photos that cannot be read are logged."""
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         for number, photo in enumerate(photos):
@@ -274,15 +226,11 @@ class Lessons:
                 continue
             lesson = teach(pixels, teachers, self._settings, device, rng)
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, **vars(lesson))
+                np.savez(stream, **lesson._asdict())
         progress("teaching", len(photos), len(photos))
 
     def read(self, photo: Path) -> Lesson:
-        """The lesson of a photo.
-
-        Raises:
-            ImageError: there is none, because the photo cannot be read or has just changed.
-        """
+        """The lesson of a photo."""
         try:
             with np.load(self.path(photo)) as arrays:
                 return Lesson(**arrays)

@@ -8,7 +8,6 @@ differences over such distances.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +16,9 @@ from torch import Tensor
 
 from d2net.errors import TrainingError
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
-from d2net.networks.weights import load_weights, save_weights
-from d2net.progress import Progress, no_progress
-from d2net.training.batches import Mixture, training_part
 from d2net.training.correspondences import corner_correspondences
 from d2net.training.crops import RGB
-from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair, pair_generator
+from d2net.training.sources import TrainingPair
 
 DIMENSIONS = 384
 """Dimensions of whitened descriptors."""
@@ -34,43 +29,6 @@ in which hardly any variation was seen would dominate."""
 
 MIN_KEYPOINTS = 10 * WHITENING_INPUTS
 """Fewer pairs of keypoints do not determine the covariances."""
-
-
-def add_whitening(
-    path: Path,
-    settings: TrainingSettings,
-    data: Path,
-    device: str = "cpu",
-    progress: Progress = no_progress,
-) -> None:
-    """Learn a whitening and add it to a weights file.
-
-    Args:
-        path: a file that `save_weights` wrote; it is replaced.
-        settings: settings of the run: its sources, and the number of pairs to learn from.
-        data: the folder that the sources' paths are relative to.
-        device: device of the network.
-        progress: called after each pair.
-
-    Raises:
-        TrainingError: too few keypoints correspond.
-        D2NetError: the file or the data cannot be read, or the file cannot be written.
-    """
-    loaded = load_weights(path)
-    network = loaded.network
-    assert isinstance(network, VGG)  # noqa: S101 (the recipes of other networks learn no whitening)
-    network.to(device)
-    mixture = Mixture.open(settings, training_part(settings, data))
-
-    def pairs() -> Iterable[TrainingPair]:
-        for number in range(settings.whitening):
-            # other pairs than those of the run's steps
-            rng = pair_generator(settings.seed, settings.steps + number)
-            yield mixture.draw(rng).content
-            progress("whitening", number + 1, settings.whitening)
-
-    network.whitening = learn_whitening(network, pairs())
-    save_weights(path, network, loaded.metadata)
 
 
 def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
@@ -91,10 +49,8 @@ def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
     for pair in pairs:
         known = pair.points_a, pair.points_b
         points_a, points_b = corner_correspondences(pair.image_a, pair.image_b, known)
-        a, b = (
-            _describe(network, pair.image_a, points_a),
-            _describe(network, pair.image_b, points_b),
-        )
+        a = _describe(network, pair.image_a, points_a)
+        b = _describe(network, pair.image_b, points_b)
         count += len(a)
         total += (a + b).sum(0)
         within += (a - b).T @ (a - b) / 2

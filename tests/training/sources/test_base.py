@@ -30,12 +30,12 @@ def test_wrong_specifications_are_refused(kind, options, message):
 
 
 def test_options_as_typed() -> None:
-    texts = ["min_overlap=0.2", "depth=false", "max_edge=640", "name=mine"]
+    texts = ["min_overlap=0.2", "depth=false", "max_edge=640", "model=mine"]
     assert parse_options(texts) == {
         "min_overlap": 0.2,
         "depth": False,
         "max_edge": 640,
-        "name": "mine",
+        "model": "mine",
     }
     with pytest.raises(InputError, match="name=value"):
         parse_options(["x"])

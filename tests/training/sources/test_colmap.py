@@ -55,11 +55,11 @@ def crop_offset(photo, crop):
 @pytest.mark.parametrize("model", ["PINHOLE", "SIMPLE_RADIAL", "OPENCV"])
 def test_tracks(tmp_path, model):
     plane = Plane(model)
-    source = opened(plane.write(tmp_path / "scene"), name="plane")
+    source = opened(plane.write(tmp_path / "scene"))
     assert len(source) == 12  # every two of four photos, both orders
     for index in range(0, 12, 3):
         pair = source.pair(index, pair_generator(0, index))
-        assert pair.source == "plane"
+        assert pair.source == "scene"
         assert len(pair.points_a) >= 16
         assert truth_error(plane, pair) < 1e-3
 
@@ -135,7 +135,6 @@ def test_crops_may_be_turned_and_scaled(tmp_path):
         source = open_source("colmap", folder, 128, {"depth": depth, **warped})
         checked = check_source(source, 12)
         assert checked.figures["sift_agreement"] > 0.9
-        assert checked.figures["rotation_max"] > 20
 
 
 def test_limits_choose_pairs(tmp_path):
@@ -287,7 +286,7 @@ def test_a_depth_map_gone_since_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["statue_of_liberty", "rgbd_hololens_office", "lund_door"])
 def test_real_reconstructions_agree_with_sift(shared, name):
     source = open_source("colmap", shared / "data" / "train" / name, 256, {})
-    checked = check_source(source, 12)
+    checked = check_source(source, 6)
     assert checked.warnings == ()
     assert checked.figures["sift_error_median"] < (5 if name == "rgbd_hololens_office" else 1)
 

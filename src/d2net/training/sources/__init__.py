@@ -58,9 +58,6 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
     """Parse options from `name=value` as typed on a command line.
 
     A value is true, false, a number, or else text.
-
-    Raises:
-        InputError: there is no equals sign.
     """
     options: dict[str, Any] = {}
     for text in texts:
@@ -75,11 +72,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def detect_kind(path: Path) -> str:
-    """The kind of the source at a path, judged by its files.
-
-    Raises:
-        InputError: there is no such folder.
-    """
+    """The kind of the source at a path, judged by its files."""
     if not path.is_dir():
         raise InputError(f"there is no folder {path}")
     if find_model(path) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -41,27 +41,21 @@ class TrainingPair:
 
 
 class PairSource(Protocol[Pair_co]):
-    """A source of pairs of any type.
-
-    A pair is a pure function of its index and the generator's state, so that a resumed run sees
-    the same pairs as an uninterrupted one.
-    """
+    """A source of pairs of any type; `len` is the number of distinct pairs."""
 
     name: str
 
-    def __len__(self) -> int:
-        """Number of distinct pairs."""
-        ...
+    def __len__(self) -> int: ...
 
     def pair(self, index: int, rng: np.random.Generator) -> Pair_co | None:
-        """Make a pair.
+        """Make a pair; None if this time it has too few correspondences.
+
+        It depends on nothing but the arguments, so that a resumed run sees the same pairs as an
+        uninterrupted one.
 
         Args:
             index: 0 to `len` - 1.
             rng: decides all that varies: where the crops lie, how they are warped and augmented.
-
-        Returns:
-            The pair, or None if this time it has too few correspondences.
 
         Raises:
             D2NetError: a file of the pair is missing or broken.
@@ -77,9 +71,6 @@ Source: TypeAlias = PairSource[TrainingPair]
 class SourceOptions(Warp):
     """Options of all sources, with the limits of their warps. Each kind has its own defaults."""
 
-    name: str = ""
-    """Name of the source in logs. Empty: the name of its folder."""
-
     photometric: float = 0.0
     """Strength of the photometric augmentation of both crops: 0 is none, 1 is strong."""
 
@@ -93,16 +84,12 @@ class SourceOptions(Warp):
         super().__post_init__()
         if not 0 <= self.photometric <= 2:
             raise InputError(f"photometric must be a strength of 0 to 2, not {self.photometric}")
-        if self.max_edge < 8:
-            raise InputError(f"max_edge must be at least 8 pixels, not {self.max_edge}")
-        if self.min_correspondences < 0:
-            raise InputError(
-                f"min_correspondences must be at least 0, not {self.min_correspondences}"
-            )
+        for name, least in (("max_edge", 8), ("min_correspondences", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, eq=False)
-class PhotoCrop:
+class PhotoCrop(NamedTuple):
     """A crop and the photo that it is cut from."""
 
     path: Path
@@ -118,32 +105,19 @@ def make_pair(
     options: SourceOptions,
     rng: np.random.Generator,
 ) -> TrainingPair | None:
-    """Cut and augment both crops; None if there are too few correspondences.
-
-    Raises:
-        ImageError: a photo is missing or broken.
-    """
+    """Cut and augment both crops; None if there are too few correspondences."""
     if len(points[0]) < options.min_correspondences:
         return None
-    images = [
-        augment(
-            side.crop.cut(read_photo(side.path, options.max_edge, upright=side.upright)),
-            options.photometric,
-            rng,
-        )
-        for side in (a, b)
-    ]
+    images = []
+    for path, crop, upright in (a, b):
+        image = crop.cut(read_photo(path, options.max_edge, upright=upright))
+        images.append(augment(image, options.photometric, rng))
     return TrainingPair(images[0], images[1], *points, source, (str(a.path), str(b.path)))
 
 
 def pair_generator(seed: int, step: int, row: int = 0) -> np.random.Generator:
-    """The random generator of one pair of a run.
+    """The random generator of one pair of a run, by the run's seed, the step and the pair's row.
 
-    It depends on nothing but its arguments, so any step can be drawn without those before it.
-
-    Args:
-        seed: seed of the run, not negative.
-        step: number of the training step, not negative.
-        row: number of the pair in the step's batch.
+    It depends on nothing else, so any step can be drawn without those before it.
     """
     return np.random.default_rng((seed, step, row))

@@ -24,8 +24,7 @@ from d2net.training.sources.scenes import (
 if TYPE_CHECKING:
     import pycolmap
 
-_MIN_CORRESPONDENCES_DENSE = 128  # of 1024 cells, as in the release
-_MIN_CORRESPONDENCES_SPARSE = 16
+_MIN_CORRESPONDENCES = {True: 128, False: 16}  # with depth (of 1024 cells) and without
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,39 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
 
     `find_depth_map` says where depth maps are looked for. If some photos have one, the others are
     left out.
-
-    Raises:
-        InputError: no such folder or model, none of its photos, no pairs within the limits, or
-            photos of another size than their cameras.
-        FormatError: the model is broken.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     path = Path(options.model) if options.model else find_model(folder) or folder
     model = read_model(path)
-    photos, remarks = _read_photos(folder, model, options)
+    images = Path(options.images) if options.images else photos_folder(folder)
+    photos: list[PosedPhoto] = []
+    missing: list[str] = []
+    without_points = 0
+    for image in sorted(model.images.values(), key=lambda image: image.name):
+        file = images / image.name
+        if image.has_pose and not file.is_file():
+            missing.append(image.name)
+        elif image.has_pose and not image.num_points3D:
+            without_points += 1
+        elif image.has_pose:
+            depth_map = find_depth_map(folder, image.name) if options.depth else None
+            photo = posed_photo(model, image, file, depth_map)
+            # COLMAP does not turn photos, but a model may be one of photos that were turned before.
+            stored = stored_size(file, upright=False)
+            upright = stored != photo.size == stored_size(file, upright=True)
+            if not upright:
+                check_photo_size(f"the photo {file}", stored, photo.camera)
+            photos.append(replace(photo, upright=upright).reduced(options.max_edge))
+    remarks = []
+    total = model.num_images()
+    if missing:
+        remarks.append(
+            f"{len(missing)} of the {total} photos are not in {images} (for example {missing[0]}) "
+            "and are left out"
+        )
+    if without_points:
+        remarks.append(f"{without_points} of the {total} photos see no point and are left out")
     if not photos:
         reason = "; ".join(remarks) or "it has no photo with a pose"
         raise InputError(
@@ -73,8 +94,8 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
         )
     with_depth = [photo for photo in photos if photo.depth_map is not None]
     if with_depth and len(with_depth) < len(photos):
-        missing = len(photos) - len(with_depth)
-        remarks.append(f"{missing} of the {len(photos)} photos have no depth map and are left out")
+        left_out = f"{len(photos) - len(with_depth)} of the {len(photos)} photos"
+        remarks.append(f"{left_out} have no depth map and are left out")
         photos = with_depth
     pairs, shares = find_overlaps(photos)
     if not len(pairs):
@@ -85,42 +106,9 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
             f"{shares.max():.2f}: lower min_overlap"
         )
     if not options.min_correspondences:
-        minimum = _MIN_CORRESPONDENCES_DENSE if with_depth else _MIN_CORRESPONDENCES_SPARSE
-        options = replace(options, min_correspondences=minimum)
+        options = replace(options, min_correspondences=_MIN_CORRESPONDENCES[bool(with_depth)])
     scene = Scene(pairs[shares >= options.min_overlap], photos.__getitem__)
-    return ScenePairs(options.name or folder.resolve().name, [scene], options, crop, remarks)
-
-
-def _read_photos(
-    folder: Path, model: pycolmap.Reconstruction, options: ColmapOptions
-) -> tuple[list[PosedPhoto], list[str]]:
-    """The usable photos of a model, and remarks on the others."""
-    images = Path(options.images) if options.images else photos_folder(folder)
-    photos, missing, without_points = [], [], 0
-    for image in sorted(model.images.values(), key=lambda image: image.name):
-        path = images / image.name
-        if not image.has_pose:
-            continue
-        if not path.is_file():
-            missing.append(image.name)
-        elif not image.num_points3D:
-            without_points += 1
-        else:
-            depth_map = find_depth_map(folder, image.name) if options.depth else None
-            photo = posed_photo(model, image, path, depth_map)
-            photo = replace(photo, upright=_is_upright(path, photo.camera))
-            photos.append(photo.reduced(options.max_edge))
-    remarks = []
-    if missing:
-        remarks.append(
-            f"{len(missing)} of the {model.num_images()} photos are not in {images} (for example "
-            f"{missing[0]}) and are left out"
-        )
-    if without_points:
-        remarks.append(
-            f"{without_points} of the {model.num_images()} photos see no point and are left out"
-        )
-    return photos, remarks
+    return ScenePairs(folder.resolve().name, [scene], options, crop, remarks)
 
 
 def posed_photo(
@@ -144,16 +132,3 @@ def posed_photo(
         depths=in_world @ pose[2, :3] + pose[2, 3],
         depth_map=depth_map,
     )
-
-
-def _is_upright(path: Path, camera: pycolmap.Camera) -> bool:
-    """Whether a camera is that of the photo turned upright; COLMAP itself does not turn photos.
-
-    Raises:
-        InputError: the camera has another size than the photo, turned or not.
-    """
-    size, stored = (camera.width, camera.height), stored_size(path, upright=False)
-    if stored != size and stored_size(path, upright=True) == size:
-        return True
-    check_photo_size(f"the photo {path}", stored, camera)
-    return False

@@ -62,17 +62,9 @@ class MegadepthOptions(SceneOptions):
     pairs_per_scene: int = 100
     """Each scene counts as this many random pairs. 0: each pair counts once."""
 
-    root: str = ""
-    """Folder of MegaDepth. Empty: where it was when it was prepared."""
-
 
 def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> ScenePairs:
-    """Open the scenes that `prepare_megadepth` wrote.
-
-    Raises:
-        InputError: no such folder, no prepared scene in it, or no pairs with enough overlap.
-        FormatError: a prepared scene is damaged.
-    """
+    """Open the scenes that `prepare_megadepth` wrote."""
     files = sorted(folder.glob("*.h5"))
     if not files:
         raise InputError(
@@ -88,36 +80,22 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> SceneP
         )
     left_out = len(stored) - len(usable)
     remarks = [f"{left_out} scenes have no pairs with enough overlap"] if left_out else []
-    return ScenePairs(
-        options.name or "megadepth", usable, options, crop, remarks, options.pairs_per_scene
-    )
+    return ScenePairs("megadepth", usable, options, crop, remarks, options.pairs_per_scene)
 
 
 class StoredScene:
-    """A prepared scene. Its file is opened anew for each photo, so any process may use the object.
-
-    Args:
-        path: the file.
-        options: the folder of the photos, their largest size and the minimum overlap.
-
-    Raises:
-        FormatError: no such file, or it is damaged.
-    """
+    """A prepared scene. Its file is opened for each photo, so any process may use the object."""
 
     def __init__(self, path: Path, options: MegadepthOptions) -> None:
         self._path, self._max_edge = path, options.max_edge
         with _open(path) as (file, header):
-            self._root = Path(options.root or header["root"])
+            self._root = Path(header["root"])
             self._photos: list[dict[str, Any]] = json.loads(file["photos"][()])
             self._ends = np.cumsum([0, *(photo["points"] for photo in self._photos)])
             self.pairs = file["pairs"][:][file["shares"][:] >= options.min_overlap]
 
     def photo(self, number: int) -> PosedPhoto:
-        """A photo with its observations.
-
-        Raises:
-            FormatError: the file is damaged or gone.
-        """
+        """A photo with its observations."""
         about = self._photos[number]
         with _open(self._path) as (file, _):
             seen = file["observations"][slice(*self._ends[number : number + 2])]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from d2net.training.crops import (
     Warp,
     as_matrix,
     local_scale,
-    min_scale,
     random_crop,
 )
 from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
@@ -58,8 +57,7 @@ class AlignedOptions(PhotosOptions):
     photometric: float = 0.3
 
 
-@dataclass(frozen=True, eq=False)
-class RelatedPhotos:
+class RelatedPhotos(NamedTuple):
     """Two photos, possibly the same one, and the homography between them in their pixels."""
 
     a: Path
@@ -71,11 +69,7 @@ class RelatedPhotos:
         return RelatedPhotos(self.b, self.a, _inverse(self.b_from_a))
 
     def reduced(self, max_edge: int) -> tuple[Array, Size, Size]:
-        """The homography between the photos as they are read, and their sizes (width, height).
-
-        Raises:
-            ImageError: a photo is missing or broken.
-        """
+        """The homography between the photos as they are read, and their sizes (width, height)."""
         sizes = [stored_size(path, upright=True) for path in (self.a, self.b)]
         small_a, small_b = (limited_size(size, max_edge, None) for size in sizes)
         a_from_small = as_matrix(coordinates.resize(small_a, sizes[0]))
@@ -84,14 +78,7 @@ class RelatedPhotos:
 
 
 class PlanarPairs:
-    """A source of training pairs from photos related by homographies.
-
-    Args:
-        name: name of the source.
-        photos: the pairs of photos. Either photo of a pair may come first.
-        options: options of cropping and augmentation.
-        crop: edge of the crops in pixels.
-    """
+    """A source of training pairs from photos related by homographies."""
 
     def __init__(
         self, name: str, photos: Sequence[RelatedPhotos], options: SourceOptions, crop: int
@@ -128,7 +115,7 @@ def random_crops(
     The first crop is upright and covers a random share of its photo, up to the shorter side or
     `warp.scale` times its own edge. The second is warped against it within the limits of `warp`.
     """
-    smallest = max(min_scale(size_a, edge), 1 / warp.scale)
+    smallest = max(edge / min(size_a), 1 / warp.scale)
     scale = float(np.exp(rng.uniform(np.log(min(1.0, smallest)), 0)))
     for _ in range(_POINT_ATTEMPTS):
         point = rng.uniform((-0.5, -0.5), np.array(size_a) - 0.5)
@@ -142,15 +129,11 @@ def random_crops(
 
 
 def open_photos(folder: Path, options: PhotosOptions, crop: int) -> PlanarPairs:
-    """Open the photos of a folder and its subfolders, each one a pair with itself.
-
-    Raises:
-        InputError: there are none.
-    """
-    photos = [RelatedPhotos(image.path, image.path, np.eye(3)) for image in find_images([folder])]
+    """Open the photos of a folder and its subfolders, each one a pair with itself."""
+    photos = [RelatedPhotos(found.path, found.path, np.eye(3)) for found in find_images([folder])]
     if not photos:
         raise InputError(f"{folder} holds no photos, which a source of kind photos needs")
-    return PlanarPairs(options.name or folder.resolve().name, photos, options, crop)
+    return PlanarPairs(folder.resolve().name, photos, options, crop)
 
 
 def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPairs:
@@ -163,20 +146,14 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
       photos are used, and those of all such views below the folder.
     - two or more subfolders with photos of the same names (extensions may differ) that are aligned
       pixel by pixel.
-
-    Raises:
-        InputError: no such folder, or another layout.
-        FormatError: a file is broken or names photos that are missing.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
-    photos = aligned_photos(folder)
+    photos = aligned_photos(folder) if folder.is_dir() else []
     if not photos:
         raise InputError(
-            f"{folder} holds no aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or subfolders"
-            " with photos of the same names"
+            f"{folder} is no folder of aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or "
+            "subfolders with photos of the same names"
         )
-    return PlanarPairs(options.name or folder.resolve().name, photos, options, crop)
+    return PlanarPairs(folder.resolve().name, photos, options, crop)
 
 
 def is_aligned(folder: Path) -> bool:
@@ -188,11 +165,7 @@ def is_aligned(folder: Path) -> bool:
 
 
 def aligned_photos(folder: Path) -> list[RelatedPhotos]:
-    """The pairs of a folder of aligned photos; none if it has none of the layouts.
-
-    Raises:
-        FormatError: a file is broken or names photos that are missing.
-    """
+    """The pairs of a folder of aligned photos; none if it has none of the layouts."""
     if (folder / PAIRS_FILE).is_file():
         return _read_pairs_file(folder / PAIRS_FILE)
     views = sorted(folder.rglob(OFFSETS_FILE))
@@ -203,25 +176,23 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
 
 def _read_pairs_file(file: Path) -> list[RelatedPhotos]:
     photos = []
-    for number, entry in enumerate(_read_json(file, list), start=1):
+    for number, entry in enumerate(_read_json(file), start=1):
         try:
             a, b = (_find_photo(file, str(entry[key])) for key in ("a", "b"))
             matrix = np.array(entry["H_a_to_b"], np.float64)
-        except (KeyError, TypeError, ValueError) as error:
+            np.linalg.inv(matrix.reshape(3, 3))
+        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
             raise FormatError(
-                f"{file}, pair {number}: a, b and H_a_to_b (3 x 3 numbers) are expected"
+                f"{file}, pair {number}: a, b and H_a_to_b (an invertible matrix of 3 x 3 numbers) "
+                "are expected"
             ) from error
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.linalg.det(matrix):
-            raise FormatError(
-                f"{file}, pair {number}: H_a_to_b is not an invertible matrix of 3 x 3 numbers"
-            )
         photos.append(RelatedPhotos(a, b, matrix))
     return photos
 
 
 def _read_offsets_file(file: Path) -> list[RelatedPhotos]:
-    offsets = []
-    for name, offset in _read_json(file, dict).items():
+    offsets: list[tuple[Path, float, float]] = []
+    for name, offset in dict(_read_json(file)).items():
         try:
             x, y = map(float, offset)
         except (TypeError, ValueError) as error:
@@ -256,11 +227,8 @@ def _find_photo(file: Path, name: str) -> Path:
     return photo
 
 
-def _read_json(file: Path, kind: type[Any]) -> Any:  # noqa: ANN401 (a list or dict of anything)
+def _read_json(file: Path) -> Any:  # noqa: ANN401 (a list or dict of anything)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise FormatError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
-    return value

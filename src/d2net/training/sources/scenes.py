@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,8 +89,7 @@ class PosedPhoto:
         return replace(self, size=size, camera=camera, points=points)
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
+class Scene(NamedTuple):
     """The pairs of photos of one scene.
 
     Attributes:
@@ -102,32 +101,22 @@ class Scene:
     photo: Callable[[int], PosedPhoto]
 
 
-@dataclass(frozen=True, eq=False)
-class PhotoPair:
-    """Two photos of a scene, and the rows of their common points in both."""
+class PhotoPair(NamedTuple):
+    """Two photos of a scene, and K x 2 common points in each."""
 
     a: PosedPhoto
     b: PosedPhoto
-    rows_a: NDArray[np.int64]
-    rows_b: NDArray[np.int64]
+    points_a: Array
+    points_b: Array
 
     @classmethod
     def of(cls, a: PosedPhoto, b: PosedPhoto) -> PhotoPair:
         """Find the common points of two photos."""
         _, rows_a, rows_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
-        return cls(a, b, rows_a, rows_b)
-
-    @property
-    def points(self) -> tuple[Array, Array]:
-        """K x 2 common points in a and in b."""
-        return self.a.points[self.rows_a], self.b.points[self.rows_b]
+        return cls(a, b, a.points[rows_a], b.points[rows_b])
 
     def depth_warp(self, options: SceneOptions) -> DepthWarp | None:
-        """The warp between the photos by their depth maps; None if one has none.
-
-        Raises:
-            FormatError: a depth map is missing or broken.
-        """
+        """The warp between the photos by their depth maps; None if one has none."""
         sides = []
         for photo in (self.a, self.b):
             if photo.depth_map is None:
@@ -180,7 +169,7 @@ class ScenePairs:
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
         """Make crops around a random point that both photos see; see `Source.pair`."""
         photos, options = self.photos(index, rng), self._options
-        a, b, (points_a, points_b) = photos.a, photos.b, photos.points
+        a, b, points_a, points_b = photos
         depth_warp = photos.depth_warp(options)
         for row in rng.permutation(len(points_a))[:_ATTEMPTS]:
             crop_a = crop_around(points_a[row], a.size, self._crop)
@@ -209,11 +198,10 @@ class ScenePairs:
             points that project onto known depth in the second one.
         """
         photos = self.photos(index, rng)
-        a, b = photos.a, photos.b
+        a, b, in_a, in_b = photos
         rotation = b.cam_from_world[:, :3] @ a.cam_from_world[:, :3].T
         translation = b.cam_from_world[:, 3] - rotation @ a.cam_from_world[:, 3]
         essential = essential_from_pose(rotation, translation)
-        in_a, in_b = photos.points
         distances = sampson_distance(essential, rays(a.camera, in_a), rays(b.camera, in_b))
         focal = (a.camera.mean_focal_length() + b.camera.mean_focal_length()) / 2
         figures = {"track_error_pixels": focal * median_known(distances)}
@@ -241,10 +229,6 @@ def find_overlaps(
     photos: Sequence[PosedPhoto], min_share: float = 0.0
 ) -> tuple[NDArray[np.int64], Array]:
     """Find the photos of one scene that see the same points.
-
-    Args:
-        photos: photos of one scene.
-        min_share: pairs with a smaller share in both orders are left out.
 
     Returns:
         K x 2 numbers of photos, in both orders, and K shares of the first photo's points that the

@@ -7,9 +7,10 @@ teachers' keypoints and descriptors stay those of the first photo.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,6 +34,9 @@ from d2net.training.teachers import Lessons
 _MIN_KEYPOINTS = 16  # that both crops show
 _MAX_KEYPOINTS = 900  # of a crop
 _BORDER = 3.5  # pixels at the border of a crop without points
+_SHARES = 0.36, 1.1  # limits of a crop's edge, as a share of the photo's shorter edge
+_TURNS, _TURN_SHARES = (20.0, 60.0, 180.0), (0.6, 0.3, 0.1)  # maximum rotations, and how often
+_PERSPECTIVE = 0.2
 _AUGMENTED = 0.85  # share of the crops with photometric augmentation
 _AUGMENTATION, _AUGMENTATION_OF_OTHERS = (0.1, 1.0), (0.1, 0.5)  # limits of its strength
 
@@ -61,17 +65,7 @@ class TaughtPhoto:
 
 
 def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
-    """The photos of a source that the teachers see.
-
-    Args:
-        source: of kind photos or aligned.
-        data: the folder that its path is relative to.
-
-    Raises:
-        InputError: another kind, or there are no such photos.
-        FormatError: the lists of aligned photos are broken.
-        ImageError: a photo that `clearest` must judge cannot be read.
-    """
+    """The photos of a source that the teachers see."""
     folder, options = data / source.path, TaughtOptions.from_dict(source.options)
     if source.kind not in ("photos", "aligned"):
         raise InputError(
@@ -108,26 +102,26 @@ def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
 
 def _clearest(photos: Sequence[TaughtPhoto], count: int) -> list[TaughtPhoto]:
     """At most `count` photos of each view."""
+
+    def grey(photo: TaughtPhoto) -> NDArray[np.float32]:
+        pixels = cv2.cvtColor(read_photo(photo.path, 640), cv2.COLOR_RGB2GRAY)
+        return np.asarray(cv2.GaussianBlur(pixels, (5, 5), 0), np.float32)  # without noise
+
+    def detail(photo: TaughtPhoto) -> float:
+        return float(sum(np.abs(np.diff(grey(photo), axis=axis)).mean() for axis in (0, 1)))
+
     views: dict[Path, list[TaughtPhoto]] = {}
     for photo in photos:
         views.setdefault(min([photo.path, *(r.b for r in photo.others)]), []).append(photo)
     kept = []
     for view in views.values():
-        grey = {p: cv2.cvtColor(read_photo(p.path, 640), cv2.COLOR_RGB2GRAY) for p in view}
-        view.sort(key=lambda photo: -float(np.mean(grey[photo])))
+        view.sort(key=lambda photo: -float(grey(photo).mean()))
         brighter = view[: (len(view) + 1) // 2]
-        kept += sorted(brighter, key=lambda photo: -_detail(np.asarray(grey[photo])))[:count]
+        kept += sorted(brighter, key=detail, reverse=True)[:count]
     return kept
 
 
-def _detail(grey: NDArray[np.uint8]) -> float:
-    """Mean difference between neighbouring pixels after a blur, which removes noise."""
-    x = np.asarray(cv2.GaussianBlur(grey, (5, 5), 0), np.float32)
-    return float(np.abs(np.diff(x, axis=0)).mean() + np.abs(np.diff(x, axis=1)).mean())
-
-
-@dataclass(frozen=True, eq=False)
-class StudentPair:
+class StudentPair(NamedTuple):
     """Two crops of one view and what the teachers say about them; in a batch B come first.
 
     Positions are (x, y) in pixels of the crops unless said otherwise.
@@ -154,26 +148,14 @@ class StudentPair:
     scores: Tensor
     rows: Tensor
 
-    def to(self, device: torch.device) -> StudentPair:
-        """Move to a device."""
-        return StudentPair(*(x.to(device, non_blocking=True) for x in vars(self).values()))
-
 
 def stack(pairs: Sequence[StudentPair]) -> StudentPair:
     """Make a batch of pairs."""
-    names = [item.name for item in fields(StudentPair)]
-    return StudentPair(*(torch.stack([getattr(p, name) for p in pairs]) for name in names))
+    return StudentPair(*map(torch.stack, zip(*pairs, strict=True)))
 
 
 class TaughtPairs:
-    """A source of pairs for distillation.
-
-    Args:
-        source: of kind photos or aligned.
-        settings: settings of the run.
-        data: the folder that the source's path is relative to.
-        lessons: the teachers' outputs.
-    """
+    """A source of pairs for distillation, of kind photos or aligned."""
 
     def __init__(
         self, source: SourceSettings, settings: DistillationSettings, data: Path, lessons: Lessons
@@ -186,11 +168,7 @@ class TaughtPairs:
         return len(self._photos)
 
     def pair(self, index: int, rng: np.random.Generator) -> StudentPair | None:
-        """See `PairSource.pair`; None if both crops show fewer than 16 keypoints.
-
-        Raises:
-            ImageError: a photo or its lesson is missing or broken.
-        """
+        """See `PairSource.pair`; None if both crops show fewer than 16 keypoints."""
         s, taught = self._settings, self._photos[index]
         lesson = self._lessons.read(taught.path)
         photo = read_photo(taught.path, s.photo_edge)
@@ -234,10 +212,9 @@ class TaughtPairs:
             image = read_photo(other.b, s.photo_edge)
             photo_from_image = np.asarray(np.linalg.inv(other.reduced(s.photo_edge)[0]))
             strength = _AUGMENTATION_OF_OTHERS
-        edge = size * float(np.exp(rng.uniform(np.log(s.min_share), np.log(s.max_share))))
+        edge = size * float(np.exp(rng.uniform(*np.log(_SHARES))))
         shift = rng.uniform(-0.15, 0.15, 2) * size
-        rotation = s.turns[int(rng.choice(len(s.turns), p=s.turn_shares))]
-        warp = Warp(rotation=rotation, perspective=s.perspective)
+        warp = Warp(rotation=float(rng.choice(_TURNS, p=_TURN_SHARES)), perspective=_PERSPECTIVE)
         matrix = crop_from_corners(warp.random_corners(edge, rng) + centre + shift, s.crop)
         crop = cv2.warpPerspective(
             image,
