@@ -102,14 +102,9 @@ def test_what_is_hidden_or_unknown_is_no_correspondence():
     assert np.isfinite(replace(a, depth=hole).depth_at(np.array([[3.0, 3.0]]))).all()
 
 
-def test_the_tolerance_is_relative_unless_told_otherwise():
-    depths, others = np.array([1.04, 104.0, np.nan]), np.array([1.0, 100.0, 1.0])
-    assert DepthWarp(None, None).agrees(depths, others).tolist() == [True, True, False]
-    assert DepthWarp(None, None, relative=False).agrees(depths, others).tolist() == [
-        True,
-        False,
-        False,
-    ]
+def test_the_tolerance_is_relative():
+    depths, others = np.array([1.04, 104.0, 110.0, np.nan]), np.array([1.0, 100.0, 100.0, 1.0])
+    assert DepthWarp(None, None).agrees(depths, others).tolist() == [True, True, False, False]
 
 
 def test_only_points_in_both_crops_are_kept():
