@@ -23,6 +23,7 @@ from d2net.errors import InputError, TrainingError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.geometry.homography import transfer
+from d2net.io.arrays import evenly_spaced
 from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
 from d2net.networks.weights import load_matcher, save_weights
@@ -64,7 +65,9 @@ def make_batch(
     pairs: Sequence[TrainingPair], *, folders: Sequence[Path], share: float
 ) -> MatcherBatch:
     """Make a batch of pairs of one place, with a share of pairs of different places."""
-    rows = different_places(pairs, folders)[: round(len(pairs) * share / (1 - share))]
+    rows = different_places(pairs, folders)
+    chosen = evenly_spaced(len(rows), round(len(pairs) * share / (1 - share)))
+    rows = [rows[i] for i in chosen]
     return MatcherBatch(collate(pairs), torch.tensor(rows, dtype=torch.int64).view(-1, 2))
 
 
