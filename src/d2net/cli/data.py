@@ -74,8 +74,7 @@ def megadepth(
     Options:
         root ROOT: Folder with phoenix and MegaDepth_v1_SfM.
         output DIR: Folder for the result.
-        scenes LIST|FILE: default (without scenes of common benchmarks), paper, paper-validation,
-            all, or a text file.
+        scenes LIST: default (without scenes of common benchmarks), paper or all.
     """
     from d2net.cli import progress
     from d2net.training.sources.megadepth import prepare_megadepth

@@ -136,9 +136,6 @@ class Mixture(Generic[T]):
 
         Returns:
             The pair, and why others could not be read.
-
-        Raises:
-            InputError: too many pairs in a row cannot be used.
         """
         empty = 0
         problems: list[str] = []

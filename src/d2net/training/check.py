@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -43,18 +42,8 @@ _AUDIT_LIMITS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class SourceReport:
-    """Figures of a source.
-
-    Attributes:
-        figures: plain values by name.
-        sift_errors: distances in pixels between the ends of SIFT matches and the interpolated
-            correspondences, of all pairs.
-        remarks: what the source left out.
-        warnings: sentences on what looks wrong; none for a sound source.
-        examples: some usable pairs.
-    """
+class SourceReport(NamedTuple):
+    """Figures of a source by name, what it left out, what looks wrong, and some usable pairs."""
 
     figures: dict[str, Any]
     sift_errors: Array
@@ -71,13 +60,6 @@ def check_source(
     progress: Progress = no_progress,
 ) -> SourceReport:
     """Draw pairs of a source and measure them.
-
-    Args:
-        source: the source.
-        count: number of pairs to draw, at least 1.
-        seed: decides which pairs.
-        examples: number of usable pairs to keep.
-        progress: called after each pair.
 
     Raises:
         InputError: `count` is less than 1, or no pair at all can be made.
@@ -170,11 +152,7 @@ def sift_errors(pair: TrainingPair) -> Array:
 
 
 def draw_pairs(pairs: Sequence[TrainingPair], output: Path) -> None:
-    """Draw training pairs with their correspondences, two in a row.
-
-    Raises:
-        OutputError: the picture cannot be written.
-    """
+    """Draw training pairs with their correspondences, two in a row."""
     tiles = [_draw_pair(pair) for pair in pairs]
     blank = np.zeros_like(tiles[0]) if tiles else np.zeros((32, 32, 3), np.uint8)
     tiles += [blank] * (len(tiles) % 2 or 2 * (not tiles))

@@ -196,11 +196,6 @@ def corner_correspondences(image_a: RGB, image_b: RGB, known: PointPairs) -> Poi
     A corner is never matched with a detected corner of the other crop. Its partner is
     interpolated, so it is exact to a fraction of a pixel.
 
-    Args:
-        image_a: H x W x 3.
-        image_b: H x W x 3.
-        known: correspondences between the crops.
-
     Returns:
         K x 2 and K x 2, first the corners of a, then those of b, at most `MAX_CORNERS` of each.
     """

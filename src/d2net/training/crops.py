@@ -131,11 +131,6 @@ def crop_around(point: Array, size: Size, edge: int) -> Crop:
     """A crop centred on a point as the 2019 release cuts it: whole pixels, no resampling.
 
     Near the photo's border the crop is moved inside. A photo smaller than the crop is enlarged.
-
-    Args:
-        point: (x, y) in pixels of the photo.
-        size: (width, height) of the photo.
-        edge: edge of the crop.
     """
     scale = max(1.0, edge / min(size))
     if scale > 1:

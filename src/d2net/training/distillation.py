@@ -259,14 +259,9 @@ def _near(batch: StudentPair) -> Tensor:
 
 
 def contrast(similarity: Tensor, near: Tensor) -> Tensor:
-    """Cross-entropy of each point's partner in its row and in its column, added.
+    """N cross-entropies of each point's partner in its row and in its column, added.
 
-    Args:
-        similarity: n x n logits; partners are on the diagonal.
-        near: n x n bool, entries that are no negatives.
-
-    Returns:
-        n losses.
+    Partners are on the diagonal of the n x n logits; entries in `near` are no negatives.
     """
     similarity = similarity.masked_fill(near, -1e4)
     right = similarity.diagonal()
@@ -274,15 +269,9 @@ def contrast(similarity: Tensor, near: Tensor) -> Tensor:
 
 
 def splat(positions: Tensor, mass: Tensor, edge: int) -> Tensor:
-    """Spread points over the four pixels around them, bilinear.
+    """Spread the mass of points over the four pixels around them, bilinear.
 
-    Args:
-        positions: B x K x 2 (x, y) in pixels.
-        mass: B x K.
-        edge: edge of the images in pixels.
-
-    Returns:
-        B x 1 x edge x edge.
+    Takes B x K x 2 positions (x, y) in pixels and B x K masses; gives B x 1 x edge x edge.
     """
     low = positions.floor()
     part = positions - low

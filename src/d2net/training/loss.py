@@ -99,9 +99,6 @@ def matching_loss(
         correspondences: correspondences of the B pairs.
         sampling: "cells" takes descriptors and scores of the nearest cell, as the release does;
             "bilinear" interpolates both at the point itself.
-
-    Raises:
-        InputError: the batch sizes do not fit together.
     """
     pairs = len(correspondences.valid)
     if len(maps) != 2 * pairs:
@@ -171,12 +168,6 @@ def _hardest_negatives(
     descriptors: Tensor, dense: Tensor, partners: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Find for each descriptor the most similar one of the other image beyond the safe radius.
-
-    Args:
-        descriptors: B x K x C of unit length.
-        dense: B x hw x C of unit length, the cells of the other images row by row.
-        partners: B x K x 2 (x, y) positions of the partners in cells.
-        width: number of cells in a row.
 
     Returns:
         B x K int64, the cell; and B x K bool, whether there is one.

@@ -74,11 +74,7 @@ class Objective(nn.Module, ABC):
         """Write the network as a weights file."""
 
     def finish(self, path: Path, progress: Progress) -> None:
-        """Add to a weights file what is learned only after the last step.
-
-        Raises:
-            TrainingError: that is not possible; the file stays as it was.
-        """
+        """Add to a weights file what is learned after the last step, or raise TrainingError."""
 
 
 def fixed_pairs(settings: RunSettings, data: Path) -> list[TrainingPair]:

@@ -35,19 +35,7 @@ def train(
     workers: int = 1,
     progress: Progress = no_progress,
 ) -> TrainingResult:
-    """Train a network, distil one from teachers or train a matcher, or resume; see `loop.run`.
-
-    Args:
-        settings: settings of the run; their type says what is trained.
-        output: folder of all files that the run writes.
-        data: the folder that paths of sources and teachers are relative to.
-        device: see `loop.run`.
-        workers: see `loop.run`.
-        progress: called after every step, and every photo that teachers have seen.
-
-    Raises:
-        D2NetError: as `loop.run`; WeightsError if weights cannot be loaded.
-    """
+    """Train a network, distil one from teachers or train a matcher, or resume; see `loop.run`."""
     objective: Objective
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data))

@@ -20,13 +20,7 @@ class Records:
     torch's SummaryWriter writes in a thread, where an error of a full disk cannot be caught, so
     TensorBoard's events are written here without a thread.
 
-    Args:
-        folder: the output folder.
-        step: number of finished steps. Entries of later steps, written before the run was killed,
-            are removed.
-
-    Raises:
-        OutputError: the records cannot be written.
+    Entries of steps after `step`, written before the run was killed, are removed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:

@@ -67,7 +67,7 @@ class SourceSettings(Settings):
     def to_dict(self) -> dict[str, Any]:
         """The table that describes the source."""
         table = {item.name: getattr(self, item.name) for item in fields(self)}
-        return table.pop("options") | table
+        return {**table.pop("options"), **table}
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,7 @@ def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
 
     With W the covariance of the descriptors of one point and T that of all descriptors, the rows
     are the leading generalised eigenvectors of T v = l W v, scaled so that W becomes the identity.
-
-    Args:
-        network: the network, on its device.
-        pairs: training pairs.
-
-    Raises:
-        TrainingError: too few keypoints correspond.
+    Too few keypoints that correspond are a TrainingError.
     """
     count, total = 0, torch.zeros(WHITENING_INPUTS, dtype=torch.float64)
     within, overall = torch.zeros(2, WHITENING_INPUTS, WHITENING_INPUTS, dtype=torch.float64)

@@ -75,7 +75,6 @@ def test_published_form(tmp_path):
     assert detect_kind(tmp_path / "out") == "megadepth"
     assert len(source) == 200  # the release's 100 pairs of each scene
     assert largest_error(source) < 0.1
-    assert len(opened(tmp_path / "out", pairs_per_scene=0)) == 24
     checked = check_source(opened(tmp_path / "out", photometric=0.0), 10)
     assert checked.warnings == ()
     assert checked.figures["track_error_pixels"] < 0.01 and checked.figures["depth_error"] < 0.001
@@ -165,28 +164,26 @@ def test_photos_gone_since_and_a_damaged_file(tmp_path):
 
 def test_scene_lists():
     tests = {"0008", "0015", "0019", "0021", "0022", "0024", "0025", "0032", "0063", "0078", "1589"}
-    default, paper, validation = (scene_list(n) for n in ("default", "paper", "paper-validation"))
-    assert len(paper) == 117 and len(validation) == 77
+    default, paper = scene_list("default"), scene_list("paper")
+    assert len(paper) == 117
     assert not tests & set(default)
     assert {f"{scene}/0" for scene in default} | {f"{s}/0" for s in tests - {"0078"}} == set(paper)
-    assert not set(paper) & set(validation)
-    assert scene_list("all") is None
     with pytest.raises(InputError, match="there is no list of scenes 'papre'"):
         scene_list("papre")
 
 
 def test_lists_choose_scenes(tmp_path):
     root = write_raw(tmp_path / "megadepth", "0001", "0015", "9999")
-    (tmp_path / "mine.txt").write_text("# mine\n9999/0\n\n")
 
     def names(scenes):
         return [s.name for s in prepare_megadepth(root, tmp_path / f"out-{len(scenes)}", scenes)]
 
     assert names("paper") == ["0001/0", "0015/0"]
     assert names("all") == ["0001/0", "0015/0", "9999/0"]
-    assert names(str(tmp_path / "mine.txt")) == ["9999/0"]
-    with pytest.raises(InputError, match="none of the scenes of the list 'paper-validation'"):
-        names("paper-validation")
+    (root / DENSE.replace("0001", "9999")).rename(root / "elsewhere")
+    (root / DENSE).rename(root / "elsewhere too")
+    with pytest.raises(InputError, match="none of the scenes of the list 'default'"):
+        names("default")
 
 
 def test_no_megadepth(tmp_path):

@@ -11,6 +11,7 @@ from d2net.errors import InputError
 from d2net.io.colmap_model import find_model
 from d2net.training.sources import colmap, megadepth, planar
 from d2net.training.sources.base import Source, SourceOptions, TrainingPair, pair_generator
+from d2net.training.sources.scenes import SceneOptions
 
 __all__ = [
     "KINDS",
@@ -26,7 +27,7 @@ __all__ = [
 KINDS: dict[str, tuple[Callable[..., Source], type[SourceOptions]]] = {
     "colmap": (colmap.open_colmap, colmap.ColmapOptions),
     "rgbd": (colmap.open_colmap, colmap.ColmapOptions),
-    "megadepth": (megadepth.open_megadepth, megadepth.MegadepthOptions),
+    "megadepth": (megadepth.open_megadepth, SceneOptions),
     "aligned": (planar.open_aligned, planar.AlignedOptions),
     "photos": (planar.open_photos, planar.PhotosOptions),
 }
@@ -41,10 +42,6 @@ def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) ->
         path: folder or file of the source.
         crop: edge of the square crops in pixels, a multiple of 8.
         options: options of the kind by name.
-
-    Raises:
-        InputError: unknown kind or option, an impossible value, or nothing usable at the path.
-        FormatError: the data at the path are broken.
     """
     if kind not in KINDS:
         raise InputError(f"the kind of a source must be one of {', '.join(KINDS)}, not {kind!r}")

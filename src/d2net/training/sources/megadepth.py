@@ -40,7 +40,7 @@ from d2net.training.sources.scenes import (
 if TYPE_CHECKING:
     import pycolmap
 
-SCENE_LISTS = ("default", "paper", "paper-validation")
+SCENE_LISTS = ("default", "paper")
 """Lists of scenes that come with the package; `all` stands for every scene that is there."""
 
 PHOTOS = Path("phoenix", "S6", "zl548", "MegaDepth_v1")
@@ -49,21 +49,14 @@ MODELS = Path("MegaDepth_v1_SfM")
 MIN_STORED_OVERLAP = 0.1
 """Pairs of photos with a smaller overlap in both orders are not stored."""
 
+_PAIRS_PER_SCENE = 100  # as in the release
 _MAX_DEPTH_ERROR = 0.1  # median difference of a sound depth map to its photo's points, a share
 _MIN_POINTS = 10  # with fewer points on known depth the median is not judged
 _HEADER = "d2net-scene-2"  # attribute of the file; of another version it has another name
 _OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
 
 
-@dataclass(frozen=True)
-class MegadepthOptions(SceneOptions):
-    """Options of prepared MegaDepth. The defaults are the release's."""
-
-    pairs_per_scene: int = 100
-    """Each scene counts as this many random pairs. 0: each pair counts once."""
-
-
-def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> ScenePairs:
+def open_megadepth(folder: Path, options: SceneOptions, crop: int) -> ScenePairs:
     """Open the scenes that `prepare_megadepth` wrote."""
     files = sorted(folder.glob("*.h5"))
     if not files:
@@ -80,13 +73,13 @@ def open_megadepth(folder: Path, options: MegadepthOptions, crop: int) -> SceneP
         )
     left_out = len(stored) - len(usable)
     remarks = [f"{left_out} scenes have no pairs with enough overlap"] if left_out else []
-    return ScenePairs("megadepth", usable, options, crop, remarks, options.pairs_per_scene)
+    return ScenePairs("megadepth", usable, options, crop, remarks, _PAIRS_PER_SCENE)
 
 
 class StoredScene:
     """A prepared scene. Its file is opened for each photo, so any process may use the object."""
 
-    def __init__(self, path: Path, options: MegadepthOptions) -> None:
+    def __init__(self, path: Path, options: SceneOptions) -> None:
         self._path, self._max_edge = path, options.max_edge
         with _open(path) as (file, header):
             self._root = Path(header["root"])
@@ -138,15 +131,7 @@ def is_stored_scene(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class PreparedScene:
-    """Result of preparing one reconstruction.
-
-    Attributes:
-        name: SCENE/NUMBER.
-        photos: number of usable photos.
-        pairs: number of ordered pairs that were stored.
-        left_out: number of photos that were left out, by reason.
-        error: why the reconstruction could not be read, or "".
-    """
+    """Numbers of usable photos, ordered pairs, and photos left out by reason; or the error."""
 
     name: str
     photos: int = 0
@@ -163,12 +148,8 @@ def prepare_megadepth(
     Args:
         root: the folder of `phoenix` and `MegaDepth_v1_SfM`.
         output: folder for a file per reconstruction, created if needed. Existing files are kept.
-        scenes: `default`, `paper`, `paper-validation`, `all`, or a file with a scene per line.
+        scenes: `default`, `paper` or `all`.
         progress: called after each reconstruction.
-
-    Raises:
-        InputError: no MegaDepth at `root`, none of the scenes there, or no such list.
-        OutputError: the output cannot be written.
     """
     dense = sorted(path.parent for path in (root / PHOTOS).glob("*/dense*/depths"))
     available = {}
@@ -239,19 +220,15 @@ def _prepare(name: str, root: Path, dense: Path, model: Path, path: Path) -> Pre
 
 
 def scene_list(name: str) -> list[str] | None:
-    """The scenes of a list or a file, as SCENE or SCENE/NUMBER; None for `all`."""
+    """The scenes of a list, as SCENE or SCENE/NUMBER; None for `all`."""
     if name == "all":
         return None
-    packaged = resources.files(__package__) / "scene_lists" / f"{name}.txt"
-    try:
-        file = packaged if name in SCENE_LISTS else Path(name)
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    if name not in SCENE_LISTS:
         raise InputError(
-            f"there is no list of scenes {name!r}: give {', '.join(SCENE_LISTS)}, all, or a text "
-            "file with a scene per line"
-        ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            f"there is no list of scenes {name!r}: give {', '.join(SCENE_LISTS)} or all"
+        )
+    file = resources.files(__package__) / "scene_lists" / f"{name}.txt"
+    return [line for line in file.read_text(encoding="utf-8").split("\n") if line[:1].isdigit()]
 
 
 def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:

@@ -84,9 +84,6 @@ def read_depth_map(path: Path, png_unit: float) -> DepthMap:
 
     Returns:
         The depths. Unknown, negative and infinite ones are 0.
-
-    Raises:
-        FormatError: it is missing or broken, or no depth in it is known.
     """
     unit = png_unit if path.suffix == ".png" else 1.0
     depth: DepthMap = np.multiply(read_raw_depth(path), np.float32(unit), dtype=np.float32)

@@ -72,8 +72,6 @@ def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
             f"{source.path}: distillation needs sources of kind photos or aligned, not "
             f"{source.kind!r}"
         )
-    if isinstance(options.taught, str) or isinstance(options.left_out, str):
-        raise InputError(f'{source.path}: taught and left_out are lists, such as ["visible/*"]')
 
     def matches(path: Path, patterns: Sequence[str]) -> bool:
         name = path.relative_to(folder).as_posix()
