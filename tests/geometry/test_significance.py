@@ -35,8 +35,8 @@ def scene(rng, n, outliers, noise=0.7):
 
 
 def significance(a, b, threshold=2.0, seed=0):
-    matrix, _ = robust.fundamental(
-        a, b, RobustOptions(threshold=threshold, seed=seed, max_iterations=500)
+    matrix, _ = robust.estimate(
+        "fundamental", a, b, RobustOptions(threshold=threshold, seed=seed, max_iterations=500)
     )
     if matrix is None:
         return 0.0
@@ -60,7 +60,7 @@ def test_random_homographies_are_none():
     rng = np.random.default_rng(0)
     for _ in range(100):
         a, b = rng.uniform([0, 0], SIZE, (2, 120, 2))
-        matrix, _ = robust.homography(a, b, RobustOptions(threshold=4.0))
+        matrix, _ = robust.estimate("homography", a, b, RobustOptions(threshold=4.0))
         if matrix is not None:
             assert homography_significance(matrix, a, b, SIZE, SIZE, threshold=4.0) < DOUBTFUL
 

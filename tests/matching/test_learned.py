@@ -71,7 +71,7 @@ def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
     shorter = replace(a, descriptors=a.descriptors[:, :8], descriptor_id=None)
     with pytest.raises(InputError, match="not 'unknown ones' of length 8"):
         match(shorter, shorter, matcher=matcher)
-    with pytest.raises(InputError, match='options of the matcher "nearest"'):
+    with pytest.raises(InputError, match='option of the matcher "nearest"'):
         match(a, a, matcher=matcher, ratio=0.8)
     with pytest.raises(InputError, match="there is no file 'nearst'"):
         match(a, a, matcher="nearst")

@@ -53,7 +53,7 @@ def sign_vectors(dimensions):
     st.sampled_from([(1, 1), (2, 2), (3, 1), (6, 2), (8, 4), (4096, 64)]),
     st.sampled_from([None, 0.8, 1.0]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_equals_definition_with_ties_and_duplicates_for_any_block(a, b, sizes, ratio):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "_BLOCK", sizes[0])
