@@ -22,10 +22,8 @@ from d2net.settings import DescriptorType, DetectorName
 from tests import oracle
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
-ALIKED = Path(
-    os.environ.get("D2NET_ALIKED")
-    or Path(__file__).parents[2] / "shared" / "anchors" / "aliked-n16.pth"
-)
+BASELINES = Path(os.environ.get("D2NET_BASELINES", "."))
+"""Folder with aliked-n16.pth and xfeat.pt; methods whose weights are not there are left out."""
 PYRAMID = (0.5, 1.0, 2.0)
 
 
@@ -150,14 +148,18 @@ def kind_rows() -> list[Row]:
 
 
 def method_rows() -> list[Row]:
-    """Time of the methods in the README, in multiples of the default's."""
+    """Time of the methods in the README with one thread, in multiples of the default's."""
     methods = ["seasons", "seasons:detector=corner", "ots:original", "rootsift"]
-    if ALIKED.is_file():
-        methods.append(f"aliked:weights={ALIKED}")
+    for name, file in (("aliked", "aliked-n16.pth"), ("xfeat", "xfeat.pt")):
+        if (BASELINES / file).is_file():
+            methods.append(f"{name}:weights={BASELINES / file}")
     sources = [open_source(method) for method in methods]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = medians_in_turn(
         {source.name: partial(source.extract, PHOTO, PHOTO.name) for source in sources}, rounds=5
     )
+    torch.set_num_threads(num_threads)
     default = seconds["seasons"]
     return [
         Row(
@@ -165,7 +167,7 @@ def method_rows() -> list[Row]:
             f"{seconds[source.name] / default:.2f}",
             "-",
             True,
-            f"{seconds[source.name]:.2f} s and {default:.2f} s; "
+            f"{seconds[source.name]:.2f} s and {default:.2f} s on one thread; "
             f"{len(source.extract(PHOTO, PHOTO.name)):,} keypoints",
         )
         for source in sources[1:]

@@ -1,11 +1,14 @@
 """The tables of docs/accuracy.md, measured and written by one command.
 
-usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME ...] [--methods METHOD ...]
+usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME ...]
+           [--methods METHOD ... | --new WEIGHTS] [--baselines DIR]
 
 EVAL holds the folders oxford, webcam, wxbs, strecha, reichstag and sacre_coeur. TRAIN holds scenes
 with photos in `images` and COLMAP models of them in `sparse` (other folders are ignored). METHOD is
 what `d2net evaluate --features` takes; by default each table has the methods named in this file.
-Rows of methods that are not measured stay in the page as they are.
+`--new WEIGHTS` gives every table a row for new weights, and one for each baseline that has none
+yet; their weights (aliked-n16.pth, xfeat.pt) are in DIR. Rows of methods that are not measured stay in the
+page as they are.
 
 All figures go into OUTPUT/TABLE.json, and the simulated night photos into OUTPUT/night. Features,
 matches and maps are kept (D2NET_CACHE), so the same command resumes a run that was stopped.
@@ -35,7 +38,7 @@ from d2net.mapping.settings import MappingSettings
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
 PAPER = "detector=deep,descriptor=plain"
-BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth")
+BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth", "xfeat:weights=xfeat.pt")
 METHODS = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "ots:original", *BASELINES)
 MAPPED = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "rootsift")
 LARGE_MAPS = ("seasons:descriptor=fused,max_keypoints=2000",)
@@ -84,6 +87,14 @@ class Table:
             open_source(f"{method}{joint}{self.settings}" if self.settings else method)
         )
 
+    def chosen(self, new: str | None, measured: str) -> Sequence[str]:
+        """The table's methods, or new weights and the baselines that are not measured yet."""
+        if new is None:
+            return self.methods
+        if self.rows_are_groups or self.methods is DETECTORS_AND_DESCRIPTORS:
+            return [new] if self.rows_are_groups else []
+        return [*(name for name in BASELINES if f"`{name}" not in measured), new]
+
     def rows(self, results: Sequence[Result]) -> dict[str, str]:
         """Markdown rows by their first cell."""
         if self.rows_are_groups:
@@ -108,17 +119,25 @@ def _number(name: str, value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or name in COUNTS else f"{value:.3f}"
 
 
-def write(name: str, table: Table, results: Sequence[Result]) -> None:
-    """Put rows into the table between `<!-- NAME -->` and `<!-- end of NAME -->`."""
-    before, found, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
-    old, closed, after = rest.partition(f"<!-- end of {name} -->")
+def old_rows(name: str) -> str:
+    """The page between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    _, found, rest = PAGE.read_text().partition(f"<!-- {name} -->\n")
+    old, closed, _ = rest.partition(f"<!-- end of {name} -->")
     if not found or not closed:
         raise SystemExit(f"{PAGE.name} has no place for {name!r}")
+    return old
+
+
+def write(name: str, table: Table, results: Sequence[Result]) -> None:
+    """Put rows into a table of the page."""
+    old = old_rows(name)
     rows = {line[2:].partition(" |")[0]: line for line in old.splitlines()[2:]}
     rows |= table.rows(results)
     head = ["scene" if table.rows_are_groups else "features", *table.figures]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows.values()]
-    PAGE.write_text(f"{before}{found}{chr(10).join(lines)}\n{closed}{after}")
+    begin = f"<!-- {name} -->\n"
+    new = "\n".join(lines) + "\n"
+    PAGE.write_text(PAGE.read_text().replace(begin + old, begin + new))
 
 
 def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
@@ -202,7 +221,10 @@ def main() -> None:
     for name in ("train", "evaluation", "output"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--tables", nargs="+", help="these alone")
-    parser.add_argument("--methods", nargs="+", help="in place of the tables' own")
+    methods = parser.add_mutually_exclusive_group()
+    methods.add_argument("--methods", nargs="+", help="in place of the tables' own")
+    methods.add_argument("--new", help="a weights file, measured beside the baselines")
+    parser.add_argument("--baselines", type=Path, default=Path(), help="folder of their weights")
     given = parser.parse_args()
     output = given.output
     known = tables(given.train, given.evaluation, output / "night")
@@ -212,11 +234,13 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name in given.tables or known:
         table, results = known[name], []
-        for method in given.methods or table.methods:
+        for method in given.methods or table.chosen(given.new, old_rows(name)):
             print(f"{name}, {method}", flush=True)
-            results.append(table.evaluate(table.source(method)))
+            in_folder = method.replace("weights=", f"weights={given.baselines}/")
+            results.append(table.evaluate(table.source(in_folder)))
             save_json(output / f"{name}.json", results)
-        write(name, table, results)
+        if results:
+            write(name, table, results)
 
 
 if __name__ == "__main__":
