@@ -97,7 +97,7 @@ def test_the_same_photos_at_night_are_placed_beside_the_day(scene: Path) -> None
 
 def test_a_broken_scene_is_reported(scene: Path, tmp_path: Path) -> None:
     (scene / "images" / "photo03.png").unlink()
-    with pytest.raises(FormatError, match=r"names the photo photo03\.png, which is not in"):
+    with pytest.raises(FormatError, match=r"lacks the photo photo03\.png"):
         evaluate(scene)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="only the queries of a scene"):

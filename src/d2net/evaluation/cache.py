@@ -72,11 +72,8 @@ class CachedPhotos:
         self._source = source
         self.path = source.folder / fingerprint([source.provenance, str(folder.resolve())])
         self.path.mkdir(parents=True, exist_ok=True)
-        self._features_path, self._matches_path = (
-            self.path / "features.h5",
-            self.path / "matches.h5",
-        )
-        with FeatureWriter(self._features_path, source.provenance) as writer:
+        features_path = self.path / "features.h5"
+        with FeatureWriter(features_path, source.provenance) as writer:
             for done, (name, photo) in enumerate(photos.items()):
                 progress("extracting", done, len(photos))
                 inputs = fingerprint(file_state(photo))
@@ -84,7 +81,7 @@ class CachedPhotos:
                     found = source.source.extract(photo, name)
                     writer.add(name, found.best(source.max_keypoints), inputs)
         self._stack = ExitStack()
-        self._features = self._stack.enter_context(FeatureFile(self._features_path))
+        self._features = self._stack.enter_context(FeatureFile(features_path))
         # Pairs usually come sorted by their first photo.
         self.features = lru_cache(maxsize=8)(self._features.__getitem__)
 
@@ -96,15 +93,10 @@ class CachedPhotos:
 
     def match(self, pairs: Iterable[Pair], progress: Progress) -> None:
         """Match the pairs that no earlier run has matched."""
-        match_pairs(
-            self._features_path,
-            pairs,
-            self._matches_path,
-            device=self._source.device,
-            matcher=self._source.matcher,
-            progress=progress,
-        )
-        self._matches = self._stack.enter_context(MatchFile(self._matches_path))
+        path, device, matcher = self.path / "matches.h5", self._source.device, self._source.matcher
+        features = self._features.path
+        match_pairs(features, pairs, path, device=device, matcher=matcher, progress=progress)
+        self._matches = self._stack.enter_context(MatchFile(path))
 
     def matches(self, first: str, second: str) -> Matches:
         """The matches of two photos that have been matched."""

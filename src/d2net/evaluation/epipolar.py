@@ -14,8 +14,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.metrics import accuracy
-from d2net.evaluation.pairs import PhotoPair, evaluate_pairs, matched_points
+from d2net.evaluation.pairs import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     FEATURES,
     MATCHES,
@@ -111,12 +110,7 @@ def _read_pair(root: Path, corrs: Path) -> MarkedPair:
 def evaluate_epipolar(
     source: CachedFeatures, folder: Path, *, progress: Progress = no_progress
 ) -> Result:
-    """Epipolar geometry from a source's matches, compared with hand-marked correspondences.
-
-    Args:
-        source: features.
-        folder: see `find_pairs`.
-        progress: called after each photo and pair.
+    """Compare epipolar geometry from matches with the marks of the pairs in a folder.
 
     Returns:
         Per pair, with means per group and overall: `within@t`, the share of marks whose points both

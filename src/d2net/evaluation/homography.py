@@ -17,8 +17,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.metrics import accuracy
-from d2net.evaluation.pairs import PhotoPair, evaluate_pairs, matched_points
+from d2net.evaluation.pairs import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     FEATURES,
     MATCHES,
@@ -48,11 +47,9 @@ CORNER_THRESHOLDS = (1, 3, 5)
 DRAWN_AS_CORRECT = 3.0
 MAGSAC_THRESHOLD = 3.0
 """Pixels; the same for all methods, so that corner errors compare nothing but features."""
-LEFT_OUT_OF_HPATCHES = frozenset(
-    {
-        *("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding"),
-        *("v_artisans", "v_astronautis", "v_talent"),
-    }
+LEFT_OUT_OF_HPATCHES = (
+    *("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding"),
+    *("v_artisans", "v_astronautis", "v_talent"),
 )
 """Sequences of HPatches with more than 1600 x 1200 pixels, which the protocol leaves out."""
 _MORE_THAN_PARTS_OF_HPATCHES = 100
@@ -148,14 +145,10 @@ def evaluate_homography(
     refined: bool = False,
     progress: Progress = no_progress,
 ) -> Result:
-    """Matching accuracy and homography accuracy of a source on a folder of sequences.
+    """Matching accuracy and homography accuracy on the sequences of a folder.
 
-    Args:
-        source: features.
-        folder: see `find_pairs`.
-        refined: move the second keypoints of the matches that a fundamental matrix verifies, see
-            `matching.refine`. All matches count, verified or not.
-        progress: called after each pair.
+    With `refined`, the second keypoints of the matches that a fundamental matrix verifies are moved
+    (`matching.refine`). All matches count, verified or not.
 
     Returns:
         Per pair, with means per sequence, over `i_*` and `v_*`, and overall: `MMA@t` for t from 1

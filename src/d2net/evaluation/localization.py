@@ -90,13 +90,8 @@ def evaluate_localization(
 ) -> Result:
     """Localize the queries of a dataset with a source's features.
 
-    Args:
-        source: features.
-        folder: see `find_dataset`.
-        settings: see `LocalizationSettings`.
-        submission: file to write the poses to, in the form of the benchmark's site. Queries without
-            a pose are left out, which counts as wrong there.
-        progress: called after each photo, each pair matched and each query localized.
+    `submission` is a file to write the poses to, in the form of the benchmark's site. Queries
+    without a pose are left out, which counts as wrong there.
 
     Returns:
         Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`; with

@@ -1,4 +1,4 @@
-"""Protocols on pairs of photos: match each pair, and judge its matches."""
+"""Protocols on pairs of photos: match each pair, judge its matches, and count the errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from d2net.evaluation.cache import CachedFeatures, CachedPhotos
 from d2net.evaluation.results import Array, Drawing, Figures, PairResult
@@ -38,13 +41,8 @@ def evaluate_pairs(
 ) -> list[PairResult]:
     """Match the photos of each pair, and judge the matches.
 
-    Args:
-        source: features.
-        folder: the evaluated folder, which holds all photos.
-        pairs: of photos.
-        judge: gives figures of a pair from the features of both photos and their matches. The
-            numbers of `features` (mean of both photos) and `matches` are added.
-        progress: called after each photo and pair.
+    `judge` gives figures of a pair from the features of both photos and their matches. The numbers
+    of `features` (mean of both photos) and `matches` are added.
     """
     names = {path: path.relative_to(folder).as_posix() for pair in pairs for path in pair.photos}
     by_names = {(names[pair.photos[0]], names[pair.photos[1]]): pair for pair in pairs}
@@ -71,3 +69,31 @@ def matched_points(a: Features, b: Features, matches: Matches) -> tuple[Array, A
     """Keypoints of both photos (K x 2) in the order of the matches."""
     rows_a, rows_b = matches.indices.T.numpy()
     return a.keypoints.double().numpy()[rows_a], b.keypoints.double().numpy()[rows_b]
+
+
+def accuracy(errors: ArrayLike, thresholds: Sequence[float]) -> Array:
+    """Share of errors at most each threshold; 0 where there are no errors (D2-Net's protocol)."""
+    values = np.asarray(errors, dtype=np.float64)
+    if values.size == 0:
+        return np.zeros(len(thresholds))
+    return np.array([(values <= threshold).mean() for threshold in thresholds])
+
+
+def auc(errors: ArrayLike, thresholds: Sequence[float]) -> Array:
+    """Area under the recall curve up to each threshold, as a share of the threshold.
+
+    The field's exact integral (SuperGlue, Sarlin et al., CVPR 2020): errors sorted, the recall
+    rising linearly between them. Failed estimates count as infinite errors.
+    """
+    values = np.sort(np.asarray(errors, dtype=np.float64))
+    if values.size == 0:
+        return np.zeros(len(thresholds))
+    recall = np.arange(1, len(values) + 1) / len(values)
+    values, recall = np.append(0.0, values), np.append(0.0, recall)
+    areas = []
+    for threshold in thresholds:
+        last = int(np.searchsorted(values, threshold))
+        x = np.append(values[:last], threshold)
+        y = np.append(recall[:last], recall[last - 1])
+        areas.append(float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum()) / threshold)
+    return np.array(areas)

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.metrics import accuracy, auc
-from d2net.evaluation.pairs import evaluate_pairs, matched_points
+from d2net.evaluation.pairs import accuracy, auc, evaluate_pairs, matched_points
 from d2net.evaluation.pose_pairs import PosedPair, find_pairs
 from d2net.evaluation.results import (
     FEATURES,
@@ -83,13 +82,8 @@ def evaluate_pose(
 ) -> Result:
     """Relative poses from a source's matches, compared with known cameras.
 
-    Args:
-        source: features.
-        folder: photos and ground truth, see `pose_pairs.find_pairs`.
-        model: folder of the COLMAP model; None to find it.
-        pairs: file of pairs, see `pose_pairs.find_pairs`; None for all.
-        solver: "poselib" or "magsac" (OpenCV).
-        progress: called after each pair.
+    `folder`, `model` and `pairs` are as `find_pairs` takes them; the solver is "poselib" or
+    "magsac" (OpenCV).
 
     Returns:
         Per pair: `error t=T`, the pose error in degrees at RANSAC threshold T, a mean over the
@@ -100,8 +94,7 @@ def evaluate_pose(
         seeds; and `median error t=T`.
 
     Raises:
-        InputError: arguments that make no sense, no pairs, or a photo of another size than its
-            camera.
+        InputError: no pairs, or a photo of another size than its camera.
         FormatError: ground truth that is broken, or does not belong to the photos.
         MissingPackageError: the solver needs a package that is not installed.
     """

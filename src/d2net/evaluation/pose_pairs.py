@@ -47,14 +47,10 @@ def find_pairs(
     """Pairs with ground truth.
 
     The folder is a scene: photos in `images` (or anywhere in it) and a COLMAP model, text or
-    binary, in `model`, `sparse`, `sparse/0` or the folder itself. Or its subfolders are scenes.
+    binary, in `model`, `sparse`, `sparse/0` or the folder itself, or in the folder `model`. Or its
+    subfolders are scenes. Without a file of pairs all pairs of a model's photos are taken.
 
-    Args:
-        folder: see above.
-        model: folder of the COLMAP model; None to find it.
-        pairs: see below; None for all pairs of the model's photos.
-
-    The file of pairs has two names a line, relative to the folder of photos. Or it is one of
+    The file `pairs` has two names a line, relative to the folder of photos. Or it is one of
     SuperGlue's, like those of MegaDepth-1500 and ScanNet-1500, which hold the ground truth:
     `name0 name1 rot0 rot1 K0 K1 T_0to1` (row by row, 2 + 9 + 9 + 16 numbers; as in SuperGlue, pixel
     centres are at integers).

@@ -63,13 +63,8 @@ SCENE_METRICS = (
 )
 CAMERA_METRICS = (
     Metric("true images", "photos whose true cameras are known", higher_is_better=None),
-    Metric(
-        "position error",
-        "median, in percent of the spread of the true cameras",
-        unit="%",
-        higher_is_better=False,
-    ),
-    Metric("rotation error", "median", unit="°", higher_is_better=False),
+    Metric("position error", "median, of the spread of the true cameras", "%", False),
+    Metric("rotation error", "median", "°", False),
     Metric("placed well", "share of all photos within 1 % and 1°"),
 )
 
@@ -129,12 +124,7 @@ def evaluate_reconstruction(
 ) -> Result:
     """Reconstruct scenes from a source's features, as `d2net reconstruct` does.
 
-    Args:
-        source: features.
-        folder: one scene or several, see `find_scenes`.
-        model: true cameras, see `find_scenes`.
-        settings: of the mapping.
-        progress: called as the work goes on.
+    `folder` and `model` are as `find_scenes` takes them.
 
     Returns:
         Per photo: `registered` (1 or 0), the number of `points` it sees, and with true cameras
@@ -237,11 +227,8 @@ def _judge(
         return figures, of_photos
 
     poses = {name: image.cam_from_world() for name, image in images.items()}
-    true_poses = {
-        image.name: image.cam_from_world()
-        for image in scene.true_model.images.values()
-        if image.has_pose
-    }
+    true_images = [image for image in scene.true_model.images.values() if image.has_pose]
+    true_poses = {image.name: image.cam_from_world() for image in true_images}
     figures |= {"true images": float(len(true_poses)), "placed well": 0.0}
     errors = camera_errors(poses, true_poses, seed)
     if errors is not None:
