@@ -56,7 +56,6 @@ def assert_same(a, b):
     assert_array_equal(a.vectors, b.vectors)
     assert_array_equal(a.codebook.centres, b.codebook.centres)
     assert a.codebook.descriptor_id == b.codebook.descriptor_id
-    assert a.settings == b.settings
 
 
 # --- What is found ---------------------------------------------------------------------------
@@ -153,7 +152,6 @@ def test_a_file_holds_all(photos, tmp_path):
         built = GlobalDescriptors.build(file)
     built.save(tmp_path / "g.h5")
     opened = GlobalDescriptors.open(tmp_path / "g.h5")
-    assert opened.settings == {"weights": "some"}
     assert_same(opened, built)
     assert opened.neighbours(3) == built.neighbours(3)
     before = (tmp_path / "g.h5").read_bytes()

@@ -167,11 +167,11 @@ def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
 def natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted with numbers as numbers: frame9 before frame10."""
 
-    def key(name: str) -> list[tuple[int, str]]:
+    def key(name: str) -> tuple[list[str | int], str]:
         parts = re.split(r"([0-9]+)", name)
-        return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
-    return sorted(names, key=lambda name: (key(name), name))
+    return sorted(names, key=key)
 
 
 def from_gps(

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,13 +114,11 @@ class GlobalDescriptors:
         names: the photos.
         vectors: N x D float16 of unit length; zero for photos without features.
         codebook: the codebook that the vectors were made with.
-        settings: how the local features were made; None if unknown.
     """
 
     names: tuple[str, ...]
     vectors: NDArray[np.float16]
     codebook: Codebook
-    settings: dict[str, Any] | None = None
 
     @classmethod
     def build(
@@ -141,24 +138,20 @@ class GlobalDescriptors:
         vectors = np.empty((len(names), codebook.centres.size), np.float16)
         for name, row in zip(names, vectors, strict=True):
             row[:] = codebook.describe(features[name])
-        return cls(names, vectors, codebook, getattr(features, "settings", None))
+        return cls(names, vectors, codebook)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GlobalDescriptors:
         """Read a file that `save` wrote; FormatError if it is damaged or of another kind."""
         with GlobalDescriptorFile(os.fspath(path)) as file:
             names, vectors = file.read()
-            settings = file.settings or {}
-            codebook = Codebook(file.read_codebook(), settings.get("descriptor_id"))
-            return cls(names, vectors.astype(np.float16), codebook, settings.get("features"))
+            descriptor_id = (file.settings or {}).get("descriptor_id")
+            codebook = Codebook(file.read_codebook(), descriptor_id)
+            return cls(names, vectors.astype(np.float16), codebook)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file for `open`, which hloc's `pairs_from_retrieval` reads as well."""
-        settings = {
-            "method": "vlad",
-            "descriptor_id": self.codebook.descriptor_id,
-            "features": self.settings,
-        }
+        settings = {"method": "vlad", "descriptor_id": self.codebook.descriptor_id}
         vectors = dict(zip(self.names, self.vectors, strict=True))
         write_global_descriptors(Path(path), vectors, self.codebook.centres, settings)
 
