@@ -95,6 +95,15 @@ def test_ends_of_a_match_have_its_colour_at_their_places(grey, verified):
     assert np.abs(ends[0][0] - ends[1][0]).max() > 100  # top and bottom differ
 
 
+def test_colours_show_the_confidence_if_there_is_one(grey, texts):
+    a, b = features([[100, 300], [100, 305]]), features([[700, 300], [700, 305]])
+    matches = replace(pairs(2), confidence=torch.tensor([0.95, 0.15]))
+    shown = photos_of(plot_matches(grey, grey, a, b, matches, lines=0))
+    sure, unsure = shown[300, 100], shown[305, 100]
+    assert sure.sum() > unsure.sum() + 100  # bright yellow and dark violet
+    assert "colour: probability that a match is right  0" in [text for text, _ in texts]
+
+
 def test_a_line_joins_the_ends(grey):
     a, b = features([[100, 300]]), features([[600, 300]])
     shown = photos_of(plot_matches(grey, grey, a, b, pairs(1)))

@@ -63,8 +63,9 @@ def plot_matches(
 ) -> Image.Image:
     """Both photos side by side with their matches.
 
-    The colour of a match follows its height in the first photo, so that neighbours look alike and a
-    wrong match stands out. After verification, inliers are coloured and outliers are faint white
+    The colour of a match shows its confidence, if the matcher gives one. Otherwise it follows its
+    height in the first photo, so that neighbours look alike and a wrong match stands out. After
+    verification, inliers are coloured and outliers are faint white
     lines; without it all matches are coloured. All are faint if there is no evidence that the
     photos show the same place. Both photos get the same height, and the picture is at most about
     2000 pixels wide.
@@ -90,18 +91,24 @@ def plot_matches(
     if lines < 0:
         raise InputError(f"lines must be 0 or more, not {lines}")
     check_rows(matches, a, b)
-    picture = _Picture([_photo(image_a, a, upright), _photo(image_b, b, upright)])
+    photos = [_photo(image_a, a, upright), _photo(image_b, b, upright)]
+    picture = _Picture(photos, caption_rows=2 if matches.confidence is None else 3)
     points = matches.points(a, b)
     ends_a, ends_b = (
         column.canvas_from_photo(p) for column, p in zip(picture.columns, points, strict=True)
     )
     heights = points[0][:, 1] / a.image_size[1]
-    hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)  # red at the top, violet below
     colours = np.full((len(matches), 3), 255, np.uint8)
     mask = np.full(len(matches), matches.verdict != "none")
     if matches.inliers is not None:
         mask &= matches.inliers.cpu().numpy()
-    if mask.any():
+    if matches.confidence is not None:
+        # From 0 to 1 in every picture.
+        scale = _ColourScale(np.repeat([0.0, 1.0], 100), cv2.COLORMAP_PLASMA, darkest=90)
+        colours[mask] = scale.colours(matches.confidence.cpu().numpy())[mask]
+        picture.write_scale("colour: probability that a match is right", scale, row=2)
+    elif mask.any():
+        hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)  # from red down to violet
         hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 255)], axis=1)
         colours[mask] = cv2.cvtColor(hsv[None, mask], cv2.COLOR_HSV2RGB_FULL)[0]
 
@@ -187,9 +194,9 @@ class _Column:
 
 
 class _Picture:
-    """Photos side by side (`canvas`), with a caption of two rows above them."""
+    """Photos side by side (`canvas`), with a caption above them."""
 
-    def __init__(self, photos: list[Canvas]) -> None:
+    def __init__(self, photos: list[Canvas], caption_rows: int = 2) -> None:
         aspects = [min(photo.shape[1] / photo.shape[0], _MAX_ASPECT) for photo in photos]
         height: float = min(max(_MIN_HEIGHT, *(len(photo) for photo in photos)), _MAX_HEIGHT)
         height = min(height, (_MAX_WIDTH - _GAP * (len(photos) - 1)) / sum(aspects))
@@ -215,7 +222,8 @@ class _Picture:
         size: float = min(max(self.canvas.shape[1] / 64, 16), 32)
         self._font = ImageFont.load_default(size)
         self._row = round(1.6 * size)
-        self._caption = Image.new("RGB", (self.canvas.shape[1], 2 * self._row + _GAP), _BACKGROUND)
+        caption = self.canvas.shape[1], caption_rows * self._row + _GAP
+        self._caption = Image.new("RGB", caption, _BACKGROUND)
         self._pen = ImageDraw.Draw(self._caption)
 
     def draw_lines(self, starts: Values, ends: Values, colours: Colours, opacity: float) -> None:
@@ -262,17 +270,19 @@ class _Picture:
             text = f"{name}   {text}"
         self._text(left + _GAP, row, text)
 
-    def write_scale(self, text: str, scale: _ColourScale, column: _Column) -> None:
-        """Write a legend into the second row: text, lowest value, bar of colours, highest value."""
+    def write_scale(
+        self, text: str, scale: _ColourScale, column: _Column | None = None, row: int = 1
+    ) -> None:
+        """Write a legend into a row: text, lowest value, bar of colours, highest value."""
         lowest = f"{text}  {_short(scale.low)}"
-        left = column.left + _GAP
+        left = (column.left if column else 0) + _GAP
         bar_left = left + round(self._font.getlength(lowest)) + _GAP
         bar_width, bar_height = 6 * self._row, self._row // 3
         bar = scale.colours(np.linspace(scale.low, scale.high, bar_width))[None]
         strip = Image.fromarray(np.repeat(bar, bar_height, axis=0))
-        self._caption.paste(strip, (bar_left, round(self._middle(1) - bar_height / 2)))
-        self._text(left, 1, lowest)
-        self._text(bar_left + bar_width + _GAP, 1, _short(scale.high))
+        self._caption.paste(strip, (bar_left, round(self._middle(row) - bar_height / 2)))
+        self._text(left, row, lowest)
+        self._text(bar_left + bar_width + _GAP, row, _short(scale.high))
 
     def _text(self, left: float, row: int, text: str) -> None:
         self._pen.text((left, self._middle(row)), text, _TEXT, self._font, anchor="lm")

@@ -135,7 +135,7 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("match photos/a.png", "two photos"),
         ("match photos/a.png photos/a.png photos/a.png", "two photos"),
         ("match photos/a.png photos/none.png", "none.png"),
-        ("match photos photos", "folder"),
+        ("match photos photos", "not a regular file"),
         ("match photos/a.png photos/a.png --ratio 2", "ratio"),
         ("match photos/a.png photos/a.png --verify affine", "affine"),
         ("match photos/a.png photos/a.png --verify none --threshold 3", "threshold"),

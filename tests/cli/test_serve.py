@@ -39,6 +39,12 @@ def test_a_folder_that_is_no_map_is_told(d2net: Run) -> None:
     assert "is not a map" in result.err
 
 
+def test_a_matcher_that_is_not_there_is_told(d2net: Run) -> None:
+    result = d2net("serve", "--port", 0, "--matcher", "none.safetensors")
+    assert result.code == 2
+    assert "there is no file 'none.safetensors'" in result.err
+
+
 def test_a_missing_package_is_told(d2net: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "d2net.serving.app", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

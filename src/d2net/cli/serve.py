@@ -13,6 +13,7 @@ def serve(
     map_: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    matcher: str = "nearest",
     weights: str = "default",
     device: str = "auto",
     printing: options.Printing,
@@ -42,6 +43,6 @@ def serve(
         console.out.file.flush()
 
     try:
-        run(model, map_folder=map_, host=host, port=port, ready=ready)
+        run(model, map_folder=map_, host=host, port=port, matcher=matcher, ready=ready)
     except KeyboardInterrupt:
         return  # the documented way to stop

@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 from d2net.errors import D2NetError, InputError
 from d2net.extraction.d2net import D2Net
 from d2net.mapping.localize import Map
+from d2net.matching import matcher_id
 from d2net.serving.guard import Guard
 from d2net.serving.photos import (
     MAX_FILE,
@@ -53,6 +54,7 @@ def serve(
     map_folder: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    matcher: str = "nearest",
     ready: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C.
@@ -62,13 +64,17 @@ def serve(
         map_folder: a map that `d2net reconstruct` made, to localize photos in.
         host: name or address to listen at; only this machine reaches 127.0.0.1.
         port: to listen at; 0 for any free port.
+        matcher: see `d2net.match`.
         ready: called with the page's URL before the first request is answered.
     """
     with listen(host, port) as listening:
         device = str(model.device)
-        shown = None if map_folder is None else ShownMap(Map.open(map_folder, device=device))
+        matcher_id(matcher)  # reports a wrong file at once
+        shown = None
+        if map_folder is not None:
+            shown = ShownMap(Map.open(map_folder, device=device, matcher=matcher))
         config = uvicorn.Config(
-            make_app(model, shown, [host]),
+            make_app(model, shown, [host], matcher),
             log_level="warning",
             access_log=False,  # would reveal names of photos
             server_header=False,
@@ -94,9 +100,14 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_app(model: D2Net, shown: ShownMap | None = None, names: Iterable[str] = ()) -> Starlette:
+def make_app(
+    model: D2Net,
+    shown: ShownMap | None = None,
+    names: Iterable[str] = (),
+    matcher: str = "nearest",
+) -> Starlette:
     """The page as an ASGI application; `names` are those of this machine, besides `localhost`."""
-    site = _Site(model, shown)
+    site = _Site(model, shown, matcher)
     packages: list[str | tuple[str, str]] = [
         ("d2net.serving", "page"),
         ("d2net.mapping.picture", "templates"),
@@ -166,9 +177,10 @@ class Worker:
 
 
 class _Site:
-    def __init__(self, model: D2Net, shown: ShownMap | None) -> None:
+    def __init__(self, model: D2Net, shown: ShownMap | None, matcher: str) -> None:
         self._model = model
         self._shown = shown
+        self._matcher = matcher
         self._photos = Photos()
         self._extraction = Worker("extraction", MAX_EXTRACTIONS)
         self._quick = Worker("quick", MAX_QUICK)
@@ -237,7 +249,7 @@ class _Site:
         threshold = None
         if "threshold" in request.query_params:
             threshold = _number(request, "threshold", 0.01, 1000)
-        job = partial(match_best, a, b, preset, int(number), threshold)
+        job = partial(match_best, a, b, preset, int(number), threshold, self._matcher)
         return JSONResponse(await self._quick.run(job, request.is_disconnected))
 
     def _photo(self, key: str) -> SentPhoto:

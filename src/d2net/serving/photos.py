@@ -122,7 +122,12 @@ def best_first(features: Features) -> Features:
 
 
 def match_best(
-    a: SentPhoto, b: SentPhoto, preset: str, number: int, threshold: float | None
+    a: SentPhoto,
+    b: SentPhoto,
+    preset: str,
+    number: int,
+    threshold: float | None,
+    matcher: str = "nearest",
 ) -> dict[str, Any]:
     """Match the `number` best keypoints of two photos whose features are extracted, and verify.
 
@@ -132,7 +137,7 @@ def match_best(
     best_a, best_b = a.features[preset][:number], b.features[preset][:number]
     key = (b.key, preset, number)
     if a.matched is None or a.matched[0] != key:  # a new threshold needs no new matches
-        a.matched = (key, match(best_a, best_b))
+        a.matched = (key, match(best_a, best_b, matcher=matcher))
     matches = a.matched[1]
     if threshold is None:
         threshold = default_threshold(best_a, best_b, matches, "fundamental")
