@@ -41,12 +41,12 @@ def test_photos_with_impossible_cameras_or_without_points_are_removed() -> None:
     for row in range(len(empty.points2D)):
         if empty.points2D[row].has_point3D():
             made.delete_observation(empty.image_id, row)
-    kept, removed = remove_impossible_photos([made])
+    kept, removed = remove_impossible_photos([made], refine=True)
     assert list(removed) == [empty.name]
     assert made.num_reg_images() == 5
     other.params = [1e7, *other.params[1:]]
     made.cameras[bad.camera_id].params = other.params
-    kept, removed = remove_impossible_photos([made])
+    kept, removed = remove_impossible_photos([made], refine=True)
     assert not kept
     assert set(removed) == {bad.name, *(image.name for image in good)}
 

@@ -353,7 +353,8 @@ class Stages:
             )
         if not models:
             raise MappingError(why_no_map(folder.database))
-        models, removed = remove_impossible_photos(models)
+        refine = self._settings.camera_params is None
+        models, removed = remove_impossible_photos(models, refine=refine)
         if not models:
             faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")

@@ -10,7 +10,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pycolmap
 
-from d2net.geometry.cameras import from_colmap, possible_focal_length, project, rays
+from d2net.geometry.cameras import (
+    from_colmap,
+    possible_focal_length,
+    project,
+    quiet_colmap,
+    rays,
+)
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MIN_PHOTOS
 from d2net.mapping.triangulate import epipolar_distances
@@ -46,21 +52,35 @@ def camera_fault(camera: pycolmap.Camera) -> str | None:
 
 
 def remove_impossible_photos(
-    models: Sequence[pycolmap.Reconstruction],
+    models: Sequence[pycolmap.Reconstruction], *, refine: bool
 ) -> tuple[list[pycolmap.Reconstruction], dict[str, str]]:
     """Remove photos with impossible cameras, or with next to no points, from models.
 
-    Returns the models that still have enough photos, and the reasons of the removed photos by name.
+    What remains is adjusted again, with its cameras if they are to be refined, until no photo is
+    impossible. Returns the models that still have enough photos, and the reasons of the removed
+    photos by name.
     """
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = refine
+    options.print_summary = False
     removed = {}
     for model in models:
-        for image in [model.images[number] for number in model.reg_image_ids()]:
-            reason = camera_fault(model.cameras[image.camera_id])
-            if reason is None and image.num_points3D < _MIN_PHOTO_POINTS:
-                reason = f"only {count(image.num_points3D, 'point')} in the map"
-            if reason is not None:
-                removed[image.name] = reason
-                model.deregister_frame(image.frame_id)
+        while model.num_reg_images() >= MIN_PHOTOS:
+            faulty = []
+            for image in (model.images[number] for number in model.reg_image_ids()):
+                reason = camera_fault(model.cameras[image.camera_id])
+                if reason is None and image.num_points3D < _MIN_PHOTO_POINTS:
+                    reason = f"only {count(image.num_points3D, 'point')} in the map"
+                if reason is not None:
+                    removed[image.name] = reason
+                    faulty.append(image.frame_id)
+            if not faulty:
+                break
+            for frame in faulty:
+                model.deregister_frame(frame)
+            if model.num_reg_images() >= MIN_PHOTOS:
+                with quiet_colmap():
+                    pycolmap.bundle_adjustment(model, options)
     kept = [model for model in models if model.num_reg_images() >= MIN_PHOTOS]
     return kept, removed
 
