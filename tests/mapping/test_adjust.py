@@ -75,8 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             uncertainty=torch.ones(COUNT + 5),
         )
     write_database(folder / "database.db", features, _Same(COUNT))
-    same = _Same(COUNT).among(None)[0][2]
-    verify_pairs(folder / "database.db", Thresholds(8, 4), features, lambda *_: same)
+    verify_pairs(folder / "database.db", Thresholds(8, 4))
     return folder, features
 
 

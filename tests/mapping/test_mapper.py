@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pycolmap
 import pytest
 import torch
 
 from d2net.features import Matches
-from d2net.io.colmap_database import write_database
+from d2net.io.h5 import MatchFile
 from d2net.mapping import mapper
-from d2net.mapping.mapper import (
-    run_mapper,
-    verified_pairs,
-    verify_pairs,
-)
+from d2net.mapping.mapper import SignificantPairs, run_mapper
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.matching import match
 
@@ -71,7 +67,7 @@ def test_it_starts_again_while_photos_are_missing(
     assert (models[0].num_reg_images() if models else None) == best
 
 
-def test_pairs_that_agree_by_accident_are_removed(tmp_path: Path) -> None:
+def test_pairs_that_agree_by_accident_are_left_out() -> None:
     generator = torch.Generator().manual_seed(0)
     foreign = replace(
         seen(camera(0)), keypoints=torch.rand(len(seen(camera(0))), 2, generator=generator) * 480
@@ -83,12 +79,12 @@ def test_pairs_that_agree_by_accident_are_removed(tmp_path: Path) -> None:
         torch.stack([torch.arange(len(foreign)), rows], 1), torch.ones(len(foreign))
     )
 
-    class Pairs:
+    class Stored:
         def among(self, _: object) -> list[tuple[str, str, Matches]]:
             return [(*names, matches) for names, matches in pairs.items()]
 
-    database = tmp_path / "database.db"
-    write_database(database, photos, Pairs())
-    removed = verify_pairs(database, Thresholds(8, 4), photos, lambda *names: pairs[names])
-    assert removed == 1
-    assert [pair[:2] for pair in verified_pairs(database)] == [("a", "b")]
+    significant = SignificantPairs(cast("MatchFile", Stored()), photos, pairs)
+    assert [names for *names, _ in significant.among({})] == [["a", "b"]]
+    assert significant.num_left_out == 1
+    selected = SignificantPairs(cast("MatchFile", Stored()), photos, [("foreign", "b")])
+    assert not list(selected.among({}))

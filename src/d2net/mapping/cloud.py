@@ -94,11 +94,11 @@ def posed_photo(
     name: str,
     camera: pycolmap.Camera,
     cam_from_world: pycolmap.Rigid3d,
-    point_rows: NDArray[np.int64] | None = None,
-    pixels: Array | None = None,
+    point_rows: NDArray[np.int64] = np.zeros(0, np.int64),  # noqa: B008 (never changed)
+    pixels: Array = np.zeros((0, 2)),  # noqa: B008
     error: float = float("nan"),
 ) -> PosedPhoto:
-    """A photo with this pose; without `point_rows` and `pixels` it observes no points."""
+    """A photo with this pose; by default it observes no points."""
     world_from_cam = cam_from_world.inverse()
     focal = camera.mean_focal_length() if len(camera.focal_length_idxs()) else 0.0
     tan = np.array([camera.width, camera.height]) / 2 / max(focal, 1e-9)
@@ -109,8 +109,8 @@ def posed_photo(
         np.asarray(world_from_cam.translation),
         np.asarray(world_from_cam.rotation.matrix()),
         tan,
-        np.zeros(0, np.int64) if point_rows is None else point_rows,
-        np.zeros((0, 2)) if pixels is None else pixels,
+        point_rows,
+        pixels,
         error,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,8 @@ import pycolmap
 from d2net.features import Features, Matches
 from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.robust import Model
+from d2net.io.h5 import MatchFile
+from d2net.io.pairs import Pair
 from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.matching.verification import verify
 from d2net.progress import Progress, no_progress
@@ -44,45 +46,60 @@ def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewG
                 yield names[a], names[b], geometry
 
 
-def verify_pairs(
-    database: Path,
-    limits: Thresholds,
-    features: Mapping[str, Features],
-    matches_of: Callable[[str, str], Matches],
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> int:
-    """Store the two-view geometry of all matched pairs whose verdict is "same" in the database.
+class SignificantPairs:
+    """The selected pairs of a matches file that show the same place, see `MatchedPairs`.
 
-    `matches_of` returns all matches of two photos. Returns the number of pairs that COLMAP accepts
-    but whose matches may agree by accident, so that no map contains them.
+    `num_left_out` counts the others. COLMAP's own verification takes longer, and accepts pairs
+    whose matches agree by accident.
     """
+
+    def __init__(
+        self,
+        matches: MatchFile,
+        features: Mapping[str, Features],
+        pairs: Iterable[Pair],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
+    ) -> None:
+        self._matches = matches
+        self._features = features
+        self._pairs = {frozenset(pair) for pair in pairs}
+        self._seed = seed
+        self._progress = progress
+        self.num_left_out = 0
+
+    def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
+        """The pairs among photos of these names."""
+
+        @lru_cache(maxsize=1000)
+        def keypoints_of(name: str) -> Features:
+            photo = self._features[name]
+            return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
+
+        models: tuple[Model, ...] = ("fundamental", "homography")
+        done = 0
+        for first, second, found in self._matches.among(num_keypoints):
+            if frozenset((first, second)) not in self._pairs:
+                continue
+            photos = keypoints_of(first), keypoints_of(second)
+            verified = (verify(*photos, found, model, seed=self._seed) for model in models)
+            if any(matches.verdict == "same" for matches in verified):
+                yield first, second, found
+            else:
+                self.num_left_out += 1
+            done += 1
+            self._progress("verifying", done, len(self._pairs))
+
+
+def verify_pairs(database: Path, limits: Thresholds, seed: int = 0) -> None:
+    """Estimate the two-view geometry of all matched pairs in the database, and store it."""
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = MIN_INLIERS
     options.ransac.max_error = limits.verification
     options.ransac.random_seed = seed
     with quiet_colmap():
         pycolmap.geometric_verification(database, two_view_geometry_options=options)
-
-    @lru_cache(maxsize=1000)
-    def keypoints_of(name: str) -> Features:
-        photo = features[name]
-        return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
-
-    pairs = list(verified_pairs(database))
-    removed = 0
-    with pycolmap.Database.open(database) as opened:
-        numbers = {image.name: image.image_id for image in opened.read_all_images()}
-        for done, (first, second, geometry) in enumerate(pairs, 1):
-            flat = geometry.config in flat_configurations()
-            model: Model = "homography" if flat else "fundamental"
-            photos = keypoints_of(first), keypoints_of(second)
-            if verify(*photos, matches_of(first, second), model, seed=seed).verdict != "same":
-                opened.delete_two_view_geometry(numbers[first], numbers[second])
-                removed += 1
-            progress("verifying", done, len(pairs))
-    return removed
 
 
 def flat_configurations() -> frozenset[int]:
@@ -154,7 +171,7 @@ def run_mapper(
                 database,
                 folder,
                 folder,
-                _incremental_options(limits, seeded, refine),
+                _incremental_options(limits, seeded, refine, existing),
                 input_path=existing or "",
                 initial_image_pair_callback=begin,
                 next_image_callback=register,
@@ -172,11 +189,12 @@ def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
 
 
 def _incremental_options(
-    limits: Thresholds, settings: MappingSettings, refine: bool
+    limits: Thresholds, settings: MappingSettings, refine: bool, existing: Path | None
 ) -> pycolmap.IncrementalPipelineOptions:
     options = pycolmap.IncrementalPipelineOptions()
     options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
     options.max_num_models, options.max_model_overlap = _MAX_MODELS, _MAX_MODEL_OVERLAP
+    options.fix_existing_frames = existing is not None
     options.structure_less_registration_fallback = False  # minutes for photos that do not fit
     options.ba_global_frames_ratio = options.ba_global_points_ratio = _GROWTH_BETWEEN_ADJUSTMENTS
     options.ba_global_max_refinements = 2

@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pycolmap
 
 from d2net.errors import InputError, MappingError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
-from d2net.features import LazyFeatures, Matches
-from d2net.geometry.alignment import estimate_similarity, spread_of
+from d2net.features import LazyFeatures
 from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
@@ -30,7 +28,7 @@ from d2net.mapping.cameras import assign_cameras, check_cameras
 from d2net.mapping.cloud import read_cloud
 from d2net.mapping.folder import MapFolder
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
-from d2net.mapping.mapper import run_mapper, verify_pairs
+from d2net.mapping.mapper import SignificantPairs, run_mapper, verify_pairs
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import (
@@ -136,8 +134,7 @@ def add_photos(
 ) -> MapSummary:
     """Add a folder of photos with new names to a finished map, as `reconstruct` makes one.
 
-    The map's photos stay registered and are refined with the new ones. `refine` is refused: no
-    keypoints are moved.
+    The map's photos keep their poses. `refine` is refused: no keypoints are moved.
     """
     settings = MappingSettings(**options)
     if settings.refine:
@@ -285,22 +282,23 @@ class Stages:
             old = folder.finished if adding else frozenset()
             new = [name for name in self.usable if name not in old]
             files = ((name, folder.photo(name), self.sizes[name]) for name in new)
+            pairs = SignificantPairs(
+                matches,
+                features,
+                (pair for pair in read_pairs(folder.pairs) if not old.issuperset(pair)),
+                seed=settings.seed,
+                progress=self._progress,
+            )
             write_database(
                 folder.database,
                 LazyFeatures(features.__getitem__, new),
-                _SelectedPairs(matches, read_pairs(folder.pairs)),
+                pairs,
                 cameras=assign_cameras(files, settings),
                 overwrite=not adding,
                 extend=adding,
             )
-            folder.record.values["insignificant_pairs"] = verify_pairs(
-                folder.database,
-                self.limits,
-                features,
-                matches.get,
-                seed=settings.seed,
-                progress=self._progress,
-            )
+            verify_pairs(folder.database, self.limits, settings.seed)
+            folder.record.values["insignificant_pairs"] = pairs.num_left_out
         folder.record.finish("verification", self.inputs)
 
     def adjust(self, upright: bool) -> None:
@@ -360,23 +358,10 @@ class Stages:
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
         if existing is None:
             places = [georeference(model, positions or {}, known_distance) for model in models]
-        else:  # keep its frame, and the other places
-            (old, place), *others = folder.read_models()
-            new = models[0]
-            common = [
-                (new.points3D[after.point3D_id].xyz, old.points3D[before.point3D_id].xyz)
-                for number in sorted(set(new.images) & set(old.images))
-                for after, before in zip(
-                    new.images[number].points2D, old.images[number].points2D, strict=False
-                )
-                if after.has_point3D() and before.has_point3D()
-            ]
-            sources, targets = np.array(common).reshape(-1, 2, 3).swapaxes(0, 1)
-            moved = estimate_similarity(sources, targets, 0.05 * spread_of(targets))
-            if moved is not None:
-                models[0].transform(moved)
-            models += [model for model, _ in others]
-            places = [place, *(other for _, other in others)]
+        else:  # the other places stay
+            old = folder.read_models()
+            models += [model for model, _ in old[1:]]
+            places = [place for _, place in old]
         folder.record.values["removed"] = removed
         folder.save_models(models, places)
         folder.record.finish("mapping", self.inputs)
@@ -409,8 +394,7 @@ class Stages:
                 seed=self._settings.seed,
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
-        folder.record.values.pop("insignificant_pairs", None)
-        folder.record.values.pop("removed", None)
+        folder.record.values |= {"insignificant_pairs": 0, "removed": {}}
         folder.save_models([model])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
@@ -441,17 +425,3 @@ class Stages:
         folder.record.values["finished"] = sorted([*self.sizes, *self.failed])
         folder.record.save()
         return summary
-
-
-class _SelectedPairs:
-    """The selected pairs of a matches file, which may hold other pairs of earlier runs."""
-
-    def __init__(self, matches: MatchFile, pairs: Iterable[Pair]) -> None:
-        self._matches = matches
-        self._pairs = {frozenset(pair) for pair in pairs}
-
-    def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
-        """See `MatchedPairs`."""
-        for first, second, found in self._matches.among(num_keypoints):
-            if frozenset((first, second)) in self._pairs:
-                yield first, second, found

@@ -147,7 +147,9 @@ def figure_lines(summary: MapSummary) -> list[str]:
         )
     if summary.insignificant_pairs:
         left_out = count(summary.insignificant_pairs, "pair")
-        lines.append(f"{left_out} of photos left out, whose matches may agree by accident")
+        lines.append(
+            f"{left_out} of photos left out, without evidence that they show the same place"
+        )
     return lines
 
 

@@ -54,11 +54,9 @@ def camera_fault(camera: pycolmap.Camera) -> str | None:
 def remove_impossible_photos(
     models: Sequence[pycolmap.Reconstruction], *, refine: bool
 ) -> tuple[list[pycolmap.Reconstruction], dict[str, str]]:
-    """Remove photos with impossible cameras, or with next to no points, from models.
+    """Remove photos with impossible cameras, or with next to no points, and adjust what remains.
 
-    What remains is adjusted again, with its cameras if they are to be refined, until no photo is
-    impossible. Returns the models that still have enough photos, and the reasons of the removed
-    photos by name.
+    Returns the models that still have enough photos, and the reasons of the removed ones by name.
     """
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = refine

@@ -59,13 +59,9 @@ def serve(
 ) -> None:
     """Serve the page until Ctrl-C.
 
-    Args:
-        model: extracts features of the photos that are sent.
-        map_folder: a map that `d2net reconstruct` made, to localize photos in.
-        host: name or address to listen at; only this machine reaches 127.0.0.1.
-        port: to listen at; 0 for any free port.
-        matcher: see `d2net.match`.
-        ready: called with the page's URL before the first request is answered.
+    Photos are localized in `map_folder`, if it is given. Only this machine reaches 127.0.0.1, and
+    port 0 is any free port. `ready` gets the page's URL before the first request is answered;
+    `d2net.match` says what `matcher` is.
     """
     with listen(host, port) as listening:
         device = str(model.device)
@@ -148,13 +144,8 @@ class Worker:
     ) -> Result:
         """Do the job in the thread as soon as it is free, and return its result.
 
-        Args:
-            job: may raise.
-            is_gone: whether the client has disconnected. A job that is still waiting is dropped
-                then. A running job is finished, because nothing can interrupt the network.
-
-        Raises:
-            HTTPException: the queue is full (503), or the client has disconnected (499).
+        A waiting job is dropped when its client `is_gone` (HTTPException 499). A running job is
+        finished, because nothing can interrupt the network. A full queue is an HTTPException 503.
         """
         if self._free == 0:
             message = "too many photos are waiting already; try again in a moment"

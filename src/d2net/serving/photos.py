@@ -45,22 +45,15 @@ PRESETS: dict[str, ExtractionOptions] = {
 class SentPhoto:
     """A photo and its features.
 
-    Attributes:
-        content: the file.
-        upright: whether it is turned as its EXIF orientation says.
-        size: (width, height).
-        picture: a JPEG for the screen.
-        features: by preset, best score first.
-        matched: the last matches in which it was the first photo, and their key.
-        key: a random secret. Only the sender of the photo has it, and so can ask for the photo.
+    `key` is a random secret. Only the sender of the photo has it, and so can ask for the photo.
     """
 
     content: bytes
-    upright: bool
+    upright: bool  # turned as its EXIF orientation says
     size: Size
-    picture: bytes
-    features: dict[str, Features] = field(default_factory=dict)
-    matched: tuple[object, Matches] | None = None
+    picture: bytes  # a JPEG for the screen
+    features: dict[str, Features] = field(default_factory=dict)  # by preset, best score first
+    matched: tuple[object, Matches] | None = None  # the last matches, and their key
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
     @classmethod
