@@ -222,16 +222,14 @@ class Light(Network):
         """The maps of parts of photos, standardised by the statistics of the whole photos."""
         statistics = self.statistics(images) if statistics is None else statistics
         mean, deviation = statistics[:, :, None, None, None].unbind(1)
-        x = (images.permute(0, 3, 1, 2) - mean) / (deviation + 1e-4)
-        height, width = x.shape[2:]
+        x = images
         # A partial cell at the right or bottom border repeats the last pixel. (The exporter to ONNX
         # rounds negative quotients up, so the usual -(-a // b) would be wrong here.)
-        rows, cols = (
-            torch.arange((side + _COARSEST_STRIDE - 1) // _COARSEST_STRIDE * _COARSEST_STRIDE)
-            for side in (height, width)
-        )
-        rows, cols = rows.clamp(max=height - 1), cols.clamp(max=width - 1)
-        x = x[..., rows.to(x.device), :][..., cols.to(x.device)]
+        for axis in (1, 2):
+            size = (x.shape[axis] + _COARSEST_STRIDE - 1) // _COARSEST_STRIDE * _COARSEST_STRIDE
+            places = torch.arange(size, device=x.device).clamp(max=x.shape[axis] - 1)
+            x = x.index_select(axis, places)
+        x = (x.permute(0, 3, 1, 2) - mean) / (deviation + 1e-4)
         # An exported graph has weights of that precision instead.
         mixed = dtype != torch.float32 and not torch.compiler.is_exporting()
         with torch.autocast(x.device.type, dtype=dtype, enabled=mixed):
