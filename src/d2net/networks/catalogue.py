@@ -61,7 +61,6 @@ class WeightsRecord:
 
     Attributes:
         name: the name.
-        file: file name, in the package or in the cache.
         url: address of the download; None for packaged weights.
         sha256: checksum of the unpacked file; None if the source states none.
         bytes: size of the unpacked file; None if the source states none.
@@ -71,7 +70,6 @@ class WeightsRecord:
     """
 
     name: str
-    file: str
     url: str | None
     sha256: str | None
     bytes: int | None
@@ -82,7 +80,9 @@ class WeightsRecord:
     @property
     def path(self) -> Path:
         """Path of the file, which may have to be downloaded first."""
-        return (PACKAGED if self.url is None else cache_folder()) / self.file
+        if self.url is None:
+            return PACKAGED / f"{self.name}.safetensors"
+        return cache_folder() / f"{self.name}.pth"
 
     @property
     def state(self) -> Literal["packaged", "cached", "downloadable"]:
@@ -95,7 +95,6 @@ class WeightsRecord:
 def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord:
     return WeightsRecord(
         name=name,
-        file=f"{name}.pth",
         url=f"https://dusmanu.com/files/d2-net/{name}.pth",
         sha256=None,
         bytes=None,
@@ -115,7 +114,6 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
     for record in (
         WeightsRecord(
             name="seasons",
-            file="seasons.safetensors",
             url=None,
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
@@ -130,7 +128,6 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         ),
         WeightsRecord(
             name="ots",
-            file="ots.safetensors",
             url=None,
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
             bytes=15_272_984,
