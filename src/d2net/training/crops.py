@@ -155,13 +155,8 @@ def random_crop(
 ) -> Crop:
     """A randomly warped crop that lies wholly inside the photo, as near to a point as it can.
 
-    Args:
-        point: (x, y) in pixels of the photo.
-        size: (width, height) of the photo.
-        edge: edge of the crop.
-        scale: pixels of the crop per pixel of the photo; increased where the photo is too small.
-        warp: limits of rotation and perspective.
-        rng: the source of randomness.
+    `scale` is in pixels of the crop per pixel of the photo; it is increased where the photo is too
+    small.
     """
     corners = warp.random_corners(edge / scale, rng)
     corners *= min(1.0, *(np.array(size) / np.ptp(corners, axis=0)))

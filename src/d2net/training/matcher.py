@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from d2net.errors import InputError, TrainingError
@@ -365,22 +366,15 @@ def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tenso
 def fit_calibration(probability: Tensor, right: Tensor) -> Tensor:
     """Scale and shift of the logit that make N probabilities those of being right (Platt, 1999).
 
-    By Newton's method.
-
-    Args:
-        probability: N, of the matcher.
-        right: N, 1 for right matches and 0 for wrong ones.
+    `right` is 1 for right matches and 0 for wrong ones.
     """
-    logit = probability.double().clamp(1e-6, 1 - 1e-6).logit()
-    inputs = torch.stack([logit, torch.ones_like(logit)], dim=1)
-    parameters = torch.zeros(2, dtype=torch.float64)  # from here it converges
-    for _ in range(30):
-        confidence = torch.sigmoid(inputs @ parameters)
-        weighted = inputs * (confidence * (1 - confidence))[:, None]
-        hessian = inputs.T @ weighted + 1e-6 * torch.eye(2, dtype=torch.float64)
-        gradient = inputs.T @ (right - confidence)
-        parameters = parameters + torch.linalg.solve(hessian, gradient)
-    return parameters.float()
+    logit = probability.double().clamp(1e-6, 1 - 1e-6).logit().numpy()
+
+    def loss(parameters: NDArray[np.float64]) -> float:
+        z = parameters[0] * logit + parameters[1]
+        return float((np.logaddexp(0, z) - right.numpy() * z).mean())
+
+    return torch.from_numpy(minimize(loss, np.array([1.0, 0.0])).x).float()
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:

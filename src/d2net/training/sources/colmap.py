@@ -123,8 +123,6 @@ def posed_photo(
     pose = np.asarray(image.cam_from_world().matrix(), np.float64)
     return PosedPhoto(
         path=path,
-        upright=False,
-        size=(camera.width, camera.height),
         camera=camera,
         cam_from_world=pose,
         ids=ids.astype(np.int64),

@@ -96,8 +96,6 @@ class StoredScene:
         camera.width, camera.height = about["size"]
         return PosedPhoto(
             path=self._root / about["photo"],
-            upright=False,
-            size=(camera.width, camera.height),
             camera=camera,
             cam_from_world=np.array(about["cam_from_world"]),
             ids=seen["id"],
@@ -253,9 +251,8 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
         photo = posed_photo(model, image, path, depth_map)
         directions = np.hstack([rays(photo.camera, photo.points), np.ones((len(photo.points), 1))])
         camera = pycolmap.undistort_camera(options, photo.camera)
-        points, size = project(camera, directions), (camera.width, camera.height)
-        photo = replace(photo, camera=camera, size=size, points=points)
-        if size != stored_size(path, upright=False):
+        photo = replace(photo, camera=camera, points=project(camera, directions))
+        if photo.size != stored_size(path, upright=False):
             return "photo of another size"
         return _depth_problem(photo, depth_map) or photo
 

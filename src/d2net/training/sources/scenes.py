@@ -58,25 +58,28 @@ class PosedPhoto:
 
     Attributes:
         path: the photo.
-        upright: whether the camera is that of the photo turned upright.
-        size: (width, height).
-        camera: COLMAP's camera, of that size.
+        camera: COLMAP's camera, of the photo's size.
         cam_from_world: 3 x 4.
         ids: N ids of the observed points, ascending and unique.
         points: N x 2 (x, y) observations, pixel centres at integers.
         depths: N depths of the points along the optical axis.
         depth_map: the file of its depth map, or None.
+        upright: whether the camera is that of the photo turned upright.
     """
 
     path: Path
-    upright: bool
-    size: Size
     camera: pycolmap.Camera
     cam_from_world: Array
     ids: NDArray[np.int64]
     points: Array
     depths: Array
     depth_map: Path | None
+    upright: bool = False
+
+    @property
+    def size(self) -> Size:
+        """(width, height)."""
+        return self.camera.width, self.camera.height
 
     def reduced(self, max_edge: int | None) -> PosedPhoto:
         """This photo with its longer edge at most `max_edge` pixels, as `read_photo` reads it."""
@@ -86,7 +89,7 @@ class PosedPhoto:
         camera = copy.deepcopy(self.camera)
         camera.rescale(*size)
         points = coordinates.resize(self.size, size)(self.points)
-        return replace(self, size=size, camera=camera, points=points)
+        return replace(self, camera=camera, points=points)
 
 
 class Scene(NamedTuple):
@@ -127,16 +130,10 @@ class PhotoPair(NamedTuple):
 
 
 class ScenePairs:
-    """A source of training pairs from scenes with known cameras.
+    """A source of training pairs from scenes with known cameras, each with at least one pair.
 
-    Args:
-        name: name of the source.
-        scenes: scenes with at least one pair each.
-        options: options of cropping and of correspondences.
-        crop: edge of the crops in pixels.
-        remarks: sentences on what was left out.
-        pairs_per_scene: let every scene count the same, as the release does: index i stands for a
-            random pair of scene i // pairs_per_scene. 0: each pair once.
+    With `pairs_per_scene`, every scene counts the same, as in the release: index i stands for a
+    random pair of scene i // pairs_per_scene. `remarks` say what was left out.
     """
 
     def __init__(
