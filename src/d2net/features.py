@@ -1,7 +1,6 @@
 """The results of extraction and matching: `Features` and `Matches`.
 
-Other layouts (hloc's D x N, the release's N x 3, COLMAP's half pixel) are converted in `d2net.io`
-and nowhere else.
+Only `d2net.io` converts other layouts: hloc's D x N, the release's N x 3, COLMAP's half pixel.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Features:
         descriptors: N x D, unit length, float32 or float16.
         image_size: (width, height) of the photo in pixels.
         uncertainty: N float32, standard deviation of the position in pixels of the photo.
-        descriptor_id: weights and type of the descriptors, such as "ots 01e1e8a0 plain": the
-            name and checksum of the weights and the descriptor type. Only descriptors with equal
-            ids can be compared. None if unknown, as in files of other programs.
+        descriptor_id: name and checksum of the weights and type of the descriptors, such as
+            "ots 01e1e8a0 plain". Only descriptors with equal ids can be compared. None if unknown,
+            as in files of other programs.
     """
 
     keypoints: Tensor
@@ -50,30 +49,19 @@ class Features:
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)
-        expected = {"keypoints": (n, 2), "scores": (n,), "scales": (n,), "uncertainty": (n,)}
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-                raise InputError(
-                    f"{name} must be float32 of shape {shape}, not {tensor.dtype} of shape "
-                    f"{tuple(tensor.shape)}"
-                )
-        d = self.descriptors
-        if d.ndim != 2 or len(d) != n or d.dtype not in (torch.float32, torch.float16):
-            raise InputError(
-                f"descriptors must be float32 or float16 of shape ({n}, D), not {d.dtype} of "
-                f"shape {tuple(d.shape)}"
-            )
+        _check("keypoints", self.keypoints, (n, 2), torch.float32)
+        for name in ("scores", "scales", "uncertainty"):
+            _check(name, getattr(self, name), (n,), torch.float32)
+        length = self.descriptors.shape[-1] if self.descriptors.ndim == 2 else "D"
+        _check("descriptors", self.descriptors, (n, length), torch.float32, torch.float16)
 
     def __len__(self) -> int:
         return len(self.keypoints)
 
     def __repr__(self) -> str:
         width, height = self.image_size
-        return (
-            f"Features({len(self)} keypoints, {self.descriptors.shape[1]}-D "
-            f"{str(self.descriptors.dtype).removeprefix('torch.')}, {width} x {height} px)"
-        )
+        kind = f"{self.descriptors.shape[1]}-D {_name(self.descriptors.dtype)}"
+        return f"Features({len(self)} keypoints, {kind}, {width} x {height} px)"
 
     def __getitem__(self, rows: Tensor | slice) -> Features:
         """The features at `rows`: indices, a boolean mask or a slice."""
@@ -98,46 +86,33 @@ class Features:
         return {name: getattr(self, name).cpu().numpy() for name in _ARRAYS}
 
     def to_opencv(self) -> tuple[list[Any], np.ndarray[Any, np.dtype[np.float32]]]:
-        """Keypoints and descriptors as OpenCV's detectors return them.
+        """A list of `cv2.KeyPoint` and descriptors N x D float32, as OpenCV's detectors return.
 
-        Returns:
-            A list of `cv2.KeyPoint` (`size` is the side of the receptive cell, `response` the
-            score) and descriptors N x D float32. Both use the same pixel coordinates as here.
+        `size` is the side of the receptive cell in pixels, and `response` the score.
         """
         import cv2
 
-        arrays = self.numpy()
-        keypoints = [
-            cv2.KeyPoint(float(x), float(y), float(4 * scale), -1.0, float(score))
-            for (x, y), scale, score in zip(
-                arrays["keypoints"], arrays["scales"], arrays["scores"], strict=True
-            )
-        ]
-        return keypoints, arrays["descriptors"].astype(np.float32)
+        positions, sizes, scores = self.keypoints, 4 * self.scales, self.scores
+        rows = torch.column_stack([positions, sizes, scores]).tolist()
+        keypoints = [cv2.KeyPoint(x, y, size, -1.0, score) for x, y, size, score in rows]
+        return keypoints, self.descriptors.float().cpu().numpy()
 
     def to_dict(self) -> dict[str, Tensor]:
-        """The keys and the batch dimension of LightGlue and kornia.
+        """Float32 tensors with the keys and the batch dimension of LightGlue and kornia.
 
-        Returns:
-            `keypoints` 1 x N x 2, `keypoint_scores` 1 x N, `descriptors` 1 x N x D and
-            `image_size` 1 x 2 (width, height), all float32.
+        `keypoints` 1 x N x 2, `keypoint_scores` 1 x N, `descriptors` 1 x N x D and `image_size`
+        1 x 2 (width, height).
         """
-        size = torch.tensor([self.image_size], dtype=torch.float32, device=self.keypoints.device)
         return {
             "keypoints": self.keypoints[None],
             "keypoint_scores": self.scores[None],
             "descriptors": self.descriptors.float()[None],
-            "image_size": size,
+            "image_size": self.keypoints.new_tensor([self.image_size]),
         }
 
 
 class LazyFeatures(Mapping[str, Features]):
-    """Features of many photos by name. They are read on access and not kept in memory.
-
-    Args:
-        load: reads the features of the photo of a given name.
-        names: the photos, in iteration order.
-    """
+    """Features of the photos `names`. `load` reads them on each access; none stay in memory."""
 
     def __init__(self, load: Callable[[str], Features], names: Sequence[str]) -> None:
         self._load = load
@@ -167,11 +142,10 @@ class Matches:
             of a photo in a map, which has no matrix), or None before verification.
         matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None if no model
             was found.
-        significance: minus log10 of the probability that the matches of two photos of different
-            places agree with a model as well, see `geometry.significance`; None before
-            verification.
+        significance: see `geometry.significance`: minus log10 of the probability that matches of
+            two different places agree with a model as well; None before verification.
         confidence: K float32, the calibrated probability that a match is right; None if the matcher
-            does not know it, as nearest neighbours.
+            does not give one.
     """
 
     indices: Tensor
@@ -184,21 +158,10 @@ class Matches:
 
     def __post_init__(self) -> None:
         k = len(self.indices)
-        if tuple(self.indices.shape) != (k, 2) or self.indices.dtype != torch.int64:
-            raise InputError(
-                f"indices must be int64 of shape (K, 2), not {self.indices.dtype} of shape "
-                f"{tuple(self.indices.shape)}"
-            )
-        for name in ("similarity", "confidence"):
-            values = getattr(self, name)
-            if values is not None and tuple(values.shape) != (k,):
-                raise InputError(f"{name} must have {k} entries, not {len(values)}")
-        marks = self.inliers
-        if marks is not None and (tuple(marks.shape) != (k,) or marks.dtype != torch.bool):
-            raise InputError(
-                f"inliers must be bool of shape ({k},), not {marks.dtype} of shape "
-                f"{tuple(marks.shape)}"
-            )
+        _check("indices", self.indices, (k, 2), torch.int64)
+        for name in ("similarity", "confidence", "inliers"):
+            if (values := getattr(self, name)) is not None:
+                _check(name, values, (k,), torch.bool if name == "inliers" else torch.float32)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -211,15 +174,10 @@ class Matches:
     def points(
         self, a: Features, b: Features
     ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
-        """Positions of the matched keypoints, as OpenCV and pycolmap take them.
+        """Positions of the matched keypoints of both photos, as OpenCV and pycolmap take them.
 
-        Args:
-            a: features of the first photo.
-            b: features of the second photo.
-
-        Returns:
-            Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives
-            those of the inliers.
+        Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives those
+        of the inliers.
         """
         first, second = self.indices.cpu().unbind(1)
         return a.keypoints.cpu()[first].numpy(), b.keypoints.cpu()[second].numpy()
@@ -251,3 +209,14 @@ class Matches:
             confidence=None if self.confidence is None else self.confidence[keep],
             inliers=keep[keep],
         )
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], *dtypes: torch.dtype) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+        given = f"{_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
+        expected = f"{' or '.join(map(_name, dtypes))} of shape {shape}"
+        raise InputError(f"{name} must be {expected}, not {given}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -22,13 +22,15 @@ Precision = Literal["float32", "bfloat16", "float16"]
 _DEFAULT_BUDGET: Any = object()
 """Stands for the default of `max_keypoints` until it is known whether `original` is set."""
 
+_RELEASE = {"detector": "deep", "descriptor": "plain", "turns": 1, "stretch": False}
+"""The only values that `original` allows."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """Base of all settings: unknown names, wrong types and unknown choices are InputErrors.
 
-    Types are read from the annotations of the fields. A subclass that checks ranges does so in its
-    own `__post_init__` and calls this one first.
+    Types are read from the annotations of the fields.
     """
 
     def __post_init__(self) -> None:
@@ -55,28 +57,21 @@ class Settings:
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401 (a type)
-    """Refuse a value that the annotation `hint` does not allow, such as text for a number.
-
-    Only plain types and choices are checked: bool, int, float, str, Literal, and unions of them.
-    """
+    """Refuse a value that its annotation excludes; only plain types and Literals are checked."""
     options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
     choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
     plain = tuple(option for option in options if option in (bool, int, float, str, type(None)))
     if len(plain) + sum(get_origin(option) is Literal for option in options) < len(options):
         return
-    if isinstance(value, bool):
-        allowed = bool in plain
-    elif isinstance(value, int) and float in plain:
-        allowed = True
-    else:
-        allowed = isinstance(value, plain) or value in choices
-    if not allowed:
+    accepted = isinstance(value, (*plain, int) if float in plain else plain) or value in choices
+    if isinstance(value, bool):  # an int to Python
+        accepted = bool in plain
+    if not accepted:
         names = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
         words = [*map(str, choices), *(names[p] for p in plain if p is not type(None))]
         if type(None) in plain and not choices:
             words.append("None")
-        listed = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-        raise InputError(f"{name} must be {listed}, not {value!r}")
+        raise InputError(f"{name} must be {' or '.join(words)}, not {value!r}")
 
 
 class ExtractionOptions(TypedDict, total=False):
@@ -109,10 +104,9 @@ class ExtractionSettings(Settings):
 
     descriptor: DescriptorType | None = None
     """How keypoints are described: plain (D2-Net's), root (its square root), fused (deep and
-    shallow map) or whitened (deep and shallow map with context, reduced to 384 numbers; only for
+    shallow map), whitened (deep and shallow map with context, reduced to 384 numbers; only for
     weights that have learned the whitening), light (of the network light) or combined (light and a
-    VGG). None: the network's default, which for a VGG is whitened if the weights have it, else
-    fused."""
+    VGG). None: the network's default."""
 
     multiscale: bool = False
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
@@ -155,12 +149,7 @@ class ExtractionSettings(Settings):
                 raise InputError(f"{name} must be at least 1, not {value}")
         if not self.score_threshold >= 0:
             raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
-        for name, of_release in (
-            ("detector", "deep"),
-            ("descriptor", "plain"),
-            ("turns", 1),
-            ("stretch", False),
-        ):
+        for name, of_release in _RELEASE.items():
             if self.original and getattr(self, name) not in (None, of_release):
                 raise InputError(
                     f"original reproduces the 2019 release, whose {name} is {of_release!r}, not "
@@ -170,16 +159,8 @@ class ExtractionSettings(Settings):
     def updated(self, **changes: Unpack[ExtractionOptions]) -> ExtractionSettings:  # type: ignore[override]
         """A copy with some settings changed; an unknown name is an InputError.
 
-        `original=True` also resets detector, descriptor, turns and budget to those of the release,
-        unless `changes` names them.
+        `original=True` also resets detector, descriptor, turns, stretch and budget to those of the
+        release, unless `changes` names them.
         """
-        if changes.get("original"):
-            release: ExtractionOptions = {
-                "detector": None,
-                "descriptor": None,
-                "turns": 1,
-                "stretch": False,
-                "max_keypoints": None,
-            }
-            changes = {**release, **changes}
-        return super().updated(**changes)
+        release = {**_RELEASE, "max_keypoints": None} if changes.get("original") else {}
+        return super().updated(**{**release, **changes})

@@ -129,7 +129,10 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("extract photos -o none/f.h5", "none does not exist"),
         ("extract photos -o photos", "folder"),
         ("extract photos -o text.txt/f.h5", "text.txt"),
-        ("extract photos -o f.h5 --masks none", "no folder of masks 'none'"),
+        (
+            "extract photos -o f.h5 --masks none",
+            "no mask of any of the photos in the folder 'none'",
+        ),
         ("extract photos --root empty -o f.h5", "not below the root folder 'empty'"),
         ("match", "two photos"),
         ("match photos/a.png", "two photos"),

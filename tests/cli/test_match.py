@@ -221,6 +221,7 @@ def test_wrong_files(d2net: Run, features: Path) -> None:
     assert "cannot use device" in run.err
 
 
+@pytest.mark.slow
 def test_refined_matches_of_a_real_pair(real: Real) -> None:
     """The homography's error is that of the refined points."""
     wrong = []

@@ -62,23 +62,22 @@ def find(network: VGG, photo: np.ndarray, limit: int, **options: Any) -> Keypoin
         return find_keypoints(network, tensor, chosen, cells_per_tile=limit)[0][0]
 
 
-@pytest.mark.parametrize("multiscale", [False, True])
 @pytest.mark.parametrize(
-    "kind",
+    ("multiscale", "kind"),
     [
-        {"original": True},
-        {"detector": "deep", "descriptor": "plain"},
-        {"detector": "corner", "descriptor": "fused"},
-        {"detector": "deep", "descriptor": "whitened"},
+        (True, {"original": True}),
+        (True, {"detector": "deep", "descriptor": "whitened"}),
+        (False, {"detector": "deep", "descriptor": "plain"}),
+        (False, {"detector": "corner", "descriptor": "fused"}),
     ],
-    ids=["original", "deep", "corner-fused", "whitened"],
+    ids=["original", "whitened", "deep", "corner-fused"],
 )
 def test_tiles_equal_the_whole(vgg: VGG, multiscale: bool, kind: dict[str, Any]) -> None:
-    photo = np.asarray(Image.open(PHOTO))[150:387, 200:513]
+    photo = np.asarray(Image.open(PHOTO))[150:347, 200:461]
     whole = find(vgg, photo, 10**9, multiscale=multiscale, **kind)
-    limit = 7_000 if multiscale else 2_000
+    limit = 5_000 if multiscale else 1_500
     tiled = find(vgg, photo, limit, multiscale=multiscale, **kind)
-    assert len(whole.positions) > 300
+    assert len(whole.positions) > 200
     assert torch.equal(whole.ranks, tiled.ranks)
     assert float((whole.positions - tiled.positions).abs().max()) < 1e-3
     torch.testing.assert_close(whole.scores, tiled.scores, rtol=1e-4, atol=0)

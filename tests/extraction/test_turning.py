@@ -102,11 +102,6 @@ def test_masks_and_reduced_photos_are_turned_along(photo: np.ndarray) -> None:
     assert float(found.keypoints[:, 1].max()) < 90
 
 
-def test_one_turn_is_the_photo_itself(photo: np.ndarray) -> None:
-    tiny = make_tiny_model()
-    assert torch.equal(tiny.extract(photo, turns=1).keypoints, tiny.extract(photo).keypoints)
-
-
 def test_settings_of_turns() -> None:
     for wrong in (0, 2.5, -4):
         with pytest.raises(InputError, match="turns must be"):

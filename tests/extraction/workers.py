@@ -19,7 +19,7 @@ def extract(photos: Path, output: Path, format: Format) -> None:
     extract_folder(make_tiny_model(), find_images([photos]), output, format=format)
 
 
-def hold(photos: Path, output: Path | None, format: Format, ready: Connection) -> None:
+def hold(photos: Path, output: Path, format: Format, ready: Connection) -> None:
     """Extract a folder, but stop for ever after the first photo, when `ready` is told."""
     torch.set_num_threads(1)
 

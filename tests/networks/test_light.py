@@ -11,7 +11,8 @@ from PIL import Image
 
 from d2net import D2Net, InputError
 from d2net.extraction.keypoints import find_keypoints
-from d2net.networks.light import Light, LightSettings, largest_around, sample
+from d2net.networks.detection import largest_around
+from d2net.networks.light import Light, LightSettings, sample
 from d2net.networks.weights import load_network, save_weights
 from d2net.settings import ExtractionSettings
 

@@ -134,6 +134,7 @@ def gradients(output: Path, step: int) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if name.endswith("exp_avg")}
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path) -> None:
     """Also where a process has more pairs without correspondences than the other."""
     sources = [{"kind": "made", "path": "here", "empty": 3}]
@@ -167,6 +168,7 @@ def test_processes_must_divide_the_batch(tmp_path: Path) -> None:
     assert "2 processes cannot share batches of 3 pairs" in run.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_a_resume(tmp_path: Path) -> None:
     whole, full = tmp_path / "whole", tmp_path / "full"
     settings = {"steps": 4, "save_every": 2}

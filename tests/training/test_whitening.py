@@ -72,6 +72,7 @@ def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> f
     return right / total
 
 
+@pytest.mark.slow
 def test_fewer_numbers_tell_more_apart_in_the_dark() -> None:
     """Learned on half of the crops, judged on others of another darkness."""
     plain = D2Net.from_pretrained("ots", descriptor="fused")
@@ -89,6 +90,7 @@ def test_fewer_numbers_tell_more_apart_in_the_dark() -> None:
     assert after > before
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_weights_a_whitening_always_the_same(tmp_path: Path) -> None:
     ends = [train(SETTINGS, tmp_path / name, workers=0).weights for name in ("one", "two")]
     one, two = (load_weights(path).network.whitening for path in ends)

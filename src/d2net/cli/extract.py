@@ -16,7 +16,7 @@ from d2net.text import count
 def extract(
     paths: list[Path] | None = None,
     *,
-    output: Path | None = None,
+    output: Path,
     format: Literal["h5", "npz", "mat"] = "h5",
     image_list: Path | None = None,
     root: Path | None = None,
@@ -33,8 +33,7 @@ def extract(
 
     Options:
         paths PHOTOS: Photos and folders.
-        output PATH: Features file (h5), or folder (npz, mat). Default: beside the photos, for npz
-            and mat.
+        output PATH: Features file (h5), or folder (npz, mat).
         format: h5: one file in hloc's layout. npz, mat: one file NAME.d2-net per photo, as the
             2019 release writes.
         image_list FILE: Text file with one photo per line, instead of PHOTOS.
@@ -53,8 +52,7 @@ def extract(
         photos = read_image_list(image_list, root or Path())
     else:
         photos = find_images(paths or [], root)
-    if output is not None:
-        check_output(output, image_list, *(photo.path for photo in photos), appends=True)
+    check_output(output, image_list, *(photo.path for photo in photos), appends=True)
     model = extraction.model(printing)
 
     from d2net.cli import progress
@@ -71,22 +69,22 @@ def extract(
             cluster=cluster,
             progress=report,
         )
-    for failed in summary.failed:
-        console.error(failed.error or "")
+    for reason in summary.failed.values():
+        console.error(reason)
     line = f"{count(len(summary.extracted), 'photo')} extracted"
-    line += f", {count(sum(done.num_keypoints for done in summary.extracted), 'keypoint')}"
+    line += f", {count(sum(summary.extracted.values()), 'keypoint')}"
     if summary.skipped:
         line += f"; {len(summary.skipped)} extracted before"
     if summary.failed:
         line += f"; {len(summary.failed)} failed"
     printing.result(
         {
-            "extracted": {done.name: done.num_keypoints for done in summary.extracted},
-            "failed": {failed.name: failed.error for failed in summary.failed},
+            "extracted": summary.extracted,
+            "failed": summary.failed,
             "skipped": summary.skipped,
-            "output": None if output is None else str(output),
+            "output": str(output),
         },
-        f"{line}: {output or 'beside the photos'}",
+        f"{line}: {output}",
     )
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)

@@ -1,12 +1,8 @@
 """Corners of the grey photo as keypoints, to a fraction of a pixel.
 
-The deep map finds what can be matched, but its cells are four pixels wide. At a corner any small
-shift changes the photo, so corners have sharp positions: Shi and Tomasi, "Good Features to Track",
-CVPR 1994 (the smaller eigenvalue of the structure tensor). The product of two scales keeps corners
-that are corners at both: the larger scale rejects noise, and the smaller one locates.
-
-Everything is a sum of shifted slices. On a CPU it is computed in tiles that stay in cache; the
-result does not depend on the tiles.
+Any small shift changes the photo at a corner, so corners have sharp positions: Shi and Tomasi,
+"Good Features to Track", CVPR 1994 (the smaller eigenvalue of the structure tensor). The product of
+two scales keeps corners of both: the larger scale rejects noise, and the smaller one locates.
 """
 
 from __future__ import annotations
@@ -19,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2net.networks.base import Detections, View
-from d2net.networks.detection import quadratic_step
+from d2net.networks.detection import largest_around, quadratic_step
 
 SCALES = ((1.0, 1.5), (2.0, 2.5))
 """Standard deviations in pixels of the Gaussians before the derivative and over the tensor."""
 
 BORDER = 8
-"""Corners this close to the border of a photo, in pixels, are dropped: their derivatives depend on
-pixels beyond it."""
+"""Corners this close to the border of a photo, in pixels, depend on pixels beyond it: no
+keypoints."""
 
 RADIUS = 17
 """The result at a pixel depends on pixels at most this far away, along each axis."""
@@ -37,10 +33,7 @@ MIN_SCORE = 0.5
 DEEP_SCORE_RATIO = 80.0
 """Score of a corner of one grey value per pixel on the scale of the deep detector. With the
 off-the-shelf weights the scores of both detectors then agree rank by rank (80 to 84 at ranks 100,
-250 and 500, medians over photos). The shares of a budget do not depend on it.
-
-Pyramid levels need no factor: of those tried (their resolution to the power of -2 to 1), none gave
-the most accurate matches of the best 500 corners."""
+250 and 500, medians over photos). The shares of a budget do not depend on it."""
 
 UNCERTAINTY = 0.4
 """Standard deviation per axis of a corner in pixels, at any scale. Measured like that of the deep
@@ -51,8 +44,8 @@ _NEIGHBOURS = 2
 
 _LARGEST_STEP = 1.0
 _TILE = 146
-"""Side in pixels of the tiles on a CPU. With `RADIUS` around it a tile has 32,400 pixels: it stays
-in cache, and up to 32,768 torch does not use other threads, which cost more than they save."""
+"""Side in pixels of the tiles on a CPU. With `RADIUS` around it a tile has 32,400 pixels. It stays
+in cache, and torch uses no other threads up to 32,768: they would cost more than they save."""
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -117,27 +110,20 @@ def detect_corners(grey: Tensor) -> Detections:
 def _strength(grey: Tensor) -> Tensor:
     """The smaller eigenvalues of all scales, multiplied: fourth power of the score.
 
-    Args:
-        grey: H x W.
-
-    Returns:
-        Of the inner pixels, H - 2 (RADIUS - _NEIGHBOURS) and W - 2 (RADIUS - _NEIGHBOURS).
+    Of the inner pixels of H x W, H - 2 (RADIUS - _NEIGHBOURS) and W - 2 (RADIUS - _NEIGHBOURS).
     """
-    size = [side - 2 * (RADIUS - _NEIGHBOURS) for side in grey.shape]
-    product = grey.new_ones(size)
+    height, width = (side - 2 * (RADIUS - _NEIGHBOURS) for side in grey.shape)
+    product = grey.new_ones(height, width)
     for derivative, integration in SCALES:
-        product *= _inner(_smaller_eigenvalue(grey, derivative, integration), size)
+        smooth = _blurred(grey, derivative)
+        dx = (smooth[1:-1, 2:] - smooth[1:-1, :-2]) / 2
+        dy = (smooth[2:, 1:-1] - smooth[:-2, 1:-1]) / 2
+        xx, xy, yy = (_blurred(x, integration) for x in (dx * dx, dx * dy, dy * dy))
+        mean, half_difference = (xx + yy) / 2, (xx - yy) / 2
+        smaller = (mean - (half_difference.square() + xy.square()).sqrt()).clamp_min_(0)
+        top, left = (smaller.shape[0] - height) // 2, (smaller.shape[1] - width) // 2
+        product *= smaller[top : top + height, left : left + width]
     return product
-
-
-def _smaller_eigenvalue(grey: Tensor, derivative: float, integration: float) -> Tensor:
-    """Smaller eigenvalue of the structure tensor, not negative, of the inner pixels."""
-    smooth = _blurred(grey, derivative)
-    dx = (smooth[1:-1, 2:] - smooth[1:-1, :-2]) / 2
-    dy = (smooth[2:, 1:-1] - smooth[:-2, 1:-1]) / 2
-    xx, xy, yy = (_blurred(x, integration) for x in (dx * dx, dx * dy, dy * dy))
-    mean, half_difference = (xx + yy) / 2, (xx - yy) / 2
-    return (mean - (half_difference.square() + xy.square()).sqrt()).clamp_min_(0)
 
 
 def _blurred(x: Tensor, deviation: float) -> Tensor:
@@ -159,45 +145,18 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     return x
 
 
-def _inner(x: Tensor, size: list[int]) -> Tensor:
-    """The middle of x, (height, width) of `size`."""
-    top, left = ((a - b) // 2 for a, b in zip(x.shape, size, strict=True))
-    return x[top : top + size[0], left : left + size[1]]
-
-
 def _maxima(strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows and columns of the local maxima, and the 3 x 3 values around them.
+    """Rows and columns of the local maxima, and the 3 x 3 values around them, N x 3 x 3.
 
-    Args:
-        strength: (H + 4) x (W + 4): two more rows and columns on every side than are asked for.
-
-    Returns:
-        Rows and columns, N, from the first one asked for, and the values, N x 3 x 3.
+    `strength` has two more rows and columns on every side than are searched and counted.
     """
-    n = _NEIGHBOURS
-    height, width = (size - 2 * n for size in strength.shape)
-
-    def shifted(x: Tensor, down: int) -> Tensor:
-        return x[n + down : n + down + height]
-
-    def beside(across: int) -> Tensor:
-        return strength[n:-n, n + across : n + across + width]
-
-    five = strength[:, :width].clone()
-    for i in range(1, 2 * n + 1):
-        torch.maximum(five, strength[:, i : i + width], out=five)
-    earlier, later = shifted(five, -n).clone(), shifted(five, n).clone()
-    for i in range(1, n + 1):
-        if i < n:
-            torch.maximum(earlier, shifted(five, -i), out=earlier)
-            torch.maximum(later, shifted(five, i), out=later)
-        torch.maximum(earlier, beside(-i), out=earlier)
-        torch.maximum(later, beside(i), out=later)
-    centre = beside(0)
-    peak = (centre > earlier) & (centre >= later) & (centre >= MIN_SCORE**4)
+    n, width = _NEIGHBOURS, strength.shape[1]
+    peak = strength == largest_around(strength, n)
+    peak = (peak & (strength >= MIN_SCORE**4))[n:-n, n:-n]
     rows, cols = peak.nonzero(as_tuple=True)
-    around = torch.arange(n - 1, n + 2, device=strength.device)
-    patches = strength[
-        rows[:, None, None] + around[None, :, None], cols[:, None, None] + around[None, None, :]
-    ]
-    return rows, cols, patches
+    around = torch.arange(2 * n + 1, device=strength.device)
+    places = (rows[:, None, None] + around[:, None]) * width + cols[:, None, None] + around
+    patches = strength.flatten()[places]
+    earlier = patches.flatten(1)[:, : 2 * n * (n + 1)]
+    first = (earlier < patches[:, n, n, None]).all(dim=1)  # of equal neighbours
+    return rows[first], cols[first], patches[first, n - 1 : n + 2, n - 1 : n + 2]

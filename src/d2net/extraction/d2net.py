@@ -36,10 +36,8 @@ if TYPE_CHECKING:
 class D2Net(nn.Module):
     """D2-Net: joint description and detection of local features.
 
-    Dusmanu et al., CVPR 2019. One network computes dense maps; each cell is a descriptor, and each
-    local maximum of a cell's strongest channel is a keypoint.
-
-    Most users want `D2Net.from_pretrained()`. The constructor gives an untrained network.
+    Dusmanu et al., CVPR 2019. Most users want `D2Net.from_pretrained()`. The constructor gives an
+    untrained network.
 
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
@@ -94,15 +92,6 @@ class D2Net(nn.Module):
         """Where the network is, and where features are returned."""
         return next(self.parameters()).device
 
-    @property
-    def descriptor_id(self) -> str:
-        """Weights and type of the descriptors that `extract` makes, see `Features`."""
-        return self._descriptor_id(self.settings)
-
-    def _descriptor_id(self, settings: ExtractionSettings) -> str:
-        words = (self.weights["name"], self.weights["sha256"][:8], settings.descriptor)
-        return " ".join(word for word in words if word)
-
     def resolve(self, **settings: Unpack[ExtractionOptions]) -> ExtractionSettings:
         """The model's settings with some changed, and with defaults of the network filled in.
 
@@ -115,11 +104,14 @@ class D2Net(nn.Module):
         """Package version, weights and settings, for saving with features."""
         from d2net import __version__
 
-        return {
-            "d2net": __version__,
-            "weights": self.weights,
-            "extraction": (settings or self.settings).to_dict(),
-        }
+        extraction = (settings or self.settings).to_dict()
+        return {"d2net": __version__, "weights": self.weights, "extraction": extraction}
+
+    def descriptor_id(self, settings: ExtractionSettings | None = None) -> str:
+        """Weights and type of the descriptors that `extract` makes, see `Features`."""
+        descriptor = (settings or self.settings).descriptor
+        words = (self.weights["name"], self.weights["sha256"][:8], descriptor)
+        return " ".join(word for word in words if word)
 
     def extract(
         self,
@@ -131,15 +123,15 @@ class D2Net(nn.Module):
         """The local features of a photo.
 
         Args:
-            image: path, PIL image, array (H x W grey, or H x W x 3 in RGB order; uint8, uint16, or
-                float in [0, 1]) or tensor (3 x H x W RGB; uint8, or float in [0, 1]). OpenCV reads
-                photos in BGR order: convert them with `image[..., ::-1]`.
+            image: path, PIL image, array (H x W grey, or H x W x 3 RGB; uint8, uint16, or float in
+                [0, 1]) or tensor (3 x H x W RGB; uint8, or float in [0, 1]). OpenCV reads photos in
+                BGR order: convert them with `image[..., ::-1]`.
             mask: image or array of the photo's size: no keypoints where it is 0.
             **settings: changes to the model's settings for this call.
 
         Returns:
             Features on the model's device, best score first (in the release's order with
-            `original`); positions in pixels of the photo, upright unless `upright=False`.
+            `original`), in pixels of the photo, which is upright unless `upright=False`.
 
         Raises:
             ImageError: the photo cannot be read.
@@ -168,13 +160,7 @@ class D2Net(nn.Module):
         return self.extract_prepared([prepare(image, resolved, mask) for image, mask in pairs])
 
     def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:
-        """`extract` for photos that `prepare` has read, perhaps in another thread.
-
-        Raises:
-            InputError: the photos differ in settings.
-        """
-        if any(photo.settings != batch[0].settings for photo in batch):
-            raise InputError("photos of one batch must be prepared with the same settings")
+        """`extract` for photos that `prepare` has read with the same settings."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for number, photo in enumerate(batch):
             by_shape.setdefault(photo.pixels.shape, []).append(number)
@@ -205,29 +191,30 @@ class D2Net(nn.Module):
         selected: list[list[Keypoints]] = [[] for _ in batch]
         with torch.no_grad():
             for found in find_in_turns(find, pixels, settings.turns):
-                for i, photo in enumerate(batch):
-                    selected[i].append(_select(found[i], photo))
-        descriptor_id = self._descriptor_id(settings)
+                for of_photo, photo, kept in zip(found, batch, selected, strict=True):
+                    allowed = [_allowed(keypoints, photo) for keypoints in of_photo]
+                    kept.append(select_best(allowed, settings.max_keypoints))
+        descriptor_id = self.descriptor_id(settings)
         return [
             _to_features(Keypoints.concatenated(parts), photo, descriptor_id)
             for parts, photo in zip(selected, batch, strict=True)
         ]
 
-    def score_map(self, image: ImageLike, **settings: Unpack[ExtractionOptions]) -> Tensor:
+    def score_map(self, image: ImageLike) -> Tensor:
         """Detection scores of a photo, to look at.
 
-        The photo is reduced to the default size limits at least, because this map is not tiled.
+        This map is not tiled. So a photo is reduced to the default size limits even if the model's
+        own limits are larger.
 
         Returns:
             h x w float32, one value per cell of the network at one scale. For a VGG they are the
             soft scores of equations 4 to 7 and sum to one. h or w is 0 if the photo is too small.
         """
-        resolved, default = self.resolve(**settings), ExtractionSettings()
-        limits = {
-            name: min(x for x in (getattr(resolved, name), getattr(default, name)) if x is not None)
-            for name in ("max_edge", "max_sum_edges")
-        }
-        photo = prepare(image, resolved.updated(**limits))
+        limits: ExtractionOptions = {}
+        for name in ("max_edge", "max_sum_edges"):
+            given, default = getattr(self.settings, name), getattr(ExtractionSettings, name)
+            limits[name] = min(given or default, default)
+        photo = prepare(image, self.settings.updated(**limits))
         pixels = torch.from_numpy(photo.pixels).to(self.device)[None].float()
         with torch.no_grad():
             maps = self.network.compute_maps(pixels, torch.float32)
@@ -249,32 +236,28 @@ class D2Net(nn.Module):
             InputError: `data` has another form.
         """
         image = data.get("image") if isinstance(data, dict) else None
-        if not isinstance(image, Tensor):
-            given = f"keys {', '.join(map(repr, data))}" if isinstance(data, dict) else type(data)
+        if (
+            not isinstance(image, Tensor)
+            or image.ndim != 4
+            or image.shape[1] not in (1, 3)
+            or not image.is_floating_point()
+        ):
+            given = f"a {type(data).__name__}"
+            if isinstance(image, Tensor):
+                given = f"{image.dtype} of shape {tuple(image.shape)}"
             raise InputError(
-                "give the model a dictionary {'image': tensor} with one tensor B x 3 x H x W, not "
-                f"{given}; for paths, arrays or photos of several sizes use model.extract or "
-                "model.extract_batch"
-            )
-        if image.ndim != 4 or image.shape[1] not in (1, 3) or not image.is_floating_point():
-            raise InputError(
-                "image must be a float tensor B x 3 x H x W in [0, 1], not "
-                f"{image.dtype} of shape {tuple(image.shape)}"
+                "give the model a dictionary {'image': tensor} with one tensor B x 3 x H x W of "
+                f"floats in [0, 1], not {given}; for paths, arrays or photos of several sizes use "
+                "model.extract or model.extract_batch"
             )
         features = self.extract_batch(list(image), max_edge=None, max_sum_edges=None)
-
-        def padded(name: str) -> Tensor:
-            rows = [getattr(f, name) for f in features]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-        sizes = [f.image_size for f in features]
-        return {
-            "keypoints": padded("keypoints"),
-            "keypoint_scores": padded("scores"),
-            "descriptors": padded("descriptors"),
-            "image_size": torch.tensor(sizes, dtype=torch.float32, device=self.device),
-            "num_keypoints": torch.tensor([len(f) for f in features], device=self.device),
+        rows = [of_photo.to_dict() for of_photo in features]
+        joined = {
+            key: nn.utils.rnn.pad_sequence([row[key][0] for row in rows], batch_first=True)
+            for key in rows[0]
         }
+        counts = torch.tensor([len(of_photo) for of_photo in features], device=self.device)
+        return {**joined, "num_keypoints": counts}
 
 
 @dataclass(frozen=True)
@@ -297,7 +280,7 @@ class PreparedPhoto:
 def prepare(
     image: ImageLike, settings: ExtractionSettings, mask: MaskLike | None = None
 ) -> PreparedPhoto:
-    """Read a photo and its mask: the part of `D2Net.extract` that needs no network."""
+    """Read a photo and its mask: the part of `D2Net.extract` without the network."""
     photo = images.to_pixels(image, upright=settings.upright)
     if settings.stretch:
         photo = images.stretch_contrast(photo)
@@ -313,9 +296,8 @@ def prepare(
     return PreparedPhoto(np.require(pixels, requirements=["C", "W"]), size, allowed, settings)
 
 
-@cache
+@cache  # once, not for every photo
 def _advise_to_stretch() -> None:
-    """Give the advice once, not for every photo."""
     _log.warning(
         "a photo uses less than a tenth of its range of grey values, so few keypoints are found in "
         "it; stretch=True (--stretch) extends the range"
@@ -329,19 +311,15 @@ def _photo_from_reduced(photo: PreparedPhoto) -> GridMap:
     return resize(reduced, photo.size)
 
 
-def _select(found: Sequence[Keypoints], photo: PreparedPhoto) -> Keypoints:
-    """Apply mask, threshold and budget to the keypoints of one turn."""
-    allowed = []
-    for keypoints in found:
-        keep = keypoints.scores >= photo.settings.score_threshold
-        if photo.mask is not None:
-            height, width = photo.mask.shape
-            positions = _photo_from_reduced(photo)(keypoints.positions)
-            cols, rows = positions.round().long().unbind(dim=1)
-            mask = torch.from_numpy(photo.mask).to(keep.device)
-            keep &= mask[rows.clamp(0, height - 1), cols.clamp(0, width - 1)]
-        allowed.append(keypoints if bool(keep.all()) else keypoints[keep])
-    return select_best(allowed, photo.settings.max_keypoints)
+def _allowed(keypoints: Keypoints, photo: PreparedPhoto) -> Keypoints:
+    """The keypoints that reach the score threshold and that the mask allows."""
+    keep = keypoints.scores >= photo.settings.score_threshold
+    if photo.mask is not None:
+        height, width = photo.mask.shape
+        cols, rows = _photo_from_reduced(photo)(keypoints.positions).round().long().unbind(1)
+        mask = torch.from_numpy(photo.mask).to(keep.device)
+        keep &= mask[rows.clamp(0, height - 1), cols.clamp(0, width - 1)]
+    return keypoints if bool(keep.all()) else keypoints[keep]
 
 
 def _to_features(keypoints: Keypoints, photo: PreparedPhoto, descriptor_id: str) -> Features:

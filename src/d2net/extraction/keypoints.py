@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from d2net.extraction.corners import CornerDetector
-from d2net.extraction.pyramid import PYRAMID, Crop, Level, Window, crop_level, levels
+from d2net.extraction.pyramid import PYRAMID, Level, Window, crop_level, levels
 from d2net.extraction.suppression import CellSuppression, RadiusSuppression
 from d2net.extraction.tiling import MARGIN, tiles
 from d2net.geometry import coordinates
-from d2net.networks.base import Detections, Detector, Maps, Network, View
+from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
 from d2net.settings import ExtractionSettings
 
 _MAX_CHANNELS = 1 << 16
@@ -47,7 +47,7 @@ class Keypoints:
 
     @staticmethod
     def concatenated(parts: Sequence[Keypoints]) -> Keypoints:
-        """The rows of all parts, of which there must be one at least."""
+        """The rows of all parts, at least one."""
         return Keypoints(
             *(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Keypoints))
         )
@@ -90,15 +90,13 @@ def find_keypoints(
         The keypoints of each detector for each photo, by rank.
     """
     _, height, width, _ = photos.shape
-    pyramid = levels(
-        (width, height),
-        PYRAMID if settings.multiscale else (1.0,),
-        network.grid,
-        original=settings.original,
-    )
+    factors = PYRAMID if settings.multiscale else (1.0,)
+    pyramid = levels((width, height), factors, network.grid, original=settings.original)
     chosen = detectors(network, settings)
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
-    nothing = _no_keypoints(photos.device, network.descriptor_lengths[settings.descriptor])
+    none = torch.empty(0, dtype=torch.float32, device=photos.device)
+    no_descriptors = none.new_empty(0, network.descriptor_lengths[settings.descriptor])
+    nothing = Keypoints(none.view(0, 2), none, none, none, no_descriptors, none.long())
     found = [[[nothing] for _ in chosen] for _ in photos]
     statistics = network.statistics(photos)
     for owned in tiles((width, height), pyramid, cells_per_tile or network.cells_per_tile):
@@ -109,16 +107,14 @@ def find_keypoints(
             if limit is not None and sum(map(len, parts)) > 2 * limit:
                 parts = [Keypoints.concatenated(parts).best(limit)]
             found[i][j] = parts
-    result = []
-    for i, photo in enumerate(photos):
+    result: list[list[Keypoints]] = []
+    for photo, of_photo in zip(photos, found, strict=True):
         # On a constant image the network responds only to its own zero padding.
         blank = not settings.original and bool((photo == photo[0, 0]).all())
-        of_photo = []
-        for _ in chosen:
-            # Parts are freed one by one: descriptors of all candidates take the most memory.
-            joined = nothing if blank else Keypoints.concatenated(found[i].pop(0))
-            of_photo.append(nothing if blank else joined[joined.ranks.argsort()])
-        result.append(of_photo)
+        result.append([])
+        while of_photo:  # parts are freed one by one: they are most of the memory
+            joined = Keypoints.concatenated(of_photo.pop(0))
+            result[-1].append(nothing if blank else joined[joined.ranks.argsort()])
     return result
 
 
@@ -133,6 +129,7 @@ def _search_tile(
     owned: Sequence[Window],
 ) -> Iterator[tuple[int, int, Keypoints]]:
     """Index of photo, index of detector, and the keypoints in the cells that a tile owns."""
+    assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     rule = CellSuppression if settings.original else RadiusSuppression
     suppression = [[rule(network.grid) for _ in chosen] for _ in photos]
     dtype = getattr(torch, settings.precision)
@@ -148,57 +145,45 @@ def _search_tile(
             network.add_coarser_level(
                 maps, coarser_maps, coarser_from_maps, level.number, original=settings.original
             )
-        for i in range(len(photos)):
+        origin = torch.tensor(crop.origin, device=photos.device)
+        for i, pixels in enumerate(crop.pixels):
             of_photo = tuple(part[i] for part in maps)
-            view = View(crop.pixels[i], of_photo, level.number, level.factor, dtype)
+            view = View(pixels, of_photo, level.number, level.factor, dtype)
             for j, detector in enumerate(chosen):
-                found = suppression[i][j].apply(detector.detect(view), level, crop)
-                found = found[_is_owned(found, detector.border, level, crop, own, network)]
-                if limit is not None and len(found) > limit:
-                    found = found[found.scores.argsort(descending=True, stable=True)[:limit]]
-                yield i, j, _describe(network, settings, detector, found, level, crop, view)
+                found = detector.detect(view)
+                anchors, positions = found.anchors + origin, found.positions + origin
+                found = replace(found, anchors=anchors, positions=positions)
+                found = suppression[i][j].apply(found, level, crop.window)
+                found = found[_is_owned(found, detector.border, level, own, network.grid)]
+                best = found.scores.argsort(descending=True, stable=True)[:limit]
+                found = found[best.sort().values]  # neighbours are sampled one after the other
+                scales = torch.full_like(found.scores, 1 / level.factor)
+                in_view = found.positions - origin
+                keypoints = Keypoints(
+                    positions=level.photo_from_level(found.positions),
+                    scores=found.scores,
+                    scales=scales,
+                    uncertainty=detector.uncertainty(scales),
+                    descriptors=network.describe(view.maps, in_view, settings.descriptor),
+                    ranks=_ranks(found, level),
+                )
+                yield i, j, keypoints
         coarser = maps, crop.window
         del maps, of_photo, view
 
 
-def _is_owned(
-    found: Detections, border: int, level: Level, crop: Crop, own: Window, network: Network
-) -> Tensor:
+def _is_owned(found: Detections, border: int, level: Level, own: Window, grid: Grid) -> Tensor:
     """N bool: the anchor's cell is one of a window, and the anchor is not in the level's border."""
-    anchors = found.anchors + found.anchors.new_tensor([crop.cols.start, crop.rows.start])
+    anchors = found.anchors
     inside = (anchors >= border) & (anchors < anchors.new_tensor(level.size) - border)
-    grid = network.grid
     cells = ((anchors.double() - grid.first_centre) / grid.stride).round()
     first = cells.new_tensor([own.cols.start, own.rows.start])
     stop = cells.new_tensor([own.cols.stop, own.rows.stop])
     return (inside & (cells >= first) & (cells < stop)).all(dim=1)
 
 
-def _describe(
-    network: Network,
-    settings: ExtractionSettings,
-    detector: Detector,
-    found: Detections,
-    level: Level,
-    crop: Crop,
-    view: View,
-) -> Keypoints:
-    """Keypoints of detections in a view of one level."""
-    assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
-    first = found.anchors.new_tensor([crop.cols.start, crop.rows.start])
-    scales = torch.full_like(found.scores, 1 / level.factor)
-    cols, rows = (found.anchors + first).unbind(1)
-    rank = (level.number * _MAX_CHANNELS + found.channels) * level.size[1] + rows
-    return Keypoints(
-        positions=level.photo_from_level(found.positions + first),
-        scores=found.scores,
-        scales=scales,
-        uncertainty=detector.uncertainty(scales),
-        descriptors=network.describe(view.maps, found.positions, settings.descriptor),
-        ranks=rank * level.size[0] + cols,
-    )
-
-
-def _no_keypoints(device: torch.device, length: int) -> Keypoints:
-    none = torch.empty(0, dtype=torch.float32, device=device)
-    return Keypoints(none.view(0, 2), none, none, none, none.new_empty(0, length), none.long())
+def _ranks(found: Detections, level: Level) -> Tensor:
+    """Order by level, channel, row and column."""
+    cols, rows = found.anchors.unbind(1)
+    channels = level.number * _MAX_CHANNELS + found.channels
+    return (channels * level.size[1] + rows) * level.size[0] + cols

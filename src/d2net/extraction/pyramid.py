@@ -1,10 +1,7 @@
 """The multi-scale pyramid: where its levels lie in the photo, and the pixels of their windows.
 
 D2-Net, section 4.2: the network runs on the photo at 0.5, 1 and 2 times its size. Everything is
-computed for a window of cells, so a photo can be processed whole or in tiles by the same code.
-
-`original` places levels and cells as the 2019 release did (rules marked ORIGINAL in
-`geometry.coordinates`). Otherwise every grid is where it truly is.
+computed for a window of cells, so whole photos and tiles take the same path.
 """
 
 from __future__ import annotations
@@ -37,9 +34,6 @@ class Window:
 
         return Window(grow(self.rows, cells[0]), grow(self.cols, cells[1]))
 
-    def __bool__(self) -> bool:
-        return len(self.rows) > 0 and len(self.cols) > 0
-
 
 @dataclass(frozen=True)
 class Level:
@@ -50,10 +44,10 @@ class Level:
         factor: size relative to the photo that enters the pyramid.
         size: (width, height) of the level's image.
         cells: (rows, columns) of its map.
-        level_from_photo: maps pixels of the photo to pixels of the level's image, for resizing.
-        photo_from_level: maps pixels of the level's image to pixels of the photo, for keypoints.
-        photo_from_cells: maps cells to pixels of the photo.
-        coarser_from_cells: maps cells to cells of the level before; None at the first level.
+        level_from_photo: from pixels of the photo to pixels of the level's image, for resizing.
+        photo_from_level: the way back for keypoints; the release's is not the inverse.
+        photo_from_cells: from cells to pixels of the photo.
+        coarser_from_cells: from cells to cells of the level before; None at the first level.
     """
 
     number: int
@@ -67,7 +61,11 @@ class Level:
 
 
 def levels(size: Size, factors: tuple[float, ...], grid: Grid, *, original: bool) -> list[Level]:
-    """The pyramid's levels for a photo of (width, height); levels without a cell are left out."""
+    """The pyramid's levels for a photo of (width, height); levels without a cell are left out.
+
+    `original` places levels and cells as the 2019 release did. Otherwise they are where they truly
+    are.
+    """
     result: list[Level] = []
     level_from_cells = coordinates.pixels_from_cells(grid.stride, grid.first_centre)
     for factor in factors:
@@ -75,34 +73,32 @@ def levels(size: Size, factors: tuple[float, ...], grid: Grid, *, original: bool
         rows, cols = (grid.cells(side) for side in level_size[::-1])
         if rows == 0 or cols == 0:
             continue
-        coarser_from_cells = None
         if original:
             level_from_photo = coordinates.resize_corners(size, level_size)
             misplaced = coordinates.ORIGINAL_EXTRACTION_CELLS.after(level_from_cells.inverse())
             photo_from_level = coordinates.resize_ratio(level_size, size).after(misplaced)
-            if result:
-                coarser_from_cells = coordinates.resize_corners(
-                    result[-1].cells[::-1], (cols, rows)
-                ).inverse()
         else:
             level_from_photo = coordinates.resize(size, level_size)
             photo_from_level = level_from_photo.inverse()
-            if result:
-                coarser_from_photo = result[-1].photo_from_cells.inverse()
-                coarser_from_cells = coarser_from_photo.after(
-                    photo_from_level.after(level_from_cells)
-                )
-        level = Level(
-            number=len(result) + 1,
-            factor=factor,
-            size=level_size,
-            cells=(rows, cols),
-            level_from_photo=level_from_photo,
-            photo_from_level=photo_from_level,
-            photo_from_cells=photo_from_level.after(level_from_cells),
-            coarser_from_cells=coarser_from_cells,
+        photo_from_cells = photo_from_level.after(level_from_cells)
+        coarser_from_cells = None
+        if result and original:
+            coarser_size = result[-1].cells[::-1]
+            coarser_from_cells = coordinates.resize_corners(coarser_size, (cols, rows)).inverse()
+        elif result:
+            coarser_from_cells = result[-1].photo_from_cells.inverse().after(photo_from_cells)
+        result.append(
+            Level(
+                number=len(result) + 1,
+                factor=factor,
+                size=level_size,
+                cells=(rows, cols),
+                level_from_photo=level_from_photo,
+                photo_from_level=photo_from_level,
+                photo_from_cells=photo_from_cells,
+                coarser_from_cells=coarser_from_cells,
+            )
         )
-        result.append(level)
     return result
 
 
@@ -112,37 +108,32 @@ class Crop:
 
     Attributes:
         pixels: B x rows x cols x 3, RGB, 0..255, float32.
-        rows, cols: of the level's image.
+        origin: (x, y) of the first pixel in the level's image.
         window: the cells of the part's maps.
     """
 
     pixels: Tensor
-    rows: range
-    cols: range
+    origin: tuple[int, int]
     window: Window
 
 
 def crop_level(photos: Tensor, level: Level, window: Window, grid: Grid) -> Crop:
     """Cut out of a level all pixels that a window of cells depends on.
 
-    Args:
-        photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
-        level: the level.
-        window: cells to compute.
-        grid: of the network.
+    `photos` are B x H x W x 3, RGB, 0..255, uint8 or float32.
     """
-    spans = []
+    spans, covered = [], []
     for cells, side in zip((window.rows, window.cols), level.size[::-1], strict=True):
         before, after = grid.receptive_field
         start = (grid.stride * cells.start + before) // grid.alignment * grid.alignment
         stop = grid.stride * (cells.stop - 1) + after + 1
-        spans.append(range(max(start, 0), min(stop, side)))
+        span = range(max(start, 0), min(stop, side))
+        first = span.start // grid.stride
+        spans.append(span)
+        covered.append(range(first, first + grid.cells(len(span))))
     rows, cols = spans
-    covered = [
-        range(span.start // grid.stride, span.start // grid.stride + grid.cells(len(span)))
-        for span in spans
-    ]
-    return Crop(_level_pixels(photos, level, rows, cols), rows, cols, Window(*covered))
+    origin = cols.start, rows.start
+    return Crop(_level_pixels(photos, level, rows, cols), origin, Window(*covered))
 
 
 def _level_pixels(photos: Tensor, level: Level, rows: range, cols: range) -> Tensor:

@@ -14,15 +14,11 @@ did."""
 
 
 def select_best(found: Sequence[Keypoints], budget: int | None) -> Keypoints:
-    """The best keypoints of all detectors, best score first.
+    """The best keypoints of one photo, best first, from those of each detector.
 
-    Every detector has an equal share of the budget. A detector that finds less leaves the rest to
-    those before it. A keypoint close to one of an earlier detector is dropped, and the next best
-    one takes its place.
-
-    Args:
-        found: keypoints of one photo, one entry per detector.
-        budget: how many to keep; None for all.
+    Every detector has an equal share of the budget (None: no limit). A detector that finds less
+    leaves the rest to those before it. A keypoint close to one of an earlier detector is dropped,
+    and the next best one takes its place.
     """
     kept: list[Keypoints] = []
     for number, keypoints in enumerate(found):

@@ -5,23 +5,13 @@ D2-Net, section 4.2, last paragraph.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from d2net.extraction.pyramid import Crop, Level, Window
+from d2net.extraction.pyramid import Level, Window
 from d2net.networks.base import Detections, Grid
 
 _COMPARED_AT_ONCE = 1024
-
-
-class Suppression(Protocol):
-    """Keeps what the levels of one photo have found; called for one level after the other."""
-
-    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
-        """The well-located detections of a level that no coarser level suppresses."""
-        ...
 
 
 class CellSuppression:
@@ -29,54 +19,50 @@ class CellSuppression:
 
     A detection suppresses its whole cell at all finer levels, even if its own sub-pixel position is
     rejected later. The masks of coarser levels are enlarged by nearest neighbour.
-
-    Args:
-        grid: of the network.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._mask: Tensor | None = None
-        self._window = Window(range(0), range(0))
-        self._cells = (0, 0)
+        self._coarser: tuple[Tensor, Window, tuple[int, int]] | None = None
 
-    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
-        """The well-located detections of a level that no coarser level suppresses."""
-        window = crop.window
-        cols, rows = (found.anchors // self._grid.stride).unbind(1)
-        mask = torch.zeros(len(window.rows), len(window.cols), dtype=torch.bool, device=rows.device)
-        if self._mask is not None:
-            coarse_rows = self._nearest(window.rows, level.cells[0], 0, self._window.rows)
-            coarse_cols = self._nearest(window.cols, level.cells[1], 1, self._window.cols)
-            mask = self._mask[coarse_rows.to(mask.device)][:, coarse_cols.to(mask.device)].clone()
+    def apply(self, found: Detections, level: Level, window: Window) -> Detections:
+        """The well-located detections of a level that no coarser level suppresses.
+
+        Args:
+            found: detections, in pixels of the level's image.
+            level: the next finer level at each call.
+            window: the cells that were searched.
+        """
+        first = found.anchors.new_tensor([window.cols.start, window.rows.start])
+        cols, rows = (found.anchors // self._grid.stride - first).unbind(1)
+        if self._coarser is None:
+            mask = first.new_zeros(len(window.rows), len(window.cols), dtype=torch.bool)
+        else:
+            mask, covered, cells = self._coarser
+            ranges = ((window.rows, covered.rows), (window.cols, covered.cols))
+            for axis, (here, there) in enumerate(ranges):
+                # floor(cell * ratio) in float32, as the release
+                ratio = torch.tensor(cells[axis] / level.cells[axis], dtype=torch.float32)
+                nearest = (torch.arange(here.start, here.stop).float() * ratio).floor().long()
+                nearest = (nearest - there.start).clamp(0, len(there) - 1)
+                mask = mask.index_select(axis, nearest.to(mask.device))
         free = ~mask[rows, cols]
         mask[rows[free], cols[free]] = True
-        self._mask, self._window, self._cells = mask, window, level.cells
+        self._coarser = mask, window, level.cells
         return found[free & found.located]
-
-    def _nearest(self, cells: range, size: int, axis: int, coarser: range) -> Tensor:
-        """Row or column of the coarser mask for each cell: floor(c * ratio), in float32."""
-        ratio = torch.tensor(self._cells[axis] / size, dtype=torch.float32)
-        index = (torch.arange(cells.start, cells.stop).float() * ratio).floor().long()
-        return (index - coarser.start).clamp(0, len(coarser) - 1)
 
 
 class RadiusSuppression:
-    """The default rule: a keypoint suppresses finer ones within half its cell of its position.
-
-    Args:
-        grid: of the network.
-    """
+    """The default rule: a keypoint suppresses finer ones within half its cell of its position."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._kept: list[tuple[Tensor, float]] = []
 
-    def apply(self, found: Detections, level: Level, crop: Crop) -> Detections:
-        """The well-located detections of a level that no coarser level suppresses."""
+    def apply(self, found: Detections, level: Level, window: Window) -> Detections:
+        """As `CellSuppression.apply`."""
         found = found[found.located]
-        first = found.positions.new_tensor([crop.cols.start, crop.rows.start])
-        positions = level.photo_from_level(found.positions + first)
+        positions = level.photo_from_level(found.positions)
         free = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
         for kept, radius in self._kept:
             free &= ~has_neighbour(positions, kept, radius)
@@ -85,15 +71,12 @@ class RadiusSuppression:
 
 
 def has_neighbour(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
-    """Whether one of the other positions lies within a radius, by Chebyshev distance.
+    """N bool: one of the other positions lies within a radius, by Chebyshev distance.
 
     Args:
         positions: N x 2.
         others: M x 2.
         radius: one for all, or N.
-
-    Returns:
-        N bool.
     """
     found = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
     if len(positions) == 0 or len(others) == 0:

@@ -1,10 +1,9 @@
 """Cutting the pyramid of a large photo into tiles that fit in memory.
 
-A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so
-each cell of each level has one owner and no keypoint is lost or doubled at a seam. Maps are
-computed with a margin around the owned cells, wide enough for everything that depends on
-neighbours (local maxima, sub-pixel samples, the map of the coarser level, suppression). So the
-result equals that of the whole photo.
+A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so no
+keypoint is lost or doubled at a seam. Maps are computed with a margin that is wide enough for all
+that depends on neighbours: local maxima, sub-pixel samples, the map of the coarser level, and
+suppression. So the result equals that of the whole photo.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ MARGIN = 8
 def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[list[Window]]:
     """The windows of cells that each tile owns, one window per level.
 
-    Args:
-        size: (width, height) of the photo.
-        levels: its pyramid.
-        cells_per_tile: limit for the finest level, margins included.
+    `size` is (width, height) of the photo, and `cells_per_tile` the limit for the finest level,
+    margins included.
     """
     if not levels:
         return

@@ -1,8 +1,7 @@
 """Extraction from turned copies of a photo, for photos that were taken at different angles.
 
-Like SIFT without orientations, descriptors of a network do not turn with the photo. So the photo is
-turned, each copy is extracted like any other photo, and its keypoints are mapped back to the pixels
-of the photo.
+Descriptors of a network do not turn with the photo. So the photo is turned, each copy is extracted
+like any other photo, and its keypoints are mapped back.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ def find_in_turns(find: Callable[[Tensor], Found], photos: Tensor, turns: int) -
     """Keypoints in copies of the photos that are turned by equal parts of a circle.
 
     Args:
-        find: finds keypoints in B x H x W x 3 photos.
-        photos: B x H x W x 3, 0..255, uint8 or float32.
+        find: finds keypoints in B x H x W x 3 photos, 0..255, uint8 or float32.
+        photos: the same.
         turns: number of copies; the first one is not turned.
 
     Yields:
@@ -58,18 +57,10 @@ def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> K
 
 
 def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:
-    """Photos turned counterclockwise about their centres.
+    """Photos turned counterclockwise about their centres, and the map photo_from_turned.
 
     Quarter turns only move pixels. Other turns are interpolated (bicubic), and the photo is
-    continued beyond its border with its last pixel.
-
-    Args:
-        photos: B x H x W x 3, 0..255, uint8 or float32.
-        degrees: the angle.
-
-    Returns:
-        The turned photos, of the size of their bounding box and of the same type, and the map
-        photo_from_turned.
+    continued beyond its border with its last pixel. Nothing is cut off.
     """
     _, height, width, _ = photos.shape
     size, turned_from_photo = coordinates.turn((width, height), degrees)

@@ -44,8 +44,8 @@ COLMAP's 12 px are 8 sigma of D2-Net's detections in photos of full size. With c
 queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
 
 LOCALIZED, DOUBTFUL = 10.0, 2.0
-"""A query is localized if the significance of its pose is larger than the first number and its
-rotation is known well enough, lost if it is not larger than the second, and doubtful between."""
+"""Limits of a pose's significance. A query above the first one is localized if its rotation is also
+known well enough. A query up to the second one is lost, and one between them is doubtful."""
 
 MAX_ROTATION_DEVIATION = 1.0
 """Largest standard deviation of a localized query's rotation, in degrees."""
@@ -148,7 +148,7 @@ class Map:
     Attributes:
         folder: the map's files.
         model: extracts queries as the map's photos were extracted.
-        reconstruction: COLMAP's largest.
+        reconstruction: the largest of COLMAP's models.
         names: photos of all maps in the folder, sorted.
         map_numbers: number n of the map `sparse/n` that a photo is in, by name.
         features: returns the features of a registered photo by its name.

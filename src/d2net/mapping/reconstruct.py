@@ -202,7 +202,7 @@ class Stages:
             outcome = extract_folder(
                 model, photos, output, masks=masks, half=True, progress=self._progress
             )
-        self.failed = {photo.name: photo.error or "" for photo in outcome.failed}
+        self.failed = dict(outcome.failed)
         self.survey([photo.name for photo in photos])
 
     def survey(self, names: Iterable[str] | None = None) -> None:

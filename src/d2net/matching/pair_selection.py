@@ -87,7 +87,7 @@ def choose_pairs(
     Args:
         choice: the method and its options.
         names: the photos.
-        photos: their files, for gps. A list of pairs may name these photos and `names` only.
+        photos: their files, for gps. A list may name only these photos and those in `names`.
         features: their features, for retrieval.
         descriptors: their global descriptors if they exist already, in place of `features`.
 
@@ -149,9 +149,9 @@ def exhaustive(names: Sequence[str]) -> list[Pair]:
 def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
     """Pairs of photos that follow each other, for videos and walks.
 
-    Each photo is paired with the `overlap` next ones, and with those 1, 2, 4, ... 2^(overlap - 1)
-    later, which hold a long sequence together where it slows down or comes back (COLMAP's
-    sequential matching without and with its `quadratic_overlap`). The names are in the order in
+    Each photo is paired with the `overlap` next ones, as COLMAP's sequential matching does, and
+    with those 1, 2, 4, ... 2^(overlap - 1) later (COLMAP's `quadratic_overlap`). The distant pairs
+    connect a sequence that slows down or comes back. The names are in the order in
     which the photos were taken; see `natural_order`.
     """
     doubling = {2**i for i in range(min(overlap, len(names).bit_length()))}

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from d2net.errors import InputError
 from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
+from d2net.networks.detection import largest_around
 from d2net.settings import DescriptorType, Settings
 
 SCORE_CELL = 4
@@ -307,22 +308,6 @@ class LightDetector:
     def uncertainty(self, scales: Tensor) -> Tensor:
         """Standard deviation per axis of positions found at `scales`, in pixels of the photo."""
         return scales * _UNCERTAINTY
-
-
-def largest_around(values: Tensor, radius: int) -> Tensor:
-    """The largest value within `radius` pixels along both axes, H x W to H x W.
-
-    Shifted maxima take a twentieth of the time of `max_pool2d` on a CPU.
-    """
-    height, width = values.shape
-    padded = F.pad(values, (radius,) * 4, value=-torch.inf)
-    rows = padded[:, :width]
-    for shift in range(1, 2 * radius + 1):
-        rows = torch.maximum(rows, padded[:, shift : shift + width])
-    largest = rows[:height]
-    for shift in range(1, 2 * radius + 1):
-        largest = torch.maximum(largest, rows[shift : shift + height])
-    return largest
 
 
 def upsample(x: Tensor) -> Tensor:

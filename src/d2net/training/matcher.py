@@ -194,7 +194,7 @@ class MatcherObjective(Objective):
         self.extractor = D2Net.from_pretrained(
             settings.start, max_keypoints=settings.keypoints, precision=settings.precision
         ).requires_grad_(False)
-        self.descriptor_id = self.extractor.descriptor_id
+        self.descriptor_id = self.extractor.descriptor_id()
         self.start = dict(self.extractor.weights)
         if settings.matcher:
             network, loaded = load_matcher(settings.matcher)
