@@ -168,7 +168,7 @@ class AssignmentHead(nn.Module):
         super().__init__()
         self.project = nn.Linear(width, width)
         self.matchability = nn.Linear(width, 1)
-        self.descriptor_scale = nn.Parameter(torch.tensor(math.log(15.0)))
+        self.descriptor_scale = nn.Parameter(torch.tensor(math.log(22.0)))
         self.state_scale = nn.Parameter(torch.tensor(0.1))
         nn.init.constant_(self.matchability.bias, 1.0)
 
