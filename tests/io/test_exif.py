@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from d2net.io.exif import Position, gps_position, gps_positions
+from d2net.io.exif import Position, camera_name, gps_position, gps_positions
 from d2net.io.image_lists import FoundImage
 
 NORTH_EAST = {1: "N", 2: (48.0, 51.0, 30.24), 3: "E", 4: (2.0, 17.0, 40.2)}
@@ -26,6 +26,20 @@ def test_a_known_place(tmp_path, ending):
     assert position is not None
     assert position.latitude == pytest.approx(48 + 51 / 60 + 30.24 / 3600, abs=1e-9)
     assert position.longitude == pytest.approx(2 + 17 / 60 + 40.2 / 3600, abs=1e-9)
+
+
+def test_of_heic_photos(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x8825] = NORTH_EAST
+    exif[0x010F], exif[0x0110], exif[0x8769] = "Apple", "iPhone", {0x920A: 4.25}
+    pillow_heif.from_pillow(Image.new("RGB", (80, 60))).save(
+        tmp_path / "a.heic", exif=exif.tobytes()
+    )
+    position = gps_position(tmp_path / "a.heic")
+    assert position is not None
+    assert position.latitude == pytest.approx(48 + 51 / 60 + 30.24 / 3600, abs=1e-9)
+    assert camera_name(tmp_path / "a.heic") == "Apple|iPhone|4.25|||"
 
 
 def test_south_and_west_are_negative(tmp_path):

@@ -130,6 +130,12 @@ def test_what_the_package_made_is_not_taken_for_a_photo(photos, caplog):
     assert names(find_images([folder / "matches.png"])) == ["matches.png"]
 
 
+def test_raw_photos_are_told(photos, caplog):
+    (photos / "other" / "b.DNG").touch()
+    assert names(find_images([photos / "other"])) == ["a.png"]
+    assert "1 photo in a format that is not read, such as" in caplog.text
+
+
 @links
 def test_broken_links_are_kept_so_that_reading_reports_them(photos):
     (photos / "other" / "b.jpg").symlink_to("nowhere.jpg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,14 +55,28 @@ def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:
     return {name: position for name, position in positions.items() if position is not None}
 
 
+def _exif(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
+    """The tags of a photo, of its exposure and of its position."""
+    with path.open("rb") as file:
+        is_heif = file.read(12)[4:8] == b"ftyp"
+    if is_heif:
+        import pillow_heif
+
+        tags = Image.Exif()
+        tags.load(pillow_heif.open_heif(path).info["exif"])
+        return dict(tags), dict(tags.get_ifd(_EXIF)), dict(tags.get_ifd(_GPS))
+    with Image.open(path) as image:
+        tags = image.getexif()
+        return dict(tags), dict(tags.get_ifd(_EXIF)), dict(tags.get_ifd(_GPS))
+
+
 def gps_position(path: Path) -> Position | None:
     """Where a photo was taken; None if the EXIF data lack it or are invalid.
 
     Cameras write 0, 0 before they know their position, so that counts as missing.
     """
     try:
-        with Image.open(path) as image:
-            tags = image.getexif().get_ifd(_GPS)
+        _, _, tags = _exif(path)
         latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], {"N": 1, "S": -1})
         longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], {"E": 1, "W": -1})
     except Exception:  # pillow's readers let nearly every kind of exception through
@@ -106,12 +120,10 @@ def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]]) -> None:
 def camera_name(path: Path) -> str | None:
     """Make, model, lens, focal length and zoom, which determine a calibration; None if unknown."""
     try:
-        with Image.open(path) as image:
-            tags = image.getexif()
-            details = tags.get_ifd(_EXIF)
-            body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]
-            focal_length = str(float(details[_FOCAL_LENGTH]))
-            rest = [str(details.get(key, "")) for key in (_FOCAL_LENGTH_35MM, _ZOOM, _LENS)]
+        tags, details, _ = _exif(path)
+        body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]
+        focal_length = str(float(details[_FOCAL_LENGTH]))
+        rest = [str(details.get(key, "")) for key in (_FOCAL_LENGTH_35MM, _ZOOM, _LENS)]
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     return "|".join([*body, focal_length, *rest])

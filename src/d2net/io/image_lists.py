@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from d2net.errors import InputError
 from d2net.io.pictures import is_own_picture
 from d2net.io.text import CAMERA_LINE, read_lines
+from d2net.text import count
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +20,11 @@ EXTENSIONS = frozenset(
     | {".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """In folders, files with these extensions (upper or lower case) are photos."""
+
+_UNREAD = frozenset(
+    {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}  # raw photos
+    | {".jxl", ".jp2", ".exr", ".hdr", ".psd", ".insp"}
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list the folder {str(error.filename)!r}: {error.strerror}")
 
-    own_pictures = []
+    own_pictures, unread = [], []
     for here, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         parent = Path(here)
         real = parent.resolve()
@@ -128,16 +134,24 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
             key=lambda name: ((parent / name).is_symlink(), name),  # real folders give the names
         )
         for name in files:
-            if name.startswith(".") or Path(name).suffix.lower() not in EXTENSIONS:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
                 continue
-            if is_own_picture(parent / name):
+            if suffix in _UNREAD:
+                unread.append(parent / name)
+            elif suffix in EXTENSIONS and is_own_picture(parent / name):
                 own_pictures.append(parent / name)
-            else:
+            elif suffix in EXTENSIONS:
                 yield parent / name, real / name
     if own_pictures:
         _log.warning(
             "pictures that d2net made are not photos and are skipped: %s",
             ", ".join(map(str, own_pictures)),
+        )
+    if unread:
+        _log.warning(
+            "%s in a format that is not read, such as %s; develop or convert to JPEG or TIFF",
+            *(count(len(unread), "photo"), unread[0]),
         )
 
 
