@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from d2net.errors import OutputBusyError, OutputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
@@ -32,6 +33,8 @@ def output_errors(path: Path) -> Iterator[None]:
             reason = f"the folder {path.parent} does not exist; create it first"
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
             reason = f"no permission to write in {path.parent}; choose another folder"
+        elif error.errno in _NO_LOCKS:
+            reason = "its drive has no file locks; write to another drive, and copy the file"
         elif isinstance(error, IsADirectoryError):
             reason = "it is a folder; give the name of a file"
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from d2net.errors import OutputError
 from d2net.features import Features, Matches
+from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.arrays import as_numpy
 from d2net.io.atomic import locked, replacing
@@ -144,10 +145,14 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
     """
     _remove_companions(temporary)
     try:
-        yield
+        with quiet_colmap():
+            yield
         unfinished = any(companion.exists() for companion in _companions(temporary))
     except RuntimeError as error:
-        raise OutputError(f"{path} cannot be written: {error}; is the disk full?") from error
+        raise OutputError(
+            f"{path} cannot be written ({' '.join(str(error).split())}): the disk is full, or its "
+            "drive has no file locks; free some space, or write to another drive"
+        ) from error
     finally:
         _remove_companions(temporary)
     if unfinished:

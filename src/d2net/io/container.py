@@ -311,8 +311,8 @@ class EntryWriter:
             yield
         except sqlite3.OperationalError as error:
             raise OutputError(
-                f"{self._partial} cannot be written: {error}; the disk is full or fails. Free some "
-                "space and run again."
+                f"{self._partial} cannot be written ({error}): the disk is full or fails; free "
+                "some space and run again."
             ) from error
         except sqlite3.DatabaseError as error:
             raise OutputError(
@@ -343,7 +343,10 @@ def write_container(
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)  # every statement is a transaction
+    # Every statement is a transaction. The writer holds a lock of its own, and some network drives
+    # have none that SQLite could use.
+    location = f"{path.absolute().as_uri()}?nolock=1"
+    database = sqlite3.connect(location, uri=True, isolation_level=None)
     try:
         # With a write-ahead log, neither a kill nor a power cut damages the database. The exclusive
         # mode spares the shared memory that the log needs otherwise and network drives lack.

@@ -101,7 +101,10 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
     found: dict[str, Path] = {}
     for _, line in read_lines(file, "names of photos", errors="surrogateescape"):
         with_camera = CAMERA_LINE.fullmatch(line)
-        name = PurePosixPath(with_camera["name"] if with_camera else line)
+        text = with_camera["name"] if with_camera else line
+        if os.sep == "\\" or not Path(root, text).exists():  # a list made on Windows
+            text = text.replace("\\", "/")
+        name = PurePosixPath(text)
         if name.is_absolute() or ".." in name.parts:
             raise InputError(
                 f"the image list {os.fspath(file)!r} names {str(name)!r}, but names must be "
