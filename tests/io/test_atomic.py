@@ -1,9 +1,11 @@
+import errno
 import stat
 
 import pytest
+from filelock import FileLock
 
 from d2net.errors import OutputError
-from d2net.io.atomic import new_folder, replacing
+from d2net.io.atomic import locked, new_folder, replacing
 
 from . import workers
 
@@ -99,3 +101,12 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(OutputError, match="exists already"), new_folder(path):
         pytest.fail("the folder is in use")
     assert names_in(path) == ["a"]
+
+
+def test_a_drive_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(OutputError, match="its drive has no file locks"), locked(tmp_path / "a.h5"):
+        pass

@@ -136,6 +136,12 @@ def test_raw_photos_are_told(photos, caplog):
     assert "1 photo in a format that is not read, such as" in caplog.text
 
 
+def test_lists_made_on_windows_may_have_backslashes(photos):
+    path = write_list(photos, "night\\c d.tiff\r\n")
+    (found,) = read_image_list(path, photos / "photos")
+    assert (found.name, found.path.exists()) == ("night/c d.tiff", True)
+
+
 @links
 def test_broken_links_are_kept_so_that_reading_reports_them(photos):
     (photos / "other" / "b.jpg").symlink_to("nowhere.jpg")
