@@ -23,17 +23,16 @@ class Evaluation:
     """Options that all benchmarks share.
 
     Features:
-        features SOURCE: Weights by name or file, rootsift, aliked, xfeat, or a features file
+        features SOURCE: Weights (name or file), rootsift, aliked, xfeat, or a features file
             (h5). Settings follow a colon: ots:original,max_edge=1024.
-        compare SOURCE: Another source; repeatable.
-        matcher nearest|FILE: Matcher of the features, see `d2net match`; those to compare get
-            nearest.
-        max_keypoints N: Use the N highest scores. Default: all.
+        compare SOURCE: Another source to compare with; repeatable.
+        matcher nearest|FILE: As in `d2net match`, for --features; --compare uses nearest.
+        max_keypoints N: Use the N keypoints with the highest scores. Default: all.
 
     Options:
         folder DIR: Photos with ground truth.
-        output FILE: All results, json.
-        html FILE: Report with plots and pairs.
+        output FILE: Write all results (json).
+        html FILE: Write a page with tables, plots and matches.
     """
 
     features: str = "default"
@@ -89,7 +88,7 @@ app = options.app("Run standard benchmarks.")
 def homography(
     folder: Path, *, refine: bool = False, evaluation: Evaluation, printing: options.Printing
 ) -> None:
-    """Matching accuracy on planar sequences (HPatches, Oxford).
+    """Measure matches on planar sequences (HPatches, Oxford).
 
     DIR holds folders with images 1, 2, ... and homographies H_1_2 ... (or H1to2p ...).
 
@@ -102,7 +101,7 @@ def homography(
 
 
 def epipolar(folder: Path, *, evaluation: Evaluation, printing: options.Printing) -> None:
-    """Fundamental matrices against hand-marked points (WxBS, day and night, seasons).
+    """Compare fundamental matrices with hand-marked points (WxBS, day and night, seasons).
 
     DIR holds folders with images 01 and 02 and corrs.txt (x1 y1 x2 y2).
     """
@@ -120,7 +119,7 @@ def pose(
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Relative poses against a COLMAP model.
+    """Compare relative poses with a COLMAP model.
 
     DIR holds the photos, and the model unless --model is given.
 
@@ -146,7 +145,7 @@ def reconstruction(
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Structure from motion (Local Feature Evaluation Benchmark, ETH3D).
+    """Measure structure from motion (Local Feature Evaluation Benchmark, ETH3D).
 
     DIR holds photos of one place, or one folder per place. Pose errors are reported if a COLMAP
     model of the true cameras is found.
@@ -176,7 +175,7 @@ def localization(
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
-    """Poses of queries in a map: Aachen Day-Night, or a scene with a COLMAP model.
+    """Localize queries in a map: Aachen Day-Night, or a scene with a COLMAP model.
 
     DIR has the layout of Aachen (docs/localization-benchmarks.md), or it is a scene with photos and
     a COLMAP model. Of a scene every third photo is left out of the map and localized.

@@ -11,7 +11,7 @@ from d2net.cli import options
 from d2net.errors import InputError
 from d2net.text import count
 
-app = options.app("Export features, matches, maps and the network for other programs.")
+app = options.app("Export results and the network to other programs.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from d2net.errors import FormatError
 
 
 def weights(name: str | None = None, *, printing: options.Printing) -> None:
-    """List the weights, where they are and what they are for; or describe one weights file.
+    """List the weights and what they are for, or describe one file.
 
     Weights that are not on this machine yet are downloaded before they are described.
 
@@ -51,7 +51,7 @@ def weights(name: str | None = None, *, printing: options.Printing) -> None:
 
 
 def info(file: Path | None = None, *, printing: options.Printing) -> None:
-    """Describe this installation, or the contents of a features or matches file.
+    """Describe this installation, or a features or matches file.
 
     Options:
         file FILE: Features or matches file (h5). Default: this installation.

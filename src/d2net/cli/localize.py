@@ -35,23 +35,22 @@ def localize(
 ) -> None:
     """Estimate the poses of photos in a map.
 
-    Writes `name qw qx qy qz tx ty tz` (world to camera) for each localized photo, as the benchmarks
-    expect it, and prints whether each photo is localized, doubtful or lost. Doubtful poses go into
-    a file of their own, poses_doubtful.txt beside poses.txt, and poses in a second map into
-    poses_map1.txt. The exit code is 1 if no photo is localized.
+    Says whether each photo is localized, doubtful or lost. For each localized photo, poses.txt gets
+    a line `name qw qx qy qz tx ty tz` (world to camera). Doubtful poses go to poses_doubtful.txt,
+    and poses in a second map to poses_map1.txt. The exit code is 1 if no photo is localized.
 
     Options:
         map_folder MAP: A map by d2net reconstruct.
-        queries QUERIES...: Photos and folders.
+        queries QUERIES: Photos and folders.
         output FILE: Text file with the poses.
         root DIR: Queries are named relative to this folder. Default: the folder in QUERIES.
-        intrinsics FILE: Cameras of the queries: name CAMERA_MODEL width height parameters, one per
-            line. Default: from EXIF, else estimated.
+        intrinsics FILE: Text file with the cameras of the queries, one per line: name CAMERA_MODEL
+            width height parameters. Default: the focal length in EXIF; without it, an estimate.
         pictures DIR: Draw each query beside the map's photo with the most inliers.
         num_retrieved N: Match each query with N photos of the map.
 
     Network:
-        weights FILE: The map's weights. Default: by the name in the map.
+        weights FILE: File of the map's weights. Default: found by the name in the map.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError

@@ -25,7 +25,7 @@ def match(
     matching: options.Matching,
     extraction: options.Extraction,
 ) -> None:
-    """Match two photos and draw the matches, or match many pairs of a features file.
+    """Match two photos, or many pairs of photos.
 
     `d2net match A.jpg B.jpg` says whether both photos show the same place and writes matches.png.
     The exit code is 1 if there is no evidence that they do.
@@ -38,10 +38,10 @@ def match(
         photos A B: Two photos.
         output FILE: Two photos: picture (png, jpg) or table of the matches (npz, csv, json);
             default: matches.png. With --features: the matches file (h5).
-        features FILE: Match photos of this features file (h5) instead.
+        features FILE: Match photos of this features file (h5).
         pairs FILE: With --features: text file with two names per line.
-        refine: Two photos: align the patches around verified matches and move the keypoints of
-            the second photo accordingly.
+        refine: Two photos: align the patches around verified matches, and move the keypoints of
+            the second photo to where they fit.
         lines N: Two photos: draw at most N lines.
     """
     if refine and (features is not None or matching.verify == "none"):

@@ -35,19 +35,18 @@ _DEFAULT = ExtractionSettings()
 _SHARED = """
 Options:
     cluster auto|ADDRESS: Share the work among the machines of this Ray cluster.
-    masks DIR: Masks NAME.png; keypoints where a mask is 0 are discarded.
-    mapper: COLMAP's incremental mapper, or its global one (GLOMAP).
-    camera_mode: Photos that share a camera: those of the same size and EXIF data (auto), all of
-        them (single), those of a folder (per-folder) or none (per-image).
+    masks DIR: Folder of masks NAME.png. Keypoints are dropped where the mask is 0.
+    mapper: COLMAP's incremental mapper, or its global mapper (GLOMAP).
+    camera_mode: Which photos share a camera. auto: photos with the same size and EXIF data. single:
+        all photos. per-folder: the photos of a folder. per-image: no photos.
     seed N: Seed of all random samples.
 
 Matching:
-    matcher nearest|FILE: Mutual nearest neighbours, or the weights file of a learned matcher.
+    matcher nearest|FILE: nearest: mutual nearest neighbours. FILE: weights of a learned matcher.
 
 Network:
     weights NAME|FILE: A name that `d2net weights` lists, or a file.
-    device DEVICE: cpu, cuda, cuda:1 or mps; auto takes the first of cuda, mps and cpu that there
-        is.
+    device DEVICE: cpu, cuda, cuda:1 or mps. auto takes cuda if there is one, else mps, else cpu.
 """
 
 
@@ -82,24 +81,24 @@ class Extraction:
     """Options of the commands that extract features.
 
     Keypoints:
-        max_keypoints N: Keep the N keypoints with the highest scores; 0 keeps all. Default: 4096,
-            with --original all.
+        max_keypoints N: Keep the N keypoints with the highest scores; 0 keeps all. Default: 4096;
+            with --original, all.
         score_threshold S: Keep keypoints with at least this score.
         multiscale: Detect at 0.5, 1 and 2 times the photo's size.
-        turns N: Extract N copies of the photo, each turned by another 360/N degrees; finds matches
-            between photos that are turned against each other.
+        turns N: Extract N copies of the photo, each turned by another 360/N degrees. This finds
+            matches between photos that are turned against each other.
         detector: deep: maxima of the deep map, as in the paper. corner: corners of the grey photo,
-            which are more precise. both: half of each. Default: both, with --original deep.
+            which are more precise. both: half of each. Default: both; with --original, deep.
         descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
-            deep and a shallow map. whitened: fused and reduced to 384 numbers. light: that of the
-            network light. Default: the best one that the weights have.
+            deep and a shallow map. whitened: fused, reduced to 384 numbers. light, combined: those
+            of networks of that name. Default: the best type that the weights have.
         original: Reproduce the 2019 release, faults included.
 
     Photos:
-        max_edge PIXELS: Reduce photos with a longer edge.
-        full_resolution: Reduce no photo; large ones are cut into tiles.
-        stored_orientation: Ignore the orientation in the EXIF data.
-        stretch: Stretch the contrast of dim photos (12 bits in 16, thermal).
+        max_edge PIXELS: Reduce photos whose longer edge exceeds this.
+        full_resolution: Keep the size of all photos; large ones are cut into tiles.
+        stored_orientation: Use photos as stored, without the orientation in the EXIF data.
+        stretch: Stretch the contrast of dim photos, such as thermal ones or 12 bits in 16.
 
     Network:
         precision TYPE: float32, bfloat16, or float16 (GPU only).
@@ -176,8 +175,8 @@ class Matching:
     Matching:
         verify MODEL: Find the inliers of a fundamental matrix (fundamental) or of a homography
             (homography), or keep all matches (none).
-        threshold PIXELS: Largest error of an inlier. Default: by the keypoints' uncertainty.
-        ratio R: Ratio test, 0 to 1. D2-Net matches best without one.
+        threshold PIXELS: Largest error of an inlier. Default: from the keypoints' uncertainty.
+        ratio R: Largest ratio in the ratio test, 0 to 1. D2-Net matches best without the test.
     """
 
     verify: Literal["fundamental", "homography", "none"] = "fundamental"
@@ -209,10 +208,10 @@ class Pairing:
     """Options of the commands that select pairs of photos.
 
     Pairs:
-        num_matched N: retrieval, gps, covisibility: number of partners of each photo. Default: 20.
-        overlap N: sequential: pair each photo with the next N. Default: 10.
-        max_distance METRES: gps: largest distance of a pair. Default: 100.
-        model DIR: covisibility: COLMAP model.
+        num_matched N: retrieval, gps, covisibility: pair each photo with N others. Default: 20.
+        overlap N: sequential: pair each photo with the next N photos. Default: 10.
+        max_distance METRES: gps: pair photos up to this distance. Default: 100.
+        model DIR: covisibility: folder of the COLMAP model.
     """
 
     num_matched: int | None = None

@@ -29,7 +29,7 @@ def pairs(
 
     Options:
         source PHOTOS|FEATURES: Folder of photos, or features file (h5).
-        method METHOD: One of the methods above.
+        method METHOD: Method of selection, see above.
         output FILE: Text file with two names per line.
     """
     check_output(output, source)

@@ -35,24 +35,28 @@ def reconstruct(
     extraction: options.Extraction,
     printing: options.Printing,
 ) -> None:
-    """Make a map from photos of one place: COLMAP model, database, features and a picture.
+    """Make a map from photos of one place.
 
-    `d2net reconstruct PHOTOS --output MAP` makes a map. A run that was stopped continues when the
+    `d2net reconstruct PHOTOS --output MAP` makes a folder with a COLMAP model, a database, features
+    and a page that shows the map. A run that was stopped continues when the
     same command is started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
 
     Options:
         photos PHOTOS: Folder of photos.
         output MAP: Folder of the map. Default: map.
         into MAP: Add the photos to this map.
-        pairs METHOD|FILE: auto (all pairs of up to 50 photos, retrieval for more), exhaustive,
-            sequential (video), retrieval, gps, covisibility, or a text file with two names per
-            line.
-        poses DIR: COLMAP model with known cameras and poses: only triangulate points.
-        refine: Align the patches around matched keypoints, and move the keypoints.
-        camera_model MODEL: COLMAP's camera model.
-        camera_params F,CX,CY,...: Known parameters of the camera model. Default: from EXIF.
-        known_distance A B METRES: Distance of the cameras of the photos A and B in metres, which
-            sets the scale. Default: from GPS in EXIF.
+        pairs METHOD|FILE: How to pair photos: auto (all pairs of up to 50 photos, retrieval for
+            more), exhaustive, sequential (for videos), retrieval, gps, covisibility, or a text file
+            with two names per line.
+        poses DIR: Folder of a COLMAP model with known cameras and poses. They are kept, and only
+            points are triangulated.
+        refine: Align the patches around matched keypoints, and move the keypoints to where they
+            fit.
+        camera_model MODEL: COLMAP's name of the camera model, such as PINHOLE or OPENCV.
+        camera_params F,CX,CY,...: Known parameters of the camera model for photos of one size.
+            Default: the focal length in EXIF, or a guess, is refined.
+        known_distance A B METRES: Distance between the cameras of photos A and B. It sets the
+            scale. Default: GPS positions in EXIF set it.
     """
     if into is not None and (output or poses or known_distance or pairs != "auto"):
         raise InputError(

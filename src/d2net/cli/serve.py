@@ -18,13 +18,13 @@ def serve(
     device: str = "auto",
     printing: options.Printing,
 ) -> None:
-    """Serve a web page on which to match two photos, or to localize a photo in a map.
+    """Serve a web page to match photos and to localize them in a map.
 
     Photos are kept in memory while the page shows them, and are not stored. Stop it with Ctrl-C.
 
     Options:
-        map_ MAP: A map by d2net reconstruct, to localize photos in.
-        host ADDRESS: Address to listen at; 0.0.0.0 lets every machine of the network in.
+        map_ MAP: Also localize photos in this map by d2net reconstruct.
+        host ADDRESS: Address to listen at; 0.0.0.0 lets in every machine of the network.
         port N: Port to listen at; 0 takes a free one.
     """
     try:

@@ -79,17 +79,17 @@ def train(
     training: Training,
     printing: options.Printing,
 ) -> None:
-    """Train weights, or adapt them to your own photos; with a recipe for it, train a matcher.
+    """Train weights or a matcher, or adapt weights to your photos.
 
-    Options of the panel Recipe replace values of the recipe. The result is
-    RUN/weights.safetensors, for `--weights` of the other commands. A run that was stopped continues
-    when the same command is started again.
+    A recipe says what is trained and how; the options under Recipe replace its values. Without
+    --config, the default weights are adapted. The result is RUN/weights.safetensors, for --weights
+    of the other commands. A run that was stopped continues when the same command is started again.
 
     Options:
         data DATA: Folder with a COLMAP model and its photos, with aligned photos, or with any
             photos; with --config the folder of its sources.
         output RUN: Folder of the run.
-        config FILE: A recipe (toml). Default: the recipe for own photos.
+        config FILE: A recipe (toml), see configs. Default: adapt the default weights.
     """
     if data is None and config is None:
         raise InputError(
