@@ -286,9 +286,10 @@ def test_a_depth_map_gone_since_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["statue_of_liberty", "rgbd_hololens_office", "lund_door"])
 def test_real_reconstructions_agree_with_sift(shared, name):
     source = open_source("colmap", shared / "data" / "train" / name, 256, {})
-    checked = check_source(source, 6)
+    plain_walls = name == "rgbd_hololens_office"  # few SIFT matches in a pair
+    checked = check_source(source, 40 if plain_walls else 6)
     assert checked.warnings == ()
-    assert checked.figures["sift_error_median"] < (5 if name == "rgbd_hololens_office" else 1)
+    assert checked.figures["sift_error_median"] < (5 if plain_walls else 1)
 
 
 def test_sizes_are_those_of_the_scene():

@@ -1,4 +1,4 @@
-"""Who proposes keypoints and what describes them, as settings of the model."""
+"""Detectors and descriptor types, as settings of the model."""
 
 from __future__ import annotations
 
