@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 import pytest
 
 from d2net.mapping.trust import camera_fault, judge_map, remove_impossible_photos
 
-from .clouds import synthetic
+from .clouds import ball, synthetic, upright
 
 
 def lens(*params: float) -> pycolmap.Camera:
@@ -56,3 +57,9 @@ def test_a_map_with_few_points_is_doubtful(tmp_path: Path) -> None:
     doubtful = judge_map(synthetic(points=30), tmp_path / "no.db", 4.0)
     assert (good.verdict, doubtful.verdict) == ("good", "doubtful")
     assert "30 points per photo" in doubtful.reasons[0]
+
+
+def test_a_map_of_nearly_parallel_rays_is_doubtful(tmp_path: Path) -> None:
+    centres = np.array([[x, -40.0, 0] for x in (-1.0, 0.0, 1.0)])
+    verdict = judge_map(upright(ball(), centres), tmp_path / "no.db", 4.0)
+    assert "one direction (2.9 degrees" in verdict.reasons[0]

@@ -26,6 +26,8 @@ MapVerdict: TypeAlias = Literal["good", "doubtful"]
 
 _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
 _FEW_POINTS = 50  # COLMAP's poses need 30 inliers
+_MIN_ANGLE = 5.0  # degrees; docs/experiments.md, Maps
+_ANGLE_SAMPLES = 1000  # points whose angle is computed
 _MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.2
 _MIN_AGREEING_MATCHES = 0.5  # of a pair's verified matches; otherwise it contradicts the map
 
@@ -77,8 +79,12 @@ def remove_impossible_photos(
             for frame in faulty:
                 model.deregister_frame(frame)
             if model.num_reg_images() >= MIN_PHOTOS:
-                with quiet_colmap():
-                    pycolmap.bundle_adjustment(model, options)
+                config = pycolmap.BundleAdjustmentConfig()
+                config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+                for number in model.reg_image_ids():
+                    config.add_image(number)
+                with quiet_colmap():  # pycolmap.bundle_adjustment logs all the same
+                    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
     kept = [model for model in models if model.num_reg_images() >= MIN_PHOTOS]
     return kept, removed
 
@@ -95,6 +101,12 @@ def judge_map(model: pycolmap.Reconstruction, database: Path, max_error: float) 
     points = float(np.median([image.num_points3D for image in images.values()]))
     if points < _FEW_POINTS:
         reasons.append(f"only {points:.0f} points per photo")
+    angle = _median_angle(model)
+    if angle < _MIN_ANGLE:
+        reasons.append(
+            f"cameras see the points from nearly one direction ({angle:.1f} degrees apart), so "
+            "depth is uncertain; step aside between photos"
+        )
     flat = sum(geometry.config in flat_configurations() for _, _, geometry in pairs)
     guessed = False
     if pairs:
@@ -122,3 +134,17 @@ def judge_map(model: pycolmap.Reconstruction, database: Path, max_error: float) 
             "look alike"
         )
     return MapTrust(tuple(sorted(images)), "doubtful" if reasons else "good", tuple(reasons))
+
+
+def _median_angle(model: pycolmap.Reconstruction) -> float:
+    """Median over points of the largest angle between two rays to them, in degrees."""
+    centres = {number: model.images[number].projection_center() for number in model.reg_image_ids()}
+    points = list(model.points3D.values())
+    angles = [0.0]
+    for point in points[:: len(points) // _ANGLE_SAMPLES + 1]:
+        directions = np.array([centres[seen.image_id] for seen in point.track.elements]) - point.xyz
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        angles.append(
+            float(np.degrees(np.arccos(np.clip((directions @ directions.T).min(), -1, 1))))
+        )
+    return float(np.median(angles))
