@@ -349,13 +349,13 @@ class Stages:
                 existing=existing,
                 progress=self._progress,
             )
-        if not models:
-            raise MappingError(why_no_map(folder.database))
         refine = self._settings.camera_params is None
         models, removed = remove_impossible_photos(models, refine=refine)
-        if not models:
+        if not models and removed:
             faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
+        if not models:
+            raise MappingError(why_no_map(folder.database))
         if existing is None:
             places = [georeference(model, positions or {}, known_distance) for model in models]
         else:  # the other places stay
