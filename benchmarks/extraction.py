@@ -148,18 +148,15 @@ def kind_rows() -> list[Row]:
 
 
 def method_rows() -> list[Row]:
-    """Time of the methods in the README with one thread, in multiples of the default's."""
+    """Time of the methods in the README, in multiples of the default's."""
     methods = ["seasons", "seasons:detector=corner", "ots:original", "rootsift"]
     for name, file in (("aliked", "aliked-n16.pth"), ("xfeat", "xfeat.pt")):
         if (BASELINES / file).is_file():
             methods.append(f"{name}:weights={BASELINES / file}")
     sources = [open_source(method) for method in methods]
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     seconds = medians_in_turn(
         {source.name: partial(source.extract, PHOTO, PHOTO.name) for source in sources}, rounds=5
     )
-    torch.set_num_threads(num_threads)
     default = seconds["seasons"]
     return [
         Row(
@@ -167,7 +164,7 @@ def method_rows() -> list[Row]:
             f"{seconds[source.name] / default:.2f}",
             "-",
             True,
-            f"{seconds[source.name]:.2f} s and {default:.2f} s on one thread; "
+            f"{seconds[source.name]:.2f} s and {default:.2f} s; "
             f"{len(source.extract(PHOTO, PHOTO.name)):,} keypoints",
         )
         for source in sources[1:]

@@ -20,6 +20,7 @@ METHODS = {
     "**d2net**, `--detector corner`": "seasons:detector=corner",
     "D2-Net of 2019 (`--original --weights ots`)": "ots:original",
     "ALIKED-n16": "aliked:weights=aliked-n16.pth",
+    "XFeat": "xfeat:weights=xfeat.pt",
     "RootSIFT": "rootsift",
 }
 """Rows: the label in the README, and the method in the tables."""
