@@ -121,7 +121,7 @@ def test_broken_weights_stop_an_extraction(real: Real, photos: Path) -> None:
     assert not (real.folder / "f.h5").exists()
 
 
-@pytest.mark.parametrize("command", ["weights d2_tf", "extract photos --weights d2_tf"])
+@pytest.mark.parametrize("command", ["weights d2_tf", "extract photos -o f.h5 --weights d2_tf"])
 def test_downloading_without_a_network(
     d2net: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, here: Path, command: str
 ) -> None:
