@@ -64,9 +64,12 @@ class RobustOptions(RansacOptions):
         threshold: largest error of an inlier in pixels: the distance in photo b for a homography,
             the Sampson distance for the other models. MAGSAC++ gives no weight beyond it.
         method: "magsac" (OpenCV) or "poselib".
+        progressive: draw samples from the first pairs at first (PROSAC; Chum and Matas, CVPR 2005),
+            for pairs that are sorted, the best first. It finds models among few right pairs.
     """
 
     method: Method = "magsac"
+    progressive: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,6 +174,7 @@ def _magsac(
     params.maxIterations = options.max_iterations
     params.randomGeneratorState = options.seed
     # These are the settings of OpenCV's flag USAC_MAGSAC. The flag itself would allow no seed.
+    params.sampler = cv2.SAMPLING_PROSAC if options.progressive else cv2.SAMPLING_UNIFORM
     params.score = cv2.SCORE_METHOD_MAGSAC
     params.loMethod = cv2.LOCAL_OPTIM_SIGMA
     params.loSampleSize = 75 if model == "homography" else 50
@@ -205,6 +209,7 @@ def _poselib(
         "success_prob": _CONFIDENCE,
         "max_iterations": options.max_iterations,
         "seed": options.seed,
+        "progressive_sampling": options.progressive,
     }
     if model != "essential":
         matrix, _ = getattr(poselib, f"estimate_{model}")(a, b, ransac, {})

@@ -80,9 +80,14 @@ def verify(
     check_rows(matches, a, b)
     if threshold is None:
         threshold = default_threshold(a, b, matches, model)
-    options = RobustOptions(threshold=threshold, seed=seed)
+    options = RobustOptions(threshold=threshold, seed=seed, progressive=True)
     points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
-    matrix, inliers = robust.estimate(model, points_a, points_b, options, intrinsics)
+    best_first = matches.scores.argsort(descending=True, stable=True).cpu().numpy()
+    matrix, sorted_inliers = robust.estimate(
+        model, points_a[best_first], points_b[best_first], options, intrinsics
+    )
+    inliers = np.empty_like(sorted_inliers)
+    inliers[best_first] = sorted_inliers
     significance = 0.0
     if matrix is not None:
         photos = points_a, points_b, a.image_size, b.image_size
