@@ -192,7 +192,7 @@ def _reconstruct(
         try:
             stages.match(stages.select_pairs(PairChoice(), scene.photos))
             if settings.refine:
-                stages.adjust(upright=False)
+                stages.adjust(upright=True)
             stages.verify()
             models = stages.map()
         except MappingError:
