@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from d2net import D2Net, match
 from d2net.errors import OutputError, WeightsError
 from d2net.networks import catalogue, checkpoint
 from d2net.networks.catalogue import CAFFE, CATALOGUE, TORCH
@@ -22,7 +23,7 @@ from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.networks.vgg_backbone import LAYERS, VGGBackbone
 from d2net.networks.weights import load_matcher, load_network, load_weights, save_weights
-from d2net.training.settings import TrainingSettings
+from d2net.training.settings import DistillationSettings, TrainingSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +86,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
-PACKAGED = ("seasons", "ots")
+PACKAGED = ("seasons", "light", "ots")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -95,12 +96,12 @@ def test_packaged_weights_are_those_of_the_catalogue(no_network, name):
     assert (loaded.name, loaded.record, loaded.sha256) == (name, record, record.sha256)
     assert loaded.bytes == record.bytes == len(unpack(record.path.read_bytes()))
     assert loaded.metadata["licence"] == record.licence
-    assert loaded.network.normalisation == CAFFE
 
 
 def test_the_default_was_trained_and_ots_was_not(ots):
     default = load_weights()
     assert default.record is CATALOGUE["seasons"]
+    assert default.network.normalisation == CAFFE
     first = ots["conv1_1.weight"].flatten()[:3]
     published = torch.tensor([0.42947057, 0.373467, -0.06136011])
     torch.testing.assert_close(first, published, atol=4.2e-4, rtol=0)
@@ -125,6 +126,23 @@ def test_the_model_card_names_every_set_of_photos_that_was_trained_on():
         assert f"| {path.partition('/')[0]} |" in card
     recipe = TrainingSettings.from_file(ROOT / "configs" / "default.toml")
     assert [source.path for source in recipe.training_sources] == paths
+
+
+def test_the_card_and_the_recipe_of_light_name_every_set_of_photos_that_was_trained_on():
+    record = CATALOGUE["light"]
+    card = (record.path.parent / "MODEL_CARD.md").read_text()
+    sources = json.loads(load_weights("light").metadata["settings"])["sources"]
+    for source in sources:
+        assert f"| {source} |" in card
+    recipe = DistillationSettings.from_file(ROOT / "configs" / "light.toml")
+    assert {source.path.partition("/")[0] for source in recipe.sources} == set(sources)
+
+
+def test_light_matches_photos():
+    folder = ROOT / "tests" / "data"
+    model = D2Net.from_pretrained("light", max_edge=400)
+    a, b = (model.extract(folder / name) for name in ("graf1.jpg", "graf3.jpg"))
+    assert match(a, b, verify="homography").num_inliers > 100
 
 
 def test_a_damaged_installation_is_noticed(tmp_path, monkeypatch):

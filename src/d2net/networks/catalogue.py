@@ -127,6 +127,21 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             advice="trained on photos of many seasons, hours and sensors; packaged",
         ),
         WeightsRecord(
+            name="light",
+            url=None,
+            sha256="ba543a1d1fe9247ef53eda8e5b34606b409cd2427f021affdc1987a2d7360458",
+            bytes=3_511_898,
+            licence=(
+                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
+                "see MODEL_CARD.md"
+            ),
+            training_data=(
+                "distilled from ALIKED-n16, ALIKED-n16rot (BSD-3-Clause) and seasons on the photos "
+                "that MODEL_CARD.md lists"
+            ),
+            advice="the small, fast network; packaged",
+        ),
+        WeightsRecord(
             name="ots",
             url=None,
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
