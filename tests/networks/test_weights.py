@@ -443,7 +443,7 @@ def test_paths_that_are_no_files(tmp_path):
 def test_an_unknown_name_gets_the_names_there_are():
     with pytest.raises(WeightsError, match=r"'d2tf'.*d2_tf_no_phototourism.*mean 'd2_tf'"):
         load_weights("d2tf")
-    with pytest.raises(WeightsError, match="'zebra', only default, seasons, ots"):
+    with pytest.raises(WeightsError, match="'zebra', only default, seasons, light, ots"):
         load_weights("zebra")
 
 
