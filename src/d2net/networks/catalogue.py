@@ -129,7 +129,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         WeightsRecord(
             name="light",
             url=None,
-            sha256="ba543a1d1fe9247ef53eda8e5b34606b409cd2427f021affdc1987a2d7360458",
+            sha256="5c9c912bb6f0b5a34d5db5c6c82b8fa3e08c89d27df0d97dbd71002ccde52e58",
             bytes=3_511_898,
             licence=(
                 "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
