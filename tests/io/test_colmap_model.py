@@ -8,7 +8,7 @@ import numpy as np  # noqa: F401 (before pycolmap)
 import pycolmap
 import pytest
 
-from d2net.errors import FormatError
+from d2net.errors import FormatError, InputError
 from d2net.io.colmap_model import read_model
 
 FILES = ("cameras", "rigs", "frames", "images", "points3D")
@@ -85,3 +85,11 @@ def test_an_unknown_kind_of_camera_is_told(model):
     path.write_bytes(data)
     with pytest.raises(FormatError, match=r"cameras\.bin"):
         read_model(model)
+
+
+def test_panoramas_are_refused(tmp_path):
+    (tmp_path / "cameras.txt").write_text("1 EQUIRECTANGULAR 640 320 640 320\n")
+    (tmp_path / "points3D.txt").touch()
+    (tmp_path / "images.txt").write_text("1 1 0 0 0 0 0 0 1 a.jpg\n\n")
+    with pytest.raises(InputError, match="cut them into perspective photos"):
+        read_model(tmp_path)

@@ -23,11 +23,11 @@ Array = NDArray[np.float64]
 
 @contextmanager
 def quiet_colmap() -> Iterator[None]:
-    """Silence COLMAP's information and warnings, which are log lines on the terminal."""
+    """Silence COLMAP's log lines on the terminal; errors are raised."""
     import pycolmap
 
     before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.ERROR.value
+    pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     try:
         yield
     finally:
@@ -78,9 +78,14 @@ def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Ca
 
 
 def check_camera_model(model: str) -> None:
-    """Raise InputError unless COLMAP has a camera model of this name."""
+    """Raise InputError unless COLMAP has a camera model of this name, with an image plane."""
     import pycolmap
 
+    if model == "EQUIRECTANGULAR":
+        raise InputError(
+            "panoramas (camera model EQUIRECTANGULAR) are not handled; cut them into perspective "
+            "photos, and use those"
+        )
     if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
         raise InputError(
             f"COLMAP has no camera model {model!r}; it has SIMPLE_RADIAL, OPENCV, PINHOLE and more"

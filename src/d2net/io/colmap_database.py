@@ -149,9 +149,10 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
             yield
         unfinished = any(companion.exists() for companion in _companions(temporary))
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise OutputError(
-            f"{path} cannot be written ({' '.join(str(error).split())}): the disk is full, or its "
-            "drive has no file locks; free some space, or write to another drive"
+            f"{path} cannot be written ({reason}): the disk is full, or its drive has no file "
+            "locks; free some space, or write to another drive"
         ) from error
     finally:
         _remove_companions(temporary)

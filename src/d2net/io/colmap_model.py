@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
+from d2net.geometry.cameras import check_camera_model
 
 if TYPE_CHECKING:
     import pycolmap
@@ -51,6 +52,8 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
+    for camera in model.cameras.values():
+        check_camera_model(camera.model.name)
     return model
 
 
