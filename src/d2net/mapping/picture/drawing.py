@@ -33,7 +33,7 @@ TAN_HALF_FOV = np.array([0.25, 0.1875])
 
 _YAW, _PITCH = -0.44, 0.35  # beside and above the photos: exactly their direction would hide points
 _POINTS_OUTSIDE, _CAMERAS_OUTSIDE = 0.012, 0.05  # shares that may lie beyond each edge
-_ROOM = 1.25  # around points and cameras; near ones look larger
+_ROOM = 1.4  # around points and cameras; near ones look larger
 _SIZE, _TEXT_SIZE = (1200, 900), 25  # pixels
 _MAX_EDGE, _TOTAL_EDGE = 240, 2400  # of a thumbnail, and over the root of their number
 _GREY = 150  # of points whose colour is unknown
