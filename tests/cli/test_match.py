@@ -56,7 +56,7 @@ def test_counts_are_told_and_the_picture_is_written(d2net: Run, photos: Path) ->
     assert run.code == 1  # the photos are unrelated
     assert run.err == ""
     assert " keypoints, " in run.out
-    assert "of a fundamental model, significance " in run.out
+    assert "of a fundamental matrix, significance " in run.out
     assert run.out.endswith(": out.jpg\n")
     assert run.out.count("\n") == 1
     with Image.open("out.jpg") as picture:

@@ -86,7 +86,8 @@ def match(
     if matches.verdict is not None:
         share = matches.num_inliers / max(len(matches), 1)
         inliers = count(matches.num_inliers, "inlier")
-        line += f", {inliers} ({share:.0%}) of a {matches.model} model"
+        fitted = "homography" if matches.model == "homography" else f"{matches.model} matrix"
+        line += f", {inliers} ({share:.0%}) of a {fitted}"
         line = f"{VERDICT_TEXT[matches.verdict]}: {line}, significance {matches.significance:.1f}"
     printing.result(
         {
