@@ -127,8 +127,9 @@ def test_bilinear_equals_cells_at_the_centres_of_cells() -> None:
     torch.testing.assert_close(bilinear, by_cells)
 
 
-def test_bilinear_sees_half_a_cell() -> None:
+def test_bilinear_sees_half_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two cells the descriptor is their mean: it finds a partner that no cell equals."""
+    monkeypatch.setattr("d2net.training.loss.MARGIN", 2.0)  # all negatives are that far away
     maps = torch.zeros(2, 2, 12, 12)
     maps[0, 0, 5, 5] = maps[0, 1, 5, 6] = 1.0
     maps[1, :, 5, 5] = 1.0
