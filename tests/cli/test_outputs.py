@@ -18,7 +18,7 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
     assert d2net("extract", "photos", "-o", "f.h5").code == 0
     Path("pairs.txt").write_text("p.png day 1/ü b.png\n")
     Path("list.txt").write_text("a.png\nb.png\n")
-    Path("cameras.txt").write_text("a.png PINHOLE 120 90 100 100 60 45\n")
+    Path("cameras.txt").write_text("a.png PINHOLE 96 80 100 100 48 40\n")
     return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 

@@ -162,6 +162,7 @@ def test_two_processes_have_the_gradients_of_the_joint_batch(tmp_path: Path) -> 
     assert apart.norm() < 0.01 * moved.norm()
 
 
+@pytest.mark.slow
 def test_processes_must_divide_the_batch(tmp_path: Path) -> None:
     run = process(tmp_path, {"batch": 3}, processes=2)
     assert run.returncode != 0
