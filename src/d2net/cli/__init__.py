@@ -79,7 +79,9 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
     except _UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "d2net"
-        code = _failed(f"{error.format_message().rstrip('.')}; see {command} --help")
+        message = error.format_message().rstrip(".")
+        see = " See" if message.endswith("?") else "; see"
+        code = _failed(f"{message}{see} {command} --help")
     except D2NetError as error:
         code = _failed(str(error))
     except OSError as error:  # one that no module turns into a D2NetError
