@@ -7,6 +7,7 @@ its features are read rarely.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ from d2net.io.image_lists import FoundImage
 from d2net.io.pairs import Pair, read_pairs
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.settings import Settings
+from d2net.text import count
 
 if TYPE_CHECKING:
     import pycolmap
+
+_log = logging.getLogger(__name__)
 
 PairMethod: TypeAlias = Literal[
     "auto", "exhaustive", "sequential", "retrieval", "gps", "covisibility", "list"
@@ -111,6 +115,11 @@ def choose_pairs(
         few = len(names) <= MAX_EXHAUSTIVE or not can_retrieve
         method = "exhaustive" if few else "retrieval"
     if method == "exhaustive":
+        if len(names) > 2_000:
+            _log.warning(
+                "all pairs of %s are %s, which takes long; the method retrieval selects fewer",
+                *(count(len(names), "photo"), count(len(names) * (len(names) - 1) // 2, "pair")),
+            )
         return exhaustive(names)
     if method == "sequential":
         return sequential(natural_order(names), choice.overlap)
