@@ -244,7 +244,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_kill_9_and_resume_gives_the_same_file(real: Real, many: Path, undisturbed: bytes) -> None:
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5") as process:
-        wait_for(partial.with_name("f.h5.partial-wal"), 100_000)
+        wait_for(partial, 100_000)
         process.kill()
         assert finished(process).code == -signal.SIGKILL
     assert not (real.folder / "f.h5").exists()
@@ -262,7 +262,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
 ) -> None:
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5", "--multiscale", "--json") as process:
-        wait_for(partial.with_name("f.h5.partial-wal"), 100_000)
+        wait_for(partial, 100_000)
         process.send_signal(signal.SIGSTOP)  # on a busy machine it could end before the signal
         busy = d2net("extract", many, "-o", "f.h5")
         process.send_signal(signal.SIGINT)
