@@ -79,7 +79,7 @@ def vgg() -> D2Net:
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    return np.asarray(Image.open(PHOTO).resize((400, 320), Image.Resampling.LANCZOS))
+    return np.asarray(Image.open(PHOTO).resize((480, 384), Image.Resampling.LANCZOS))
 
 
 def likeliest_offset(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
