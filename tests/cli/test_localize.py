@@ -76,11 +76,13 @@ def test_poses_are_those_of_localized_photos(
     monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
     for old in ("poses_doubtful.txt", "poses_map1.txt"):  # of an earlier run
         Path(old).write_text("c.png 1 0 0 0 0 0 0\n")
+    Path("poses_map2.txt").write_text("the user's own notes\n")
     run = d2net("localize", "map", "photos", "--json")
     assert run.code == code
     assert [run.json["queries"][name]["verdict"] for name in names] == list(verdicts)
     assert [line.split()[0] for line in Path("poses.txt").read_text().splitlines()] == written
     assert not Path("poses_map1.txt").exists()
+    assert Path("poses_map2.txt").read_text() == "the user's own notes\n"
     if doubtful is None:
         assert not Path("poses_doubtful.txt").exists()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
-from d2net.errors import InputError
+from d2net.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     import pycolmap
@@ -57,7 +58,7 @@ def localize(
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
-    from d2net.io.poses import write_poses
+    from d2net.io.poses import read_poses, write_poses
     from d2net.mapping.localize import Map
     from d2net.visualization import plot_matches
 
@@ -113,7 +114,9 @@ def localize(
     stem, suffix = re.escape(output.stem), re.escape(output.suffix)
     for file in output.absolute().parent.glob("*"):
         if re.fullmatch(rf"{stem}(_doubtful|(_doubtful)?_map\d+){suffix}", file.name):
-            file.unlink()  # of an earlier run
+            with suppress(FormatError):  # a file of the user's that only has such a name stays
+                read_poses(file)
+                file.unlink()  # of an earlier run
     for file, written in poses.items():
         write_poses(file, written)
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
