@@ -18,6 +18,7 @@ BEGIN, END = "<!-- results: written by tools/readme.py -->\n", "<!-- end of resu
 METHODS = {
     "**d2net**, default": "seasons",
     "**d2net**, `--detector corner`": "seasons:detector=corner",
+    "**d2net**, `--weights light`": "light",
     "D2-Net of 2019 (`--original --weights ots`)": "ots:original",
     "ALIKED-n16": "aliked:weights=aliked-n16.pth",
     "XFeat": "xfeat:weights=xfeat.pt",
