@@ -62,7 +62,7 @@ def test_a_recipe(d2net: Run, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder: Path) -> None:
     """With nothing but the folder, the output and the number of steps."""
     arguments = ("train", "photos", "--output", "run", "--steps", 2, "--batch", 1)
@@ -76,7 +76,7 @@ def test_own_photos_for_some_seconds_killed_and_started_again(real: Real, folder
     process.communicate()
     assert not (folder / "run" / "weights.safetensors").exists()
     with real.start(*arguments, "--json") as process:
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert result["steps"] >= 1
