@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
-from d2net.evaluation.sources import open_source
+from d2net.evaluation.feature_sources import open_source
 from d2net.extraction.corners import detect_corners, to_grey
 from d2net.networks.base import View
 from d2net.networks.vgg import VGG

@@ -24,13 +24,13 @@ from pathlib import Path
 
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.epipolar import evaluate_epipolar
+from d2net.evaluation.feature_sources import open_source
 from d2net.evaluation.homography import evaluate_homography
 from d2net.evaluation.localization import evaluate_localization
 from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.evaluation.pose import evaluate_pose
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import OVERALL, Figures, Result, mean_figures, save_json
-from d2net.evaluation.sources import open_source
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_images
 from d2net.mapping.settings import MappingSettings

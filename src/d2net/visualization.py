@@ -19,10 +19,10 @@ from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
 from d2net.geometry.significance import VERDICT_TEXT
 from d2net.io.arrays import evenly_spaced
+from d2net.io.drawn_pictures import write_picture
 from d2net.io.images import ImageLike, resize, to_pixels
-from d2net.io.pictures import write_picture
 from d2net.matching.verification import check_rows
-from d2net.text import count
+from d2net.wording import count
 
 Canvas: TypeAlias = NDArray[np.uint8]  # H x W x 3 RGB
 Colours: TypeAlias = NDArray[np.uint8]  # N x 3 RGB

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from d2net.io.h5 import FeatureWriter, MatchFile
-from d2net.io.pairs import read_pairs
+from d2net.io.pair_lists import read_pairs
 
 from ..io.samples import make_features
 from ..tiny import write_photos

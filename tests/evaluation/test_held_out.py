@@ -12,8 +12,8 @@ from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.localization import evaluate_localization
 from d2net.evaluation.localization_dataset import LocalizationSettings
-from d2net.evaluation.night import at_night
 from d2net.evaluation.results import Result
+from d2net.evaluation.simulated_night import at_night
 from d2net.features import Features
 
 from ..mapping.made import nothing, seen, write_photos

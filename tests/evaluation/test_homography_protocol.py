@@ -238,7 +238,7 @@ def test_no_sequences(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rootsift_on_oxford(shared: Path, tmp_path: Path) -> None:
     """Measured elsewhere with OpenCV's RootSIFT and 8,000 features."""
-    from d2net.evaluation.sources import open_source
+    from d2net.evaluation.feature_sources import open_source
 
     source = CachedFeatures(open_source("rootsift"), tmp_path)
     figures = evaluate_homography(source, shared / "data" / "eval" / "oxford").groups["overall"]

@@ -10,7 +10,7 @@ import pycolmap
 import pytest
 
 from d2net.cli import main
-from d2net.evaluation.sources import rootsift
+from d2net.evaluation.feature_sources import rootsift
 from d2net.io.poses import read_poses
 from d2net.mapping.triangulate import triangulate
 from d2net.matching import match

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2net.evaluation.pairs import accuracy, auc
+from d2net.evaluation.pair_protocol import accuracy, auc
 
 
 def test_accuracy_counts_errors_up_to_the_threshold() -> None:

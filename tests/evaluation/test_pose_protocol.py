@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from d2net.errors import FormatError, InputError, MissingPackageError
 from d2net.evaluation.cache import CachedFeatures
 from d2net.evaluation.pose import evaluate_pose, line_angle, rotation_angle
-from d2net.evaluation.pose_pairs import find_pairs
+from d2net.evaluation.pose_dataset import find_pairs
 from d2net.geometry.cameras import pinhole, rays
 
 from .scene import SIZE, K, Known, R, T, views

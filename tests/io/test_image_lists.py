@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from d2net.errors import InputError
+from d2net.io.drawn_pictures import write_picture
 from d2net.io.image_lists import find_images, read_image_list
-from d2net.io.pictures import write_picture
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 

@@ -12,7 +12,7 @@ from d2net.errors import D2NetError, OutputError
 from d2net.io import h5
 from d2net.io.atomic import locked
 from d2net.io.colmap_database import write_database
-from d2net.io.release import write_release
+from d2net.io.release_2019 import write_release
 
 from .samples import make_features, make_matches
 

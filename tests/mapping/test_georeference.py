@@ -14,9 +14,9 @@ from scipy.spatial.transform import Rotation
 
 from d2net.geometry.alignment import rotation_angle
 from d2net.io.exif import Position
-from d2net.mapping.folder import MapFolder
 from d2net.mapping.georeference import Georeference, georeference
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import reconstruct
 
 from .made import LENS, PreparedNetwork, camera, seen, write_photos

@@ -14,8 +14,8 @@ from d2net import D2Net
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.alignment import rotation_angle
-from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.query_pose import Correspondences
 from d2net.mapping.reconstruct import reconstruct
 

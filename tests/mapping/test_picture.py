@@ -15,8 +15,8 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from d2net.mapping.cloud import read_cloud
 from d2net.mapping.picture.drawing import TAN_HALF_FOV, add_colours, find_look
+from d2net.mapping.point_cloud import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.summary import NO_FEATURES, summarise
 

@@ -20,10 +20,10 @@ from d2net.features import Features
 from d2net.geometry.alignment import camera_errors
 from d2net.io.colmap_model import read_model
 from d2net.io.h5 import FeatureFile, MatchFile
-from d2net.io.pairs import read_pairs, write_pairs
+from d2net.io.pair_lists import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
-from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import add_photos, reconstruct
 from d2net.mapping.settings import MIN_REPROJECTION_ERROR, MappingOptions
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES

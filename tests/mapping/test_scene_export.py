@@ -13,7 +13,7 @@ from PIL import Image
 
 from d2net.cli import main
 from d2net.errors import InputError, OutputError
-from d2net.mapping.folder import MapFolder
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.scene_export import export_scene
 
 from .test_reconstruct import map_of_truth

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2net.mapping.folder import MapFolder
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 from d2net.serving.photos import SentPhoto
 from d2net.serving.shown_map import ShownMap
 

@@ -9,7 +9,7 @@ import typer
 
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
-from d2net.text import count
+from d2net.wording import count
 
 app = options.app("Check training data, and prepare public data sets.")
 
@@ -37,7 +37,7 @@ def check(
         output FILE: The picture, png or jpg.
     """
     from d2net.cli import progress
-    from d2net.training.check import check_source, draw_pairs
+    from d2net.training.check_pairs import check_source, draw_pairs
     from d2net.training.sources import detect_kind, open_source, parse_options
     from d2net.visualization import picture_path
 

@@ -55,9 +55,9 @@ class Evaluation:
         from d2net.cli import progress
         from d2net.evaluation import report
         from d2net.evaluation.cache import CachedFeatures
+        from d2net.evaluation.feature_sources import open_source
         from d2net.evaluation.plots import check_matplotlib
         from d2net.evaluation.results import save_json
-        from d2net.evaluation.sources import open_source
 
         if self.html is not None:
             check_matplotlib()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d2net.cli import options
 from d2net.errors import InputError
-from d2net.text import count
+from d2net.wording import count
 
 app = options.app("Export results and the network to other programs.")
 

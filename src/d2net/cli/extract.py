@@ -10,7 +10,7 @@ import typer
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
-from d2net.text import count
+from d2net.wording import count
 
 
 def extract(

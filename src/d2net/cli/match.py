@@ -9,7 +9,7 @@ import typer
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
-from d2net.text import count
+from d2net.wording import count
 
 
 def match(
@@ -61,7 +61,7 @@ def match(
     check_output(output, *photos)
 
     from d2net.geometry.significance import VERDICT_TEXT
-    from d2net.io.matches import MATCH_TABLES, write_matches
+    from d2net.io.match_tables import MATCH_TABLES, write_matches
     from d2net.matching import match as match_photos
     from d2net.matching import refine as refinement
     from d2net.matching import verification
@@ -117,7 +117,7 @@ def _match_file(
     printing: options.Printing,
 ) -> None:
     from d2net.cli import progress
-    from d2net.io.pairs import read_pairs
+    from d2net.io.pair_lists import read_pairs
     from d2net.matching.match_pairs import match_pairs
 
     check_output(output, features, pairs, appends=True)

@@ -32,7 +32,7 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
     if appends or is_text:
         return
 
-    from d2net.io.pictures import is_own_picture
+    from d2net.io.drawn_pictures import is_own_picture
 
     if not is_own_picture(output):
         raise OutputError(

@@ -9,7 +9,7 @@ from typing import Literal
 from d2net.cli import options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
-from d2net.text import count
+from d2net.wording import count
 
 
 def pairs(
@@ -37,7 +37,7 @@ def pairs(
 
     from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images
-    from d2net.io.pairs import write_pairs
+    from d2net.io.pair_lists import write_pairs
     from d2net.matching.pair_selection import choose_pairs
 
     names: Sequence[str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from d2net.cli import options
 from d2net.cli.outputs import check_output
-from d2net.text import count
+from d2net.wording import count
 
 
 def show(

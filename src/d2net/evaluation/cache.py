@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
-from d2net.evaluation.sources import FeatureSource
+from d2net.evaluation.feature_sources import FeatureSource
 from d2net.features import Matches
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
-from d2net.io.pairs import Pair
+from d2net.io.pair_lists import Pair
 from d2net.io.resume import file_state, fingerprint
 from d2net.matching import matcher_id
 from d2net.matching.match_pairs import match_pairs

@@ -14,7 +14,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.pairs import PhotoPair, accuracy, evaluate_pairs, matched_points
+from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     FEATURES,
     MATCHES,

@@ -37,7 +37,7 @@ from d2net.evaluation.results import (
     averaged,
 )
 from d2net.features import Features, LazyFeatures
-from d2net.geometry.absolute import AbsolutePoseOptions
+from d2net.geometry.absolute_pose import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import check_photo_size, project
 from d2net.io.exif import check_photo_sizes

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.night import write_at_night
+from d2net.evaluation.simulated_night import write_at_night
 from d2net.geometry.alignment import spread_of
 from d2net.io.colmap_model import find_model, is_model, read_model
 from d2net.io.image_lists import photos_folder
 from d2net.io.intrinsics import read_intrinsics
-from d2net.io.pairs import Pair, read_pairs
+from d2net.io.pair_lists import Pair, read_pairs
 from d2net.matching.pair_selection import from_covisibility
 
 if TYPE_CHECKING:

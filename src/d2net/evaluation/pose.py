@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from d2net.evaluation.cache import CachedFeatures
-from d2net.evaluation.pairs import accuracy, auc, evaluate_pairs, matched_points
-from d2net.evaluation.pose_pairs import PosedPair, find_pairs
+from d2net.evaluation.pair_protocol import accuracy, auc, evaluate_pairs, matched_points
+from d2net.evaluation.pose_dataset import PosedPair, find_pairs
 from d2net.evaluation.results import (
     FEATURES,
     MATCHES,

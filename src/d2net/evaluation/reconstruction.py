@@ -32,7 +32,7 @@ from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import check_photo_sizes
 from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.resume import fingerprint
-from d2net.mapping.folder import MapFolder
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import Stages
 from d2net.mapping.settings import MappingSettings
 from d2net.matching.pair_selection import PairChoice

@@ -17,7 +17,7 @@ from d2net.cluster import share
 from d2net.errors import ImageError, InputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
-from d2net.io import release
+from d2net.io import release_2019
 from d2net.io.atomic import locked, output_errors
 from d2net.io.h5 import FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images
@@ -236,7 +236,7 @@ class _ReleaseFiles:
     """Files `NAME.d2-net` in a folder. A record has the settings and the finished photos."""
 
     folder: Path
-    format: release.Format
+    format: release_2019.Format
     record: WorkRecord
 
     def is_done(self, name: str, inputs: str) -> bool:
@@ -246,7 +246,7 @@ class _ReleaseFiles:
         path = self._path(name)
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        release.write_release(path, features, self.format)
+        release_2019.write_release(path, features, self.format)
         self.record.finish(name, inputs)
 
     def _path(self, name: str) -> Path:

@@ -18,12 +18,12 @@ import numpy as np
 from d2net.errors import FormatError
 from d2net.io.arrays import Array, read_floats
 from d2net.io.atomic import replacing
-from d2net.io.container import Container, Record, check_name, write_container
+from d2net.io.resumable_h5 import H5File, Record, check_name, write_h5_file
 
 _CODEBOOK = "codebook"
 
 
-class GlobalDescriptorFile(Container):
+class GlobalDescriptorFile(H5File):
     """The global descriptors of many photos."""
 
     marker = "global_descriptor"
@@ -77,4 +77,4 @@ def write_global_descriptors(
         for name in sorted(vectors)
     )
     with replacing(path) as temporary:
-        write_container(temporary, dict(settings), records, {_CODEBOOK: codebook})
+        write_h5_file(temporary, dict(settings), records, {_CODEBOOK: codebook})

@@ -29,11 +29,11 @@ from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
 from d2net.io.arrays import as_numpy, read_floats
-from d2net.io.container import (
+from d2net.io.resumable_h5 import (
     INPUTS,
     Attributes,
-    Container,
     EntryWriter,
+    H5File,
     NoSuchEntryError,
     Record,
     check_name,
@@ -42,7 +42,7 @@ from d2net.io.container import (
 Pair = tuple[str, str]
 
 
-class FeatureFile(Container, Mapping[str, Features]):
+class FeatureFile(H5File, Mapping[str, Features]):
     """The features of many photos, read one photo at a time as tensors on the CPU."""
 
     marker = "keypoints"
@@ -165,7 +165,7 @@ class FeatureWriter(EntryWriter):
         self._append(name, Record(arrays, attributes), inputs)
 
 
-class MatchFile(Container):
+class MatchFile(H5File):
     """The matches of many pairs of photos."""
 
     marker = "matches0"

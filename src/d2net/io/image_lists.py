@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from d2net.errors import InputError
-from d2net.io.pictures import is_own_picture
-from d2net.io.text import CAMERA_LINE, read_lines
-from d2net.text import count
+from d2net.io.drawn_pictures import is_own_picture
+from d2net.io.text_lists import CAMERA_LINE, read_lines
+from d2net.wording import count
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import known_camera
-from d2net.io.container import check_name
-from d2net.io.text import CAMERA_LINE, read_lines
+from d2net.io.resumable_h5 import check_name
+from d2net.io.text_lists import CAMERA_LINE, read_lines
 
 if TYPE_CHECKING:
     import pycolmap

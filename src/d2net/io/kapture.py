@@ -22,8 +22,8 @@ from d2net.features import Features
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.arrays import as_numpy
 from d2net.io.atomic import new_folder
-from d2net.io.container import check_name
 from d2net.io.h5 import MatchFile
+from d2net.io.resumable_h5 import check_name
 
 TYPE = "d2net"
 """The type of our keypoints, descriptors and matches, part of the folders' names."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
-from d2net.io.text import read_lines
+from d2net.io.text_lists import read_lines
 
 if TYPE_CHECKING:
     import pycolmap

@@ -16,13 +16,13 @@ import torch
 from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
-from d2net.geometry.absolute import AbsolutePoseOptions
+from d2net.geometry.absolute_pose import AbsolutePoseOptions
 from d2net.geometry.cameras import check_photo_size
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
-from d2net.mapping.cameras import photo_camera
-from d2net.mapping.folder import MapFolder
+from d2net.mapping.assign_cameras import photo_camera
 from d2net.mapping.georeference import Georeference
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.query_pose import (
     QueryPose,
     covisible_groups,

@@ -13,7 +13,7 @@ from d2net.features import Features, Matches
 from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.robust import Model
 from d2net.io.h5 import MatchFile
-from d2net.io.pairs import Pair
+from d2net.io.pair_lists import Pair
 from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.matching.verification import verify
 from d2net.progress import Progress, no_progress

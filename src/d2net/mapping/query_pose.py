@@ -12,7 +12,7 @@ import pycolmap
 from numpy.typing import NDArray
 
 from d2net.features import Features, Matches
-from d2net.geometry.absolute import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.absolute_pose import AbsolutePose, AbsolutePoseOptions, absolute_pose
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -21,14 +21,15 @@ from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, check_photo_sizes, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
-from d2net.io.pairs import Pair, read_pairs, write_pairs
+from d2net.io.pair_lists import Pair, read_pairs, write_pairs
 from d2net.io.resume import fingerprint
-from d2net.mapping.adjust import adjust, adjusted_uncertainty
-from d2net.mapping.cameras import assign_cameras, check_cameras
-from d2net.mapping.cloud import read_cloud
-from d2net.mapping.folder import MapFolder
+from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
+from d2net.mapping.assign_cameras import assign_cameras, check_cameras
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
+from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.mapper import SignificantPairs, run_mapper, verify_pairs
+from d2net.mapping.plausibility import judge_map, remove_impossible_photos
+from d2net.mapping.point_cloud import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import (
@@ -39,7 +40,6 @@ from d2net.mapping.summary import (
     why_unregistered,
 )
 from d2net.mapping.triangulate import triangulate
-from d2net.mapping.trust import judge_map, remove_impossible_photos
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
@@ -307,7 +307,7 @@ class Stages:
         if not (folder.record.is_done("adjustment", self.inputs) and folder.adjusted.exists()):
             self.verify()
             with folder.timed("adjustment"), FeatureFile(folder.features) as features:
-                adjusted = adjust(
+                adjusted = adjust_map_keypoints(
                     folder.database,
                     LazyFeatures(features.__getitem__, self.usable),
                     folder.photo,

@@ -17,8 +17,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2net.io.atomic import write_text
-from d2net.io.pictures import write_picture
-from d2net.mapping.cloud import Cloud
+from d2net.io.drawn_pictures import write_picture
 from d2net.mapping.picture.drawing import (
     CAMERA_COLOUR,
     TAN_HALF_FOV,
@@ -29,6 +28,7 @@ from d2net.mapping.picture.drawing import (
     kept_points,
     point_radius,
 )
+from d2net.mapping.point_cloud import Cloud
 from d2net.mapping.summary import MapSummary, figure_lines, seconds_line, summarise
 
 

@@ -13,7 +13,7 @@ from d2net.geometry.cameras import check_photo_size, quiet_colmap
 from d2net.io.atomic import new_folder
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import to_pixels
-from d2net.mapping.folder import MapFolder
+from d2net.mapping.map_folder import MapFolder
 from d2net.progress import Progress, no_progress
 
 POINTS = "points.ply"

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from d2net.mapping.cloud import Cloud, mean
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.mapper import flat_configurations, verified_pairs
+from d2net.mapping.plausibility import MapTrust
+from d2net.mapping.point_cloud import Cloud, mean
 from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS
-from d2net.mapping.trust import MapTrust
-from d2net.text import count
+from d2net.wording import count
 
 NO_FEATURES = "no features"
 NO_MATCHES = "no verified matches with any photo"

@@ -11,7 +11,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.robust import Model
 from d2net.matching import verification
-from d2net.matching.learned import load_learned
+from d2net.matching.learned_matcher import load_learned
 from d2net.matching.nearest import mutual_nearest
 
 

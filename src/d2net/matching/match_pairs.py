@@ -15,7 +15,7 @@ from d2net.cluster import share
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.io.h5 import FeatureFile, MatchWriter
-from d2net.io.pairs import Pair
+from d2net.io.pair_lists import Pair
 from d2net.io.resume import fingerprint
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.progress import Progress, no_progress

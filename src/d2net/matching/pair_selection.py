@@ -23,10 +23,10 @@ from d2net.features import Features
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, gps_positions
 from d2net.io.image_lists import FoundImage
-from d2net.io.pairs import Pair, read_pairs
+from d2net.io.pair_lists import Pair, read_pairs
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.settings import Settings
-from d2net.text import count
+from d2net.wording import count
 
 if TYPE_CHECKING:
     import pycolmap

@@ -31,7 +31,7 @@ from d2net.training.muon import Muon
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import DistillationSettings, RunSettings
 from d2net.training.sources import TrainingPair
-from d2net.training.sources.taught import StudentPair, TaughtPairs, find_taught, stack
+from d2net.training.sources.distillation import StudentPair, TaughtPairs, find_taught, stack
 from d2net.training.state import TrainingState
 from d2net.training.teachers import Lessons, load_teachers
 

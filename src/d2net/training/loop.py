@@ -6,7 +6,7 @@ the gradients are those of the whole batch. A run writes one folder:
 - `weights.safetensors`: the result, with everything in its header that is needed to reproduce it;
 - `best.safetensors`: the weights with the best validation;
 - `last/`: the state from which an interrupted run resumes, see `state.py`;
-- `log.jsonl`, `tensorboard/`: figures along the way, see `records.py`.
+- `log.jsonl`, `tensorboard/`: figures along the way, see `run_log.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from d2net.progress import Progress, no_progress
 from d2net.training.alarms import Monitor
 from d2net.training.batches import load
 from d2net.training.objective import Objective
-from d2net.training.records import Records
+from d2net.training.run_log import RunLog
 from d2net.training.settings import RunSettings
 from d2net.training.state import TrainingState, load_state, restore_tensors, save_state
 
@@ -98,8 +98,8 @@ def run(
     weights, best = output / "weights.safetensors", output / "best.safetensors"
 
     def warn(sentence: str) -> None:
-        if records is not None:
-            records.write("alarm", state.step, {"alarm": sentence})
+        if log is not None:
+            log.write("alarm", state.step, {"alarm": sentence})
         _logger.warning("%s", sentence)
 
     def finish(path: Path) -> None:
@@ -125,14 +125,14 @@ def run(
         forward, fabric_optimizer = fabric.setup(objective, optimizer)
         dataset = objective.dataset(fabric.global_rank, fabric.world_size)
         batches = load(dataset, range(state.step, settings.steps), workers)
-        records = Records(output, state.step) if fabric.is_global_zero else None
+        log = RunLog(output, state.step) if fabric.is_global_zero else None
         monitor = Monitor(objective.alarms)
         recent: deque[dict[str, float]] = deque(maxlen=_RECORD_EVERY)
         first_step, seconds_before, waited = state.step, state.seconds, 0.0
         began = time.monotonic()
 
         if state.step == 0:
-            _validate(objective, state, best, records, fabric)
+            _validate(objective, state, best, log, fabric)
 
         while state.step < settings.steps:
             asked = time.monotonic()
@@ -171,8 +171,8 @@ def run(
                         f"the training diverged: a weight has become {largest:.3g}; start again "
                         "with a lower learning_rate or with clip"
                     )
-                if records is not None:
-                    records.write("train", state.step, means)
+                if log is not None:
+                    log.write("train", state.step, means)
             progress(
                 f"training: loss {means['loss']:.3f}, {means['waiting']:.0%} of the time waiting "
                 "for data",
@@ -181,7 +181,7 @@ def run(
             )
             is_last = state.step == settings.steps
             if state.step % settings.validate_every == 0 or is_last:
-                _validate(objective, state, best, records, fabric)
+                _validate(objective, state, best, log, fabric)
             if state.step % settings.save_every == 0 or is_last:
                 if fabric.is_global_zero:
                     save_state(output / "last", state, objective.network, optimizer)
@@ -231,14 +231,14 @@ def _launch(device: str) -> Fabric:
 
 
 def _validate(
-    objective: Objective, state: TrainingState, best: Path, records: Records | None, fabric: Fabric
+    objective: Objective, state: TrainingState, best: Path, log: RunLog | None, fabric: Fabric
 ) -> None:
     """Validate in the main process, and save the weights if none were better."""
-    figures = objective.validate() if records is not None else None
-    if records is not None and figures is not None:
+    figures = objective.validate() if log is not None else None
+    if log is not None and figures is not None:
         entry = {"step": state.step, **figures}
         state.validations.append(entry)
-        records.write("validation", state.step, figures)
+        log.write("validation", state.step, figures)
         if state.best is None or figures["score"] > state.best["score"]:
             state.best = entry
             objective.save(best, state)

@@ -25,7 +25,7 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.geometry.homography import transfer
 from d2net.io.arrays import evenly_spaced
-from d2net.matching.learned import MIN_CONFIDENCE, as_batch, distinct_keypoints
+from d2net.matching.learned_matcher import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
 from d2net.networks.weights import load_matcher, save_weights
 from d2net.progress import Progress

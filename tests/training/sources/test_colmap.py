@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, ImageError, InputError
-from d2net.training.check import check_source
+from d2net.training.check_pairs import check_source
 from d2net.training.sources import open_source, pair_generator
 
 from ..plane import (

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, ImageError, InputError
-from d2net.training.check import sift_errors
+from d2net.training.check_pairs import sift_errors
 from d2net.training.sources import detect_kind, open_source, pair_generator
 
 from ...tiny import DATA

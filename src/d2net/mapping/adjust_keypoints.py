@@ -28,7 +28,7 @@ _BLOCK = 4
 times. Twice as many photos are in memory, with 12 MB per megapixel of the extracted size."""
 
 
-def adjust(
+def adjust_map_keypoints(
     database: Path,
     features: Mapping[str, Features],
     photo: Callable[[str], ImageLike],

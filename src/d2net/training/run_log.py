@@ -1,4 +1,4 @@
-"""Records of a run: log.jsonl, and TensorBoard's files if TensorBoard is installed."""
+"""The log of a run: log.jsonl, and TensorBoard's files if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from d2net.io.atomic import output_errors, write_text
 
 
-class Records:
-    """The records in a run's output folder.
+class RunLog:
+    """The log in a run's output folder.
 
     torch's SummaryWriter writes in a thread, where an error of a full disk cannot be caught, so
     TensorBoard's events are written here without a thread.

@@ -12,7 +12,7 @@ from PIL import Image
 from d2net import FeatureWriter, InputError, MissingPackageError, WeightsError
 from d2net.errors import ImageError
 from d2net.evaluation.cache import CachedFeatures, CachedPhotos
-from d2net.evaluation.sources import NetworkSource, open_source
+from d2net.evaluation.feature_sources import NetworkSource, open_source
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
 from d2net.progress import no_progress

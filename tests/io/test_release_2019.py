@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from d2net.io.release import write_release
+from d2net.io.release_2019 import write_release
 
 from . import workers
 from .samples import make_features

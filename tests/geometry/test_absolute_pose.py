@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from d2net.errors import InputError
-from d2net.geometry.absolute import MIN_POINTS, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.absolute_pose import MIN_POINTS, AbsolutePoseOptions, absolute_pose
 
 SIZE = (800, 600)
 R = np.array([[0.96, 0.0, 0.28], [0.0, 1.0, 0.0], [-0.28, 0.0, 0.96]])

@@ -12,7 +12,7 @@ from d2net import match
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.h5 import FeatureWriter, MatchFile
-from d2net.matching.learned import distinct_keypoints
+from d2net.matching.learned_matcher import distinct_keypoints
 from d2net.matching.match_pairs import match_pairs
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights

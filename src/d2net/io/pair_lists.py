@@ -12,8 +12,8 @@ from pathlib import Path
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
-from d2net.io.container import check_name
-from d2net.io.text import read_lines
+from d2net.io.resumable_h5 import check_name
+from d2net.io.text_lists import read_lines
 
 Pair = tuple[str, str]
 

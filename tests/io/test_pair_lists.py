@@ -1,7 +1,7 @@
 import pytest
 
 from d2net.errors import FormatError, InputError, OutputError
-from d2net.io.pairs import read_pairs, write_pairs
+from d2net.io.pair_lists import read_pairs, write_pairs
 
 
 def test_pairs_come_back_in_their_order(tmp_path):

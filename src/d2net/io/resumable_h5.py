@@ -63,7 +63,7 @@ class NoSuchEntryError(InputError, KeyError):
     __str__ = Exception.__str__  # KeyError's would print quotes around the sentence
 
 
-class Container:
+class H5File:
     """An HDF5 file opened for reading; a context manager.
 
     Attributes:
@@ -188,7 +188,7 @@ class EntryWriter:
     `path` is as before, and the next run with the same settings continues where this one stopped.
     """
 
-    reader: type[Container]
+    reader: type[H5File]
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         """Prepare to write; no file is touched before the `with` block.
@@ -203,7 +203,7 @@ class EntryWriter:
         self._stack = ExitStack()
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._database: sqlite3.Connection | None = None
-        self._existing: Container | None = None
+        self._existing: H5File | None = None
         self._unfinished: set[str] = set()  # entries that only the database has
         self._entries: dict[str, Attributes] = {}  # the attributes of all finished entries
         self._folders: set[str] = set()
@@ -239,7 +239,7 @@ class EntryWriter:
             if error is None and (self._unfinished or not self.path.exists()):
                 with replacing(self.path, lock=False) as temporary, self._errors():
                     records = ((name, self._read(database, name)) for name in sorted(self._entries))
-                    write_container(temporary, self.settings, records)
+                    write_h5_file(temporary, self.settings, records)
                     if self._existing is not None:
                         self._existing.close()  # Windows cannot replace an open file
             if error is None or not self._unfinished:
@@ -248,7 +248,7 @@ class EntryWriter:
                     for path in _files_of_database(self._partial):
                         path.unlink(missing_ok=True)
 
-    def _open_existing(self, stack: ExitStack) -> Container:
+    def _open_existing(self, stack: ExitStack) -> H5File:
         try:
             existing = stack.enter_context(self.reader(self.path))
         except D2NetError as error:
@@ -320,7 +320,7 @@ class EntryWriter:
             ) from error
 
 
-def write_container(
+def write_h5_file(
     path: Path,
     settings: Settings,
     records: Iterable[tuple[str, Record]],

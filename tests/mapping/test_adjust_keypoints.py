@@ -17,7 +17,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.colmap_database import write_database
-from d2net.mapping.adjust import adjust, adjusted_uncertainty
+from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
 from d2net.mapping.mapper import verify_pairs
 from d2net.mapping.settings import Thresholds
 from d2net.matching.refine import FIT_DEVIATION
@@ -87,7 +87,7 @@ def errors(a: str, b: str, features: dict[str, Features]) -> NDArray[np.float64]
 
 def test_one_place_of_a_keypoint_serves_all_pairs(made: Made) -> None:
     folder, before = made
-    after = adjust(folder / "database.db", before, folder.joinpath)
+    after = adjust_map_keypoints(folder / "database.db", before, folder.joinpath)
     for a, b in combinations(WARPS, 2):
         moved = ((after[n].uncertainty < 1)[:COUNT] for n in (a, b))
         both = torch.stack(list(moved)).all(dim=0).numpy()
@@ -98,7 +98,7 @@ def test_one_place_of_a_keypoint_serves_all_pairs(made: Made) -> None:
 
 def test_what_moved_is_surer_and_the_rest_is_as_it_was(made: Made) -> None:
     folder, before = made
-    after = adjust(folder / "database.db", before, folder.joinpath)
+    after = adjust_map_keypoints(folder / "database.db", before, folder.joinpath)
     for name, found in after.items():
         moved = (found.keypoints != before[name].keypoints).any(dim=1)
         assert not moved[COUNT:].any()
@@ -111,7 +111,7 @@ def test_what_moved_is_surer_and_the_rest_is_as_it_was(made: Made) -> None:
 
 def test_all_photos_move_and_none_is_the_measure(made: Made) -> None:
     folder, before = made
-    after = adjust(folder / "database.db", before, folder.joinpath)
+    after = adjust_map_keypoints(folder / "database.db", before, folder.joinpath)
     lengths = [
         float((after[n].keypoints - before[n].keypoints)[:COUNT].norm(dim=1).mean()) for n in WARPS
     ]
@@ -122,4 +122,4 @@ def test_a_photo_of_another_size_is_reported(made: Made, tmp_path: Path) -> None
     folder, before = made
     Image.new("RGB", (80, 60)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="80 x 60 pixels"):
-        adjust(folder / "database.db", before, lambda _: tmp_path / "small.png")
+        adjust_map_keypoints(folder / "database.db", before, lambda _: tmp_path / "small.png")

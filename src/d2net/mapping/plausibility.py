@@ -20,7 +20,7 @@ from d2net.geometry.cameras import (
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MIN_PHOTOS
 from d2net.mapping.triangulate import epipolar_distances
-from d2net.text import count
+from d2net.wording import count
 
 MapVerdict: TypeAlias = Literal["good", "doubtful"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from d2net.mapping.trust import camera_fault, judge_map, remove_impossible_photos
+from d2net.mapping.plausibility import camera_fault, judge_map, remove_impossible_photos
 
 from .clouds import ball, synthetic, upright
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from d2net.errors import D2NetError, InputError
 from d2net.features import Features, Matches
-from d2net.io.pictures import write_picture
+from d2net.io.drawn_pictures import write_picture
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import Points, interpolate
 from d2net.training.crops import RGB, Array

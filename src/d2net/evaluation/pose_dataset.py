@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.pairs import PhotoPair
+from d2net.evaluation.pair_protocol import PhotoPair
 from d2net.evaluation.results import Array
 from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
-from d2net.io.pairs import read_pairs
-from d2net.io.text import word_lines
+from d2net.io.pair_lists import read_pairs
+from d2net.io.text_lists import word_lines
 
 if TYPE_CHECKING:
     import pycolmap
