@@ -97,8 +97,11 @@ def train(
         )
     from d2net.training.recipes import read_recipe, settings_for_photos
 
-    settings = settings_for_photos(data or Path()) if config is None else read_recipe(config)
-    settings = settings.updated(**training.changes)
+    settings: AnySettings
+    if config is None:
+        settings = settings_for_photos(data or Path(), **training.changes)
+    else:
+        settings = read_recipe(config).updated(**training.changes)
     training.run(settings, output, data or Path(config or "").parent, printing)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from d2net.io.image_lists import photos_folder
 from d2net.progress import Progress, no_progress
@@ -54,19 +54,19 @@ def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
     return TrainingSettings.from_file(path)
 
 
-def settings_for_photos(folder: Path) -> TrainingSettings:
-    """Settings that adapt the default weights to the photos of a folder.
+def settings_for_photos(folder: Path, **changes: Any) -> TrainingSettings:  # noqa: ANN401
+    """Settings that adapt the default weights to the photos of a folder, with some changed.
 
     The recipe of the default weights, shortened: half random homographies of single photos, half
     pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
-    is validated on.
+    is validated on. A run on fewer pairs than the whitening needs keeps that of `start`.
     """
     kind = detect_kind(folder)
     sources = [SourceSettings(kind, ".", hold_out=_HOLD_OUT)]
     if kind in ("colmap", "aligned"):
         images = photos_folder(folder) if kind == "colmap" else folder
         sources.insert(0, SourceSettings("photos", images.relative_to(folder).as_posix()))
-    return TrainingSettings(
+    settings = TrainingSettings(
         sources=tuple(sources),
         start="default",
         layers=("conv4_1", "conv4_2", "conv4_3"),
@@ -82,4 +82,6 @@ def settings_for_photos(folder: Path) -> TrainingSettings:
         validate_every=500,
         validation_pairs=12,
         save_every=100,
-    )
+    ).updated(**changes)
+    is_short = settings.steps * settings.batch < settings.whitening
+    return settings.updated(whitening=0) if is_short else settings
