@@ -25,7 +25,7 @@ def light() -> Light:
     network = Light(LightSettings(channels=(8, 8, 8, 8, 8), neck=16, hidden=16, dimension=12))
     network.train()
     for _ in range(3):  # so that batch normalisation has seen data
-        network(torch.randn(2, 3, 64, 96))
+        network.compute_maps(torch.randint(0, 256, (2, 64, 96, 3)), torch.float32)
     return network.eval()
 
 

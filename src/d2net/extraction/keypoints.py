@@ -110,7 +110,7 @@ def find_keypoints(
     result: list[list[Keypoints]] = []
     for photo, of_photo in zip(photos, found, strict=True):
         # On a constant image the network responds only to its own zero padding.
-        blank = not settings.original and bool((photo == photo[0, 0]).all())
+        blank = not settings.original and photo.equal(photo[:1, :1].expand_as(photo))
         result.append([])
         while of_photo:  # parts are freed one by one: they are most of the memory
             joined = Keypoints.concatenated(of_photo.pop(0))

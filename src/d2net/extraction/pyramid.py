@@ -107,7 +107,7 @@ class Crop:
     """The part of a level that a window of cells depends on.
 
     Attributes:
-        pixels: B x rows x cols x 3, RGB, 0..255, float32.
+        pixels: B x rows x cols x 3, RGB, 0..255, uint8 or float32.
         origin: (x, y) of the first pixel in the level's image.
         window: the cells of the part's maps.
     """
@@ -137,10 +137,10 @@ def crop_level(photos: Tensor, level: Level, window: Window, grid: Grid) -> Crop
 
 
 def _level_pixels(photos: Tensor, level: Level, rows: range, cols: range) -> Tensor:
-    """A window of the level's image, B x rows x cols x 3 float32."""
+    """A window of the level's image, B x rows x cols x 3."""
     width, height = photos.shape[2], photos.shape[1]
     if level.size == (width, height):
-        return photos[:, rows.start : rows.stop, cols.start : cols.stop].float()
+        return photos[:, rows.start : rows.stop, cols.start : cols.stop]
     photo_from_level = level.level_from_photo.inverse()
 
     def source(target: range, axis: coordinates.AxisMap, size: int) -> range:

@@ -10,13 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pycolmap
 
-from d2net.geometry.cameras import (
-    from_colmap,
-    possible_focal_length,
-    project,
-    quiet_colmap,
-    rays,
-)
+from d2net.geometry.cameras import from_colmap, possible_focal_length, project, quiet_colmap, rays
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MIN_PHOTOS
 from d2net.mapping.triangulate import epipolar_distances

@@ -32,13 +32,7 @@ from d2net.mapping.plausibility import judge_map, remove_impossible_photos
 from d2net.mapping.point_cloud import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
-from d2net.mapping.summary import (
-    NO_FEATURES,
-    MapSummary,
-    summarise,
-    why_no_map,
-    why_unregistered,
-)
+from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered
 from d2net.mapping.triangulate import triangulate
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs

@@ -79,7 +79,7 @@ class View:
     """A part of one pyramid level of one photo.
 
     Attributes:
-        pixels: H x W x 3, RGB, 0..255, float32.
+        pixels: H x W x 3, RGB, 0..255, uint8 or float32.
         maps: the network's maps of these pixels.
         level: number of the level from 1, the coarsest.
         factor: size of the level relative to the photo.
@@ -143,7 +143,7 @@ class Network(nn.Module, ABC):
         """The dense maps of a batch of images.
 
         Args:
-            images: B x H x W x 3, RGB, 0..255, float32.
+            images: B x H x W x 3, RGB, 0..255, uint8 or float32.
             dtype: precision of the computation.
             statistics: of the whole photos that the images are parts of. None: of the images.
         """

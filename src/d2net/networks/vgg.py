@@ -110,7 +110,7 @@ class VGG(Network):
         self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
     ) -> Maps:
         """The deep map and the shallow map of a batch of images."""
-        x = self.normalisation(images.permute(0, 3, 1, 2)).to(dtype)
+        x = self.normalisation(images.permute(0, 3, 1, 2).float()).to(dtype)
         if not torch.compiler.is_exporting():
             return self.backbone.extract(x)
         names, last = self.backbone.names, len(self.backbone.stages[-1])

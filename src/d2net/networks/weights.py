@@ -21,18 +21,8 @@ from torch import Tensor
 from d2net.errors import InputError, WeightsError
 from d2net.io.atomic import output_errors, replacing
 from d2net.networks.base import Network
-from d2net.networks.catalogue import (
-    CATALOGUE,
-    DEFAULT,
-    NORMALISATIONS,
-    WeightsRecord,
-)
-from d2net.networks.checkpoint import (
-    Checkpoint,
-    damaged,
-    read_checkpoint,
-    to_float32,
-)
+from d2net.networks.catalogue import CATALOGUE, DEFAULT, NORMALISATIONS, WeightsRecord
+from d2net.networks.checkpoint import Checkpoint, damaged, read_checkpoint, to_float32
 from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer

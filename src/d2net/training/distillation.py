@@ -221,7 +221,7 @@ class DistillationObjective(FeatureObjective):
         rows = batch.rows.flatten(1) % chance.shape[1]
         chance = chance.gather(1, rows).view_as(batch.scores)
         mass = batch.scores * (_FLOOR + (1 - _FLOOR) * chance)
-        wanted = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), score.shape[-1])
+        wanted = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), self.settings.crop)
         wanted = F.pixel_unshuffle(wanted, SCORE_CELL)
         total = wanted.sum(1, keepdim=True)
         wanted = torch.cat([wanted / total.clamp(min=1), (1 - total).clamp(min=0)], 1)

@@ -13,13 +13,7 @@ from d2net.geometry.cameras import check_photo_size, from_colmap
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
 from d2net.training.sources.reading import find_depth_map, stored_size
-from d2net.training.sources.scenes import (
-    PosedPhoto,
-    Scene,
-    SceneOptions,
-    ScenePairs,
-    find_overlaps,
-)
+from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
 
 if TYPE_CHECKING:
     import pycolmap

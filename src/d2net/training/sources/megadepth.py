@@ -29,13 +29,7 @@ from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import PosedDepth
 from d2net.training.sources.colmap import posed_photo
 from d2net.training.sources.reading import read_raw_depth, stored_size
-from d2net.training.sources.scenes import (
-    PosedPhoto,
-    Scene,
-    SceneOptions,
-    ScenePairs,
-    find_overlaps,
-)
+from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
 
 if TYPE_CHECKING:
     import pycolmap

@@ -24,14 +24,7 @@ from d2net.geometry.homography import transfer
 from d2net.io.image_lists import find_images, find_photo
 from d2net.io.images import limited_size
 from d2net.training.correspondences import dense_correspondences
-from d2net.training.crops import (
-    Array,
-    Crop,
-    Warp,
-    as_matrix,
-    local_scale,
-    random_crop,
-)
+from d2net.training.crops import Array, Crop, Warp, as_matrix, local_scale, random_crop
 from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
 from d2net.training.sources.reading import stored_size
 
