@@ -25,7 +25,7 @@ Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
 _MAX_RETRIES = 10
-"""How often a batch is begun again after its process died. The batch may be what kills it."""
+"""How often a batch is begun again after its process died. The batch itself may kill it."""
 
 
 def share(

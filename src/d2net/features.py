@@ -143,7 +143,7 @@ class Matches:
         matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None if no model
             was found.
         significance: see `geometry.significance`: minus log10 of the probability that matches of
-            two different places agree with a model as well; None before verification.
+            two different places agree with a model equally well; None before verification.
         confidence: K float32, the calibrated probability that a match is right; None if the matcher
             does not give one.
     """
@@ -176,8 +176,8 @@ class Matches:
     ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
         """Positions of the matched keypoints of both photos, as OpenCV and pycolmap take them.
 
-        Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives those
-        of the inliers.
+        Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives the
+        positions of the inliers.
         """
         first, second = self.indices.cpu().unbind(1)
         return a.keypoints.cpu()[first].numpy(), b.keypoints.cpu()[second].numpy()

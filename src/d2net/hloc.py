@@ -50,8 +50,8 @@ def conf(
 ) -> dict[str, Any]:
     """Make a configuration for hloc's `extract_features.main`.
 
-    The name of its output contains all that differs from the defaults, because hloc skips photos
-    that a features file contains, whatever their settings were.
+    The name of its output contains all settings that differ from the defaults, because hloc skips
+    photos that a features file contains, whatever their settings were.
 
     Args:
         weights: as for `D2Net.from_pretrained`.
@@ -66,7 +66,7 @@ def conf(
     _check(settings)
     given: dict[str, Any] = {"weights": weights} if weights != "default" else {}
     given |= settings
-    # Of a weights file the name is enough; a path would make folders.
+    # The name of a weights file is enough; a path would make folders.
     values = {key: Path(v).name if isinstance(v, str) else v for key, v in given.items()}
     parts = [f"r{resize_max}", *(f"{key}={value}" for key, value in values.items())]
     return {

@@ -1,4 +1,4 @@
-"""How a long-running function says how far it is."""
+"""The callback to which long-running functions report their progress."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class ExtractionSettings(Settings):
 
     turns: int = 1
     """Extract this many copies of the photo, turned by equal parts of a circle, and keep the
-    keypoints of all. Only one photo of a pair needs it."""
+    keypoints of all copies. Only one photo of a pair needs this."""
 
     max_edge: int | None = 1600
     """Longest edge in pixels; larger photos are reduced. None: no limit."""

@@ -21,14 +21,14 @@ SCALES = ((1.0, 1.5), (2.0, 2.5))
 """Standard deviations in pixels of the Gaussians before the derivative and over the tensor."""
 
 BORDER = 8
-"""Corners this close to the border of a photo, in pixels, depend on pixels beyond it: no
-keypoints."""
+"""Corners this close to the border of a photo, in pixels, depend on pixels beyond it, so they are
+dropped."""
 
 RADIUS = 17
 """The result at a pixel depends on pixels at most this far away, along each axis."""
 
 MIN_SCORE = 0.5
-"""Weakest corner, in grey values per pixel. Noise in flat areas stays below."""
+"""Weakest corner, in grey values per pixel. Noise in flat areas stays below it."""
 
 DEEP_SCORE_RATIO = 80.0
 """Score of a corner of one grey value per pixel on the scale of the deep detector. With the
@@ -110,7 +110,8 @@ def detect_corners(grey: Tensor) -> Detections:
 def _strength(grey: Tensor) -> Tensor:
     """The smaller eigenvalues of all scales, multiplied: fourth power of the score.
 
-    Of the inner pixels of H x W, H - 2 (RADIUS - _NEIGHBOURS) and W - 2 (RADIUS - _NEIGHBOURS).
+    The result has the inner pixels of H x W: H - 2 (RADIUS - _NEIGHBOURS) and W - 2 (RADIUS -
+    _NEIGHBOURS).
     """
     height, width = (side - 2 * (RADIUS - _NEIGHBOURS) for side in grey.shape)
     product = grey.new_ones(height, width)
@@ -148,7 +149,8 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 def _maxima(strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the local maxima, and the 3 x 3 values around them, N x 3 x 3.
 
-    `strength` has two more rows and columns on every side than are searched and counted.
+    `strength` has two more rows and columns on every side than the area that is searched; rows and
+    columns are counted from this area.
     """
     n, width = _NEIGHBOURS, strength.shape[1]
     peak = strength == largest_around(strength, n)

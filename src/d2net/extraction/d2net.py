@@ -201,7 +201,7 @@ class D2Net(nn.Module):
         ]
 
     def score_map(self, image: ImageLike) -> Tensor:
-        """Detection scores of a photo, to look at.
+        """Detection scores of a photo, for display.
 
         This map is not tiled. So a photo is reduced to the default size limits even if the model's
         own limits are larger.

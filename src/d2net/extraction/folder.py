@@ -60,7 +60,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Job:
-    """What it takes to extract a photo, sent once to each process of a cluster."""
+    """Everything needed to extract a photo, sent once to each process of a cluster."""
 
     model: D2Net
     settings: ExtractionSettings

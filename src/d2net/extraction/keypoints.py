@@ -58,7 +58,7 @@ class Keypoints:
 
 
 def detectors(network: Network, settings: ExtractionSettings) -> list[Detector]:
-    """The detectors that resolved settings ask for; of near duplicates the first one's are kept."""
+    """The detectors of resolved settings; of near duplicates, the first one's keypoint is kept."""
     chosen: list[Detector] = []
     if settings.detector in ("corner", "both"):
         chosen.append(CornerDetector())

@@ -1,4 +1,4 @@
-"""Which keypoints are kept: the budget, and near duplicates of two detectors."""
+"""Selection of keypoints: the budget, and near duplicates of two detectors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ did."""
 
 
 def select_best(found: Sequence[Keypoints], budget: int | None) -> Keypoints:
-    """The best keypoints of one photo, best first, from those of each detector.
+    """The best keypoints of one photo, best first, from the keypoints of each detector.
 
-    Every detector has an equal share of the budget (None: no limit). A detector that finds less
-    leaves the rest to those before it. A keypoint close to one of an earlier detector is dropped,
-    and the next best one takes its place.
+    Every detector has an equal share of the budget (None: no limit). A detector that finds fewer
+    leaves the rest of its share to the detectors before it. A keypoint close to one of an earlier
+    detector is dropped, and the next best one takes its place.
     """
     kept: list[Keypoints] = []
     for number, keypoints in enumerate(found):

@@ -57,7 +57,7 @@ class AbsolutePose:
             camera's centre in the world. It follows from the scatter of the inliers, so it does not
             include errors that they share, such as those of the intrinsics.
         significance: minus log10 of the probability that accidental correspondences agree with a
-            pose as well, 0 at least; see `geometry.significance`.
+            pose equally well, at least 0; see `geometry.significance`.
     """
 
     cam_from_world: pycolmap.Rigid3d
@@ -73,7 +73,7 @@ class AbsolutePose:
 
     @property
     def centre(self) -> Array:
-        """In the world."""
+        """The camera's centre in the world."""
         return np.asarray(self.cam_from_world.inverse().translation, dtype=np.float64)
 
     @property
@@ -164,7 +164,7 @@ def absolute_pose(
 
 
 def _centre_covariance(cam_from_world: pycolmap.Rigid3d, covariance: Array) -> Array:
-    """The covariance of rotation and camera centre, from COLMAP's of rotation and translation.
+    """The covariance of rotation and camera centre, from COLMAP's for rotation and translation.
 
     COLMAP assumes noise of 1 px. Its six parameters are half the rotation vector about the camera's
     axes (Ceres's quaternion manifold) and the translation t. The camera's centre is -R^T t.

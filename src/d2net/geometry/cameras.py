@@ -148,7 +148,7 @@ def from_colmap(points: Array) -> Array:
 
 
 def intrinsics_from_colmap(matrix: Array) -> Array:
-    """A 3 x 3 camera matrix of COLMAP's for pixels with centres at integers."""
+    """A 3 x 3 camera matrix from COLMAP's pixels to pixels with centres at integers."""
     shifted = np.array(matrix, dtype=np.float64)
     shifted[:2, 2] = from_colmap(shifted[:2, 2])
     return shifted

@@ -38,7 +38,7 @@ class AxisMap:
         return AxisMap(self.scale * first.scale, self.scale * first.shift + self.shift)
 
     def of(self, value: float) -> float:
-        """One coordinate mapped."""
+        """Map one coordinate."""
         return self.scale * value + self.shift
 
 
@@ -96,7 +96,7 @@ class Rotation:
 
     @property
     def quarter(self) -> bool:
-        """Whether it is by quarter turns, which take pixels to pixels."""
+        """Whether it consists of quarter turns, which map pixels to pixels."""
         return min(abs(self.cosine), abs(self.sine)) < 1e-9
 
     def inverse(self) -> Rotation:

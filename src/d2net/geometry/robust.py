@@ -65,7 +65,7 @@ class RobustOptions(RansacOptions):
             the Sampson distance for the other models. MAGSAC++ gives no weight beyond it.
         method: "magsac" (OpenCV) or "poselib".
         progressive: draw samples from the first pairs at first (PROSAC; Chum and Matas, CVPR 2005),
-            for pairs that are sorted, the best first. It finds models among few right pairs.
+            for pairs that are sorted best first. PROSAC finds models among few right pairs.
     """
 
     method: Method = "magsac"
@@ -88,7 +88,7 @@ def estimate(
 ) -> tuple[Array | None, NDArray[np.bool_]]:
     """Robustly estimate the model of point pairs.
 
-    Points on one plane leave a fundamental matrix ambiguous, but every one that fits them still
+    Points on one plane leave a fundamental matrix ambiguous, but every matrix that fits them still
     separates them from outliers.
 
     Args:

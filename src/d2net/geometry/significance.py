@@ -1,14 +1,14 @@
 """Significance: whether matches agree by accident or because both photos show one place.
 
-The number of inliers cannot tell. Of 500 random matches, 30 to 50 fit the best of many fundamental
-matrices, and true pairs across seasons have no more. Significance is minus log10 of the probability
-of such an agreement between photos of different places: 3 is one accident in a thousand. Two tests
-give the probability:
+The number of inliers cannot tell this. Of 500 random matches, 30 to 50 fit the best of many
+fundamental matrices, and true pairs across seasons have no more inliers. Significance is minus
+log10 of the probability of such an agreement between photos of different places: 3 is one accident
+in a thousand. Two tests give the probability:
 
 - The fit, for all models: do the matches near the model gather closely around it? It is a number of
   false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012), but only matches in a
   band around the model count. Otherwise, its background model puts accidental partners anywhere in
-  the photo. Learned features refute that: they match windows with windows and ground with ground,
+  the photo. Learned features violate this: they match windows with windows and ground with ground,
   which lie at similar heights, so nearly parallel epipolar lines pass close to them.
 - The order, for fundamental and essential matrices: are neighbours in one photo neighbours in the
   other? The null hypothesis swaps partners along their epipolar lines. A homography and a pose
@@ -71,7 +71,7 @@ def nfa_significance(
 
     Equation 9 of Moulon et al., for samples from all N matches and inliers from the n in the band:
     NFA(k) = N_sol (n - N_s) C(N, N_s) C(n - N_s, k - N_s) p_k^(k - N_s). `chances` are, for each
-    match in the band, the probability that an accidental partner in the band fits as well.
+    match in the band, the probability that an accidental partner in the band fits equally well.
     """
     n = len(chances)
     if n <= sample_size + 1:
@@ -176,9 +176,9 @@ def pose_significance(
     """Significance of an absolute pose, with a sample of 4 (10 solutions) for a focal length.
 
     `errors` are the N reprojection errors of all 2D-3D correspondences, outliers too, and `points`
-    their N x 2 points in the photo. A point may occur several times; the best of its
-    correspondences counts, and has had as many chances to fit by accident. Points in the same
-    square of the size of the threshold count once.
+    their N x 2 points in the photo. A point may occur several times; its best correspondence
+    counts, but had as many chances to fit by accident as the point has correspondences. Points in
+    the same square of the size of the threshold count once.
     """
     _, point, tries = np.unique(points, axis=0, return_inverse=True, return_counts=True)
     rows = _one_each(np.argsort(errors, kind="stable"), (points, threshold))
@@ -206,7 +206,7 @@ def _order_significance(a: Array, b: Array, lines_b: Array) -> float:
     Fisher's method combines the ranks, with Chernoff's bound of the gamma distribution's tail.
     """
     neighbours_a, neighbours_b = _neighbours(a), _neighbours(b)
-    shared = neighbours_a @ neighbours_b.T  # [i, j]: with the partner of j as that of i
+    shared = neighbours_a @ neighbours_b.T  # [i, j]: if i had the partner of j
     from_line = np.abs(lines_b[:, :2] @ b.T + lines_b[:, 2:])
     np.fill_diagonal(from_line, np.inf)
     swaps = np.argpartition(from_line, _SWAPS, axis=1)[:, :_SWAPS]

@@ -93,7 +93,7 @@ def _count(data: bytes, position: int, code: str = "<Q") -> int:
 
 
 def _end_of_record(kind: str, data: bytes, start: int) -> int:
-    """Where the record ends that begins at `start`."""
+    """Where the record that begins at `start` ends."""
     import pycolmap
 
     if kind == "cameras":  # number, camera model, width, height; parameters

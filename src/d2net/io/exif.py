@@ -47,9 +47,9 @@ class Position(NamedTuple):
 
 
 def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:
-    """The positions of those photos that have one, by name, in the photos' order.
+    """The positions of the photos, by name, in the photos' order.
 
-    A photo that cannot be read has none; the error is reported when its pixels are read.
+    Photos that cannot be read are left out; the error is reported when their pixels are read.
     """
     positions = {photo.name: gps_position(photo.path) for photo in photos}
     return {name: position for name, position in positions.items() if position is not None}
@@ -73,7 +73,7 @@ def _exif(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
 def gps_position(path: Path) -> Position | None:
     """Where a photo was taken; None if the EXIF data lack it or are invalid.
 
-    Cameras write 0, 0 before they know their position, so that counts as missing.
+    Cameras write 0, 0 before they know their position, so this position counts as missing.
     """
     try:
         _, _, tags = _exif(path)
@@ -96,7 +96,7 @@ def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str,
 
 
 def photo_size(path: Path, upright: bool = True) -> Size | None:
-    """(width, height) by a photo's header; None if it cannot be read.
+    """(width, height) from a photo's header; None if it cannot be read.
 
     The error is reported when the pixels are read.
     """

@@ -93,7 +93,7 @@ class _Decoded:
     is_upright: bool = False
 
     def turned(self, image: npt.NDArray[Result], upright: bool) -> npt.NDArray[Result]:
-        """Apply to `image`, which has the size of the samples, what remains of the orientation."""
+        """Apply the remaining orientation to `image`, which has the size of the samples."""
         orientation = self.orientation
         if upright == self.is_upright:
             return image
@@ -289,7 +289,7 @@ def _opencv_samples(file: BinaryIO) -> Samples:
 
 
 def quiet_opencv() -> Any:  # noqa: ANN401 (a module)
-    """OpenCV, which no longer prints unknown TIFF tags, such as map coordinates."""
+    """OpenCV, silenced about unknown TIFF tags such as map coordinates."""
     import cv2
 
     log: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has the function in cv2 itself

@@ -43,9 +43,9 @@ def find_images(
 
     Folders are searched with all their subfolders, and links to folders are followed. Hidden files
     and folders, maps, and pictures that the package made are skipped. A given file counts as a
-    photo whatever its extension. Each file is listed once, in the order of `paths`, and those of a
-    folder by name. Names are relative to `root`, by default to the given folder or to the folder of
-    a given file.
+    photo whatever its extension. Each file is listed once, in the order of `paths`, and the files
+    of a folder by name. Names are relative to `root`, by default to the given folder or to the
+    folder of a given file.
 
     Raises:
         InputError: a path does not exist, cannot be listed or is not below `root`, or two

@@ -176,8 +176,8 @@ def has_low_contrast(pixels: Pixels) -> bool:
 
 
 def _range_of_samples(pixels: Pixels) -> tuple[float, float]:
-    """The samples below and above which 0.1 % of all are."""
-    step = math.ceil(math.sqrt(pixels.size / 100_000))  # so many samples are enough
+    """The values below and above which 0.1 % of all samples lie."""
+    step = math.ceil(math.sqrt(pixels.size / 100_000))  # this many samples are enough
     low, high = np.percentile(pixels[::step, ::step], (0.1, 99.9))
     return float(low), float(high)
 

@@ -24,7 +24,7 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     """Write all matches of two photos, with the inliers marked.
 
     - .npz: `points_a` and `points_b` K x 2 float32, `indices` K x 2, `similarity` K, `confidence` K
-      if the matcher knows it, and after verification `inliers` K, `model`, `matrix` (absent if
+      if the matcher gives it, and after verification `inliers` K, `model`, `matrix` (absent if
       none was found), `significance` and `verdict`.
     - .json: the same names, with lists for arrays and null for what is absent.
     - .csv: the columns x_a, y_a, x_b, y_b, similarity, confidence if it is known, and after

@@ -60,7 +60,7 @@ def check_name(name: str) -> str:
 class NoSuchEntryError(InputError, KeyError):
     """A file of features or matches lacks the requested photo or pair."""
 
-    __str__ = Exception.__str__  # KeyError's would print quotes around the sentence
+    __str__ = Exception.__str__  # KeyError's version would print quotes around the sentence
 
 
 class H5File:
@@ -349,7 +349,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(location, uri=True, isolation_level=None)
     try:
         # With a write-ahead log, neither a kill nor a power cut damages the database. The exclusive
-        # mode spares the shared memory that the log needs otherwise and network drives lack.
+        # mode avoids shared memory, which network drives lack.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")

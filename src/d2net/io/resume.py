@@ -42,7 +42,7 @@ def file_state(path: Path | None) -> list[int] | None:
 
 
 class WorkRecord:
-    """The JSON file in a folder of work that says how its contents were made and which are done.
+    """The JSON file in a folder of work: how its contents were made, and which steps are done.
 
     The caller holds a lock of the folder while it works there.
 
@@ -54,7 +54,7 @@ class WorkRecord:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
-        """Read the record at `path`, or begin a new one. Without `settings` any are accepted.
+        """Read the record at `path`, or begin one. Without `settings`, any settings are accepted.
 
         Raises:
             InputError: `settings` cannot be stored as JSON.

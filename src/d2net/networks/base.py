@@ -145,12 +145,12 @@ class Network(nn.Module, ABC):
         Args:
             images: B x H x W x 3, RGB, 0..255, uint8 or float32.
             dtype: precision of the computation.
-            statistics: of the whole photos that the images are parts of. None: of the images.
+            statistics: of the whole photos that contain the images. None: of the images themselves.
         """
 
     @abstractmethod
     def detector(self, *, original: bool) -> Detector:
-        """The network's own detector; an InputError if it cannot detect as the 2019 release."""
+        """The network's own detector; an InputError if it cannot detect as the 2019 release did."""
 
     @abstractmethod
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
@@ -167,7 +167,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def score_map(self, maps: Maps) -> Tensor:
-        """Detection scores of the cells of one image, h x w float32, to look at."""
+        """Detection scores of the cells of one image, h x w float32, for display."""
 
     def add_coarser_level(
         self, maps: Maps, coarser: Maps, coarser_from_maps: GridMap, level: int, *, original: bool
@@ -176,14 +176,14 @@ class Network(nn.Module, ABC):
 
         Args:
             maps: of a batch.
-            coarser: those of the level before.
+            coarser: the maps of the level before.
             coarser_from_maps: maps cells of `maps` to cells of `coarser`.
             level: number of the level of `maps` from 1, the coarsest.
-            original: as the 2019 release.
+            original: add as the 2019 release does.
         """
 
     def resolve(self, settings: ExtractionSettings) -> ExtractionSettings:
-        """Settings with the choices filled in that were left to the network.
+        """Settings with the network's defaults filled in.
 
         Raises:
             InputError: these weights cannot make the descriptors.

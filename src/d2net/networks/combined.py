@@ -16,7 +16,7 @@ class Combined(Network):
     """Light detects, and the descriptors of both networks are concatenated.
 
     Its maps are those of light, then those of the VGG. Light's grid serves both: its cells are a
-    whole number of the VGG's cells, and its receptive field contains that of the VGG.
+    whole number of the VGG's cells, and its receptive field contains the VGG's.
 
     Args:
         light: the network that detects.
@@ -39,7 +39,7 @@ class Combined(Network):
         return {"combined": self.light.widths.dimension + of_vgg}
 
     def statistics(self, photos: Tensor) -> Tensor:
-        """Those that light needs."""
+        """The statistics that light needs."""
         return self.light.statistics(photos)
 
     def compute_maps(
@@ -63,5 +63,5 @@ class Combined(Network):
         return F.normalize(torch.cat(parts, dim=1), dim=1)
 
     def score_map(self, maps: Maps) -> Tensor:
-        """That of light."""
+        """The score map of light."""
         return self.light.score_map(maps)

@@ -26,11 +26,11 @@ Real keypoints rise by 13 % (median; 2 % at the 0.1 % quantile). Smaller rises c
 such as the ripple of a saturated sky computed in bfloat16."""
 
 MIN_RISE_ORIGINAL = 1e-4
-"""The same for `original` in float32. The release has no such limit, but it computes flat areas
-exactly flat, while Winograd convolution leaves rounding errors."""
+"""The smallest height for `original` in float32. The release has no such limit, but it computes
+flat areas exactly flat, while Winograd convolution leaves rounding errors."""
 
 _LARGEST_STEP = 0.5
-"""A sub-pixel step that is larger, in cells, leads into another cell."""
+"""A larger sub-pixel step, in cells, leads into another cell."""
 
 
 def soft_scores(maps: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def detect(maps: Tensor, *, original: bool = False, min_rise: float = MIN_RISE) 
 
     Args:
         maps: h x w x C after the ReLU, any float type; compared in float32.
-        original: as the 2019 release: cells on the border count (derivatives are padded with zeros)
-            and of equal neighbours all are detections. Otherwise a detection needs its eight
-            neighbours, and of equal neighbours the first in reading order wins.
+        original: as in the 2019 release, cells on the border count (derivatives are padded with
+            zeros), and equal neighbours are all detections. Otherwise a detection needs its eight
+            neighbours, and the first of equal neighbours in reading order wins.
         min_rise: smallest height over the neighbours, relative to the value.
 
     Returns:
@@ -116,7 +116,7 @@ def detect(maps: Tensor, *, original: bool = False, min_rise: float = MIN_RISE) 
         peak = (centre >= around).all(dim=1)
     else:
         peak = (centre > around[:, :4]).all(dim=1) & (centre >= around[:, 5:]).all(dim=1)
-    if not torch.compiler.is_exporting():  # few are left: what follows is cheap
+    if not torch.compiler.is_exporting():  # few are left, so the next steps are cheap
         channels, rows, cols, patch = channels[peak], rows[peak], cols[peak], patch[peak]
         peak = peak[peak]
     det, trace, steps = quadratic_step(patch)

@@ -156,7 +156,7 @@ class ScoreHead(nn.Module):
     def _logits(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
         context = F.relu(self.from_middle(middle) + upsample(self.from_coarse(coarse)))
         mixed = self.mix(torch.cat([fine, upsample(self.narrow(context))], 1))
-        # One convolution of stride 2 gives what `logits` gives at 2 x 2 cells. CPUs are slow at
+        # One convolution of stride 2 equals `logits` at 2 x 2 cells. CPUs are slow at
         # four output channels.
         w, bias = self.logits.weight, cast(Tensor, self.logits.bias)
         shifted = torch.stack([F.pad(w, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)])
@@ -187,8 +187,8 @@ class DescriptorHead(nn.Module):
 class Light(Network):
     """The network `light`.
 
-    Its maps are those at 1/2, 1/4 and 1/8 of the image, and the score's logits: 16 for each cell of
-    4 x 4 pixels.
+    Its maps are the maps at 1/2, 1/4 and 1/8 of the image, and the score's logits: 16 for each cell
+    of 4 x 4 pixels.
 
     Args:
         widths: see `LightSettings`.
@@ -295,7 +295,7 @@ class LightDetector:
     """Keypoints are local maxima of the score's probability.
 
     Args:
-        network: whose score head is used.
+        network: the network whose score head is used.
     """
 
     border = _BORDER

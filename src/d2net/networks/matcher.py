@@ -1,7 +1,7 @@
 """A transformer that matches the keypoints of two photos, and says how sure each match is.
 
-As LightGlue (Lindenberger et al., ICCV 2023, section 3), but the scores start from the similarity
-of the descriptors, and the layers add to it.
+This follows LightGlue (Lindenberger et al., ICCV 2023, section 3), but the scores start from the
+similarity of the descriptors, and the layers add to it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Assignment:
         Returns:
             K x 2 int64 rows of both photos, and K probabilities.
         """
-        # The whole matrix of probabilities is never made: it takes long.
+        # The whole matrix of probabilities is never made, because that takes long.
         logits = self.similarity[0]
         if logits.numel() == 0:
             return logits.new_empty(0, 2, dtype=torch.int64), logits.new_empty(0)

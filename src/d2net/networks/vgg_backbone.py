@@ -65,7 +65,7 @@ class VGGBackbone(nn.Module):
         self._transformed: dict[str, tuple[int, Tensor]] = {}
 
     def convolution(self, name: str) -> nn.Conv2d:
-        """The layer called `name`, as conv4_3."""
+        """The layer called `name`, such as conv4_3."""
         return cast(nn.Conv2d, getattr(self, name))
 
     def forward(self, images: Tensor, stride: int = TRAINING_STRIDE) -> Tensor:
@@ -204,7 +204,7 @@ class VGGBackbone(nn.Module):
 
 
 def _average_pool(x: Tensor) -> Tensor:
-    """2x2 averages of stride 2, without the copy that torch makes of an x that is a slice."""
+    """2x2 averages of stride 2, without torch's copy of an x that is a slice."""
     rows, cols = (side // 2 * 2 for side in x.shape[2:])
     total = x[:, :, 0:rows:2, 0:cols:2].float() + x[:, :, 0:rows:2, 1:cols:2]
     total += x[:, :, 1:rows:2, 0:cols:2]

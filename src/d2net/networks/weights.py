@@ -33,7 +33,7 @@ from d2net.progress import Progress, no_progress
 _log = logging.getLogger(__name__)
 
 _TIMEOUT = 30.0
-"""Seconds without a byte after which a download is given up."""
+"""A download is given up after this many seconds without a byte."""
 
 _OF_VGG = {
     f"{index}.{kind}": f"backbone.{layer}.{kind}"

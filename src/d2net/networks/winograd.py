@@ -5,10 +5,10 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. 
 transforms around them are sums of whole slices. It pays on a CPU where channels are many: a direct
 convolution already runs at the cores' peak, so only less arithmetic is faster.
 
-The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity. Against the usual 0, +-1, +-2
-they cost the same and round better (Barabasz et al., "Error Analysis and Improving the Accuracy of
-Winograd Convolution for Deep Neural Networks", ACM TOMS 2020), which lets the products be made in
-bfloat16 too, between transforms in float32.
+The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity. Compared with the usual 0, +-1,
++-2, they cost the same and round better (Barabasz et al., "Error Analysis and Improving the
+Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS 2020), which lets the products
+be made in bfloat16 too, between transforms in float32.
 
 Maps are height x width x channels here, so that a slice is a matrix of (tiles, channels).
 """
