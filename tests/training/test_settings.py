@@ -89,7 +89,7 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.toml: steps must be"):
         TrainingSettings.from_file(path)
     path.write_text("steps = ")
-    with pytest.raises(InputError, match=r"recipe\.toml is no TOML"):
+    with pytest.raises(InputError, match=r"recipe\.toml is not TOML"):
         TrainingSettings.from_file(path)
     with pytest.raises(InputError, match="cannot be read"):
         TrainingSettings.from_file(tmp_path / "missing.toml")

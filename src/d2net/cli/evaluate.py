@@ -178,7 +178,7 @@ def localization(
     """Localize queries in a map: Aachen Day-Night, or a scene with a COLMAP model.
 
     DIR has the layout of Aachen (docs/localization-benchmarks.md), or it is a scene with photos and
-    a COLMAP model. Of a scene every third photo is left out of the map and localized.
+    a COLMAP model. In a scene, every third photo is left out of the map and localized.
 
     Options:
         pairs FILE: Pairs of queries and map photos; repeatable. Default: pairs-query-*.txt in DIR.

@@ -114,7 +114,7 @@ def localize(
     stem, suffix = re.escape(output.stem), re.escape(output.suffix)
     for file in output.absolute().parent.glob("*"):
         if re.fullmatch(rf"{stem}(_doubtful|(_doubtful)?_map\d+){suffix}", file.name):
-            with suppress(FormatError):  # a file of the user's that only has such a name stays
+            with suppress(FormatError):  # a file of the user with such a name stays
                 read_poses(file)
                 file.unlink()  # of an earlier run
     for file, written in poses.items():

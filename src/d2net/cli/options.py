@@ -90,8 +90,8 @@ class Extraction:
         detector: deep: maxima of the deep map, as in the paper. corner: corners of the grey photo,
             which are more precise. both: half of each. Default: both; with --original, deep.
         descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
-            deep and a shallow map. whitened: fused, reduced to 384 numbers. light, combined: those
-            of networks of that name. Default: the best type that the weights have.
+            deep and a shallow map. whitened: fused, reduced to 384 numbers. light, combined: the
+            descriptors of these networks. Default: the best type that the weights have.
         original: Reproduce the 2019 release, faults included.
 
     Photos:

@@ -28,7 +28,7 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
                 "output, so that the input is not overwritten"
             )
     with output.open("rb") as file:
-        is_text = b"\0" not in file.read(8192)  # no kind of photo or database is free of zero bytes
+        is_text = b"\0" not in file.read(8192)  # photos and databases contain zero bytes
     if appends or is_text:
         return
 

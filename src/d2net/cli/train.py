@@ -110,8 +110,8 @@ def distill(
 ) -> None:
     """Train the small network light to imitate larger ones.
 
-    The teachers look at every photo first; their outputs are stored in RUN/teachers. Then it is as
-    with `d2net train`: the result is RUN/weights.safetensors, and a run that was stopped continues
+    The teachers look at every photo first; their outputs are stored in RUN/teachers. As with
+    `d2net train`, the result is RUN/weights.safetensors, and a run that was stopped continues
     when the same command is started again.
 
     Options:

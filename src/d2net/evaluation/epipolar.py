@@ -38,9 +38,9 @@ WITHIN = Curve(
     "within", tuple(range(1, 21)), "share of marks within so many pixels of their epipolar lines"
 )
 SEEDS = (0, 1, 2)
-"""Of MAGSAC's random samples; figures are means over them."""
+"""Seeds of MAGSAC's random samples; figures are means over them."""
 THRESHOLD, MAX_ITERATIONS = 1.0, 20_000
-"""Of MAGSAC, in pixels."""
+"""Threshold of MAGSAC in pixels."""
 DRAWN_AS_CORRECT = 5.0
 """A match is drawn as correct within this distance (pixels) of the geometry of the marks."""
 
@@ -156,7 +156,7 @@ def _judge(
     figures["inliers"] = float(np.mean(num_inliers))
     _add_spread(figures)
 
-    # Drawn as correct are the matches that agree with the geometry of the marks.
+    # Matches that agree with the geometry of the marks are drawn as correct.
     at_marks = RobustOptions(threshold=DRAWN_AS_CORRECT)
     F, _ = robust.estimate("fundamental", pair.marks_a, pair.marks_b, at_marks)
     if F is None:

@@ -126,7 +126,7 @@ Detect = Callable[[NDArray[np.uint8]], Detected]
 
 
 class Baseline:
-    """A method of others, on photos reduced to their longest edge.
+    """A method by others, on photos reduced to their longest edge.
 
     Args:
         name: in tables.
@@ -194,7 +194,7 @@ def kornia_baseline(
     max_edge: int = 1600,
     weights: str | None = None,
 ) -> Baseline:
-    """ALIKED-n16 (Zhao et al., 2023) or XFeat (Potje et al., CVPR 2024), by the begin of the name.
+    """ALIKED-n16 (Zhao et al., 2023) or XFeat (Potje et al., CVPR 2024), by the start of the name.
 
     Without a file of weights kornia downloads them.
     """

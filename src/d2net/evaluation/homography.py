@@ -46,7 +46,7 @@ MMA = Curve(
 CORNER_THRESHOLDS = (1, 3, 5)
 DRAWN_AS_CORRECT = 3.0
 MAGSAC_THRESHOLD = 3.0
-"""Pixels; the same for all methods, so that corner errors compare nothing but features."""
+"""Threshold in pixels; the same for all methods, so that corner errors compare only features."""
 LEFT_OUT_OF_HPATCHES = (
     *("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding"),
     *("v_artisans", "v_astronautis", "v_talent"),
@@ -106,7 +106,6 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
 
 
 def _images(folder: Path) -> dict[int, Path]:
-    """The images of a sequence by number."""
     images = {}
     for path in sorted(folder.iterdir()):
         number = re.fullmatch(r"(?:img)?(\d+)", path.stem)

@@ -67,7 +67,7 @@ PROTOCOL = Protocol(
     "Localization in a map",
     "Each query photo is matched with photos of a map whose points are known, and its pose is "
     "estimated from the matches. A figure named by a distance and an angle is the percentage of "
-    "queries whose pose is within both of the true one. A query without a pose counts as wrong.",
+    "queries within both limits of the true pose. A query without a pose counts as wrong.",
     item=("query", "queries"),
     correct="agreeing with the true pose or, where it is not known, with the estimated one",
 )

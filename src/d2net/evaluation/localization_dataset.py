@@ -44,12 +44,12 @@ AACHEN_VERSIONS = {4328: "aachen-v1.0", 6697: "aachen-v1.1"}
 AACHEN_THRESHOLD = 12.0
 """Largest reprojection error of an inlier in pixels (hloc's and COLMAP's)."""
 NUM_COVISIBLE = 20
-"""Each photo of the map is matched with so many others, which see the most of the same points."""
+"""Each photo of the map is matched with this many others that share the most points with it."""
 QUERY_LISTS = "*_time_queries_with_intrinsics.txt"
 
 SCENE_LIMITS = (Limit("1 %, 1°", 1, 1), Limit("2 %, 2°", 2, 2), Limit("5 %, 5°", 5, 5))
 EVERY = 3
-"""Of a scene's photos in the order of their names, the second of each three is a query."""
+"""Of every three photos of a scene, in the order of their names, the second is a query."""
 
 
 class Query(NamedTuple):
@@ -76,7 +76,7 @@ class LocalizationDataset:
         name: of the benchmark; "" for other photos.
         photos: the folder that names of photos are relative to.
         queries: in the order of their lists.
-        limits: by which the benchmark counts.
+        limits: the errors by which the benchmark counts.
         threshold: usual largest reprojection error of an inlier in pixels; None to choose it by
             the uncertainty of a query's keypoints, as `d2net localize` does.
         model: poses and cameras of the map's photos.
@@ -84,7 +84,7 @@ class LocalizationDataset:
             by the evaluated features, as `d2net reconstruct` and `d2net localize` do.
         true_poses: `cam_from_world` of the queries, where the dataset has them.
         unit: of positions in figures and limits.
-        unit_length: of that unit, in units of the map.
+        unit_length: length of that unit, in units of the map.
         elsewhere: files of photos that are not in the folder, by name.
     """
 

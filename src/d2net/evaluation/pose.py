@@ -52,10 +52,10 @@ PRECISION = Curve(
     "share of matches within so many pixels of the true epipolar geometry",
 )
 THRESHOLDS = (0.5, 1, 2, 4, 8)
-"""Of RANSAC in pixels of the photos (Sampson distance). All are reported: the best one of a sweep
-would be chosen on the data it is judged by."""
+"""RANSAC's thresholds in pixels of the photos (Sampson distance). All are reported, because the
+best one would be chosen on the data that judges it."""
 SEEDS = (0, 1, 2)
-"""Of RANSAC's random samples; figures are means over them."""
+"""Seeds of RANSAC's random samples; figures are means over them."""
 DRAWN_AS_CORRECT = 3
 FAILED = 180.0
 """Error in degrees of a pair without an estimate. It is finite, so that JSON can hold it. It is
@@ -184,8 +184,8 @@ def _pose_error(E: Array, rays_a: Array, rays_b: Array, pair: PosedPair) -> floa
     """Angle in degrees between the pose of an essential matrix and the true one."""
     import cv2
 
-    # Of the four poses of E the one with most points in front of both cameras. OpenCV ignores
-    # points farther than 50 baselines unless told otherwise.
+    # This takes the pose of E's four that has the most points in front of both cameras. OpenCV
+    # ignores points farther than 50 baselines unless told otherwise.
     _, rotation, translation, *_ = cv2.recoverPose(E, rays_a, rays_b, np.eye(3), distanceThresh=1e9)
     direction = np.asarray(translation, dtype=np.float64)[:, 0]
     return max(

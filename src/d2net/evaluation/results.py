@@ -196,7 +196,7 @@ def averaged(
 
 
 def mean_figures(figures: Sequence[Figures]) -> Figures:
-    """The mean of each figure over those that have it."""
+    """The mean of each figure over the pairs that have it."""
     names = dict.fromkeys(name for values in figures for name in values)
     return {name: float(np.mean([f[name] for f in figures if name in f])) for name in names}
 

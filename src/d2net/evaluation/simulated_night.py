@@ -19,7 +19,7 @@ PHOTONS = 40.0
 READING = 2.0
 """Standard deviation of the noise of reading out, in electrons."""
 SKY, LAMP = 0.04, 0.3
-"""Share of the light far from the lamp, and standard deviation of its fall in longer edges."""
+"""Share of the light far from the lamp, and standard deviation of its fall-off in longer edges."""
 EXPOSED = 0.3
 """Share of white that the brightest hundredth of the pixels gets."""
 _SODIUM, _MOON = np.array([1.0, 0.55, 0.125]), np.array([0.6, 0.75, 1.0])

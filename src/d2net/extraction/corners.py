@@ -110,8 +110,7 @@ def detect_corners(grey: Tensor) -> Detections:
 def _strength(grey: Tensor) -> Tensor:
     """The smaller eigenvalues of all scales, multiplied: fourth power of the score.
 
-    The result has the inner pixels of H x W: H - 2 (RADIUS - _NEIGHBOURS) and W - 2 (RADIUS -
-    _NEIGHBOURS).
+    Of H x W pixels, the inner H - 2 (RADIUS - _NEIGHBOURS) x W - 2 (RADIUS - _NEIGHBOURS).
     """
     height, width = (side - 2 * (RADIUS - _NEIGHBOURS) for side in grey.shape)
     product = grey.new_ones(height, width)
@@ -149,8 +148,7 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
 def _maxima(strength: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the local maxima, and the 3 x 3 values around them, N x 3 x 3.
 
-    `strength` has two more rows and columns on every side than the area that is searched; rows and
-    columns are counted from this area.
+    Counting starts two rows and columns inside of `strength`, where the searched area begins.
     """
     n, width = _NEIGHBOURS, strength.shape[1]
     peak = strength == largest_around(strength, n)

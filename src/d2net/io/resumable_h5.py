@@ -262,7 +262,6 @@ class EntryWriter:
         return existing
 
     def _note(self, name: str, attributes: Attributes) -> None:
-        """Note that an entry is finished."""
         self._entries[name] = attributes
         self._folders.update(_folders_of(name))
 

@@ -1,7 +1,7 @@
 """A map's place on the earth: upright, in metres and north up where the photos have GPS positions.
 
 A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people hold
-cameras level. GPS positions say the rest, with errors of metres, some of them large.
+cameras level. GPS positions determine the rest, with errors of metres, some of them large.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MIN_POSITIONS = 4
 _MAX_SCALE_DEVIATION = 0.1
 """A GPS position agrees with the map within these errors in metres. A map is georeferenced if this
 many photos and at least half of the positions agree, and its scale is known to this share. Ten
-photos within a few metres of each other do not tell the scale."""
+photos within a few metres of each other do not determine the scale."""
 
 _NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
 _MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
@@ -82,12 +82,12 @@ class Georeference:
         return self.error * float(np.sqrt((2 + 2 * distance**2) / self.num_agreeing))
 
     def write(self, folder: Path) -> None:
-        """Write it beside a model."""
+        """Write the georeference beside a model."""
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Georeference | None:
-        """Read that of a model; None if the model has none."""
+        """Read the georeference of a model; None if the model has none."""
         path = folder / FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
@@ -102,7 +102,7 @@ def georeference(
     A known distance sets the scale, except for a model without one of its photos.
 
     Returns:
-        The place on the earth. None if too few positions agree, or they do not tell the scale.
+        The place on the earth. None if too few positions agree, or they do not determine the scale.
     """
     images = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
     poses = {image.name: image.cam_from_world() for image in images}
@@ -131,7 +131,7 @@ def georeference(
     targets = transform.ellipsoid_to_enu(on_earth, *reference)
     sources = np.asarray(turn * np.array([centres[name] for name in names]))
     aligned, n = None, 0
-    # A drone's cameras that look down look like a person's that look ahead: the positions decide.
+    # Cameras that look down (drones) resemble cameras that look ahead, so the positions decide.
     down = Rotation.align_vectors(_UP[None], -upright.apply(rotations[:, 2].mean(axis=0))[None])[0]
     for tilt in (Rotation.identity(), down):
         found = _align(tilt.apply(sources), targets, known_scale=scale is not None)

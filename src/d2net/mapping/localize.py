@@ -61,7 +61,7 @@ class Localization(QueryPose):
         verdict: "localized", "doubtful" (an accident cannot be excluded, or the pose is uncertain)
             or "lost".
         reason: why the query is not localized; empty if it is.
-        features: of the query.
+        features: the query's features.
         known_camera: the camera was given or read from EXIF; the focal length was not estimated.
         map_number: number n of the map `sparse/n` in whose frame the pose is.
         georeference: the place on the earth of that map; None if unknown.
@@ -229,7 +229,7 @@ class Map:
             camera: COLMAP's camera of the query. None reads it from the file's EXIF data; without
                 a focal length there, it is estimated with the pose.
             num_retrieved: number of map photos that the query is matched with.
-            seed: of RANSAC.
+            seed: seed of RANSAC's random samples.
         """
         features = self.model.extract(image)
         if camera is None:

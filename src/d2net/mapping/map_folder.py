@@ -74,7 +74,7 @@ class MapFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder in the map's folder, removed at the end or, after a kill, by the next."""
+        """An empty folder in the map, removed at the end or, after a kill, by the next use."""
         path = self.path / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):

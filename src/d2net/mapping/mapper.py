@@ -25,7 +25,7 @@ pairs connect, unless it finds no first pair at all. With more photos it starts 
 attempt takes minutes and internet photos always contain some that do not fit."""
 
 _MAX_MODELS, _MAX_MODEL_OVERLAP = 10, 3
-"""COLMAP's 50 models, and 20 photos in two of them, cost most of the time with internet photos."""
+"""COLMAP's defaults, 50 models and 20 shared photos, cost most of the time with internet photos."""
 
 _GROWTH_BETWEEN_ADJUSTMENTS = 1.4
 """Global bundle adjustment runs when a model has grown by this factor (COLMAP's 1.1), at most twice

@@ -50,9 +50,9 @@ def camera_fault(camera: pycolmap.Camera) -> str | None:
 def remove_impossible_photos(
     models: Sequence[pycolmap.Reconstruction], *, refine: bool
 ) -> tuple[list[pycolmap.Reconstruction], dict[str, str]]:
-    """Remove photos with impossible cameras, or with next to no points, and adjust what remains.
+    """Remove photos with impossible cameras, or with next to no points, and adjust the others.
 
-    Returns the models that still have enough photos, and the reasons of the removed ones by name.
+    Returns the models that still have enough photos, and the reasons of the removed photos by name.
     """
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = options.refine_extra_params = refine

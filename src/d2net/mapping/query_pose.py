@@ -76,8 +76,8 @@ class Correspondences:
     def from_matches(cls, matched: Iterable[tuple[Matches, Array]]) -> Correspondences:
         """Correspondences from matches with map photos and the 3D points of their keypoints.
 
-        Points are N x 3, NaN where unknown. Several photos may match one keypoint to the same
-        point. This counts once.
+        Points are N x 3, NaN where unknown. If several photos match one keypoint to the same point,
+        it counts once.
         """
         rows, points = [np.empty((0, 3), np.int64)], [np.empty((0, 3))]
         for photo, (matches, known) in enumerate(matched):
@@ -136,7 +136,7 @@ def estimate_query_pose(
 ) -> QueryPose:
     """Estimate a query's pose once for each group of map photos, and keep the best by inliers.
 
-    The photos of a group are covisible: those of other parts of the scene would only add outliers.
+    The photos of a group are covisible: photos of other parts of the scene would only add outliers.
     `points_of` gives the 3D points of a map photo's keypoints, see `keypoint_points`.
     """
     best = QueryPose((), Correspondences.from_matches([]), None)

@@ -62,8 +62,8 @@ def reconstruct(
     """Make a map from a folder of photos.
 
     A run that was stopped continues at its stage when it is started again. With other photos, pairs
-    or mapping options, the stages that depend on them are repeated. With other extraction settings
-    it is an error.
+    or mapping options, the stages that depend on them are repeated. Other extraction settings are
+    an error.
 
     Args:
         photos: the folder.

@@ -19,7 +19,7 @@ from d2net.progress import Progress, no_progress
 POINTS = "points.ply"
 _JPEG_QUALITY = 95
 _OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
-"""OpenGL's camera looks along -z and its y axis points up; COLMAP's looks along z, y down."""
+"""OpenGL's camera looks along -z and its y axis points up; COLMAP's along z, and y points down."""
 
 
 def export_scene(
@@ -28,7 +28,7 @@ def export_scene(
     """Write the largest model of a map with undistorted photos and pinhole cameras.
 
     The folder has COLMAP's layout (`images/`, `sparse/0`) beside `transforms.json` (nerfstudio's
-    format) and `points.ply`. World coordinates are the same in all of them, and they are the map's.
+    format) and `points.ply`. All of them use the map's world coordinates.
     `output` must not exist, or be empty. Returns the written model.
     """
     folder = MapFolder(Path(map_folder))

@@ -19,7 +19,7 @@ REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 """Thresholds in standard deviations of a keypoint's position, and their minimum in pixels. They are
 8 and 4 px for D2-Net's detections (1.5 px), and 4 and 1.1 px for corners (0.4 px). Chosen on
 training scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for
-SIFT, makes cameras from corners 1.5 times as inaccurate."""
+SIFT, makes the errors of cameras from corners 1.5 times as large."""
 
 MIN_INLIERS = 15
 """Verified matches that a pair needs (COLMAP's min_num_inliers)."""
@@ -73,7 +73,7 @@ class MappingSettings(Settings):
     again. docs/experiments.md has the gain in accuracy."""
 
     seed: int = 0
-    """Of all random samples; the same seed gives the same map on one machine."""
+    """Seed of all random samples; the same seed gives the same map on one machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Triangulation of photos with known poses, as the localization benchmarks build their maps.
 
 Poses and intrinsics stay as they are. Matches are verified by the known epipolar geometry, not by
-one that is estimated from them.
+an estimate from the matches.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from d2net.matching.nearest import mutual_nearest
 
 
 class MatchOptions(TypedDict, total=False):
-    """The arguments of `match` that can be the same for many pairs; see there what they mean."""
+    """The arguments of `match` that can be the same for many pairs; see there for their meaning."""
 
     matcher: str
     ratio: float | None
@@ -43,7 +43,7 @@ def match(
         matcher: "nearest" for mutual nearest neighbours, or the weights file of a learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
-        threshold: see `verify`, as for the arguments that follow.
+        threshold: see `verify`, also for the arguments below.
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
         seed: seed of the random samples.
 

@@ -47,7 +47,7 @@ def adjust_keypoints(
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Move M keypoints to the positions that agree best with their matches and their detections.
 
-    `deviations` are those of the detected positions in pixels.
+    `deviations` are the standard deviations of the detected positions in pixels.
 
     Returns:
         M x 2 moves in pixels, and an M bool mask of the keypoints for which at least one match

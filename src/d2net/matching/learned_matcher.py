@@ -15,16 +15,16 @@ from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
-"""Keypoints of a photo that are matched, those with the highest scores: time and memory grow with
-the square of their number."""
+"""Largest number of keypoints of a photo, those with the highest scores, because time and memory
+grow with the square of the number."""
 
 MIN_CONFIDENCE = 0.1
 """Matches that are less likely to be right are dropped, as in LightGlue."""
 
 _MIN_DISTANCE = 2.5
-"""Pixels of the level between two keypoints of a photo. Of closer ones, which confuse attention
-(arXiv 2602.08430), the one with the highest score stays. The network light has none: the detector
-keeps one in 5 x 5 pixels."""
+"""Smallest distance of two keypoints of a photo, in pixels of the level. Of closer keypoints, which
+confuse attention (arXiv 2602.08430), the one with the highest score stays. The network light needs
+no limit: its detector keeps one in 5 x 5 pixels."""
 
 
 class LearnedMatcher:

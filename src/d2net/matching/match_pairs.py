@@ -27,7 +27,7 @@ _CACHED_PHOTOS = 8  # in memory: pairs usually come sorted by their first photo
 _CLUSTER_BATCH = 64  # pairs that a process of a cluster matches at a time
 
 _Job: TypeAlias = tuple[Path, MatchOptions, str]
-"""Features file, options and device: what each process of a cluster is sent."""
+"""Features file, options and device, sent to each process of a cluster."""
 
 _DEFAULTS: MatchOptions = {
     "matcher": "nearest",
@@ -42,7 +42,7 @@ class PairSummary:
     """The outcome of `match_pairs`."""
 
     matched: dict[Pair, int]  # number of matches of each new pair; of inliers if verified
-    skipped: list[Pair]  # those that an earlier run had matched
+    skipped: list[Pair]  # pairs that an earlier run had matched
 
 
 def match_pairs(

@@ -159,9 +159,9 @@ def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
     """Pairs of photos that follow each other, for videos and walks.
 
     Each photo is paired with the `overlap` next ones, as COLMAP's sequential matching does, and
-    with those 1, 2, 4, ... 2^(overlap - 1) later (COLMAP's `quadratic_overlap`). The distant pairs
-    connect a sequence that slows down or comes back. The names are in the order in
-    which the photos were taken; see `natural_order`.
+    with the photos 1, 2, 4, ... 2^(overlap - 1) later (COLMAP's `quadratic_overlap`). The distant
+    pairs connect a sequence that slows down or comes back. The names are in the order in which the
+    photos were taken; see `natural_order`.
     """
     doubling = {2**i for i in range(min(overlap, len(names).bit_length()))}
     steps = sorted({*range(1, overlap + 1), *doubling})
@@ -208,7 +208,7 @@ def from_gps(
 def from_covisibility(
     model: pycolmap.Reconstruction, num_matched: int = 20, *, names: Collection[str] | None = None
 ) -> list[Pair]:
-    """Pairs of each photo of a COLMAP model with those that see the most of the same points.
+    """Pairs of each photo of a COLMAP model with the photos that share the most points with it.
 
     The photos are sorted by name. Photos without a common point are not paired. `names` selects
     photos of the model.
@@ -224,7 +224,7 @@ def from_covisibility(
 
 
 def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np.int64]]:
-    """The sorted names of a model's photos, and how many 3D points two of them both see.
+    """The sorted names of a model's photos, and how many 3D points each two of them share.
 
     The counts are N x N, with 0 on the diagonal. Photos without a pose are left out.
     """
@@ -243,7 +243,7 @@ def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np
 
 
 def from_retrieval(descriptors: GlobalDescriptors, num_matched: int = 20) -> list[Pair]:
-    """Pairs of each photo with the others that look most alike; none without features."""
+    """Pairs of each photo with the photos that look most like it; none without features."""
     index = {name: i for i, name in enumerate(descriptors.names)}
     neighbours = descriptors.neighbours(num_matched)
     others = ([index[other] for other, _ in neighbours[name]] for name in descriptors.names)

@@ -1,11 +1,11 @@
 """Refinement of the matches of two photos to a fraction of a pixel.
 
 The detections in two photos each have their own error. Refinement moves the point of the second
-photo to where the grey values around it best fit those around the point of the first photo.
-Patches are compared by correlation and then aligned by Lucas-Kanade steps (Baker and Matthews,
-"Lucas-Kanade 20 Years On", IJCV 2004), ignoring gain and offset of the light. Photos from different
-viewpoints are not related by a shift, so each patch is first warped by the affine map of the
-matches around it. docs/experiments.md has the gain in accuracy.
+photo to where the grey values around it best fit the grey values around the point of the first
+photo. Patches are compared by correlation and then aligned by Lucas-Kanade steps (Baker and
+Matthews, "Lucas-Kanade 20 Years On", IJCV 2004), ignoring gain and offset of the light. Photos from
+different viewpoints are not related by a shift, so each patch is first warped by the affine map of
+the matches around it. docs/experiments.md has the gain in accuracy.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def refine(
 
 
 def lower_uncertainty(features: Features, rows: Tensor) -> Features:
-    """The same features; those at `rows` (indices or mask) are at least as certain as a fit."""
+    """The same features; keypoints at `rows` (indices or mask) are at least as certain as a fit."""
     uncertainty = features.uncertainty.clone()
     limit = FIT_DEVIATION * _reduction(features.image_size)
     uncertainty[rows] = uncertainty[rows].clamp(max=limit)
@@ -312,7 +312,7 @@ def _gauss_newton_step(
     grey, *slopes = second.sample(points[:, None] + warped, slice(3))
     patches, contrast = _normalized(grey, weights)
     slope = torch.stack(slopes, dim=-1) / contrast[..., None]
-    # Remove the part of the change that is gain and offset: the normalization removes it, too.
+    # Remove gain and offset from the change, because the normalization removes them, too.
     slope = slope - (slope * weights[:, None]).sum(dim=1, keepdim=True)
     gain = (slope * (patches * weights)[..., None]).sum(dim=1, keepdim=True)
     slope = slope - patches[..., None] * gain

@@ -170,7 +170,7 @@ class GlobalDescriptors:
         return self._search(self.codebook.describe(features)[None], k)[0]
 
     def neighbours(self, k: int) -> dict[str, list[Hit]]:
-        """For each photo, the k other photos that look most like it, as from `query`."""
+        """For each photo, the k other photos that look most like it, as in `query`."""
         neighbours = {}
         for first in range(0, len(self.names), _BATCH):
             batch = slice(first, first + _BATCH)

@@ -256,7 +256,6 @@ def _unknown(name: str) -> WeightsError:
 
 
 def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransformer:
-    """The network of a weights file with its weights."""
     entries, metadata = checkpoint.entries, checkpoint.metadata
     network: VGG | Light | MatchingTransformer
     try:

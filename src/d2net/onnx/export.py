@@ -46,7 +46,7 @@ def export_onnx(
     Args:
         model: the network and its settings.
         output: the folder to make.
-        **settings: changes to the model's settings, as `detector="both"`. `precision` may be
+        **settings: changes to the model's settings, such as `detector="both"`. `precision` may be
             float32 or float16.
 
     Raises:

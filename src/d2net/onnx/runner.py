@@ -6,7 +6,8 @@
 The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 16 x 16) and gives for all its
 keypoints `keypoints` (N x 2, x and y in pixels, the centre of the top-left pixel being (0, 0)),
 `scores` (N), `uncertainty` (N, pixels), `detectors` (N, number of the detector) and `descriptors`
-(N x D, unit length). What is left to do is here: reduce the photo, keep the best, match.
+(N x D, unit length). This program does the rest: it reduces the photo, keeps the best keypoints,
+and matches.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SMALLEST_SIDE = 16
 """A photo with a shorter side has no keypoints."""
 
 NEAR_DUPLICATE = 1.0
-"""Keypoints of two detectors this near, in pixels of the graph's input, are one."""
+"""Keypoints of two detectors this near, in pixels of the graph's input, count as one."""
 
 
 class Features(NamedTuple):
@@ -50,8 +51,8 @@ class Extractor:
 
     Args:
         path: the graph; the one beside this file unless another is given.
-        options: of the session, as the number of threads.
-        providers: what computes, best first.
+        options: options of the session, such as the number of threads.
+        providers: ONNX Runtime's execution providers, best first.
     """
 
     def __init__(
@@ -100,8 +101,9 @@ def limited_size(
 def select_best(keypoints: Array, scores: Array, detectors: Array, budget: int | None) -> Array:
     """The rows of the keypoints to keep, best first.
 
-    Every detector has an equal share of the budget. A detector that finds less leaves the rest to
-    those before it. A keypoint within `NEAR_DUPLICATE` of one of an earlier detector is dropped.
+    Every detector has an equal share of the budget. A detector that finds fewer leaves the rest of
+    its share to the detectors before it. A keypoint within `NEAR_DUPLICATE` of one of an earlier
+    detector is dropped.
     """
     kept = np.empty(0, np.int64)
     counts = np.bincount(detectors, minlength=1)
@@ -133,7 +135,7 @@ def has_neighbour(points: Array, others: Array, radius: float) -> Array:
 
 
 def match(a: Features, b: Features) -> Array:
-    """K x 2 rows of mutual nearest neighbours, the best for D2-Net: without a ratio test."""
+    """K x 2 rows of mutual nearest neighbours, without a ratio test, which is best for D2-Net."""
     if len(a.scores) == 0 or len(b.scores) == 0:
         return np.empty((0, 2), np.int64)
     similarity = a.descriptors @ b.descriptors.T

@@ -30,7 +30,7 @@ MAX_MEMORY = 768 * 2**20
 """Bytes of all photos with their features. The least recently used are forgotten first."""
 
 MAX_KEYPOINTS = 8192
-"""Keypoints of a photo. They are extracted once; smaller numbers are the best of them."""
+"""Keypoints of a photo. They are extracted once; smaller numbers take the best of them."""
 
 PRESETS: dict[str, ExtractionOptions] = {
     "both": {"detector": "both"},

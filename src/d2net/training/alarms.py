@@ -33,7 +33,7 @@ class Alarm:
 
 
 class Monitor:
-    """Watches the figures of a run for its alarms, for divergence, and for a loss that stays."""
+    """Watches a run's figures for its alarms, for divergence, and for a loss that does not fall."""
 
     def __init__(self, alarms: Sequence[Alarm] = ()) -> None:
         self._alarms = alarms

@@ -153,7 +153,7 @@ def random_crop(
     warp: Warp,
     rng: np.random.Generator,
 ) -> Crop:
-    """A randomly warped crop that lies wholly inside the photo, as near to a point as it can.
+    """A randomly warped crop that lies wholly inside the photo, as near to a point as possible.
 
     `scale` is in pixels of the crop per pixel of the photo; it is increased where the photo is too
     small.

@@ -55,7 +55,7 @@ _ALARMS = (
 
 
 class Student(nn.Module):
-    """The network that learns, and what belongs to its training state.
+    """The network that learns, and the rest of its training state.
 
     Attributes:
         light: the network.
@@ -179,7 +179,7 @@ class DistillationObjective(FeatureObjective):
         """
         student = self.network
         if torch.is_grad_enabled():
-            student.update_average()  # with the weights after the step before
+            student.update_average()  # with the weights after the previous step
         images, points = batch.images.flatten(0, 1), batch.points.flatten(0, 1)
         with torch.autocast(
             images.device.type, torch.bfloat16, self.settings.precision == "bfloat16"
@@ -212,7 +212,7 @@ class DistillationObjective(FeatureObjective):
 
         The target of a keypoint is the teachers' score times the probability that it is matched
         right between the crops, so the score becomes the chance to find it again. Keypoints that
-        one crop shows have the mean probability of their pair.
+        only one crop shows have the mean probability of their pair.
         """
         chance = torch.zeros(batch.valid.shape, device=score.device)
         chance = chance.masked_scatter(batch.valid, matched)

@@ -6,7 +6,7 @@ both ends, so that the network learns not to detect points that are hard to matc
 
 All pairs of a batch are computed together, padded to the longest list of correspondences. The
 hardest negatives are searched without a graph, in blocks of bounded size. Only the distances to
-those that were found are differentiated, which gives the gradient of the minimum.
+these negatives are differentiated, which gives the gradient of the minimum.
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _swapped(images: Tensor) -> Tensor:
-    """Swap first and second crops."""
     return torch.cat(images.chunk(2)[::-1])
 
 
@@ -195,8 +194,8 @@ def contrastive_loss(maps: Tensor, keypoints: Correspondences) -> tuple[Tensor, 
 
     The paper's loss asks a descriptor to be nearer to its partner than to the hardest negative, and
     weights it by the soft scores of the deep map, so corners of the photo count for little. This
-    loss asks for what matching asks for: among all keypoints of the other photo, the partner must
-    be the most similar one, in both directions. Its likelihood is a softmax over similarities
+    loss asks for the same as matching: among all keypoints of the other photo, the partner must be
+    the most similar one, in both directions. Its likelihood is a softmax over similarities
     (InfoNCE: van den Oord, Li and Vinyals, 2018; in both directions as in LoFTR: Sun et al., CVPR
     2021, section 3.3).
 

@@ -1,8 +1,8 @@
 """Training of the learned matcher, on the features of a frozen network.
 
-Keypoints are extracted from the crops of training pairs as users extract them. Which ones match
-follows from the pair's correspondences. The loss is LightGlue's (section 3.4): at every layer, the
-negative log-likelihood of the true matches, and of having no partner for keypoints without one.
+Keypoints are extracted from the crops of training pairs as users extract them. The pair's
+correspondences determine which keypoints match. The loss is LightGlue's (section 3.4): at every
+layer, the negative log-likelihood of the true matches and of the keypoints without a partner.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ MATCH_DISTANCE = 3.0
 """Two keypoints match if each lies within this distance of the other's partner, pixels."""
 
 NO_MATCH_DISTANCE = 6.0
-"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels. Between
-both distances nothing is taught."""
+"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels.
+Keypoints between both distances are ignored."""
 
 _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, others do not
 _WEIGHT_DECAY = 1e-4
@@ -92,8 +92,7 @@ class GroundTruth(NamedTuple):
         errors: N x M, distance of each keypoint of b from the partner of each keypoint of a in
             pixels; infinite if crop b does not show it; NaN if it is unknown.
         matches: K x 2, rows of both.
-        unmatched_a: N bool, whether a keypoint has no match. Neither matched nor unmatched ones
-            are ignored.
+        unmatched_a: N bool, whether a keypoint has no match. Other keypoints are ignored.
         unmatched_b: M bool.
     """
 
@@ -364,7 +363,7 @@ def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tenso
 
 
 def fit_calibration(probability: Tensor, right: Tensor) -> Tensor:
-    """Scale and shift of the logit that make N probabilities those of being right (Platt, 1999).
+    """Scale and shift of the logit that calibrate N probabilities (Platt, 1999).
 
     `right` is 1 for right matches and 0 for wrong ones.
     """

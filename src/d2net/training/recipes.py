@@ -59,7 +59,7 @@ def settings_for_photos(folder: Path, **changes: Any) -> TrainingSettings:  # no
 
     The recipe of the default weights, shortened: half random homographies of single photos, half
     pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
-    is validated on. A run on fewer pairs than the whitening needs keeps that of `start`.
+    is validated on. A run on fewer pairs than the whitening needs keeps the whitening of `start`.
     """
     kind = detect_kind(folder)
     sources = [SourceSettings(kind, ".", hold_out=_HOLD_OUT)]

@@ -42,7 +42,7 @@ class SourceSettings(Settings):
     """Group of the source's licence, for selection by `groups`."""
 
     hold_out: int = 0
-    """Every n-th pair is not trained but validated on. 0: none."""
+    """Every n-th pair is used for validation instead of training. 0: none."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of the table: options of the kind."""
@@ -264,7 +264,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the configuration {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the configuration {path} is no TOML: {error}") from error
+        raise InputError(f"the configuration {path} is not TOML: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -316,10 +316,10 @@ class DistillationSettings(RunSettings):
     """The teachers; at least one teaches keypoints."""
 
     student: Mapping[str, Any] = field(default_factory=dict)
-    """Widths of the network, see `LightSettings`. Empty: those of the packaged weights."""
+    """Widths of the network, see `LightSettings`. Empty: the widths of the packaged weights."""
 
     photo_edge: int = 512
-    """Photos with a longer edge are reduced for teachers and student, pixels."""
+    """Longest edge in pixels; larger photos are reduced for teachers and student."""
 
     points: int = 256
     """Maximum number of points of a pair whose descriptors are compared."""
@@ -342,7 +342,7 @@ class MatcherTrainingSettings(RunSettings):
     """Settings of a run that trains a matcher. `start` is the network that makes the features."""
 
     objective: Literal["matcher"] = "matcher"
-    """Says that the recipe is one for a matcher."""
+    """Marks a recipe for a matcher."""
 
     matcher: str = ""
     """File of the matcher to start from. Empty: a new one."""

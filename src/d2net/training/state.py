@@ -24,7 +24,7 @@ from d2net.io.atomic import output_errors, replacing, write_text
 
 @dataclass
 class TrainingState:
-    """The state of a run, but for the tensors.
+    """The state of a run without its tensors.
 
     Attributes:
         settings: the run's settings, as `RunSettings.to_dict` gives them.

@@ -1,4 +1,4 @@
-"""Teachers of a distillation, and what they say about each training photo.
+"""Teachers of a distillation, and their outputs for each training photo.
 
 Teachers see every photo once, as it is. Their keypoints and descriptors are stored in one file per
 photo, so the training itself does not run them.
@@ -31,10 +31,10 @@ from d2net.training.settings import DistillationSettings
 from d2net.training.sources.reading import read_photo
 
 _ALIKED_OFFSETS = {"aliked-n16": (1.30, -2.05), "aliked-n16rot": (0.47, -0.02)}
-"""Pixels (x, y) from the structure to the keypoint that ALIKED puts there: of n16rot measured
-against itself on photos turned by quarters, of n16 against n16rot, on 14 photos. Upright pairs do
-not notice the offset. A student that sees turned crops cannot know its direction and would learn
-keypoints smeared over a circle, so the offset is removed."""
+"""Offset (x, y) in pixels of ALIKED's keypoints from the structure, measured on 14 photos: n16rot
+against itself on photos turned by quarters, n16 against n16rot. Upright pairs do not notice the
+offset. A student that sees turned crops cannot know its direction and would learn keypoints smeared
+over a circle, so the offset is removed."""
 
 _RANDOM_POINTS = 100  # per photo, described besides the keypoints
 _SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are one
@@ -139,10 +139,10 @@ def load_teachers(settings: DistillationSettings, data: Path, device: str) -> li
 
 
 class Lesson(NamedTuple):
-    """What the teachers say about a photo.
+    """The teachers' output for a photo.
 
     Attributes:
-        positions: N x 2 float32 (x, y) in pixels of the reduced photo: keypoints, then random ones.
+        positions: N x 2 float32 (x, y) in pixels of the reduced photo: keypoints, then others.
         scores: N float32, 0..1, the best score that a teacher gives a keypoint; 0: no keypoint.
         descriptors: N x D float16, the weighted descriptors of all teachers side by side.
     """
@@ -191,7 +191,7 @@ class Lessons:
     """The stored lessons of a run, one file per photo.
 
     A file's name is the fingerprint of the photo's file, the checksums of the teachers and the
-    settings. So a lesson is complete or absent, and given anew when the photo has changed.
+    settings. So a lesson is complete or absent, and computed again when the photo has changed.
     """
 
     def __init__(
@@ -236,6 +236,6 @@ class Lessons:
                 return Lesson(**arrays)
         except OSError as error:
             raise ImageError(
-                f"there are no teachers' outputs for {photo}: it is no photo, or has changed since "
-                "the run began; start the run again"
+                f"there are no teachers' outputs for {photo}: it is not a photo, or has "
+                "changed since the run began; start the run again"
             ) from error

@@ -93,7 +93,7 @@ def test_what_is_broken_is_left_out_and_counted(tmp_path):
     write_depth_h5(depths / f"{stems[1]}.h5", 2 * plane.depth(1))
     assert prepared("a") == (
         2,
-        {"an order instead of depths": 1, "depth contradicts the points": 1},
+        {"ordinal instead of metric depth": 1, "depth contradicts the points": 1},
     )
     (depths / f"{stems[0]}.h5").write_bytes(b"\x89HDF\r\n\x1a\nhalf a file")
     write_depth_h5(depths / f"{stems[1]}.h5", 0 * plane.depth(1))

@@ -1,4 +1,4 @@
-"""How a map is shown: from where, as which discs and pyramids, in which colours, and as a picture.
+"""Drawing of a map: the viewpoint, points as discs, cameras as pyramids, colours, the picture.
 
 The scene has axes of its own: x right, y forward (away from the viewer), z up. Yaw 0 is the mean
 direction of the photos, positive yaw turns the viewer to the right, and positive pitch looks down.
@@ -83,14 +83,14 @@ def find_look(cloud: Cloud) -> Look:
 
 
 def _scene_from_world(cloud: Cloud) -> Array:
-    """3 x 3 rotation into the scene's axes. Without photos, the world's are taken as a camera's."""
+    """3 x 3 rotation into the scene's axes. Without photos, the world has a camera's axes."""
     if not cloud.photos:
         return np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
     rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
     up = common_up(rotations.transpose(0, 2, 1))
     ahead = rotations[:, :, 2].mean(axis=0)
     forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
-    # Photos from all sides, or from above, have no direction: any will do.
+    # Photos from all sides, or from above, have no direction, so any direction will do.
     forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
     forward = forward / np.linalg.norm(forward)
     return np.stack([np.cross(forward, up), forward, up])

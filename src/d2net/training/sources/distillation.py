@@ -52,8 +52,7 @@ class TaughtOptions(Settings):
     """Patterns of photos that are not used."""
 
     clearest: int = 0
-    """Teachers see only so many photos of each view: of its brighter half, those with the most
-    detail. 0: all."""
+    """Teachers see only so many photos of a view: the most detailed, bright ones. 0: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,7 @@ def _clearest(photos: Sequence[TaughtPhoto], count: int) -> list[TaughtPhoto]:
 
 
 class StudentPair(NamedTuple):
-    """Two crops of one view and what the teachers say about them; in a batch B come first.
+    """Two crops of one view, and the teachers' output for them; a batch adds a first dimension.
 
     Positions are (x, y) in pixels of the crops unless said otherwise.
 

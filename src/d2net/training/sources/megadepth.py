@@ -46,7 +46,7 @@ MIN_STORED_OVERLAP = 0.1
 _PAIRS_PER_SCENE = 100  # as in the release
 _MAX_DEPTH_ERROR = 0.1  # median difference of a sound depth map to its photo's points, a share
 _MIN_POINTS = 10  # with fewer points on known depth the median is not judged
-_HEADER = "d2net-scene-2"  # attribute of the file; of another version it has another name
+_HEADER = "d2net-scene-2"  # attribute of the file; other versions have another name
 _OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
 
 
@@ -135,7 +135,7 @@ class PreparedScene:
 def prepare_megadepth(
     root: Path, output: Path, scenes: str = "default", progress: Progress = no_progress
 ) -> list[PreparedScene]:
-    """Check MegaDepth and store what training needs of it. An interrupted run resumes.
+    """Check MegaDepth and store the part that training needs. An interrupted run resumes.
 
     Args:
         root: the folder of `phoenix` and `MegaDepth_v1_SfM`.
@@ -224,7 +224,7 @@ def scene_list(name: str) -> list[str] | None:
 
 
 def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
-    """The photos that have sound depth maps; for each of the others its problem."""
+    """The photos that have sound depth maps; and the problem of each of the others."""
     import pycolmap
 
     images, depths = dense / "imgs", dense / "depths"
@@ -260,7 +260,7 @@ def _depth_problem(photo: PosedPhoto, depth_map: Path) -> str | None:
     except FormatError:
         return "depth map broken"
     if (depth < 0).any():
-        return "an order instead of depths"
+        return "ordinal instead of metric depth"
     if not (depth > 0).any():
         return "depth map empty"
     if depth.shape[::-1] != photo.size:

@@ -2,7 +2,7 @@
 
 The warp is known at every pixel, so both crops may be warped at will (random homographies as in
 DeTone, Malisiewicz and Rabinovich, "SuperPoint", CVPRW 2018). The light changes by augmentation
-(`training/augment.py`), or as it really did.
+(`training/augment.py`), or the photos were taken in different light.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
       file, and the homography in pixels, pixel centres at integers.
     - `offsets.json`: {name: [ox, oy]} of photos of one view in `images/` or beside the file. The
       point (x, y) of photo i lies at (x + oj.x - oi.x, y + oj.y - oi.y) of photo j. All pairs of
-      photos are used, and those of all such views below the folder.
+      photos are used, also the pairs of all such views below the folder.
     - two or more subfolders with photos of the same names (extensions may differ) that are aligned
       pixel by pixel.
     """

@@ -62,7 +62,7 @@ def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> RGB
 def find_depth_map(folder: Path, name: str) -> Path | None:
     """The depth map of a photo, or None.
 
-    That is COLMAP's `stereo/depth_maps/NAME.geometric.bin` in the folder or its subfolder `dense`,
+    It is COLMAP's `stereo/depth_maps/NAME.geometric.bin` in the folder or its subfolder `dense`,
     or NAME with the extension .png or .h5 in `depth`, `depths` or `depth_maps`.
     """
     candidates = [
