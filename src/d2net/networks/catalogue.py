@@ -118,8 +118,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
             licence=(
-                "CC BY 4.0 for the contributions of VGG-16's authors and of d2net; some training "
-                "photos have no stated licence: see MODEL_CARD.md"
+                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
+                "stated licence were trained on: see MODEL_CARD.md"
             ),
             training_data=(
                 f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos that MODEL_CARD.md lists"
@@ -132,7 +132,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="5c9c912bb6f0b5a34d5db5c6c82b8fa3e08c89d27df0d97dbd71002ccde52e58",
             bytes=3_511_898,
             licence=(
-                "CC BY 4.0 for d2net's contribution; some training photos have no stated licence: "
+                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
                 "see MODEL_CARD.md"
             ),
             training_data=(
