@@ -181,10 +181,7 @@ class DistillationObjective(FeatureObjective):
         if torch.is_grad_enabled():
             student.update_average()  # with the weights after the previous step
         images, points = batch.images.flatten(0, 1), batch.points.flatten(0, 1)
-        with torch.autocast(
-            images.device.type, torch.bfloat16, self.settings.precision == "bfloat16"
-        ):
-            maps = student.light.compute_maps(images.float(), torch.float32)
+        maps = student.light.compute_maps(images, getattr(torch, self.settings.precision))
         descriptors = student.light.describe_batch(maps, points)
         descriptors = descriptors.view(*batch.points.shape[:3], -1)
         a, b = (descriptors[:, k][batch.valid] for k in (0, 1))
