@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from d2net.mapping.picture.drawing import TAN_HALF_FOV, add_colours, find_look
-from d2net.mapping.point_cloud import read_cloud
+from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.summary import NO_FEATURES, summarise
 

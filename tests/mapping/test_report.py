@@ -13,7 +13,7 @@ from PIL import Image
 
 from d2net.errors import OutputError
 from d2net.mapping.plausibility import MapTrust
-from d2net.mapping.point_cloud import read_cloud
+from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import page_data, write_report
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, summarise, text_lines
 

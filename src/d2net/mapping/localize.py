@@ -1,4 +1,4 @@
-"""`Map`: a finished map, in which the poses of new photos are estimated."""
+"""`Map`: a finished map, in which the poses of new photos are estimated and judged."""
 
 from __future__ import annotations
 

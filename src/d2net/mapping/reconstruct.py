@@ -29,7 +29,7 @@ from d2net.mapping.georeference import Georeference, KnownDistance, georeference
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.mapper import SignificantPairs, run_mapper, verify_pairs
 from d2net.mapping.plausibility import judge_map, remove_impossible_photos
-from d2net.mapping.point_cloud import read_cloud
+from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.settings import MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered

@@ -28,7 +28,7 @@ from d2net.mapping.picture.drawing import (
     kept_points,
     point_radius,
 )
-from d2net.mapping.point_cloud import Cloud
+from d2net.mapping.reconstruction_arrays import Cloud
 from d2net.mapping.summary import MapSummary, figure_lines, seconds_line, summarise
 
 

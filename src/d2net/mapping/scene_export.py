@@ -1,4 +1,4 @@
-"""A map as a scene of undistorted photos, for Gaussian splatting and nerfstudio."""
+"""A map as undistorted photos and points (PLY), for Gaussian splatting and nerfstudio."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import numpy as np
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.plausibility import MapTrust
-from d2net.mapping.point_cloud import Cloud, mean
+from d2net.mapping.reconstruction_arrays import Cloud, mean
 from d2net.mapping.settings import MIN_INLIERS, MIN_PHOTOS
 from d2net.wording import count
 

@@ -1,4 +1,4 @@
-"""The learned matcher: a transformer that sees the keypoints of both photos."""
+"""The learned matcher: a transformer that gives each match the probability that it is right."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from d2net.io.colmap_database import guessed_camera
 from d2net.io.images import read_image
 from d2net.mapping.localize import Map
 from d2net.mapping.picture.drawing import add_colours, frustums
-from d2net.mapping.point_cloud import Cloud, posed_photo, read_cloud
+from d2net.mapping.reconstruction_arrays import Cloud, posed_photo, read_cloud
 from d2net.mapping.report import page_data
 from d2net.serving.photos import MAX_PIXELS, SentPhoto, matches_to_dict, screen_jpeg
 

@@ -25,7 +25,7 @@ from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.image_lists import find_photo
 from d2net.io.images import Pixels, limited_size, resize, to_pixels
 from d2net.mapping.georeference import common_up
-from d2net.mapping.point_cloud import Array, Cloud
+from d2net.mapping.reconstruction_arrays import Array, Cloud
 
 MAX_POINTS = 200_000  # of larger clouds, the points with the longest tracks are drawn
 CAMERA_COLOUR = (40, 120, 255)  # rare in photos
