@@ -347,14 +347,29 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
 
 
+def test_known_poses_that_give_no_points_are_an_error(made: Path, tmp_path: Path) -> None:
+    wrong = true_model()
+    for frame in wrong.frames.values():
+        frame.rig_from_world = pycolmap.Rigid3d()
+    (tmp_path / "poses").mkdir()
+    wrong.write_text(tmp_path / "poses")
+    with pytest.raises(MappingError, match="no matches agree"):
+        reconstruct(made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses")
+
+
 def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     old = model_of(tmp_path / "map")
     before = {i.name: i.image_id for i in old.images.values()}
+    record = tmp_path / "map" / "map.json"
+    values = json.loads(record.read_text())
+    values["seconds"]["mapping"] += 1000
+    record.write_text(json.dumps(values))
     new = write_photos(tmp_path / "new", [6, 7])
     both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
     summary = add_photos(tmp_path / "map", new, model=network(both))
     assert summary.num_registered == 8
+    assert 0 < summary.seconds["mapping"] < 1000  # of the addition only
     model = model_of(tmp_path / "map")
     assert {i.name: i.image_id for i in model.images.values()}.items() >= before.items()
     for number, image in old.images.items():  # the map's coordinates stay

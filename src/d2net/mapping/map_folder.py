@@ -32,6 +32,8 @@ class MapFolder:
         self.database = path / "database.db"
         self.sparse = path / "sparse"
         self.record = WorkRecord(path / "map.json")
+        # Of each stage, over all runs since the map was begun or last added to.
+        self.seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
 
     @property
     def photo_folders(self) -> list[Path]:
@@ -59,15 +61,9 @@ class MapFolder:
         """The photos of the finished map, registered or not."""
         return frozenset(self.record.values.get("finished", ()))
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Duration of each stage, over all runs."""
-        seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
-        return seconds
-
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to that of a stage over all runs."""
+        """Add the duration of the block to that of a stage."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

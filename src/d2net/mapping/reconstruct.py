@@ -142,6 +142,7 @@ def add_photos(
         model = model or D2Net.from_pretrained()
         check_cameras(found, settings, model.settings.upright)
         folder.add_photo_folder(Path(photos))
+        folder.seconds.clear()
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, None)
         stages.match(stages.select_added_pairs())
@@ -279,7 +280,7 @@ class Stages:
             pairs = SignificantPairs(
                 matches,
                 features,
-                (pair for pair in read_pairs(folder.pairs) if not old.issuperset(pair)),
+                [pair for pair in read_pairs(folder.pairs) if not old.issuperset(pair)],
                 seed=settings.seed,
                 progress=self._progress,
             )
@@ -386,6 +387,11 @@ class Stages:
                 ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts)),
                 max_error=self.limits.reprojection,
                 seed=self._settings.seed,
+            )
+        if not model.num_points3D():
+            raise MappingError(
+                f"no matches agree with the poses of {poses}: check that they are the poses of "
+                "these photos, in the same size"
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         folder.record.values |= {"insignificant_pairs": 0, "removed": {}}
