@@ -22,7 +22,7 @@ _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
 _FEW_POINTS = 50  # COLMAP's poses need 30 inliers
 _MIN_ANGLE = 5.0  # degrees; docs/experiments.md, Maps
 _ANGLE_SAMPLES = 1000  # points whose angle is computed
-_MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.2
+_MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
 _MIN_AGREEING_MATCHES = 0.5  # of a pair's verified matches; otherwise it contradicts the map
 
 
@@ -79,8 +79,7 @@ def remove_impossible_photos(
                     config.add_image(number)
                 with quiet_colmap():  # pycolmap.bundle_adjustment logs all the same
                     pycolmap.create_default_bundle_adjuster(options, config, model).solve()
-    kept = [model for model in models if model.num_reg_images() >= MIN_PHOTOS]
-    return kept, removed
+    return [model for model in models if model.num_reg_images() >= MIN_PHOTOS], removed
 
 
 def judge_map(model: pycolmap.Reconstruction, database: Path, max_error: float) -> MapTrust:
