@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,6 +32,10 @@ _GROWTH_BETWEEN_ADJUSTMENTS = 1.4
 in a row (5). Together with tolerances of 1e-6 (0) this takes a third of the time: 33 s and not 94 s
 on 40 internet photos of one statue."""
 
+_MANY_PHOTOS, _GLOBAL_ITERATIONS, _LOCAL_ITERATIONS = 50, 20, 10
+"""With more connected photos, bundle adjustment has fewer iterations than COLMAP's (50 and 25), and
+leaves out points that add little. docs/experiments.md, Maps, has the gain in time."""
+
 
 def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewGeometry]]:
     """Image pairs with at least one verified match; none if there is no database."""
@@ -46,6 +50,7 @@ def verified_pairs(database: Path) -> Iterator[tuple[str, str, pycolmap.TwoViewG
                 yield names[a], names[b], geometry
 
 
+@dataclass
 class SignificantPairs:
     """The selected pairs of a matches file that show the same place, see `MatchedPairs`.
 
@@ -53,43 +58,34 @@ class SignificantPairs:
     whose matches agree by accident.
     """
 
-    def __init__(
-        self,
-        matches: MatchFile,
-        features: Mapping[str, Features],
-        pairs: Iterable[Pair],
-        *,
-        seed: int = 0,
-        progress: Progress = no_progress,
-    ) -> None:
-        self._matches = matches
-        self._features = features
-        self._pairs = {frozenset(pair) for pair in pairs}
-        self._seed = seed
-        self._progress = progress
-        self.num_left_out = 0
+    matches: MatchFile
+    features: Mapping[str, Features]
+    pairs: Collection[Pair]
+    seed: int = 0
+    progress: Progress = no_progress
+    num_left_out: int = 0
 
     def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
         """The pairs among photos of these names."""
 
         @lru_cache(maxsize=1000)
         def keypoints_of(name: str) -> Features:
-            photo = self._features[name]
+            photo = self.features[name]
             return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
 
         models: tuple[Model, ...] = ("fundamental", "homography")
-        done = 0
-        for first, second, found in self._matches.among(num_keypoints):
-            if frozenset((first, second)) not in self._pairs:
+        selected, done = {frozenset(pair) for pair in self.pairs}, 0
+        for first, second, found in self.matches.among(num_keypoints):
+            if frozenset((first, second)) not in selected:
                 continue
             photos = keypoints_of(first), keypoints_of(second)
-            verified = (verify(*photos, found, model, seed=self._seed) for model in models)
+            verified = (verify(*photos, found, model, seed=self.seed) for model in models)
             if any(matches.verdict == "same" for matches in verified):
                 yield first, second, found
             else:
                 self.num_left_out += 1
             done += 1
-            self._progress("verifying", done, len(self._pairs))
+            self.progress("verifying", done, len(selected))
 
 
 def verify_pairs(database: Path, limits: Thresholds, seed: int = 0) -> None:
@@ -167,11 +163,16 @@ def run_mapper(
         folder.mkdir()
         seeded = replace(settings, seed=settings.seed + attempt)
         with quiet_colmap():
+            pipeline = _incremental_options(limits, seeded, refine, existing)
+            if connected > _MANY_PHOTOS:
+                pipeline.mapper.ba_global_ignore_redundant_points3D = True
+                pipeline.ba_global_max_num_iterations = _GLOBAL_ITERATIONS
+                pipeline.ba_local_max_num_iterations = _LOCAL_ITERATIONS
             found = pycolmap.incremental_mapping(
                 database,
                 folder,
                 folder,
-                _incremental_options(limits, seeded, refine, existing),
+                pipeline,
                 input_path=existing or "",
                 initial_image_pair_callback=begin,
                 next_image_callback=register,

@@ -390,8 +390,7 @@ class Stages:
             )
         if not model.num_points3D():
             raise MappingError(
-                f"no matches agree with the poses of {poses}: check that they are the poses of "
-                "these photos, in the same size"
+                f"no matches agree with the poses in {poses}; they must be those of these photos"
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         folder.record.values |= {"insignificant_pairs": 0, "removed": {}}
