@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 import d2net
-from d2net import D2Net, InputError, export_onnx
+from d2net import D2Net, Features, InputError, export_onnx
+from d2net.matching.learned_matcher import as_batch
 from d2net.networks.light import Light, LightSettings
-from d2net.onnx.export import MODEL, RUNNER
+from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.weights import load_matcher, save_weights
+from d2net.onnx.export import MATCHER, MODEL, RUNNER
 
 from ..release_outputs import released
 from ..tiny import DATA, make_tiny_model
@@ -187,3 +191,44 @@ def test_the_network_light_is_exported_with_ordinary_operators(tmp_path: Path) -
     cosine = (found.descriptors * expected.descriptors.numpy()[same]).sum(1)
     assert np.median(cosine) > 0.9999
     assert {node.domain for node in onnx.load(tmp_path / "light" / MODEL).graph.node} == {""}
+
+
+@pytest.mark.slow
+def test_a_learned_matcher_matches_the_same(tmp_path: Path) -> None:
+    """For any numbers of keypoints, with ordinary operators; not with another model."""
+    torch.manual_seed(0)
+    model = D2Net(Light(LightSettings(channels=(8, 8, 8, 8, 8), neck=16, hidden=16, dimension=12)))
+    network = MatchingTransformer(MatcherSettings(12, width=32, heads=2, layers=2)).eval()
+    network.calibration.copy_(torch.tensor([1.5, 2.0]))
+    file = str(tmp_path / "matcher.safetensors")
+    about = {"name": "m", "licence": "none", "training_data": "none"}
+    save_weights(file, network, {**about, "descriptor_id": model.descriptor_id()})
+    export_onnx(model, tmp_path / "model", matcher=file)
+    graph = tmp_path / "model" / MATCHER
+    assert {node.domain for node in onnx.load(graph).graph.node} == {""}
+    session = onnxruntime.InferenceSession(str(graph))
+    for counts in ((200, 150), (3, 70)):
+        photos = []
+        for count, size in zip(counts, ((640, 480), (300, 500)), strict=True):
+            descriptors = torch.nn.functional.normalize(torch.randn(count, 12), dim=1)
+            keypoints = torch.rand(count, 2) * torch.tensor(size) * 0.99
+            ones = torch.ones(count)
+            photos.append(Features(keypoints, ones, ones, descriptors, size, ones))
+        arrays = {
+            f"{name}_{which}": array.numpy()
+            for which, photo in zip("ab", photos, strict=True)
+            for name, array in (
+                ("keypoints", photo.keypoints),
+                ("descriptors", photo.descriptors),
+                ("size", torch.tensor(photo.image_size, dtype=torch.float32)),
+            )
+        }
+        rows, confidence = session.run(["matches", "confidence"], arrays)
+        batches = (as_batch([photo]) for photo in photos)
+        learned, _ = load_matcher(file)
+        expected, probability = learned(*batches)[-1].mutual_best()
+        np.testing.assert_array_equal(rows, expected.numpy())
+        calibrated = learned.calibrated(probability).numpy()
+        np.testing.assert_allclose(confidence, calibrated, rtol=1e-3, atol=1e-6)
+    with pytest.raises(InputError, match="matches descriptors"):
+        export_onnx(make_tiny_model(), tmp_path / "other", matcher=file)

@@ -87,15 +87,22 @@ def scene(map_folder: Path, output: Path, *, printing: options.Printing) -> None
     )
 
 
-def onnx(output: Path, *, extraction: options.Extraction, printing: options.Printing) -> None:
+def onnx(
+    output: Path,
+    *,
+    matcher: str | None = None,
+    extraction: options.Extraction,
+    printing: options.Printing,
+) -> None:
     """Write the network as an ONNX graph, with a program that runs it without torch.
 
     Options:
         output DIR: Folder to make.
+        matcher FILE: Also write this learned matcher as a graph.
     """
     from d2net.onnx.export import MODEL, RUNNER, export_onnx
 
-    export_onnx(extraction.model(printing), output)
+    export_onnx(extraction.model(printing), output, matcher)
     size = (output / MODEL).stat().st_size
     printing.result(
         {"output": str(output), "bytes": size},

@@ -95,7 +95,7 @@ class Assignment:
         logits = 2 * logits
         best_b = (logits + of_b).argmax(1)
         best_a = (logits + of_a[:, None]).argmax(0)
-        rows = torch.arange(len(best_b), device=logits.device)
+        rows = torch.arange(logits.shape[0], device=logits.device)
         mutual = best_a[best_b] == rows
         rows, cols = rows[mutual], best_b[mutual]
         probability = (logits[rows, cols] + of_a[rows] + of_b[cols]).exp()

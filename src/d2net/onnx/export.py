@@ -1,4 +1,4 @@
-"""A model as one ONNX graph, from the pixels of a photo to all its keypoints."""
+"""A model as an ONNX graph, from the pixels of a photo to its keypoints; a matcher as another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,15 @@ from d2net.io.atomic import new_folder
 from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
 from d2net.networks.combined import Combined
+from d2net.networks.matcher import KeypointBatch, MatchingTransformer
+from d2net.networks.weights import load_matcher
 from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MODEL = "d2net.onnx"
+MATCHER = "matcher.onnx"
 RUNNER = "d2net_onnx.py"
 
 _OUTPUTS = ("keypoints", "scores", "uncertainty", "detectors", "descriptors")
@@ -35,6 +39,7 @@ _OUTPUTS = ("keypoints", "scores", "uncertainty", "detectors", "descriptors")
 def export_onnx(
     model: D2Net,
     output: str | os.PathLike[str],
+    matcher: str | None = None,
     **settings: Unpack[ExtractionOptions],
 ) -> None:
     """Write a model as a folder that needs neither torch nor d2net.
@@ -46,6 +51,7 @@ def export_onnx(
     Args:
         model: the network and its settings.
         output: the folder to make.
+        matcher: a learned matcher of the model's descriptors, whose graph is written as well.
         **settings: changes to the model's settings, such as `detector="both"`. `precision` may be
             float32 or float16.
 
@@ -70,15 +76,39 @@ def export_onnx(
         )
     record = CATALOGUE.get(model.weights["name"])
     about = {**model.provenance(chosen), "licence": record.licence if record else "unknown"}
+    learned = None
+    if matcher is not None:
+        learned, loaded = load_matcher(matcher)
+        if loaded.metadata["descriptor_id"] != model.descriptor_id(chosen):
+            raise InputError(
+                f"the matcher {matcher} matches descriptors {loaded.metadata['descriptor_id']!r}, "
+                f"not {model.descriptor_id(chosen)!r}: export it with the model that makes those"
+            )
+    image = {"image": (torch.zeros(96, 128, 3, dtype=torch.uint8), ("height", "width"))}
     with new_folder(Path(output)) as folder:
-        program = _program(_Graph(model, chosen).eval())
+        program = _program(_Graph(model, chosen), image, _OUTPUTS)
         program.model.metadata_props["d2net"] = json.dumps(about)
         program.save(folder / MODEL)
+        if learned is not None:
+            inputs: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
+            for name, count in (("a", 30), ("b", 20)):
+                descriptors = torch.rand(count, learned.settings.descriptor_length)
+                inputs |= {
+                    f"keypoints_{name}": (torch.rand(count, 2), (f"count_{name}",)),
+                    f"descriptors_{name}": (descriptors, (f"count_{name}",)),
+                    f"size_{name}": (torch.ones(2), ()),
+                }
+            program = _program(_MatcherGraph(learned), inputs, ("matches", "confidence"))
+            program.save(folder / MATCHER)
         shutil.copyfile(Path(__file__).with_name("runner.py"), folder / RUNNER)
 
 
-def _program(graph: _Graph) -> torch.onnx.ONNXProgram:
-    """The graph for photos of any size."""
+def _program(
+    graph: nn.Module,
+    inputs: Mapping[str, tuple[Tensor, tuple[str, ...]]],
+    outputs: tuple[str, ...],
+) -> torch.onnx.ONNXProgram:
+    """The ONNX graph; each input has an example and the names of its first sizes, which vary."""
     try:
         import onnxscript  # noqa: F401 (the exporter needs it)
     except ImportError as error:
@@ -90,13 +120,16 @@ def _program(graph: _Graph) -> torch.onnx.ONNXProgram:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            graph,
-            (torch.zeros(96, 128, 3, dtype=torch.uint8),),
-            input_names=["image"],
-            output_names=_OUTPUTS,
+            graph.eval(),
+            tuple(example for example, _ in inputs.values()),
+            input_names=list(inputs),
+            output_names=outputs,
             opset_version=18,
             dynamo=True,
-            dynamic_shapes={"image": {0: torch.export.Dim("height"), 1: torch.export.Dim("width")}},
+            dynamic_shapes={
+                name: {i: torch.export.Dim(size) for i, size in enumerate(sizes)}
+                for name, (_, sizes) in inputs.items()
+            },
             verbose=False,
         )
     assert program is not None  # noqa: S101 (for the type checker)
@@ -153,3 +186,26 @@ class _Graph(nn.Module):
         )
         descriptors = self.network.describe(maps, positions, self.descriptor)
         return positions, scores, uncertainty, numbers, descriptors
+
+
+class _MatcherGraph(nn.Module):
+    """A learned matcher of two photos with at least two keypoints each."""
+
+    def __init__(self, network: MatchingTransformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        keypoints_a: Tensor,
+        descriptors_a: Tensor,
+        size_a: Tensor,
+        keypoints_b: Tensor,
+        descriptors_b: Tensor,
+        size_b: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """K x 2 rows of both photos, and K probabilities that they match."""
+        a = KeypointBatch(descriptors_a[None], keypoints_a[None], size_a[None])
+        b = KeypointBatch(descriptors_b[None], keypoints_b[None], size_b[None])
+        pairs, probability = self.network(a, b)[-1].mutual_best()
+        return pairs, self.network.calibrated(probability)
