@@ -129,8 +129,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         WeightsRecord(
             name="light",
             url=None,
-            sha256="5c9c912bb6f0b5a34d5db5c6c82b8fa3e08c89d27df0d97dbd71002ccde52e58",
-            bytes=3_511_898,
+            sha256="b8211f31ed2a8118b09a737c81e3b3e9044fe946e7d9f1663240832346945dac",
+            bytes=3_511_914,
             licence=(
                 "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
                 "see MODEL_CARD.md"

@@ -75,6 +75,18 @@ def augment(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     return _jpeg(augmented, strength, rng) if rng.random() < 0.3 else augmented
 
 
+def remove_detail(image: RGB, rng: np.random.Generator) -> RGB:
+    """Blur an H x W x 3 crop by 0.7 to 3.5 pixels, or reduce it and enlarge it again."""
+    sigma = float(np.exp(rng.uniform(np.log(0.7), np.log(3.5))))
+    if rng.random() < 0.6:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
+    height, width = image.shape[:2]
+    size = max(2, round(width / (1 + sigma))), max(2, round(height / (1 + sigma)))
+    reduced = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    enlarging = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(reduced, (width, height), interpolation=enlarging), np.uint8)
+
+
 def _other_sensor(light: _Light, strength: float, rng: np.random.Generator) -> _Light:
     """A sensor of another band, such as infrared: bright objects may turn dark."""
     weights = rng.uniform(-0.6, 1.0, 3).astype(np.float32)

@@ -24,7 +24,7 @@ from d2net.geometry.homography import transfer
 from d2net.io.image_lists import find_images
 from d2net.networks.light import SCORE_CELL
 from d2net.settings import Settings
-from d2net.training.augment import augment
+from d2net.training.augment import augment, remove_detail
 from d2net.training.crops import RGB, Array, Warp, as_matrix, crop_from_corners
 from d2net.training.settings import DistillationSettings, SourceSettings
 from d2net.training.sources.planar import RelatedPhotos, aligned_photos
@@ -34,9 +34,10 @@ from d2net.training.teachers import Lessons
 _MIN_KEYPOINTS = 16  # that both crops show
 _MAX_KEYPOINTS = 900  # of a crop
 _BORDER = 3.5  # pixels at the border of a crop without points
-_SHARES = 0.36, 1.1  # limits of a crop's edge, as a share of the photo's shorter edge
+_SHARES = 0.3, 1.1  # limits of a crop's edge, as a share of the photo's shorter edge
 _TURNS, _TURN_SHARES = (20.0, 60.0, 180.0), (0.6, 0.3, 0.1)  # maximum rotations, and how often
 _PERSPECTIVE = 0.2
+_BLURRED = 0.35  # share of the crops with little detail
 _AUGMENTED = 0.85  # share of the crops with photometric augmentation
 _AUGMENTATION, _AUGMENTATION_OF_OTHERS = (0.1, 1.0), (0.1, 0.5)  # limits of its strength
 
@@ -226,6 +227,8 @@ class TaughtPairs:
         shown = cv2.warpPerspective(
             everywhere, cells_from_crop @ matrix, (cells, cells), flags=cv2.INTER_NEAREST
         )
+        if rng.random() < _BLURRED:
+            crop = remove_detail(np.asarray(crop, np.uint8), rng)
         if rng.random() < _AUGMENTED:
             crop = augment(np.asarray(crop, np.uint8), rng.uniform(*strength), rng)
         return np.asarray(crop, np.uint8), matrix, np.asarray(shown > 0, np.bool_)
