@@ -149,7 +149,10 @@ def kind_rows() -> list[Row]:
 
 def method_rows() -> list[Row]:
     """Time of the methods in the README, in multiples of the default's."""
-    methods = ["seasons", "seasons:detector=corner", "light", "ots:original", "rootsift"]
+    methods = [
+        *("seasons", "seasons:detector=corner", "light", "light+seasons"),
+        *("ots:original", "rootsift"),
+    ]
     for name, file in (("aliked", "aliked-n16.pth"), ("xfeat", "xfeat.pt")):
         if (BASELINES / file).is_file():
             methods.append(f"{name}:weights={BASELINES / file}")

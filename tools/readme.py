@@ -19,6 +19,7 @@ METHODS = {
     "**d2net**, default": "seasons",
     "**d2net**, `--detector corner`": "seasons:detector=corner",
     "**d2net**, `--weights light`": "light",
+    "**d2net**, `--weights light+seasons`": "light+seasons",
     "D2-Net of 2019 (`--original --weights ots`)": "ots:original",
     "ALIKED-n16": "aliked:weights=aliked-n16.pth",
     "XFeat": "xfeat:weights=xfeat.pt",
