@@ -67,6 +67,15 @@ def test_to_dict_has_lightglues_keys_and_batch_dimension() -> None:
     assert values["image_size"].tolist() == [[640, 480]]
 
 
+def test_to_opencv_has_the_positions_and_scores() -> None:
+    features = make()
+    keypoints, descriptors = features.to_opencv()
+    positions = torch.tensor([k.pt for k in keypoints])
+    assert torch.allclose(positions, features.keypoints)
+    assert [k.response for k in keypoints] == pytest.approx(features.scores.tolist())
+    assert torch.equal(torch.from_numpy(descriptors), features.descriptors.float())
+
+
 def test_verified_keeps_the_inliers() -> None:
     indices = torch.tensor([[0, 4], [1, 3], [2, 2]])
     matches = Matches(indices, torch.tensor([0.9, 0.8, 0.7]))

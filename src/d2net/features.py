@@ -85,6 +85,14 @@ class Features:
         """All arrays by attribute name (keypoints, scores, scales, descriptors, uncertainty)."""
         return {name: getattr(self, name).cpu().numpy() for name in _ARRAYS}
 
+    def to_opencv(self) -> tuple[list[Any], np.ndarray[Any, np.dtype[np.float32]]]:
+        """A list of `cv2.KeyPoint` and descriptors N x D float32, as OpenCV's detectors return."""
+        import cv2
+
+        rows = torch.column_stack([self.keypoints, 4 * self.scales, self.scores]).tolist()
+        keypoints = [cv2.KeyPoint(x, y, size, -1.0, score) for x, y, size, score in rows]
+        return keypoints, self.descriptors.float().cpu().numpy()
+
     def to_dict(self) -> dict[str, Tensor]:
         """Float32 tensors with the keys and the batch dimension of LightGlue and kornia.
 

@@ -28,7 +28,7 @@ RADIUS = 17
 """The result at a pixel depends on pixels at most this far away, along each axis."""
 
 MIN_SCORE = 0.5
-"""Weakest corner, in grey values per pixel. Noise in flat areas stays below it."""
+"""Corners with a lower score, in grey values per pixel, are dropped. Noise scores lower."""
 
 DEEP_SCORE_RATIO = 80.0
 """Score of a corner of one grey value per pixel on the scale of the deep detector. With the

@@ -25,7 +25,7 @@ pairs connect, unless it finds no first pair at all. With more photos it starts 
 attempt takes minutes and internet photos always contain some that do not fit."""
 
 _MAX_MODELS, _MAX_MODEL_OVERLAP = 10, 3
-"""COLMAP's defaults, 50 models and 20 shared photos, cost most of the time with internet photos."""
+"""COLMAP's 50 models with 20 shared photos would take most of the time with internet photos."""
 
 _GROWTH_BETWEEN_ADJUSTMENTS = 1.4
 """Global bundle adjustment runs when a model has grown by this factor (COLMAP's 1.1), at most twice
@@ -163,16 +163,11 @@ def run_mapper(
         folder.mkdir()
         seeded = replace(settings, seed=settings.seed + attempt)
         with quiet_colmap():
-            pipeline = _incremental_options(limits, seeded, refine, existing)
-            if connected > _MANY_PHOTOS:
-                pipeline.mapper.ba_global_ignore_redundant_points3D = True
-                pipeline.ba_global_max_num_iterations = _GLOBAL_ITERATIONS
-                pipeline.ba_local_max_num_iterations = _LOCAL_ITERATIONS
             found = pycolmap.incremental_mapping(
                 database,
                 folder,
                 folder,
-                pipeline,
+                _incremental_options(limits, seeded, refine, existing, connected),
                 input_path=existing or "",
                 initial_image_pair_callback=begin,
                 next_image_callback=register,
@@ -190,7 +185,7 @@ def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
 
 
 def _incremental_options(
-    limits: Thresholds, settings: MappingSettings, refine: bool, existing: Path | None
+    limits: Thresholds, settings: MappingSettings, refine: bool, existing: Path | None, photos: int
 ) -> pycolmap.IncrementalPipelineOptions:
     options = pycolmap.IncrementalPipelineOptions()
     options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
@@ -199,6 +194,10 @@ def _incremental_options(
     options.structure_less_registration_fallback = False  # minutes for photos that do not fit
     options.ba_global_frames_ratio = options.ba_global_points_ratio = _GROWTH_BETWEEN_ADJUSTMENTS
     options.ba_global_max_refinements = 2
+    if photos > _MANY_PHOTOS:
+        options.mapper.ba_global_ignore_redundant_points3D = True
+        options.ba_global_max_num_iterations = _GLOBAL_ITERATIONS
+        options.ba_local_max_num_iterations = _LOCAL_ITERATIONS
     options.ba_global_function_tolerance = options.ba_local_function_tolerance = 1e-6
     options.extract_colors = False  # COLMAP ignores the EXIF orientation
     options.ba_refine_focal_length = options.ba_refine_extra_params = refine

@@ -97,11 +97,7 @@ def match_pairs(
         if matcher != "nearest":  # the machines of a cluster have other working directories
             all_options["matcher"] = str(Path(matcher).absolute())
         job = file.path.absolute(), all_options, device
-
-        @cache
-        def inputs_of(name: str) -> str:
-            return file.inputs(name)
-
+        inputs_of = cache(file.inputs)
         todo: dict[Pair, tuple[Pair, str]] = {}  # by pair as stored: as given, inputs
         counts: dict[Pair, int] = {}
         with MatchWriter(os.fspath(output), settings) as writer:

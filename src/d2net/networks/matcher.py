@@ -86,7 +86,7 @@ class Assignment:
         Returns:
             K x 2 int64 rows of both photos, and K probabilities.
         """
-        # The whole matrix of probabilities is never made, because that takes long.
+        # The whole matrix of probabilities is never computed, because that would take long.
         logits = self.similarity[0]
         if logits.numel() == 0:
             return logits.new_empty(0, 2, dtype=torch.int64), logits.new_empty(0)

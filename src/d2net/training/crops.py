@@ -49,11 +49,6 @@ class Warp(Settings):
                 f"perspective must be at least 0 and below 0.5, not {self.perspective}"
             )
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether crops are not warped at all."""
-        return (self.rotation, self.scale, self.perspective) == (0, 1, 0)
-
     def random_corners(self, edge: float, rng: np.random.Generator) -> Array:
         """4 x 2 corners of a warped square around (0, 0), `edge` pixels of the photo wide."""
         shifts = rng.uniform(-self.perspective, self.perspective, (4, 2))

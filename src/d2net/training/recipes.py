@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from d2net.io.image_lists import photos_folder
 from d2net.progress import Progress, no_progress
@@ -24,6 +24,7 @@ from d2net.training.supervised import SupervisedObjective
 AnySettings: TypeAlias = TrainingSettings | DistillationSettings | MatcherTrainingSettings
 
 _HOLD_OUT = 10
+_WHITENING = 300  # pairs
 
 
 def train(
@@ -54,8 +55,10 @@ def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
     return TrainingSettings.from_file(path)
 
 
-def settings_for_photos(folder: Path, **changes: Any) -> TrainingSettings:  # noqa: ANN401
-    """Settings that adapt the default weights to the photos of a folder, with some changed.
+def settings_for_photos(
+    folder: Path, *, start: str = "default", steps: int = 1000, batch: int = 4
+) -> TrainingSettings:
+    """Settings that adapt weights to the photos of a folder.
 
     The recipe of the default weights, shortened: half random homographies of single photos, half
     pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
@@ -66,15 +69,15 @@ def settings_for_photos(folder: Path, **changes: Any) -> TrainingSettings:  # no
     if kind in ("colmap", "aligned"):
         images = photos_folder(folder) if kind == "colmap" else folder
         sources.insert(0, SourceSettings("photos", images.relative_to(folder).as_posix()))
-    settings = TrainingSettings(
+    return TrainingSettings(
         sources=tuple(sources),
-        start="default",
+        start=start,
         layers=("conv4_1", "conv4_2", "conv4_3"),
-        batch=4,
-        steps=1000,
+        batch=batch,
+        steps=steps,
         learning_rate=2e-4,
         contrast=1.0,
-        whitening=300,
+        whitening=_WHITENING if steps * batch >= _WHITENING else 0,
         schedule="cosine",
         warmup=20,
         sampling="bilinear",
@@ -82,6 +85,4 @@ def settings_for_photos(folder: Path, **changes: Any) -> TrainingSettings:  # no
         validate_every=500,
         validation_pairs=12,
         save_every=100,
-    ).updated(**changes)
-    is_short = settings.steps * settings.batch < settings.whitening
-    return settings.updated(whitening=0) if is_short else settings
+    )

@@ -31,10 +31,9 @@ from d2net.training.settings import DistillationSettings
 from d2net.training.sources.reading import read_photo
 
 _ALIKED_OFFSETS = {"aliked-n16": (1.30, -2.05), "aliked-n16rot": (0.47, -0.02)}
-"""Offset (x, y) in pixels of ALIKED's keypoints from the structure, measured on 14 photos: n16rot
-against itself on photos turned by quarters, n16 against n16rot. Upright pairs do not notice the
-offset. A student that sees turned crops cannot know its direction and would learn keypoints smeared
-over a circle, so the offset is removed."""
+"""Offset (x, y) in pixels of ALIKED's keypoints from the image structure. It was measured on 14
+photos: n16rot against itself after quarter turns, and n16 against n16rot. It is removed, because a
+student that sees turned crops cannot know its direction and would learn blurred keypoints."""
 
 _RANDOM_POINTS = 100  # per photo, described besides the keypoints
 _SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are one
@@ -191,7 +190,8 @@ class Lessons:
     """The stored lessons of a run, one file per photo.
 
     A file's name is the fingerprint of the photo's file, the checksums of the teachers and the
-    settings. So a lesson is complete or absent, and computed again when the photo has changed.
+    settings. A lesson is written whole or not at all, and computed again after its
+    photo has changed.
     """
 
     def __init__(

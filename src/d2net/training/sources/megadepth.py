@@ -224,7 +224,7 @@ def scene_list(name: str) -> list[str] | None:
 
 
 def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
-    """The photos that have sound depth maps; and the problem of each of the others."""
+    """The photos with a valid depth map, and the problem of every other photo."""
     import pycolmap
 
     images, depths = dense / "imgs", dense / "depths"

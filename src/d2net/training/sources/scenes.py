@@ -170,7 +170,7 @@ class ScenePairs:
         depth_warp = photos.depth_warp(options)
         for row in rng.permutation(len(points_a))[:_ATTEMPTS]:
             crop_a = crop_around(points_a[row], a.size, self._crop)
-            if options.is_identity:
+            if (options.rotation, options.scale, options.perspective) == (0, 1, 0):
                 crop_b = crop_around(points_b[row], b.size, self._crop)
             else:
                 scale = options.random_ratio(rng)
