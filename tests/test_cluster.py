@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from d2net.extraction.folder import extract_folder
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.image_lists import find_images
 from d2net.matching.match_pairs import match_pairs
-from d2net.matching.pair_selection import exhaustive
 
 from . import cluster_work as work
 from .io.samples import as_set, assert_same_features
@@ -121,7 +121,7 @@ def test_as_one_process_does_it(two_nodes: Any, photos: Path, tmp_path: Path) ->
     again = extract_folder(make_tiny_model(), listed, tmp_path / "many.h5", cluster="auto")
     assert again.skipped == sorted(NAMES)
 
-    pairs = exhaustive(sorted(NAMES)[:8])
+    pairs = list(combinations(sorted(NAMES)[:8], 2))
     for output, cluster in (("many m.h5", "auto"), ("one m.h5", None)):
         matched = match_pairs(
             tmp_path / "many.h5", pairs, tmp_path / output, verify="homography", cluster=cluster

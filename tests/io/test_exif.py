@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
@@ -84,12 +83,3 @@ def test_photos_that_cannot_be_read_have_none(tmp_path):
     names = ["my photo.jpg", "b.jpg", "c.jpg", "none.jpg"]
     found = gps_positions(FoundImage(tmp_path / name, name) for name in names)
     assert list(found) == ["my photo.jpg"]
-
-
-def test_places_on_the_ellipsoid():
-    a, b = 6_378_137.0, 6_356_752.314245  # WGS84's axes in metres
-    np.testing.assert_allclose(Position(0, 0).on_ellipsoid(), [a, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(Position(0, 90).on_ellipsoid(), [0, a, 0], atol=1e-6)
-    np.testing.assert_allclose(Position(-90, 0).on_ellipsoid(), [0, 0, -b], atol=1e-5)
-    x, y, z = Position(48.3, -120).on_ellipsoid()
-    assert (x**2 + y**2) / a**2 + z**2 / b**2 == pytest.approx(1, abs=1e-10)

@@ -29,7 +29,7 @@ def assert_sound(found, names):
 
 @given(NAMES)
 def test_exhaustive(names):
-    found = pairs.exhaustive(names)
+    found = pairs.choose_pairs(pairs.PairChoice("exhaustive"), names)
     assert_sound(found, names)
     assert len(found) == math.comb(len(names), 2)
 
@@ -127,7 +127,8 @@ def test_photos_taken_at_one_place_are_neighbours():
 
 def test_one_photo_has_no_pair():
     assert pairs.from_gps({"a": Position(1, 1)}) == pairs.from_gps({}) == []
-    assert pairs.exhaustive(["a"]) == pairs.sequential(["a"]) == []
+    exhaustive = pairs.PairChoice("exhaustive")
+    assert pairs.choose_pairs(exhaustive, ["a"]) == pairs.sequential(["a"]) == []
 
 
 # --- Covisibility ----------------------------------------------------------------------------

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from d2net.geometry.cameras import check_photo_size
@@ -35,15 +33,6 @@ class Position(NamedTuple):
     latitude: float
     longitude: float
     altitude: float | None = None
-
-    def on_ellipsoid(self) -> NDArray[np.float64]:
-        """The earth-centred, earth-fixed coordinates at height 0: 3 numbers in metres."""
-        import pycolmap
-
-        coordinates: NDArray[np.float64] = pycolmap.GPSTransform().ellipsoid_to_ecef(
-            [[self.latitude, self.longitude, 0.0]]
-        )[0]
-        return coordinates
 
 
 def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:

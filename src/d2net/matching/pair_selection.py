@@ -1,6 +1,6 @@
-"""Selection of the pairs of photos to match, with a function for each method.
+"""Selection of the pairs of photos to match.
 
-Every function returns each pair once, in one order, and no pair of a photo with itself. The pairs
+Every method selects each pair once, in one order, and no pair of a photo with itself. The pairs
 are sorted by the positions of their photos in the input, so that a photo's pairs come together and
 its features are read rarely.
 """
@@ -120,7 +120,7 @@ def choose_pairs(
                 "all pairs of %s are %s, which takes long; the method retrieval selects fewer",
                 *(count(len(names), "photo"), count(len(names) * (len(names) - 1) // 2, "pair")),
             )
-        return exhaustive(names)
+        return list(combinations(names, 2))
     if method == "sequential":
         return sequential(natural_order(names), choice.overlap)
     if method == "retrieval":
@@ -148,11 +148,6 @@ def choose_pairs(
     if unplaced and can_retrieve:
         selected += [pair for pair in by_retrieval() if unplaced.intersection(pair)]
     return selected
-
-
-def exhaustive(names: Sequence[str]) -> list[Pair]:
-    """All N (N - 1) / 2 pairs, for up to some hundred photos."""
-    return list(combinations(names, 2))
 
 
 def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
@@ -191,12 +186,14 @@ def from_gps(
     Distances are straight lines between the points on the WGS84 ellipsoid. Altitudes are not used,
     because GPS measures them badly (COLMAP's `ignore_z`).
     """
+    import pycolmap
     from scipy.spatial import cKDTree
 
     names = list(positions)
     if len(names) < 2:
         return []
-    points = np.array([positions[name].on_ellipsoid() for name in names])
+    on_ellipsoid = np.array([(*positions[name][:2], 0.0) for name in names])
+    points = pycolmap.GPSTransform().ellipsoid_to_ecef(on_ellipsoid)
     # One more than asked for, because each photo is among its own nearest neighbours.
     k = min(num_matched + 1, len(names))
     _, rows = cKDTree(points).query(points, k=k, distance_upper_bound=max_distance)
