@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 import pycolmap
 
-from d2net.geometry.cameras import from_colmap, possible_focal_length, project, quiet_colmap, rays
+from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap, rays
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.settings import MIN_PHOTOS
-from d2net.mapping.triangulate import epipolar_distances
 from d2net.wording import count
 
 MapVerdict: TypeAlias = Literal["good", "doubtful"]
 
 _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
-_FEW_POINTS = 50  # COLMAP's poses need 30 inliers
-_MIN_ANGLE = 5.0  # degrees; docs/experiments.md, Maps
-_ANGLE_SAMPLES = 1000  # points whose angle is computed
+_MAX_DEVIATION = 0.2  # degrees; docs/experiments.md, Maps
+_MAX_DEVIATION_PHOTOS = 200  # the covariance of larger maps takes minutes
 _MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
-_MIN_AGREEING_MATCHES = 0.5  # of a pair's verified matches; otherwise it contradicts the map
+_MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,6 @@ def remove_impossible_photos(
 
     Returns the models that still have enough photos, and the reasons of the removed photos by name.
     """
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = options.refine_extra_params = refine
-    options.print_summary = False
     removed = {}
     for model in models:
         while model.num_reg_images() >= MIN_PHOTOS:
@@ -72,34 +69,21 @@ def remove_impossible_photos(
                 break
             for frame in faulty:
                 model.deregister_frame(frame)
+            model.tear_down()  # COLMAP computes no covariance beside photos without a pose
             if model.num_reg_images() >= MIN_PHOTOS:
-                config = pycolmap.BundleAdjustmentConfig()
-                config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-                for number in model.reg_image_ids():
-                    config.add_image(number)
                 with quiet_colmap():  # pycolmap.bundle_adjustment logs all the same
-                    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+                    _bundle_adjuster(model, refine=refine).solve()
     return [model for model in models if model.num_reg_images() >= MIN_PHOTOS], removed
 
 
-def judge_map(model: pycolmap.Reconstruction, database: Path, max_error: float) -> MapTrust:
+def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
     """Judge a map by its points and by the verified pairs of its photos.
 
-    The database may be missing, if poses were known. Matches agree with the map's poses up to a
-    distance of `max_error` pixels.
+    The database may be missing, if poses were known.
     """
     images = {i.name: i for i in (model.images[number] for number in model.reg_image_ids())}
     pairs = [p for p in verified_pairs(database) if p[0] in images and p[1] in images]
     reasons = []
-    points = float(np.median([image.num_points3D for image in images.values()]))
-    if points < _FEW_POINTS:
-        reasons.append(f"only {points:.0f} points per photo")
-    angle = _median_angle(model)
-    if angle < _MIN_ANGLE:
-        reasons.append(
-            f"cameras see the points from nearly one direction ({angle:.1f} degrees apart), so "
-            "depth is uncertain; step aside between photos"
-        )
     flat = sum(geometry.config in flat_configurations() for _, _, geometry in pairs)
     guessed = False
     if pairs:
@@ -107,37 +91,68 @@ def judge_map(model: pycolmap.Reconstruction, database: Path, max_error: float) 
             known = {c.camera_id: c.has_prior_focal_length for c in opened.read_all_cameras()}
             stored = opened.read_all_images()
         guessed = not all(known[image.camera_id] for image in stored if image.name in images)
+    if _rotation_deviation(model, refine=guessed) > _MAX_DEVIATION:
+        reasons.append(
+            "the matches hardly determine the cameras; take photos in between and step aside "
+            "between photos" + (", or give --camera-params" if guessed else "")
+        )
     if guessed and flat > _MAX_FLAT_SHARE * len(pairs):
         reasons.append(
             "the scene is flat and focal lengths are guessed, so depth is arbitrary; "
             "give --camera-params, or take photos from more sides"
         )
+    observed = {
+        name: np.array([point.point3D_id for point in image.points2D], np.uint64)
+        for name, image in images.items()
+    }
     contradicting = 0
     for first, second, geometry in pairs:
-        photos = images[first], images[second]
-        matched = (
-            from_colmap(np.array([image.points2D[row].xy for row in rows]))
-            for image, rows in zip(photos, geometry.inlier_matches.T, strict=True)
-        )
-        agreeing = epipolar_distances(model, *photos, *matched) <= max_error
-        contradicting += agreeing.mean() < _MIN_AGREEING_MATCHES
+        rows, others = geometry.inlier_matches.T
+        points = observed[first][rows]
+        common = (points == observed[second][others]) & (points != pycolmap.INVALID_POINT3D_ID)
+        contradicting += common.mean() < _MIN_COMMON_SHARE
     if contradicting > _MAX_CONTRADICTING_SHARE * len(pairs):
         reasons.append(
-            f"{contradicting} of {len(pairs)} pairs contradict the map; parts of the scene may "
-            "look alike"
+            f"{contradicting} of {len(pairs)} pairs contradict the map, which has points for few "
+            "of their matches; parts of the scene may look alike"
+            + (", or focal lengths are wrong" if guessed else "")
         )
     return MapTrust(tuple(sorted(images)), "doubtful" if reasons else "good", tuple(reasons))
 
 
-def _median_angle(model: pycolmap.Reconstruction) -> float:
-    """Median over points of the largest angle between two rays to them, in degrees."""
-    centres = {number: model.images[number].projection_center() for number in model.reg_image_ids()}
-    points = list(model.points3D.values())
-    angles = [0.0]
-    for point in points[:: len(points) // _ANGLE_SAMPLES + 1]:
-        directions = np.array([centres[seen.image_id] for seen in point.track.elements]) - point.xyz
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        angles.append(
-            float(np.degrees(np.arccos(np.clip((directions @ directions.T).min(), -1, 1))))
-        )
-    return float(np.median(angles))
+def _bundle_adjuster(
+    model: pycolmap.Reconstruction, *, refine: bool
+) -> pycolmap.CeresBundleAdjuster:
+    """Adjusts all photos and points of a model, and its intrinsics with `refine`."""
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = refine
+    options.print_summary = False
+    config = pycolmap.BundleAdjustmentConfig()
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.THREE_POINTS)
+    for number in model.reg_image_ids():
+        config.add_image(number)
+    return pycolmap.create_default_ceres_bundle_adjuster(options, config, model)
+
+
+def _rotation_deviation(model: pycolmap.Reconstruction, *, refine: bool) -> float:
+    """Standard deviation of the rotation between two photos, in degrees: the median over pairs.
+
+    It follows from the reprojection errors. With `refine`, the intrinsics are uncertain, too.
+    """
+    numbers = model.reg_image_ids()
+    if len(numbers) > _MAX_DEVIATION_PHOTOS:
+        return 0.0
+    options = pycolmap.BACovarianceOptions()
+    options.params = pycolmap.BACovarianceOptionsParams.POSES
+    with quiet_colmap():
+        adjuster = _bundle_adjuster(model, refine=refine)
+        found = pycolmap.estimate_ba_covariance(options, model, adjuster)
+    if found is None:
+        return math.inf
+    poses = [(number, model.images[number].cam_from_world()) for number in numbers]
+    covariances = (found.get_cam2_cov_from_cam1(*a, *b) for a, b in combinations(poses, 2))
+    # A photo without points has none. COLMAP gives only NaN for some wrong maps.
+    turns = [np.sqrt(np.trace(both[:3, :3])) for both in covariances if both is not None]
+    model.update_point_3d_errors()
+    error = np.median([point.error for point in model.points3D.values()])
+    return float(np.nan_to_num(np.degrees(np.median(turns)) * error, nan=math.inf))

@@ -402,7 +402,7 @@ class Stages:
         """Write the report, and record that the map is finished."""
         folder = self._folder
         self._progress("writing the report", 0, None)
-        maps = [judge_map(model, folder.database, self.limits.verification) for model in models]
+        maps = [judge_map(model, folder.database) for model in models]
         registered = {name for part in maps for name in part.photos}
         removed = folder.record.values.get("removed", {})
         failed = why_unregistered(folder.database, registered, self.usable)
