@@ -14,11 +14,10 @@ from benchmarks.table import Row
 from benchmarks.timing import medians_in_turn
 from d2net import D2Net
 from d2net.evaluation.feature_sources import open_source
-from d2net.extraction.corners import detect_corners, to_grey
 from d2net.networks.base import View
 from d2net.networks.vgg import VGG
 from d2net.networks.vgg_backbone import VGGBackbone
-from d2net.settings import DescriptorType, DetectorName
+from d2net.settings import DescriptorType
 from tests import oracle
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
@@ -29,7 +28,7 @@ PYRAMID = (0.5, 1.0, 2.0)
 
 def rows() -> list[Row]:
     """Ratios at 800 x 640 on the CPU, of the kind of features that the release computes."""
-    model = D2Net.from_pretrained("ots", detector="deep", descriptor="plain", max_keypoints=None)
+    model = D2Net.from_pretrained("ots", descriptor="plain", max_keypoints=None)
     photo = np.asarray(Image.open(PHOTO))
     backbone = _backbone(model)
     layers = [backbone.convolution(name) for name in backbone.names]
@@ -104,55 +103,28 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
 
 
 def kind_rows() -> list[Row]:
-    """What other keypoints and descriptors than deep, plain ones cost at 800 x 640."""
-    model = D2Net.from_pretrained()
+    """What the other descriptors of a VGG cost at 800 x 640, beside plain ones."""
+    model = D2Net.from_pretrained("seasons")
     photo = np.asarray(Image.open(PHOTO))
-    pixels = torch.from_numpy(photo.copy())
-    kinds: list[tuple[DetectorName, DescriptorType]] = [
-        ("deep", "plain"),
-        ("deep", "whitened"),
-        ("corner", "fused"),
-        ("corner", "whitened"),
-    ]
-    kinds += [("both", "root"), ("both", "fused"), ("both", "whitened")]
-    extractions = {
-        ", ".join(kind): partial(model.extract, photo, detector=kind[0], descriptor=kind[1])
-        for kind in kinds
-    }
-    parts = {
-        "backbone": lambda: model.network.compute_maps(pixels[None].float(), torch.float32),
-        "corners": lambda: detect_corners(to_grey(pixels)),
-    }
-    seconds = medians_in_turn({**parts, **extractions}, rounds=3)
-    share, plain = seconds["corners"] / seconds["backbone"], seconds["deep, plain"]
-    rows = [
+    kinds: tuple[DescriptorType, ...] = ("plain", "root", "fused", "whitened")
+    extractions = {str(kind): partial(model.extract, photo, descriptor=kind) for kind in kinds}
+    seconds = medians_in_turn(extractions, rounds=3)
+    plain = seconds["plain"]
+    return [
         Row(
-            "detection of corners at 800 x 640, share of the backbone's time",
-            f"{share:.1%}",
-            "at most 10%",
-            share <= 0.1,
-            f"{seconds['corners'] * 1000:.0f} ms and {seconds['backbone']:.2f} s",
+            f"extraction at 800 x 640, deep, {kind}: times deep, plain",
+            f"{seconds[kind] / plain:.2f}",
+            "-",
+            True,
+            f"{seconds[kind]:.2f} s and {plain:.2f} s; {len(extractions[kind]()):,} keypoints",
         )
+        for kind in kinds[1:]
     ]
-    for kind, extraction in list(extractions.items())[1:]:
-        rows.append(
-            Row(
-                f"extraction at 800 x 640, {kind}: times deep, plain",
-                f"{seconds[kind] / plain:.2f}",
-                "-",
-                True,
-                f"{seconds[kind]:.2f} s and {plain:.2f} s; {len(extraction()):,} keypoints",
-            )
-        )
-    return rows
 
 
 def method_rows() -> list[Row]:
     """Time of the methods in the README, in multiples of the default's."""
-    methods = [
-        *("seasons", "seasons:detector=corner", "light", "light+seasons"),
-        *("ots:original", "rootsift"),
-    ]
+    methods = ["light+seasons", "light", "seasons", "ots:original", "rootsift"]
     for name, file in (("aliked", "aliked-n16.pth"), ("xfeat", "xfeat.pt")):
         if (BASELINES / file).is_file():
             methods.append(f"{name}:weights={BASELINES / file}")
@@ -160,7 +132,7 @@ def method_rows() -> list[Row]:
     seconds = medians_in_turn(
         {source.name: partial(source.extract, PHOTO, PHOTO.name) for source in sources}, rounds=5
     )
-    default = seconds["seasons"]
+    default = seconds["light+seasons"]
     return [
         Row(
             f"extraction at 800 x 640, {source.name}: times the default",
@@ -178,7 +150,7 @@ def gpu_rows() -> list[Row]:
     """Photos per second on a GPU; none without one."""
     if not torch.cuda.is_available():
         return []
-    model = D2Net.from_pretrained(device="cuda")
+    model = D2Net.from_pretrained("seasons", device="cuda")
     backbone = _backbone(model)
     layers = [backbone.convolution(name) for name in backbone.names]
     photo = np.asarray(Image.open(PHOTO).resize((1600, 1200)))

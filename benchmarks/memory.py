@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -13,13 +12,13 @@ from benchmarks.table import Row
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 
 SCRIPT = """
-import json, sys
+import sys
 import numpy as np
 from PIL import Image
 import d2net
-width, height, settings = int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+width, height, weights = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 photo = np.asarray(Image.open(sys.argv[1]).resize((width, height)))
-model = d2net.D2Net.from_pretrained(max_edge=None, max_sum_edges=None, **settings)
+model = d2net.D2Net.from_pretrained(weights, max_edge=None, max_sum_edges=None)
 features = model.extract(photo)
 with open("/proc/self/status") as status:  # ru_maxrss would count the process that started this one
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -27,11 +26,10 @@ print(len(features), 1024 * peak)
 """
 
 
-def peak(width: int, height: int, **settings: str) -> tuple[int, int, float]:
+def peak(width: int, height: int, weights: str) -> tuple[int, int, float]:
     """Keypoints, peak resident bytes and seconds of a process that extracts one photo."""
     start = time.perf_counter()
-    command = [sys.executable, "-c", SCRIPT, str(PHOTO), str(width), str(height)]
-    command.append(json.dumps(settings))
+    command = [sys.executable, "-c", SCRIPT, str(PHOTO), str(width), str(height), weights]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     keypoints, size = map(int, run.stdout.split())
     return keypoints, size, time.perf_counter() - start
@@ -42,11 +40,15 @@ def rows() -> list[Row]:
     if sys.platform != "linux":
         return []
     found = []
-    for width, height, limit in ((1600, 1200, 1.5), (6000, 4000, 2.5)):
-        keypoints, size, seconds = peak(width, height)
+    for weights, width, height, limit in (
+        ("light+seasons", 1600, 1200, 1.5),
+        ("light+seasons", 6000, 4000, 2.5),
+        ("light", 1600, 1200, 0.5),
+    ):
+        keypoints, size, seconds = peak(width, height, weights)
         found.append(
             Row(
-                f"peak memory of the process, {width} x {height}, float32, default",
+                f"peak memory of the process, {width} x {height}, float32, {weights}",
                 f"{size / 1e9:.2f} GB",
                 f"at most {limit} GB",
                 size <= limit * 1e9,
@@ -54,14 +56,4 @@ def rows() -> list[Row]:
                 headline=True,
             )
         )
-    keypoints, size, _ = peak(1600, 1200, detector="deep", descriptor="plain")
-    found.append(
-        Row(
-            "the same, 1600 x 1200, with deep keypoints and plain descriptors",
-            f"{size / 1e9:.2f} GB",
-            "-",
-            True,
-            f"{keypoints:,} keypoints",
-        )
-    )
     return found

@@ -17,9 +17,8 @@ from benchmarks.timing import medians_in_turn
 from d2net import D2Net, export_onnx
 from d2net.onnx import runner
 from d2net.onnx.export import MODEL, RUNNER
-from d2net.settings import DescriptorType, DetectorName
 
-KINDS: tuple[tuple[DetectorName, DescriptorType], ...] = (("deep", "plain"), ("both", "whitened"))
+WEIGHTS = ("light+seasons", "light")
 SIZE = (1600, 1200)
 
 SCRIPT = """
@@ -38,32 +37,32 @@ print(len(features.scores), 1024 * peak)
 
 def rows() -> list[Row]:
     """Time at 800 x 640, and memory where it can be read: on Linux."""
-    model = D2Net.from_pretrained(max_edge=None, max_sum_edges=None)
     found = []
     with tempfile.TemporaryDirectory() as place:
-        for kind in KINDS:
-            folder = Path(place) / " ".join(kind)
-            export_onnx(model, folder, detector=kind[0], descriptor=kind[1])
-            found.append(_time(model, folder, *kind))
+        for weights in WEIGHTS:
+            model = D2Net.from_pretrained(weights, max_edge=None, max_sum_edges=None)
+            folder = Path(place) / weights
+            export_onnx(model, folder)
+            found.append(_time(model, folder, weights))
             if sys.platform == "linux":
-                found.append(_memory(folder, *kind))
+                found.append(_memory(folder, weights))
     return found
 
 
-def _time(model: D2Net, folder: Path, detector: DetectorName, descriptor: DescriptorType) -> Row:
+def _time(model: D2Net, folder: Path, weights: str) -> Row:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     extractor = runner.Extractor(folder / MODEL, options)
     photo = runner.read_photo(str(memory.PHOTO))
     seconds = medians_in_turn(
         {
-            "torch": partial(model.extract, photo, detector=detector, descriptor=descriptor),
+            "torch": partial(model.extract, photo),
             "onnx": partial(extractor.extract, photo),
         },
         rounds=5,
     )
     return Row(
-        f"ONNX Runtime, extraction at 800 x 640, float32, {detector}, {descriptor}: times torch's",
+        f"ONNX Runtime, extraction at 800 x 640, float32, {weights}: times torch's",
         f"{seconds['onnx'] / seconds['torch']:.2f}",
         "-",
         True,
@@ -71,15 +70,15 @@ def _time(model: D2Net, folder: Path, detector: DetectorName, descriptor: Descri
     )
 
 
-def _memory(folder: Path, detector: DetectorName, descriptor: DescriptorType) -> Row:
+def _memory(folder: Path, weights: str) -> Row:
     size = [str(side) for side in SIZE]
     command = [sys.executable, "-c", SCRIPT, str((folder / RUNNER).parent), str(memory.PHOTO)]
     run = subprocess.run([*command, *size], capture_output=True, text=True, check=True)
     count, peak = map(int, run.stdout.split())
-    expected, in_torch, _ = memory.peak(*SIZE, detector=detector, descriptor=descriptor)
+    expected, in_torch, _ = memory.peak(*SIZE, weights)
     return Row(
-        f"ONNX Runtime, peak memory of the process, {SIZE[0]} x {SIZE[1]}, {detector}, "
-        f"{descriptor}: times torch's",
+        f"ONNX Runtime, peak memory of the process, {SIZE[0]} x {SIZE[1]}, {weights}: "
+        "times torch's",
         f"{peak / in_torch:.2f}",
         "-",
         True,

@@ -25,7 +25,7 @@ def rows() -> list[Row]:
     """Mean matching accuracy in both precisions; none without the photos."""
     if not OXFORD.is_dir():
         return []
-    model = D2Net.from_pretrained()
+    model = D2Net.from_pretrained("ots")
     accuracy = {p: accuracies(model, precision=p) for p in ("float32", "bfloat16")}
     found = []
     for i, threshold in enumerate(THRESHOLDS):

@@ -108,7 +108,7 @@ def test_the_contract(hloc: SimpleNamespace) -> None:
     assert {key: tuple(value.shape) for key, value in found.items()} == {
         "keypoints": (1, 30, 2),
         "scores": (1, 30),
-        "descriptors": (1, 384, 30),
+        "descriptors": (1, 576, 30),
     }
     assert torch.allclose(found["descriptors"].norm(dim=1), torch.ones(1, 30), atol=1e-5)
     with pytest.raises(AssertionError):

@@ -16,11 +16,9 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by tools/readme.py -->\n", "<!-- end of results -->"
 
 METHODS = {
-    "**d2net**, default": "seasons",
-    "**d2net**, `--detector corner`": "seasons:detector=corner",
+    "**d2net**, default": "light+seasons",
     "**d2net**, `--weights light`": "light",
-    "**d2net**, `--weights light+seasons`": "light+seasons",
-    "D2-Net of 2019 (`--original --weights ots`)": "ots:original",
+    "D2-Net of 2019 (`--original`)": "ots:original",
     "ALIKED-n16": "aliked:weights=aliked-n16.pth",
     "XFeat": "xfeat:weights=xfeat.pt",
     "RootSIFT": "rootsift",
@@ -68,7 +66,7 @@ def _times() -> dict[str, str]:
         for row in rows
         if row["what"].endswith(end)
     }
-    return {"seasons": "1", **measured}
+    return {"light+seasons": "1", **measured}
 
 
 def _cells(row: str) -> list[str]:

@@ -37,16 +37,10 @@ from d2net.mapping.settings import MappingSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
-PAPER = "detector=deep,descriptor=plain"
 BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth", "xfeat:weights=xfeat.pt")
-METHODS = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "ots:original", *BASELINES)
-MAPPED = ("seasons", "seasons:detector=corner", f"seasons:{PAPER}", "rootsift")
-LARGE_MAPS = ("seasons:descriptor=fused,max_keypoints=2000",)
-DETECTORS_AND_DESCRIPTORS = (
-    *(f"ots:detector=deep,descriptor={d},max_keypoints=none" for d in ("plain", "root", "fused")),
-    *(f"ots:detector=corner,descriptor={d},max_keypoints=2000" for d in ("plain", "root", "fused")),
-    *(f"ots:detector=both,descriptor={d},max_keypoints=4000" for d in ("root", "fused")),
-)
+METHODS = ("light+seasons", "light", "ots:original", *BASELINES)
+MAPPED = ("light+seasons", "rootsift")
+LARGE_MAPS = ("light+seasons:max_keypoints=2000",)
 
 PLANES = ("MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches")
 POSES = ("AUC@1 t=1", "AUC@5 t=1", "AUC@10 t=1", "precision@3", "features", "matches")
@@ -91,8 +85,8 @@ class Table:
         """The table's methods, or new weights and the baselines that are not measured yet."""
         if new is None:
             return self.methods
-        if self.rows_are_groups or self.methods is DETECTORS_AND_DESCRIPTORS:
-            return [new] if self.rows_are_groups else []
+        if self.rows_are_groups:
+            return [new]
         return [*(name for name in BASELINES if f"`{name}" not in measured), new]
 
     def rows(self, results: Sequence[Result]) -> dict[str, str]:
@@ -152,7 +146,6 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
         camera_params=tuple(true_camera.params),
     )
     scenes = scene_folders(train)
-    oxford = partial(evaluate_homography, folder=evaluation / "oxford")
 
     def reconstruction(folder: Path, settings: MappingSettings | None = None) -> Table:
         evaluate = partial(evaluate_reconstruction, folder=folder, settings=settings)
@@ -164,7 +157,7 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
         return Table(evaluate, QUERIES, methods)
 
     return {
-        "oxford": Table(oxford, PLANES),
+        "oxford": Table(partial(evaluate_homography, folder=evaluation / "oxford"), PLANES),
         "webcam": Table(partial(evaluate_homography, folder=evaluation / "webcam"), PLANES),
         "wxbs": Table(
             partial(evaluate_epipolar, folder=evaluation / "wxbs"),
@@ -173,7 +166,6 @@ def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:
         ),
         "strecha": Table(partial(evaluate_pose, folder=strecha), POSES),
         "reichstag": Table(partial(evaluate_pose, folder=reichstag), POSES),
-        "kinds_oxford": Table(oxford, PLANES, DETECTORS_AND_DESCRIPTORS),
         "sfm_strecha": reconstruction(strecha, one_camera),
         "sfm_strecha_known": reconstruction(strecha, known_camera),
         "sfm_reichstag": reconstruction(reichstag),

@@ -66,9 +66,10 @@ def conf(
     _check(settings)
     given: dict[str, Any] = {"weights": weights} if weights != "default" else {}
     given |= settings
-    # The name of a weights file is enough; a path would make folders.
-    values = {key: Path(v).name if isinstance(v, str) else v for key, v in given.items()}
-    parts = [f"r{resize_max}", *(f"{key}={value}" for key, value in values.items())]
+    # The names of weights files are enough; a path would make folders.
+    if "weights" in given:
+        given["weights"] = "+".join(Path(part).name for part in weights.split("+"))
+    parts = [f"r{resize_max}", *(f"{key}={value}" for key, value in given.items())]
     return {
         "output": "-".join(["feats-d2net", *parts]),
         "model": {"name": NAME, "weights": weights, **settings},

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Settings")
 
-DetectorName = Literal["deep", "corner", "both"]
 DescriptorType = Literal["plain", "root", "fused", "whitened", "light", "combined"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _DEFAULT_BUDGET: Any = object()
 """Stands for the default of `max_keypoints` until it is known whether `original` is set."""
 
-_RELEASE = {"detector": "deep", "descriptor": "plain", "turns": 1, "stretch": False}
+_RELEASE = {"descriptor": "plain", "turns": 1, "stretch": False}
 """The only values that `original` allows."""
 
 
@@ -78,7 +77,6 @@ class ExtractionOptions(TypedDict, total=False):
     """The fields of `ExtractionSettings` as keyword arguments; see there for what they mean."""
 
     original: bool
-    detector: DetectorName | None
     descriptor: DescriptorType | None
     multiscale: bool
     turns: int
@@ -97,10 +95,6 @@ class ExtractionSettings(Settings):
 
     original: bool = False
     """Reproduce the 2019 release, faults included. Otherwise use the corrected default."""
-
-    detector: DetectorName | None = None
-    """How keypoints are detected: deep (by the network), corner (corners of the grey photo, to a
-    fraction of a pixel) or both. None: the network's default."""
 
     descriptor: DescriptorType | None = None
     """How keypoints are described: plain (D2-Net's), root (its square root), fused (deep and
@@ -122,8 +116,8 @@ class ExtractionSettings(Settings):
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""
 
     max_keypoints: int | None = _DEFAULT_BUDGET
-    """Keep this many keypoints of each turn, those with the highest scores; half for each of two
-    detectors. None: all. Default: 4096, and all with `original`."""
+    """Keep this many keypoints of each turn, those with the highest scores. None: all. Default:
+    4096, and all with `original`."""
 
     score_threshold: float = 0.0
     """Keep keypoints with at least this score."""
@@ -159,7 +153,7 @@ class ExtractionSettings(Settings):
     def updated(self, **changes: Unpack[ExtractionOptions]) -> ExtractionSettings:  # type: ignore[override]
         """A copy with some settings changed; an unknown name is an InputError.
 
-        `original=True` also resets detector, descriptor, turns, stretch and budget to those of the
+        `original=True` also resets descriptor, turns, stretch and budget to those of the
         release, unless `changes` names them.
         """
         release = {**_RELEASE, "max_keypoints": None} if changes.get("original") else {}

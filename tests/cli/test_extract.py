@@ -105,7 +105,6 @@ def test_options_reach_the_model(d2net: Run, photos: Path) -> None:
         assert file.settings is not None
         assert file.settings["extraction"] == {
             "original": True,
-            "detector": "deep",
             "descriptor": "plain",
             "multiscale": True,
             "turns": 1,
@@ -133,16 +132,16 @@ def test_turns_are_extracted_and_remembered(d2net: Run, photos: Path) -> None:
     assert "extraction.turns is 4 there, 1 now" in run.err
 
 
-def test_kinds_of_keypoints_and_descriptors(d2net: Run, photos: Path) -> None:
-    d2net("extract", photos, "-o", "f.h5", "--detector", "both", "--descriptor", "fused")
+def test_types_of_descriptors(d2net: Run, photos: Path) -> None:
+    d2net("extract", photos, "-o", "f.h5", "--descriptor", "root")
     with FeatureFile("f.h5") as file:
         assert file.settings is not None
-        assert file.settings["extraction"]["detector"] == "both"
-        expected = make_tiny_model().extract(photos / "a.png", detector="both", descriptor="fused")
+        assert file.settings["extraction"]["descriptor"] == "root"
+        expected = make_tiny_model().extract(photos / "a.png", descriptor="root")
         assert_same_features(file["a.png"], expected)
-    run = d2net("extract", photos, "-o", "g.h5", "--detector", "corner", "--original")
+    run = d2net("extract", photos, "-o", "g.h5", "--descriptor", "root", "--original")
     assert run.code == 2
-    assert "original reproduces the 2019 release, whose detector is 'deep'" in run.err
+    assert "original reproduces the 2019 release, whose descriptor is 'plain'" in run.err
 
 
 def test_full_resolution_lifts_both_limits(d2net: Run, photos: Path) -> None:
@@ -244,7 +243,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_kill_9_and_resume_gives_the_same_file(real: Real, many: Path, undisturbed: bytes) -> None:
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5") as process:
-        wait_for(partial, 100_000)
+        wait_for(partial, 500_000)  # two photos
         process.kill()
         assert finished(process).code == -signal.SIGKILL
     assert not (real.folder / "f.h5").exists()
@@ -263,7 +262,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
     write_photos(many, *(f"{i}.png" for i in range(60)))  # it must not end before the signal
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5", "--multiscale", "--json") as process:
-        wait_for(partial, 100_000)
+        wait_for(partial, 500_000)  # two photos
         process.send_signal(signal.SIGSTOP)
         busy = d2net("extract", many, "-o", "f.h5")
         process.send_signal(signal.SIGINT)

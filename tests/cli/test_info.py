@@ -82,7 +82,8 @@ def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) ->
         assert found[name]["state"] == "downloadable"
         assert found[name]["url"].endswith(f"/{name}.pth")
     text = d2net("weights").out
-    assert "seasons (= default): packaged, 16.3 MB" in text
+    assert "default: light+seasons" in text
+    assert "seasons: packaged, 16.3 MB" in text
     assert all(record["advice"] in text for record in found.values())
     assert d2net("weights", "--quiet").out == ""
 
@@ -98,7 +99,9 @@ def test_one_file(real: Real) -> None:
 
 
 def test_named_weights_as_json(d2net: Run) -> None:
-    assert d2net("weights", "default", "--json").json["name"] == "seasons"
+    assert d2net("weights", "seasons", "--json").json["name"] == "seasons"
+    both = d2net("weights", "default", "--json").json
+    assert [record["name"] for record in both] == ["light", "seasons"]
 
 
 def test_broken_weights(d2net: Run, here: Path) -> None:

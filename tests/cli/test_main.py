@@ -58,8 +58,8 @@ def test_version(d2net: Run) -> None:
 def test_shells_complete_commands_options_and_choices(real: Real) -> None:
     for line, completion in (
         ("d2net ext", "extract"),
-        ("d2net extract --det", "--detector"),
-        ("d2net extract --detector co", "corner"),
+        ("d2net extract --desc", "--descriptor"),
+        ("d2net extract --descriptor wh", "whitened"),
     ):
         environment = {
             "_D2NET_COMPLETE": "complete_bash",
@@ -72,7 +72,7 @@ def test_shells_complete_commands_options_and_choices(real: Real) -> None:
 def test_help_shows_choices_and_no_types_of_python(d2net: Run) -> None:
     out = d2net("extract", "--help").out
     assert str(ExtractionSettings().max_keypoints) in out
-    assert "<deep|corner|both>" in out
+    assert "<incremental|global>" in d2net("reconstruct", "--help").out
     for text in ("<bool>", "Path]>", "(none)"):
         assert text not in out
 

@@ -74,7 +74,7 @@ def test_a_blob_in_a_reduced_photo(symmetric_network: D2Net, max_edge: int | Non
 
 @pytest.fixture(scope="module")
 def vgg() -> D2Net:
-    return D2Net.from_pretrained("ots", detector="deep", descriptor="plain")
+    return D2Net.from_pretrained("ots", descriptor="plain")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
 
 @pytest.fixture(scope="module")
-def vgg() -> D2Net:
+def shipped() -> D2Net:
     return D2Net.from_pretrained()
 
 
@@ -32,8 +33,8 @@ def photo() -> np.ndarray:
     return np.asarray(Image.open(PHOTO))[100:340, 200:520]
 
 
-def test_features_of_a_photo(vgg: D2Net, photo: np.ndarray) -> None:
-    features = vgg.extract(photo)
+def test_features_of_a_photo(shipped: D2Net, photo: np.ndarray) -> None:
+    features = shipped.extract(photo)
     assert 200 < len(features) < 2000
     assert features.image_size == (320, 240)
     assert (features.keypoints >= 0).all()
@@ -53,11 +54,11 @@ def test_path_pillow_array_and_tensor_agree(
 
 
 def test_budget_and_threshold(model: D2Net, photo: np.ndarray) -> None:
-    everything = model.extract(photo, detector="deep")
-    best = model.extract(photo, detector="deep", max_keypoints=50)
+    everything = model.extract(photo)
+    best = model.extract(photo, max_keypoints=50)
     torch.testing.assert_close(best.keypoints, everything.keypoints[:50])
     threshold = float(everything.scores[99])
-    some = model.extract(photo, detector="deep", score_threshold=threshold)
+    some = model.extract(photo, score_threshold=threshold)
     assert len(some) == 100
     assert len(model.extract(photo, score_threshold=1e9)) == 0
 
@@ -122,9 +123,9 @@ def test_a_batch_may_mix_sizes(model: D2Net, photo: np.ndarray) -> None:
 
 
 def test_multi_scale_adds_levels(model: D2Net, photo: np.ndarray) -> None:
-    features = model.extract(photo, detector="deep", multiscale=True)
+    features = model.extract(photo, multiscale=True)
     assert set(features.scales.tolist()) == {2.0, 1.0, 0.5}
-    assert len(features) > len(model.extract(photo, detector="deep"))
+    assert len(features) > len(model.extract(photo))
     # what a coarse level has found is not found again within half its cell
     for coarse, radius in ((2.0, 4.0), (1.0, 2.0)):
         kept = features.keypoints[features.scales == coarse]
@@ -134,7 +135,7 @@ def test_multi_scale_adds_levels(model: D2Net, photo: np.ndarray) -> None:
 
 def test_uncertainty_is_in_pixels_of_the_photo(model: D2Net, photo: np.ndarray) -> None:
     large = np.repeat(np.repeat(photo, 2, axis=0), 2, axis=1)
-    plain, reduced = (model.extract(large, detector="deep", max_edge=edge) for edge in (None, 320))
+    plain, reduced = (model.extract(large, max_edge=edge) for edge in (None, 320))
     ratio = float(reduced.uncertainty.median() / plain.uncertainty.median())
     assert ratio == pytest.approx(2)
 
@@ -198,14 +199,17 @@ def test_a_photo_without_contrast_has_no_keypoints(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize(
+    ("weights", "original"), [("light", False), ("seasons", False), ("ots", True)]
+)
 def test_flat_areas_have_no_keypoints(
-    vgg: D2Net, photo: np.ndarray, original: bool, precision: str
+    photo: np.ndarray, weights: str, original: bool, precision: Any
 ) -> None:
     """A saturated sky: rounding must not pass for structure."""
     image = photo.copy()
     image[:, 60:] = 255
-    features = vgg.extract(image, original=original, precision=precision)
+    model = D2Net.from_pretrained(weights, original=original, precision=precision)
+    features = model.extract(image)
     beyond = features.keypoints[:, 0] > 60 + 49
     inside = beyond & (features.keypoints - 120 < torch.tensor([149.0, 69.0])).all(dim=1)
     inside &= features.keypoints[:, 1] > 50
@@ -250,8 +254,8 @@ def test_float16_needs_a_gpu(tiny_model: D2Net) -> None:
         tiny_model.extract(np.zeros((40, 40, 3), np.uint8), precision="float16")
 
 
-def test_bfloat16_finds_nearly_the_same(vgg: D2Net, photo: np.ndarray) -> None:
-    exact, rough = vgg.extract(photo), vgg.extract(photo, precision="bfloat16")
+def test_bfloat16_finds_nearly_the_same(shipped: D2Net, photo: np.ndarray) -> None:
+    exact, rough = shipped.extract(photo), shipped.extract(photo, precision="bfloat16")
     distance = torch.cdist(exact.keypoints, rough.keypoints).min(dim=1).values
     assert float((distance < 2).float().mean()) > 0.85
 
@@ -259,19 +263,21 @@ def test_bfloat16_finds_nearly_the_same(vgg: D2Net, photo: np.ndarray) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_gpu_finds_the_same(vgg: D2Net, photo: np.ndarray, precision: str) -> None:
+def test_gpu_finds_the_same(shipped: D2Net, photo: np.ndarray, precision: str) -> None:
     on_gpu = D2Net.from_pretrained(device="cuda").extract(photo, precision=precision)
     assert on_gpu.keypoints.device.type == "cuda"
-    distance = torch.cdist(vgg.extract(photo).keypoints, on_gpu.keypoints.cpu()).min(dim=1).values
+    distance = (
+        torch.cdist(shipped.extract(photo).keypoints, on_gpu.keypoints.cpu()).min(dim=1).values
+    )
     assert float((distance < 2).float().mean()) > 0.85
 
 
 def test_a_budget_chooses_among_all_candidates(model: D2Net, photo: np.ndarray) -> None:
     """Only the candidates that can matter are held in memory; a mask makes it hold all."""
     everywhere = np.ones(photo.shape[:2], np.uint8)
-    few = model.extract(photo, detector="both", max_keypoints=12)
-    expected = model.extract(photo, detector="both", max_keypoints=12, mask=everywhere)
-    assert len(model.extract(photo, detector="both", max_keypoints=None)) > 2 * 4 * 12
+    few = model.extract(photo, max_keypoints=12)
+    expected = model.extract(photo, max_keypoints=12, mask=everywhere)
+    assert len(model.extract(photo, max_keypoints=None)) > 2 * 12
     torch.testing.assert_close(few.keypoints, expected.keypoints)
     torch.testing.assert_close(few.descriptors, expected.descriptors)
 

@@ -36,17 +36,15 @@ def right(a: Features, b: Features, b_from_a: coordinates.Rotation) -> float:
     return float((error < 1.5).sum()) / len(a)
 
 
-@pytest.mark.parametrize(
-    ("kind", "quarters"), [({}, 1), ({"detector": "corner", "descriptor": "fused"}, 2)]
-)
+@pytest.mark.parametrize("quarters", [1, 2])
 def test_turned_photos_are_matched_with_turns_and_not_without(
-    model: D2Net, photo: np.ndarray, kind: dict[str, str], quarters: int
+    model: D2Net, photo: np.ndarray, quarters: int
 ) -> None:
     _, b_from_a = coordinates.turn((photo.shape[1], photo.shape[0]), 90 * quarters)
-    a = model.extract(photo, **kind)
+    a = model.extract(photo)
     turned = np.rot90(photo, quarters)
-    assert right(a, model.extract(turned, **kind), b_from_a) < 0.3
-    found = model.extract(turned, turns=4, **kind)
+    assert right(a, model.extract(turned), b_from_a) < 0.3
+    found = model.extract(turned, turns=4)
     assert found.image_size == (turned.shape[1], turned.shape[0])
     assert right(a, found, b_from_a) > 0.95
 
@@ -84,7 +82,7 @@ def test_a_spot_stays_where_it_is_between_quarter_turns(degrees: float) -> None:
 
 
 def test_between_quarter_turns_the_frame_has_no_keypoints(photo: np.ndarray) -> None:
-    tiny = make_tiny_model(detector="both")
+    tiny = make_tiny_model()
     alone, found = tiny.extract(photo), tiny.extract(photo, turns=3)
     assert len(found) > 2 * len(alone)
     height, width = photo.shape[:2]
@@ -93,7 +91,7 @@ def test_between_quarter_turns_the_frame_has_no_keypoints(photo: np.ndarray) -> 
 
 
 def test_masks_and_reduced_photos_are_turned_along(photo: np.ndarray) -> None:
-    tiny = make_tiny_model(detector="both")
+    tiny = make_tiny_model()
     mask = np.zeros(photo.shape[:2], np.uint8)
     mask[:90, 130:] = 1
     found = tiny.extract(photo, turns=8, mask=mask, max_edge=200)

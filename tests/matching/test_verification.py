@@ -110,13 +110,13 @@ def test_default_threshold_grows_with_photos_that_were_reduced():
 
 
 def test_the_most_precise_keypoints_decide_on_the_default_threshold():
-    """Of both kinds: deep ones, good to 1.5 px, beside fewer corners, good to 0.4."""
+    """Some refined to 0.4 px beside more that are good to 1.5 px."""
     uncertainty = torch.tensor([1.5] * 6 + [0.4] * 4)
-    both = replace(features(np.zeros((10, 2))), uncertainty=uncertainty)
+    mixed = replace(features(np.zeros((10, 2))), uncertainty=uncertainty)
     matches = in_order(10)
-    assert default_threshold(both, both, matches, "fundamental") == pytest.approx(1.5)
-    deep = in_order(6)
-    assert default_threshold(both, both, deep, "fundamental") == pytest.approx(5.46, abs=0.01)
+    assert default_threshold(mixed, mixed, matches, "fundamental") == pytest.approx(1.5)
+    coarse = in_order(6)
+    assert default_threshold(mixed, mixed, coarse, "fundamental") == pytest.approx(5.46, abs=0.01)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2net import D2Net, InputError, WeightsError, export_onnx
+from d2net import D2Net, InputError, WeightsError
 from d2net.extraction.keypoints import find_keypoints
 from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
@@ -51,8 +51,7 @@ def test_tiles_equal_the_whole(network: Combined, photo: np.ndarray) -> None:
     tensor = torch.from_numpy(photo.copy())[None]
     settings = network.resolve(ExtractionSettings())
     whole, tiled = (
-        find_keypoints(network, tensor, settings, cells_per_tile=cells)[0][0]
-        for cells in (10**9, 900)
+        find_keypoints(network, tensor, settings, cells_per_tile=cells)[0] for cells in (10**9, 900)
     )
     assert torch.equal(whole.ranks, tiled.ranks)
     torch.testing.assert_close(whole.descriptors, tiled.descriptors, rtol=0, atol=1e-3)
@@ -70,11 +69,22 @@ def test_loading_by_two_names(network: Combined, tmp_path: Path) -> None:
     save_weights(path, network.light, {"name": "small"})
     model = D2Net.from_pretrained(f"{path}+seasons")
     assert model.weights["name"] == "small+seasons"
-    assert model.weights["sha256"] not in (load_weights(path).sha256, load_weights().sha256)
+    alone = [load_weights(file).sha256 for file in (path, "seasons")]
+    assert model.weights["sha256"] not in alone
     assert model.network.descriptor_lengths == {"combined": 12 + 384}
     with pytest.raises(WeightsError, match="light and weights of a VGG"):
         load_network(f"seasons+{path}")
     with pytest.raises(InputError, match="original"):
         model.extract(np.zeros((40, 40, 3), np.uint8), original=True)
-    with pytest.raises(InputError, match="one network"):
-        export_onnx(model, tmp_path / "model")
+
+
+def test_the_default_is_light_and_seasons() -> None:
+    model = D2Net.from_pretrained()
+    assert isinstance(model.network, Combined)
+    assert model.weights["name"] == "light+seasons"
+    assert model.descriptor_id().endswith(" combined")
+    with pytest.raises(InputError, match="cannot reproduce the 2019 release"):
+        model.resolve(original=True)
+    paper = D2Net.from_pretrained(original=True)
+    assert isinstance(paper.network, VGG)
+    assert paper.weights["name"] == "ots"

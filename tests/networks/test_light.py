@@ -44,8 +44,8 @@ def test_features_of_a_photo(light: Light, photo: np.ndarray) -> None:
     mask = np.zeros(photo.shape[:2], np.uint8)
     mask[:, 160:] = 1
     assert float(model.extract(photo, mask=mask).keypoints[:, 0].min()) >= 159.5
-    both = model.extract(photo, detector="both", multiscale=True)
-    assert set(both.scales.tolist()) == {2.0, 1.0, 0.5}
+    levels = model.extract(photo, multiscale=True)
+    assert set(levels.scales.tolist()) == {2.0, 1.0, 0.5}
 
 
 def test_bfloat16_finds_nearly_the_same(light: Light, photo: np.ndarray) -> None:
@@ -77,7 +77,7 @@ def test_tiles_equal_the_whole(light: Light, photo: np.ndarray, multiscale: bool
     tensor = torch.from_numpy(large.copy())[None]
     with torch.no_grad():
         whole, tiled = (
-            find_keypoints(light, tensor, settings, cells_per_tile=cells)[0][0]
+            find_keypoints(light, tensor, settings, cells_per_tile=cells)[0]
             for cells in (10**9, 3500 if multiscale else 1200)
         )
     assert torch.equal(whole.ranks, tiled.ranks)

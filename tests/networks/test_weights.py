@@ -98,14 +98,13 @@ def test_packaged_weights_are_those_of_the_catalogue(no_network, name):
     assert loaded.metadata["licence"] == record.licence
 
 
-def test_the_default_was_trained_and_ots_was_not(ots):
-    default = load_weights()
-    assert default.record is CATALOGUE["seasons"]
-    assert default.network.normalisation == CAFFE
+def test_seasons_was_trained_and_ots_was_not(ots):
+    seasons = load_weights("seasons")
+    assert seasons.network.normalisation == CAFFE
     first = ots["conv1_1.weight"].flatten()[:3]
     published = torch.tensor([0.42947057, 0.373467, -0.06136011])
     torch.testing.assert_close(first, published, atol=4.2e-4, rtol=0)
-    for name, array in default.network.backbone.state_dict().items():
+    for name, array in seasons.network.backbone.state_dict().items():
         assert torch.equal(array, ots[name]) != name.startswith("conv4_"), name
 
 
@@ -166,13 +165,13 @@ def test_the_packaged_file_is_read_by_any_program_once_it_is_unpacked(ots):
     assert torch.equal(stored[key].float(), ots["conv4_3.weight"])
 
 
-def test_the_default_needs_the_weights_it_stands_on(tmp_path, monkeypatch):
+def test_seasons_needs_the_weights_it_stands_on(tmp_path, monkeypatch):
     seasons = CATALOGUE["seasons"].path.read_bytes()
     for module in (catalogue, checkpoint):
         monkeypatch.setattr(module, "PACKAGED", tmp_path)
     (tmp_path / "seasons.safetensors").write_bytes(seasons)
     with pytest.raises(WeightsError, match=r"no weights file .*ots\.safetensors: reinstall"):
-        load_weights()
+        load_weights("seasons")
 
 
 # --- normalisation

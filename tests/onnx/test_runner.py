@@ -7,38 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from d2net import Features, mutual_nearest
-from d2net.extraction.keypoints import Keypoints
-from d2net.extraction.selection import select_best
 from d2net.io import images
 from d2net.onnx import runner
-
-
-def made(n: int, seed: int) -> Keypoints:
-    """Keypoints so dense that many of two sets are near duplicates."""
-    torch.manual_seed(seed)
-    return Keypoints(
-        torch.rand(n, 2) * 40,
-        (torch.rand(n) * 20).round(),  # with ties
-        torch.ones(n),
-        torch.ones(n),
-        torch.rand(n, 4),
-        torch.arange(n),
-    )
-
-
-@pytest.mark.parametrize("most", [None, 0, 1, 100, 101, 150, 1000])
-@pytest.mark.parametrize("sizes", [(120,), (120, 90), (0, 90), (120, 0), (10, 200), (200, 10)])
-def test_the_kept_ones_are_those_of_the_package(most: int | None, sizes: tuple[int, ...]) -> None:
-    found = [made(n, seed) for seed, n in enumerate(sizes)]
-    expected = select_best(found, most)
-    everything = Keypoints.concatenated(found)
-    kinds = np.repeat(np.arange(len(sizes)), sizes)
-    rows = runner.select_best(everything.positions.numpy(), everything.scores.numpy(), kinds, most)
-    assert torch.equal(everything.positions[rows], expected.positions)
 
 
 def test_size_limits_are_those_of_the_package() -> None:

@@ -69,7 +69,7 @@ class Served:
         """The key of a photo that is sent."""
         return str(self.send(content).json["key"])
 
-    def found(self, content: bytes, preset: str = "deep") -> str:
+    def found(self, content: bytes, preset: str = "default") -> str:
         """The key of a photo that is sent and whose keypoints are found."""
         key = self.sent(content)
         assert self.ask(f"/api/photos/{key}/keypoints?preset={preset}").status == 200

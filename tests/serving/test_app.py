@@ -53,10 +53,10 @@ def test_two_photos_are_sent_shown_and_matched(served: Served) -> None:
     picture = served.ask(f"/api/photos/{first}/picture")
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content[:2] == b"\xff\xd8"
-    keypoints = served.ask(f"/api/photos/{first}/keypoints?preset=deep")
+    keypoints = served.ask(f"/api/photos/{first}/keypoints?preset=default")
     rows = np.frombuffer(keypoints.content, "<f4").reshape(-1, 2)
     assert len(rows) > 50
-    query = f"/api/match?first={first}&second={second}&preset=deep"
+    query = f"/api/match?first={first}&second={second}&preset=default"
     found = served.ask(f"{query}&number=8000").json
     assert found["inliers"] > 20
     assert max(found["first"]) < len(rows)
@@ -70,7 +70,7 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
     assert len(key) > 20
     assert served.ask("/api/photos").status == 405
     assert served.ask(f"/api/photos/{key}", "DELETE").status == 204
-    for path in ("picture", "keypoints?preset=deep"):
+    for path in ("picture", "keypoints?preset=default"):
         answer = served.ask(f"/api/photos/{key}/{path}")
         assert answer.status == 410
         assert "choose it again" in answer.json["error"]
@@ -81,17 +81,21 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
     [
         ("/nothing", 404, "Not Found"),
         ("/static/../../config.py", 404, "Not Found"),
-        ("/api/photos/{key}/keypoints?preset=sift", 400, "preset must be both, deep, corner"),
+        ("/api/photos/{key}/keypoints?preset=sift", 400, "preset must be default, deep, original"),
         ("/api/photos/{key}/localize", 404, "--map MAP"),
         ("/map", 404, "--map MAP"),
-        ("/api/match?first={key}&second={key}&preset=corner&number=5", 409, "of both photos first"),
-        ("/api/match?first={key}&second={key}&preset=deep&number=-3", 400, "from 1 to 8192"),
         (
-            "/api/match?first={key}&second={key}&preset=deep&number=5&threshold=nan",
+            "/api/match?first={key}&second={key}&preset=original&number=5",
+            409,
+            "of both photos first",
+        ),
+        ("/api/match?first={key}&second={key}&preset=default&number=-3", 400, "from 1 to 8192"),
+        (
+            "/api/match?first={key}&second={key}&preset=default&number=5&threshold=nan",
             400,
             "threshold",
         ),
-        ("/api/match?first={key}&preset=deep&number=5", 410, "forgotten"),
+        ("/api/match?first={key}&preset=default&number=5", 410, "forgotten"),
     ],
 )
 def test_wrong_requests_are_reported(served: Served, path: str, status: int, reason: str) -> None:
@@ -118,7 +122,7 @@ def test_a_full_queue_is_reported(
     slow: tuple[Served, threading.Event, list[int]],
 ) -> None:
     served, go, _ = slow
-    paths = [f"/api/photos/{served.sent(photo())}/keypoints?preset=deep" for _ in range(8)]
+    paths = [f"/api/photos/{served.sent(photo())}/keypoints?preset=default" for _ in range(8)]
     with ThreadPoolExecutor(8) as visitors:
         answers = [visitors.submit(served.ask, path) for path in paths]
         refused = until(
@@ -136,13 +140,13 @@ def test_who_leaves_is_not_worked_for(slow: tuple[Served, threading.Event, list[
     keys = [served.sent(photo()) for _ in range(3)]
     left = [http.client.HTTPConnection("127.0.0.1", served.port, timeout=20) for _ in keys]
     for connection, key in zip(left, keys, strict=True):
-        connection.request("GET", f"/api/photos/{key}/keypoints?preset=deep")
+        connection.request("GET", f"/api/photos/{key}/keypoints?preset=default")
     until(lambda: len(begun), lambda number: number == 1)
     for connection in left:
         connection.close()
     time.sleep(0.6)  # longer than it takes to notice
     go.set()
-    assert served.ask(f"/api/photos/{keys[0]}/keypoints?preset=deep").status == 200
+    assert served.ask(f"/api/photos/{keys[0]}/keypoints?preset=default").status == 200
     assert len(begun) == 1  # it was finished and kept; the others were not begun
 
 
@@ -155,7 +159,7 @@ def test_matching_does_not_wait_for_an_extraction(
     go.clear()
     with ThreadPoolExecutor(1) as visitor:
         waiting = visitor.submit(served.found, photo(100))
-        match = f"/api/match?first={key}&second={key}&preset=deep&number=50"
+        match = f"/api/match?first={key}&second={key}&preset=default&number=50"
         assert served.ask(match).json["inliers"] > 20
         assert not waiting.done()
         go.set()

@@ -11,7 +11,7 @@ from PIL import Image
 
 import d2net
 from d2net import D2Net
-from d2net.serving.photos import PRESETS, SentPhoto, best_first, match_best
+from d2net.serving.photos import SentPhoto, best_first, match_best, presets
 
 from .served import SIZE, photo
 
@@ -21,16 +21,24 @@ def pair() -> list[SentPhoto]:
     return [SentPhoto.read(photo()), SentPhoto.read(photo(216, 208))]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["default", "deep", "original"])
 def test_keypoints_are_those_of_the_model_best_first(
     tiny_model: D2Net, pair: list[SentPhoto], preset: str
 ) -> None:
-    found = pair[0].extract(tiny_model, preset)
-    expected = best_first(tiny_model.extract(pair[0].pixels(), **PRESETS[preset]))
+    settings = {"default": {}, "deep": {"descriptor": "plain"}, "original": {"original": True}}
+    found = pair[0].extract(presets(tiny_model)[preset], preset)
+    expected = best_first(tiny_model.extract(pair[0].pixels(), **settings[preset]))
     assert len(found) > 20
     assert torch.equal(found.keypoints, expected.keypoints)
     assert (found.scores.diff() <= 0).all()
     assert pair[0].extract(tiny_model, preset) is found
+
+
+def test_both_networks_of_the_default_can_be_chosen() -> None:
+    chosen = presets(D2Net.from_pretrained())
+    types = {name: model.settings.descriptor for name, model in chosen.items()}
+    assert types == {"default": "combined", "light": "light", "deep": "plain", "original": "plain"}
+    assert chosen["original"].settings.original
 
 
 @pytest.mark.parametrize("number", [40, 8000])

@@ -57,13 +57,10 @@ def pairs(count: int, seed: int, dark: float) -> list[TrainingPair]:
 
 
 def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> float:
-    """Share of the matches of corners that are right."""
+    """Share of the matches that are right."""
     right = total = 0
     for pair in asked:
-        a, b = (
-            model.extract(image, detector="corner", **settings)
-            for image in (pair.image_a, pair.image_b)
-        )
+        a, b = (model.extract(image, **settings) for image in (pair.image_a, pair.image_b))
         assert isinstance(a, Features)
         matches = mutual_nearest(a.descriptors, b.descriptors)
         rows_a, rows_b = matches.indices.unbind(1)
@@ -114,9 +111,9 @@ def test_too_little_to_learn_from_leaves_the_weights_without(
 
 
 def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> None:
-    settings = SETTINGS.updated(start="default", whitening=0)
+    settings = SETTINGS.updated(start="seasons", whitening=0)
     found = load_weights(train(settings, tmp_path, workers=0).weights).network.whitening
-    before = load_weights("default").network.whitening
+    before = load_weights("seasons").network.whitening
     assert found is not None
     assert before is not None
     assert torch.equal(found.weight, before.weight)

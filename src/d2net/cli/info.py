@@ -20,34 +20,41 @@ def weights(name: str | None = None, *, printing: options.Printing) -> None:
         name NAME|FILE: Weights to describe. Default: list all weights.
     """
     from d2net.networks.catalogue import CATALOGUE, DEFAULT
-    from d2net.networks.weights import load_weights
+    from d2net.networks.weights import file_names
 
     if name is not None:
         options.download(name, printing)
-        loaded = load_weights(name)
-        known = {**loaded.metadata, **({} if loaded.record is None else asdict(loaded.record))}
-        values = {
-            "name": loaded.name,
-            "file": str(loaded.path),
-            "bytes": loaded.bytes,
-            "sha256": loaded.sha256,
-            "network": type(loaded.network).__name__,
-            "parameters": sum(array.numel() for array in loaded.network.state_dict().values()),
-            "licence": known.get("licence", "unknown"),
-            "trained on": known.get("training_data", "unknown"),
-        }
-        printing.result(values, *console.columns((key, str(x)) for key, x in values.items()))
+        files = [_file(part) for part in file_names(name)]
+        rows = [row for values in files for row in (*values.items(), ("", ""))]
+        lines = console.columns((key, str(value)) for key, value in rows[:-1])
+        printing.result(files if len(files) > 1 else files[0], *lines)
         return
-    lines = []
+    lines = [f"default: {DEFAULT}", "    light finds the keypoints, and both describe them"]
     for record in CATALOGUE.values():
-        alias = " (= default)" if record.name == DEFAULT else ""
         size = "" if record.bytes is None else f", {record.bytes / 1e6:.1f} MB"
-        lines.append(f"{record.name}{alias}: {record.state}{size}")
+        lines.append(f"{record.name}: {record.state}{size}")
         about = (record.advice, f"trained on: {record.training_data}", record.licence, record.url)
         lines += [f"    {line}" for line in about if line]
     printing.result(
         [asdict(record) | {"state": record.state} for record in CATALOGUE.values()], *lines
     )
+
+
+def _file(name: str) -> dict[str, Any]:
+    from d2net.networks.weights import load_weights
+
+    loaded = load_weights(name)
+    known = {**loaded.metadata, **({} if loaded.record is None else asdict(loaded.record))}
+    return {
+        "name": loaded.name,
+        "file": str(loaded.path),
+        "bytes": loaded.bytes,
+        "sha256": loaded.sha256,
+        "network": type(loaded.network).__name__,
+        "parameters": sum(array.numel() for array in loaded.network.state_dict().values()),
+        "licence": known.get("licence", "unknown"),
+        "trained on": known.get("training_data", "unknown"),
+    }
 
 
 def info(file: Path | None = None, *, printing: options.Printing) -> None:

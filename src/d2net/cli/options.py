@@ -20,7 +20,7 @@ import typer.core
 
 from d2net.cli import console
 from d2net.errors import InputError
-from d2net.settings import DescriptorType, DetectorName, ExtractionSettings, Precision
+from d2net.settings import DescriptorType, ExtractionSettings, Precision
 
 if TYPE_CHECKING:
     from d2net.extraction.d2net import D2Net
@@ -45,7 +45,7 @@ Matching:
     matcher nearest|FILE: nearest: mutual nearest neighbours. FILE: weights of a learned matcher.
 
 Network:
-    weights NAME|FILE: A name that `d2net weights` lists, or a file.
+    weights NAME|FILE: A name that `d2net weights` lists, or a file; LIGHT+VGG describes with both.
     device DEVICE: cpu, cuda, cuda:1 or mps. auto takes cuda if there is one, else mps, else cpu.
 """
 
@@ -87,8 +87,6 @@ class Extraction:
         multiscale: Detect at 0.5, 1 and 2 times the photo's size.
         turns N: Extract N copies of the photo, each turned by another 360/N degrees. This finds
             matches between photos that are turned against each other.
-        detector: deep: maxima of the deep map, as in the paper. corner: corners of the grey photo,
-            which are more precise. both: half of each. Default: both; with --original, deep.
         descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
             deep and a shallow map. whitened: fused, reduced to 384 numbers. light, combined: the
             descriptors of these networks. Default: the best type that the weights have.
@@ -108,7 +106,6 @@ class Extraction:
     score_threshold: float = _DEFAULT.score_threshold
     multiscale: bool = False
     turns: int = _DEFAULT.turns
-    detector: DetectorName | None = None
     descriptor: DescriptorType | None = None
     original: bool = False
     max_edge: int | None = _DEFAULT.max_edge
@@ -143,9 +140,9 @@ def download(weights: str, printing: Printing) -> None:
     """Download named weights that are not on this machine yet."""
     from d2net.cli import progress
     from d2net.networks.catalogue import CATALOGUE
-    from d2net.networks.weights import download_weights
+    from d2net.networks.weights import download_weights, file_names
 
-    for name in weights.split("+"):
+    for name in file_names(weights):
         if name in CATALOGUE:
             with progress.shown(printing) as advance:
                 download_weights(name, advance)

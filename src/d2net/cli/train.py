@@ -82,14 +82,15 @@ def train(
     """Train weights or a matcher, or adapt weights to your photos.
 
     A recipe says what is trained and how; the options under Recipe replace its values. Without
-    --config, the default weights are adapted. The result is RUN/weights.safetensors, for --weights
-    of the other commands. A run that was stopped continues when the same command is started again.
+    --config, the weights seasons are adapted. The result is RUN/weights.safetensors, for --weights
+    of the other commands; --weights light+RUN/weights.safetensors adds the network light. A run
+    that was stopped continues when the same command is started again.
 
     Options:
         data DATA: Folder with a COLMAP model and its photos, with aligned photos, or with any
             photos; with --config the folder of its sources.
         output RUN: Folder of the run.
-        config FILE: A recipe (toml), see configs. Default: adapt the default weights.
+        config FILE: A recipe (toml), see configs. Default: adapt the weights seasons.
     """
     if data is None and config is None:
         raise InputError(

@@ -88,9 +88,9 @@ class NetworkSource:
 
     def __init__(self, name: str, weights: str, device: str, settings: Mapping[str, Any]) -> None:
         ExtractionSettings.from_dict(settings)  # checked before the weights are loaded
-        # The name of a file is enough for tables, without its folder.
-        is_file = Path(weights).suffix == ".safetensors"
-        self.name = name.replace(weights, Path(weights).stem) if is_file else name
+        # The names of files are enough for tables, without their folders.
+        parts = [Path(w).stem if w.endswith(".safetensors") else w for w in weights.split("+")]
+        self.name = name.replace(weights, "+".join(parts))
         self._model = D2Net.from_pretrained(weights, device=device, **settings)
 
     def provenance(self) -> dict[str, Any]:

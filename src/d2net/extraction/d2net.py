@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from d2net.errors import InputError
 from d2net.extraction.keypoints import Keypoints, find_keypoints
-from d2net.extraction.selection import select_best
 from d2net.extraction.turning import find_in_turns
 from d2net.features import Features
 from d2net.geometry import coordinates
@@ -23,6 +22,7 @@ from d2net.geometry.coordinates import GridMap, Size
 from d2net.io import images
 from d2net.io.images import ImageLike, MaskLike, Pixels
 from d2net.networks.base import Network
+from d2net.networks.catalogue import DEFAULT_ORIGINAL
 from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_network
 from d2net.settings import ExtractionOptions, ExtractionSettings
@@ -69,7 +69,8 @@ class D2Net(nn.Module):
 
         Args:
             name_or_path: a name that `d2net weights` lists, or a file: safetensors, or a `.pth` of
-                the 2019 release (read without executing it).
+                the 2019 release (read without executing it). Light and a VGG can be joined, as in
+                `light+seasons`, which is the default; with `original` it is `ots`.
             device: where the network runs.
             **settings: fields of `ExtractionSettings`, such as `original=True` or
                 `max_keypoints=2000`.
@@ -79,6 +80,8 @@ class D2Net(nn.Module):
             InputError: unknown or impossible setting.
         """
         chosen = ExtractionSettings.from_dict(settings)  # fails before the weights are loaded
+        if name_or_path == "default" and chosen.original:
+            name_or_path = DEFAULT_ORIGINAL
         network, weights = load_network(name_or_path)
         model = cls(network, chosen, weights)
         try:
@@ -179,21 +182,16 @@ class D2Net(nn.Module):
                 "the model's weights must stay float32: instead of model.half() or "
                 "model.bfloat16(), give precision='float16' (GPU) or precision='bfloat16'"
             )
-        # A mask may exclude any keypoint, so all must be kept. With two detectors a corner replaces
-        # at most three deep detections within a pixel, so four times the budget is enough.
-        limit = settings.max_keypoints
-        if any(photo.mask is not None for photo in batch):
-            limit = None
-        elif limit is not None and settings.detector == "both":
-            limit *= 4
+        # A mask may exclude any keypoint, so all must be kept.
+        masked = any(photo.mask is not None for photo in batch)
+        limit = None if masked else settings.max_keypoints
         find = partial(find_keypoints, self.network, settings=settings, limit=limit)
         pixels = torch.stack([torch.from_numpy(photo.pixels) for photo in batch]).to(self.device)
         selected: list[list[Keypoints]] = [[] for _ in batch]
         with torch.no_grad():
             for found in find_in_turns(find, pixels, settings.turns):
-                for of_photo, photo, kept in zip(found, batch, selected, strict=True):
-                    allowed = [_allowed(keypoints, photo) for keypoints in of_photo]
-                    kept.append(select_best(allowed, settings.max_keypoints))
+                for keypoints, photo, kept in zip(found, batch, selected, strict=True):
+                    kept.append(_allowed(keypoints, photo).best(settings.max_keypoints))
         descriptor_id = self.descriptor_id(settings)
         return [
             _to_features(Keypoints.concatenated(parts), photo, descriptor_id)

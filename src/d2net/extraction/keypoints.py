@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from d2net.extraction.corners import CornerDetector
 from d2net.extraction.pyramid import PYRAMID, Level, Window, crop_level, levels
 from d2net.extraction.suppression import CellSuppression, RadiusSuppression
 from d2net.extraction.tiling import MARGIN, tiles
 from d2net.geometry import coordinates
-from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
+from d2net.networks.base import Detections, Grid, Maps, Network, View
 from d2net.settings import ExtractionSettings
 
 _MAX_CHANNELS = 1 << 16
@@ -52,19 +51,9 @@ class Keypoints:
             *(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Keypoints))
         )
 
-    def best(self, n: int) -> Keypoints:
-        """The n keypoints with the highest scores, best first."""
+    def best(self, n: int | None) -> Keypoints:
+        """The n keypoints with the highest scores, or all, best first."""
         return self[self.scores.argsort(descending=True, stable=True)[:n]]
-
-
-def detectors(network: Network, settings: ExtractionSettings) -> list[Detector]:
-    """The detectors of resolved settings; of near duplicates, the first one's keypoint is kept."""
-    chosen: list[Detector] = []
-    if settings.detector in ("corner", "both"):
-        chosen.append(CornerDetector())
-    if settings.detector in ("deep", "both"):
-        chosen.append(network.detector(original=settings.original))
-    return chosen
 
 
 def find_keypoints(
@@ -74,47 +63,41 @@ def find_keypoints(
     *,
     limit: int | None = None,
     cells_per_tile: int | None = None,
-) -> list[list[Keypoints]]:
+) -> list[Keypoints]:
     """Detect and describe in a batch of photos.
 
     Args:
         network: on the device of `photos`.
         photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
         settings: resolved by the network; size limits and budget are left to the caller.
-        limit: the number of keypoints per detector that the caller will consider at most, so that
-            memory does not grow with the candidates of a large photo. None: all.
+        limit: the number of keypoints that the caller will consider at most, so that memory does
+            not grow with the candidates of a large photo. None: all.
         cells_per_tile: larger maps are computed in tiles, with the same result. None: the
             network's limit.
 
     Returns:
-        The keypoints of each detector for each photo, by rank.
+        The keypoints of each photo, by rank.
     """
     _, height, width, _ = photos.shape
     factors = PYRAMID if settings.multiscale else (1.0,)
     pyramid = levels((width, height), factors, network.grid, original=settings.original)
-    chosen = detectors(network, settings)
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     none = torch.empty(0, dtype=torch.float32, device=photos.device)
     no_descriptors = none.new_empty(0, network.descriptor_lengths[settings.descriptor])
     nothing = Keypoints(none.view(0, 2), none, none, none, no_descriptors, none.long())
-    found = [[[nothing] for _ in chosen] for _ in photos]
+    found = [[nothing] for _ in photos]
     statistics = network.statistics(photos)
     for owned in tiles((width, height), pyramid, cells_per_tile or network.cells_per_tile):
-        for i, j, part in _search_tile(
-            network, photos, statistics, settings, chosen, limit, pyramid, owned
-        ):
-            parts = [*found[i][j], part]
-            if limit is not None and sum(map(len, parts)) > 2 * limit:
-                parts = [Keypoints.concatenated(parts).best(limit)]
-            found[i][j] = parts
-    result: list[list[Keypoints]] = []
-    for photo, of_photo in zip(photos, found, strict=True):
+        for i, part in _search_tile(network, photos, statistics, settings, limit, pyramid, owned):
+            found[i].append(part)
+            if limit is not None and sum(map(len, found[i])) > 2 * limit:
+                found[i] = [Keypoints.concatenated(found[i]).best(limit)]
+    result = []
+    for photo in photos:
         # On a constant image the network responds only to its own zero padding.
         blank = not settings.original and photo.equal(photo[:1, :1].expand_as(photo))
-        result.append([])
-        while of_photo:  # parts are freed one by one: they are most of the memory
-            joined = Keypoints.concatenated(of_photo.pop(0))
-            result[-1].append(nothing if blank else joined[joined.ranks.argsort()])
+        joined = Keypoints.concatenated(found.pop(0))  # frees the parts: most of the memory
+        result.append(nothing if blank else joined[joined.ranks.argsort()])
     return result
 
 
@@ -123,15 +106,15 @@ def _search_tile(
     photos: Tensor,
     statistics: Tensor,
     settings: ExtractionSettings,
-    chosen: Sequence[Detector],
     limit: int | None,
     pyramid: Sequence[Level],
     owned: Sequence[Window],
-) -> Iterator[tuple[int, int, Keypoints]]:
-    """Index of photo, index of detector, and the keypoints in the cells that a tile owns."""
+) -> Iterator[tuple[int, Keypoints]]:
+    """Index of photo, and the keypoints in the cells that a tile owns."""
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
+    detector = network.detector(original=settings.original)
     rule = CellSuppression if settings.original else RadiusSuppression
-    suppression = [[rule(network.grid) for _ in chosen] for _ in photos]
+    suppression = [rule(network.grid) for _ in photos]
     dtype = getattr(torch, settings.precision)
     coarser: tuple[Maps, Window] | None = None
     for level, own in zip(pyramid, owned, strict=True):
@@ -149,25 +132,24 @@ def _search_tile(
         for i, pixels in enumerate(crop.pixels):
             of_photo = tuple(part[i] for part in maps)
             view = View(pixels, of_photo, level.number, level.factor, dtype)
-            for j, detector in enumerate(chosen):
-                found = detector.detect(view)
-                anchors, positions = found.anchors + origin, found.positions + origin
-                found = replace(found, anchors=anchors, positions=positions)
-                found = suppression[i][j].apply(found, level, crop.window)
-                found = found[_is_owned(found, detector.border, level, own, network.grid)]
-                best = found.scores.argsort(descending=True, stable=True)[:limit]
-                found = found[best.sort().values]  # neighbours are sampled one after the other
-                scales = torch.full_like(found.scores, 1 / level.factor)
-                in_view = found.positions - origin
-                keypoints = Keypoints(
-                    positions=level.photo_from_level(found.positions),
-                    scores=found.scores,
-                    scales=scales,
-                    uncertainty=detector.uncertainty(scales),
-                    descriptors=network.describe(view.maps, in_view, settings.descriptor),
-                    ranks=_ranks(found, level),
-                )
-                yield i, j, keypoints
+            found = detector.detect(view)
+            anchors, positions = found.anchors + origin, found.positions + origin
+            found = replace(found, anchors=anchors, positions=positions)
+            found = suppression[i].apply(found, level, crop.window)
+            found = found[_is_owned(found, detector.border, level, own, network.grid)]
+            best = found.scores.argsort(descending=True, stable=True)[:limit]
+            found = found[best.sort().values]  # neighbours are sampled one after the other
+            scales = torch.full_like(found.scores, 1 / level.factor)
+            in_view = found.positions - origin
+            keypoints = Keypoints(
+                positions=level.photo_from_level(found.positions),
+                scores=found.scores,
+                scales=scales,
+                uncertainty=detector.uncertainty(scales),
+                descriptors=network.describe(view.maps, in_view, settings.descriptor),
+                ranks=_ranks(found, level),
+            )
+            yield i, keypoints
         coarser = maps, crop.window
         del maps, of_photo, view
 

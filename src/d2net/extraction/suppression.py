@@ -70,26 +70,19 @@ class RadiusSuppression:
         return found[free]
 
 
-def has_neighbour(positions: Tensor, others: Tensor, radius: float | Tensor) -> Tensor:
-    """N bool: one of the other positions lies within a radius, by Chebyshev distance.
-
-    Args:
-        positions: N x 2.
-        others: M x 2.
-        radius: one for all, or N.
-    """
+def has_neighbour(positions: Tensor, others: Tensor, radius: float) -> Tensor:
+    """N bool: one of the M x 2 others lies within the radius, by Chebyshev distance."""
     found = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
     if len(positions) == 0 or len(others) == 0:
         return found
-    radii = torch.as_tensor(radius, device=positions.device).expand(len(positions))
     # Both are sorted by y, so that a block of positions is compared to a strip of the others only.
     order, others = positions[:, 1].argsort(), others[others[:, 1].argsort()]
-    ys, widest = others[:, 1].contiguous(), float(radii.max())
+    ys = others[:, 1].contiguous()
     for start in range(0, len(order), _COMPARED_AT_ONCE):
         block = order[start : start + _COMPARED_AT_ONCE]
         y = positions[block, 1]
-        first = int(torch.searchsorted(ys, y[0] - widest))
-        end = int(torch.searchsorted(ys, y[-1] + widest, right=True))
+        first = int(torch.searchsorted(ys, y[0] - radius))
+        end = int(torch.searchsorted(ys, y[-1] + radius, right=True))
         distance = torch.cdist(positions[block], others[first:end], p=torch.inf)
-        found[block] = (distance <= radii[block, None]).any(dim=1)
+        found[block] = (distance <= radius).any(dim=1)
     return found

@@ -13,18 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2net.extraction.corners import BORDER
 from d2net.extraction.keypoints import Keypoints
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Rotation, Size
 
+_BORDER = 8
+"""Keypoints this close to the border of a photo, in pixels of their level, depend on pixels beyond
+it."""
+
 _ROWS_AT_ONCE = 128
 
-Found = list[list[Keypoints]]
-"""For each photo the keypoints of each detector."""
 
-
-def find_in_turns(find: Callable[[Tensor], Found], photos: Tensor, turns: int) -> Iterator[Found]:
+def find_in_turns(
+    find: Callable[[Tensor], list[Keypoints]], photos: Tensor, turns: int
+) -> Iterator[list[Keypoints]]:
     """Keypoints in copies of the photos that are turned by equal parts of a circle.
 
     Args:
@@ -39,10 +41,7 @@ def find_in_turns(find: Callable[[Tensor], Found], photos: Tensor, turns: int) -
     yield find(photos)
     for number in range(1, turns):
         turned, photo_from_turned = turn_photos(photos, 360 * number / turns)
-        yield [
-            [_turned_back(keypoints, photo_from_turned, size) for keypoints in of_photo]
-            for of_photo in find(turned)
-        ]
+        yield [_turned_back(found, photo_from_turned, size) for found in find(turned)]
 
 
 def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> Keypoints:
@@ -51,7 +50,7 @@ def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> K
     found = replace(found, positions=positions)
     if photo_from_turned.quarter:
         return found  # the turned copy has the same border, and detection excluded it
-    margin = BORDER * found.scales[:, None]
+    margin = _BORDER * found.scales[:, None]
     last = positions.new_tensor(size) - 1
     return found[((positions >= margin) & (positions <= last - margin)).all(dim=1)]
 

@@ -40,8 +40,8 @@ NUM_RETRIEVED = 20
 
 POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 """RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
-COLMAP's 12 px are 8 sigma of D2-Net's detections in photos of full size. With corners, 3 px place
-queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
+COLMAP's 12 px are 8 sigma of a VGG's keypoints in photos of full size. With points known to 0.4 px,
+3 px place queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
 
 LOCALIZED, DOUBTFUL = 10.0, 2.0
 """Limits of a pose's significance. A query above the first one is localized if its rotation is also

@@ -17,9 +17,9 @@ CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
 VERIFICATION_SIGMAS, MIN_VERIFICATION_ERROR = 5.3, 4.0
 REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 """Thresholds in standard deviations of a keypoint's position, and their minimum in pixels. They are
-8 and 4 px for D2-Net's detections (1.5 px), and 4 and 1.1 px for corners (0.4 px). Chosen on
-training scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for
-SIFT, makes the errors of cameras from corners 1.5 times as large."""
+8 and 4 px for a VGG's keypoints (1.5 px), and 4 and 1.4 px for light's (0.5 px). Chosen on training
+scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for SIFT,
+makes the errors of cameras from points known to 0.4 px 1.5 times as large."""
 
 MIN_INLIERS = 15
 """Verified matches that a pair needs (COLMAP's min_num_inliers)."""

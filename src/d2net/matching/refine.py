@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.extraction.corners import to_grey
 from d2net.features import Features, Matches
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
@@ -145,7 +144,7 @@ class GreyPhoto:
                 f"{image_size[0]} x {image_size[1]}"
             )
         small = _reduced_size(size)
-        grey = to_grey(torch.from_numpy(np.array(resize(pixels, small)))).numpy()
+        grey = cv2.cvtColor(np.asarray(resize(pixels, small), np.float32), cv2.COLOR_RGB2GRAY)
         blurred = cv2.GaussianBlur(grey, (0, 0), _BLUR)
         slopes = (
             cv2.Sobel(blurred, cv2.CV_32F, dx, dy, ksize=3, scale=1 / 8)

@@ -19,13 +19,13 @@ from d2net.geometry.significance import epipolar_significance, homography_signif
 
 MIN_THRESHOLD = 1.5
 """Smallest default threshold of a Sampson distance in pixels. Lens distortion and blur leave errors
-of this size even at the most precise keypoints. (Poses from corners were best from 1.5 to 3 px.)"""
+of this size even at precise keypoints. (Poses from points known to 0.4 px are best from 1.5 px.)"""
 
 SIGMAS = 3.64
 """Default threshold of a Sampson distance in standard deviations of a keypoint's position: the 0.99
-quantile of MAGSAC++'s noise model (Barath et al., CVPR 2020). It gives 5.5 px for deep keypoints.
-"Image Matching across Wide Baselines" (Jin et al., IJCV 2021) found 5 to 10 px best for D2-Net and
-1 px for SIFT."""
+quantile of MAGSAC++'s noise model (Barath et al., CVPR 2020). It gives 5.5 px for a VGG and
+1.8 px for light. "Image Matching across Wide Baselines" (Jin et al., IJCV 2021) found 5 to 10 px
+best for D2-Net and 1 px for SIFT."""
 
 PRECISE_SHARE = 0.25
 """Where keypoints differ in uncertainty, this share of the matches, the most precise, sets the

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from d2net.errors import InputError
 from d2net.geometry.coordinates import GridMap
-from d2net.settings import DescriptorType, DetectorName, ExtractionSettings
+from d2net.settings import DescriptorType, ExtractionSettings
 
 Maps = tuple[Tensor, ...]
 """The dense maps of a network. The first dimension is the batch; for one photo it is left out."""
@@ -119,12 +119,10 @@ class Network(nn.Module, ABC):
 
     Attributes:
         grid: where the cells of its maps lie.
-        default_detector: the detector that `ExtractionSettings.detector` None stands for.
         cells_per_tile: the largest map that is computed at once.
     """
 
     grid: ClassVar[Grid]
-    default_detector: ClassVar[DetectorName]
     cells_per_tile: ClassVar[int]
 
     @property
@@ -190,7 +188,6 @@ class Network(nn.Module, ABC):
         """
         if settings.original:
             self.detector(original=True)
-        detector = settings.detector or ("deep" if settings.original else self.default_detector)
         available = self.descriptor_lengths
         descriptor = settings.descriptor or (
             "plain" if settings.original else next(iter(available))
@@ -200,4 +197,4 @@ class Network(nn.Module, ABC):
                 f"these weights have no descriptors of type {descriptor!r}, only "
                 f"{', '.join(available)}: choose one of these, or other weights"
             )
-        return settings.updated(detector=detector, descriptor=descriptor)
+        return settings.updated(descriptor=descriptor)

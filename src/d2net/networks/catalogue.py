@@ -172,5 +172,5 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
     )
 }
 
-DEFAULT = "seasons"
-"""The weights that the name `default` stands for."""
+DEFAULT, DEFAULT_ORIGINAL = "light+seasons", "ots"
+"""The weights that the name `default` stands for, and those with `original`."""

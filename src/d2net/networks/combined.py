@@ -24,7 +24,6 @@ class Combined(Network):
     """
 
     grid = Light.grid
-    default_detector = Light.default_detector
     cells_per_tile = VGG.cells_per_tile // 4  # a cell of light is as large as four of the VGG
 
     def __init__(self, light: Light, vgg: VGG) -> None:

@@ -83,7 +83,6 @@ class VGG(Network):
         alignment=EXTRACTION_STRIDE,
         min_side=MIN_SIDE,
     )
-    default_detector = "both"
     cells_per_tile = 130_000  # 266 MB at 512 channels in float32: 1600 x 1200 pixels are one tile
 
     def __init__(

@@ -74,8 +74,14 @@ class Weights:
         return {"name": self.name, "sha256": self.sha256}
 
 
-def load_weights(name_or_path: str | os.PathLike[str] = "default") -> Weights:
-    """Load weights; a name that is not on this machine yet is downloaded first.
+def file_names(weights: str | os.PathLike[str]) -> list[str]:
+    """The names or paths of the files that `weights` stands for, which + joins."""
+    names = DEFAULT if weights == "default" else str(weights)
+    return [names] if Path(names).exists() else names.split("+")
+
+
+def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
+    """Load a weights file; a name that is not on this machine yet is downloaded first.
 
     Args:
         name_or_path: a name of the catalogue, or a file: safetensors, or the release's .pth
@@ -116,13 +122,13 @@ def load_network(
 
     `light+seasons`, two names or files joined by +, is the `Combined` network of both.
     """
-    names = str(name_or_path).split("+")
-    if len(names) == 2 and not Path(name_or_path).exists():
+    names = file_names(name_or_path)
+    if len(names) == 2:
         (light, of_light), (vgg, of_vgg) = map(load_network, names)
         if not isinstance(light, Light) or not isinstance(vgg, VGG):
             raise WeightsError(
-                f"{name_or_path} must be weights of the network light and weights of a VGG, as "
-                "light+seasons"
+                f"{name_or_path} must be weights of the network light and weights of a VGG, such "
+                "as light+seasons"
             )
         both = {key: (of_light[key], of_vgg[key]) for key in ("name", "sha256")}
         sha256 = hashlib.sha256("".join(both["sha256"]).encode()).hexdigest()
@@ -239,7 +245,7 @@ def _find(name_or_path: str | os.PathLike[str]) -> WeightsRecord | None:
     """The catalogue's entry of a name; None for a path."""
     if not isinstance(name_or_path, str):
         return None
-    record = CATALOGUE.get(DEFAULT if name_or_path == "default" else name_or_path)
+    record = CATALOGUE.get(name_or_path)
     path = Path(name_or_path)
     if record is None and path.name == name_or_path and not path.suffix and not path.exists():
         raise _unknown(name_or_path)

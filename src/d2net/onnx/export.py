@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
-from d2net.extraction.keypoints import detectors
 from d2net.io.atomic import new_folder
 from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
-from d2net.networks.combined import Combined
 from d2net.networks.matcher import KeypointBatch, MatchingTransformer
 from d2net.networks.weights import load_matcher
 from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
@@ -33,7 +31,7 @@ MODEL = "d2net.onnx"
 MATCHER = "matcher.onnx"
 RUNNER = "d2net_onnx.py"
 
-_OUTPUTS = ("keypoints", "scores", "uncertainty", "detectors", "descriptors")
+_OUTPUTS = ("keypoints", "scores", "uncertainty", "descriptors")
 
 
 def export_onnx(
@@ -52,8 +50,8 @@ def export_onnx(
         model: the network and its settings.
         output: the folder to make.
         matcher: a learned matcher of the model's descriptors, whose graph is written as well.
-        **settings: changes to the model's settings, such as `detector="both"`. `precision` may be
-            float32 or float16.
+        **settings: changes to the model's settings, such as `max_keypoints=2000`. `precision`
+            may be float32 or float16.
 
     Raises:
         InputError: a setting that a graph of one scale cannot have.
@@ -61,8 +59,6 @@ def export_onnx(
         OutputError: the folder holds something already, or cannot be written.
     """
     chosen = model.resolve(**settings)
-    if isinstance(model.network, Combined):
-        raise InputError("an ONNX graph holds one network: export light or the VGG alone")
     if (
         chosen.original
         or chosen.multiscale
@@ -74,8 +70,9 @@ def export_onnx(
             "an ONNX graph works at one scale, in one turn, with the corrected grid, in float32 or "
             "float16: leave out original, multiscale, turns, stretch and bfloat16"
         )
-    record = CATALOGUE.get(model.weights["name"])
-    about = {**model.provenance(chosen), "licence": record.licence if record else "unknown"}
+    records = [CATALOGUE.get(name) for name in model.weights["name"].split("+")]
+    licences = dict.fromkeys(record.licence if record else "unknown" for record in records)
+    about = {**model.provenance(chosen), "licence": "; ".join(licences)}
     learned = None
     if matcher is not None:
         learned, loaded = load_matcher(matcher)
@@ -144,7 +141,7 @@ class _Graph(nn.Module):
 
     Args:
         model: its network.
-        settings: resolved; detector, descriptor and precision are used.
+        settings: resolved; descriptor and precision are used.
     """
 
     def __init__(self, model: D2Net, settings: ExtractionSettings) -> None:
@@ -154,38 +151,33 @@ class _Graph(nn.Module):
         for module in self.network.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(self.dtype)
-        self.detectors = detectors(self.network, settings)
+        self.detector = self.network.detector(original=False)
         assert settings.descriptor is not None  # noqa: S101 (resolved)
         self.descriptor: DescriptorType = settings.descriptor
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """All keypoints of a photo, one detector's after the other's.
+        """All keypoints of a photo.
 
         Args:
             image: H x W x 3, RGB, uint8.
 
         Returns:
             The outputs: N x 2 positions (x, y) in pixels, the centre of the top-left pixel being
-            (0, 0); N scores; N standard deviations of the position in pixels; N int64, the number
-            of the detector; and N x D descriptors of unit length. All others are float32.
+            (0, 0); N scores; N standard deviations of the position in pixels; and N x D descriptors
+            of unit length. All are float32.
         """
         pixels = image.float()
         maps = tuple(part[0] for part in self.network.compute_maps(pixels[None], self.dtype))
         # On a constant image the network responds only to its own zero padding.
         varied = (image != image[:1, :1]).any()
         size = torch.tensor([image.shape[1], image.shape[0]])
-        parts = []
-        for number, detector in enumerate(self.detectors):
-            found = detector.detect(View(pixels, maps, 1, 1.0, self.dtype))
-            inside = (found.anchors >= detector.border) & (found.anchors < size - detector.border)
-            found = found[found.located & inside.all(dim=1) & varied]
-            uncertainty = detector.uncertainty(torch.ones_like(found.scores))
-            parts.append((found.positions, found.scores, uncertainty, found.channels * 0 + number))
-        positions, scores, uncertainty, numbers = (
-            torch.cat(part) for part in zip(*parts, strict=True)
-        )
-        descriptors = self.network.describe(maps, positions, self.descriptor)
-        return positions, scores, uncertainty, numbers, descriptors
+        found = self.detector.detect(View(pixels, maps, 1, 1.0, self.dtype))
+        border = self.detector.border
+        inside = (found.anchors >= border) & (found.anchors < size - border)
+        found = found[found.located & inside.all(dim=1) & varied]
+        uncertainty = self.detector.uncertainty(torch.ones_like(found.scores))
+        descriptors = self.network.describe(maps, found.positions, self.descriptor)
+        return found.positions, found.scores, uncertainty, descriptors
 
 
 class _MatcherGraph(nn.Module):

@@ -5,9 +5,8 @@
 
 The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 16 x 16) and gives for all its
 keypoints `keypoints` (N x 2, x and y in pixels, the centre of the top-left pixel being (0, 0)),
-`scores` (N), `uncertainty` (N, pixels), `detectors` (N, number of the detector) and `descriptors`
-(N x D, unit length). This program does the rest: it reduces the photo, keeps the best keypoints,
-and matches.
+`scores` (N), `uncertainty` (N, pixels) and `descriptors` (N x D, unit length). This program does
+the rest: it reduces the photo, keeps the best keypoints, and matches.
 """
 
 from __future__ import annotations
@@ -25,9 +24,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SMALLEST_SIDE = 16
 """A photo with a shorter side has no keypoints."""
-
-NEAR_DUPLICATE = 1.0
-"""Keypoints of two detectors this near, in pixels of the graph's input, count as one."""
 
 
 class Features(NamedTuple):
@@ -74,13 +70,11 @@ class Extractor:
             photo = np.array(Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR))
         if min(size) < SMALLEST_SIDE:
             photo = np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8)
-        keypoints, scores, uncertainty, detectors, descriptors = self.session.run(
-            ["keypoints", "scores", "uncertainty", "detectors", "descriptors"], {"image": photo}
+        keypoints, scores, uncertainty, descriptors = self.session.run(
+            ["keypoints", "scores", "uncertainty", "descriptors"], {"image": photo}
         )
-        allowed = np.flatnonzero(scores >= self.settings["score_threshold"])
-        budget = self.settings["max_keypoints"]
-        parts = (keypoints[allowed], scores[allowed], detectors[allowed])
-        best = allowed[select_best(*parts, budget)]
+        best = np.argsort(-scores, kind="stable")[: self.settings["max_keypoints"]]
+        best = best[scores[best] >= self.settings["score_threshold"]]
         factor = np.divide(full, size)
         return Features(
             ((keypoints[best] + 0.5) * factor - 0.5).astype(np.float32),
@@ -96,42 +90,6 @@ def limited_size(
     """(width, height) reduced so that both limits are met."""
     factor = min(1.0, (max_edge or np.inf) / max(size), (max_sum_edges or np.inf) / sum(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
-def select_best(keypoints: Array, scores: Array, detectors: Array, budget: int | None) -> Array:
-    """The rows of the keypoints to keep, best first.
-
-    Every detector has an equal share of the budget. A detector that finds fewer leaves the rest of
-    its share to the detectors before it. A keypoint within `NEAR_DUPLICATE` of one of an earlier
-    detector is dropped.
-    """
-    kept = np.empty(0, np.int64)
-    counts = np.bincount(detectors, minlength=1)
-    for number in range(len(counts)):
-        rows = np.flatnonzero(detectors == number)
-        rows = rows[~has_neighbour(keypoints[rows], keypoints[kept], NEAR_DUPLICATE)]
-        share = len(rows)
-        if budget is not None:
-            left, later = budget - len(kept), counts[number + 1 :]
-            share = left - int(np.minimum(later, left // (len(later) + 1)).sum())
-        kept = np.concatenate([kept, rows[_by_score(scores[rows])[:share]]])
-    return kept[_by_score(scores[kept])]
-
-
-def _by_score(scores: Array) -> Array:
-    return np.argsort(-scores, kind="stable")
-
-
-def has_neighbour(points: Array, others: Array, radius: float) -> Array:
-    """N bool: another point is this near, by the larger of both coordinates' distances."""
-    others = others[others[:, 1].argsort()]
-    first = np.searchsorted(others[:, 1], points[:, 1] - radius)
-    last = np.searchsorted(others[:, 1], points[:, 1] + radius, side="right")
-    found = [
-        bool((np.abs(others[i:j, 0] - x) <= radius).any())
-        for i, j, x in zip(first, last, points[:, 0], strict=True)
-    ]
-    return np.array(found, dtype=bool)
 
 
 def match(a: Features, b: Features) -> Array:

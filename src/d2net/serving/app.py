@@ -32,10 +32,10 @@ from d2net.serving.photos import (
     MAX_FILE,
     MAX_KEYPOINTS,
     MAX_PIXELS,
-    PRESETS,
     Photos,
     SentPhoto,
     match_best,
+    presets,
 )
 from d2net.serving.shown_map import ShownMap
 
@@ -169,7 +169,7 @@ class Worker:
 
 class _Site:
     def __init__(self, model: D2Net, shown: ShownMap | None, matcher: str) -> None:
-        self._model = model
+        self._models = presets(model)
         self._shown = shown
         self._matcher = matcher
         self._photos = Photos()
@@ -194,10 +194,10 @@ class _Site:
     async def about(self, _: Request) -> Response:
         return JSONResponse(
             {
-                "presets": list(PRESETS),
+                "presets": list(self._models),
                 "max_bytes": MAX_FILE,
                 "max_megapixels": MAX_PIXELS // 1_000_000,
-                "weights": self._model.weights["name"],
+                "weights": self._models["default"].weights["name"],
                 "map": None if self._shown is None else self._shown.about(),
             }
         )
@@ -224,8 +224,8 @@ class _Site:
         return Response(self._photo(request.path_params["key"]).picture, media_type="image/jpeg")
 
     async def keypoints(self, request: Request) -> Response:
-        photo, preset = self._photo(request.path_params["key"]), _preset(request)
-        job = partial(photo.extract, self._model, preset)
+        photo, preset = self._photo(request.path_params["key"]), self._preset(request)
+        job = partial(photo.extract, self._models[preset], preset)
         features = await self._extraction.run(job, request.is_disconnected)
         self._photos.tidy()
         packed = features.keypoints.cpu().numpy().astype("<f4").tobytes()  # N x 2, (x, y)
@@ -233,7 +233,7 @@ class _Site:
 
     async def match(self, request: Request) -> Response:
         a, b = (self._photo(request.query_params.get(which, "")) for which in ("first", "second"))
-        preset = _preset(request)
+        preset = self._preset(request)
         if preset not in a.features or preset not in b.features:
             raise HTTPException(409, f"ask for the {preset} keypoints of both photos first")
         number = _number(request, "number", 1, MAX_KEYPOINTS)
@@ -242,6 +242,12 @@ class _Site:
             threshold = _number(request, "threshold", 0.01, 1000)
         job = partial(match_best, a, b, preset, int(number), threshold, self._matcher)
         return JSONResponse(await self._quick.run(job, request.is_disconnected))
+
+    def _preset(self, request: Request) -> str:
+        preset = request.query_params.get("preset", "")
+        if preset not in self._models:
+            raise HTTPException(400, f"preset must be {', '.join(self._models)}, not {preset!r}")
+        return preset
 
     def _photo(self, key: str) -> SentPhoto:
         photo = self._photos.get(key)
@@ -266,13 +272,6 @@ class _Site:
         if self._shown is None:
             raise HTTPException(404, "there is no map: start d2net serve --map MAP")
         return self._shown
-
-
-def _preset(request: Request) -> str:
-    preset = request.query_params.get("preset", "")
-    if preset not in PRESETS:
-        raise HTTPException(400, f"preset must be {', '.join(PRESETS)}, not {preset!r}")
-    return preset
 
 
 def _number(request: Request, name: str, low: float, high: float) -> float:

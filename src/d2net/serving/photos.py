@@ -18,7 +18,9 @@ from d2net.io.images import Pixels, read_image
 from d2net.mapping.picture.drawing import small_jpeg
 from d2net.matching import match
 from d2net.matching.verification import default_threshold, verify
-from d2net.settings import ExtractionOptions
+from d2net.networks.combined import Combined
+from d2net.networks.vgg import VGG
+from d2net.settings import ExtractionSettings
 
 MAX_FILE = 32 * 2**20
 """Bytes of a photo: the largest JPEG files of cameras."""
@@ -32,13 +34,16 @@ MAX_MEMORY = 768 * 2**20
 MAX_KEYPOINTS = 8192
 """Keypoints of a photo. They are extracted once; smaller numbers take the best of them."""
 
-PRESETS: dict[str, ExtractionOptions] = {
-    "both": {"detector": "both"},
-    "deep": {"detector": "deep", "descriptor": "plain"},
-    "corner": {"detector": "corner"},
-    "original": {"original": True},
-}
-"""Extraction settings that a visitor can choose, the default first."""
+
+def presets(model: D2Net) -> dict[str, D2Net]:
+    """What a visitor can choose: the model first, then its networks alone and as in the paper."""
+    chosen, network = {"default": model}, model.network
+    if isinstance(network, Combined):
+        chosen["light"], network = D2Net(network.light), network.vgg
+    if isinstance(network, VGG):
+        chosen["deep"] = D2Net(network, ExtractionSettings(descriptor="plain"))
+        chosen["original"] = D2Net(network, ExtractionSettings(original=True))
+    return chosen
 
 
 @dataclass(eq=False)
@@ -67,10 +72,10 @@ class SentPhoto:
         return np.rint(_read(self.content, self.upright)).astype(np.uint8)
 
     def extract(self, model: D2Net, preset: str) -> Features:
-        """The photo's features, best score first, extracted once."""
+        """The photo's features by the preset's model, best score first, extracted once."""
         if preset not in self.features:
-            options: ExtractionOptions = {**PRESETS[preset], "max_keypoints": MAX_KEYPOINTS}
-            self.features[preset] = best_first(model.extract(self.pixels(), **options))
+            found = model.extract(self.pixels(), max_keypoints=MAX_KEYPOINTS)
+            self.features[preset] = best_first(found)
         return self.features[preset]
 
     @property

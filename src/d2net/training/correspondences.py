@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from d2net.extraction.corners import BORDER, detect_corners, to_grey
 from d2net.geometry import coordinates
 from d2net.geometry.cameras import project, rays
 from d2net.geometry.coordinates import TRAINING_CELLS
@@ -33,6 +32,8 @@ PhotoWarp: TypeAlias = Callable[[Array], Array]
 
 MAX_CORNERS = 200
 """Number of strongest corners of each crop for which a correspondence is interpolated."""
+
+_BORDER = 8  # px; corners closer to the border of a crop are not used
 
 _NEIGHBOURS = 12  # correspondences in a local affine fit: more than two rows of cells
 _MIN_NEIGHBOURS = 4
@@ -208,14 +209,14 @@ def corner_correspondences(image_a: RGB, image_b: RGB, known: PointPairs) -> Poi
 
 
 def _strongest_corners(image: RGB) -> Array:
-    corners = detect_corners(to_grey(torch.from_numpy(image)))
-    points = corners.positions.numpy()
-    scores = np.where(_within_border(points, image), corners.scores.numpy(), -1)
-    order = np.argsort(-scores, kind="stable")[:MAX_CORNERS]
-    return np.asarray(points[order[scores[order] >= 0]], np.float64)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    inside = np.zeros_like(grey)
+    inside[_BORDER:-_BORDER, _BORDER:-_BORDER] = 1
+    corners = cv2.goodFeaturesToTrack(grey, MAX_CORNERS, 1e-4, 3, mask=inside, blockSize=5)
+    return np.zeros((0, 2)) if corners is None else corners[:, 0].astype(np.float64)
 
 
 def _within_border(points: NDArray[Any], image: RGB) -> NDArray[np.bool_]:
-    limit = (image.shape[1] - 1 - BORDER, image.shape[0] - 1 - BORDER)
+    limit = (image.shape[1] - 1 - _BORDER, image.shape[0] - 1 - _BORDER)
     with np.errstate(invalid="ignore"):
-        return np.asarray(((points >= BORDER) & (points <= limit)).all(axis=1), np.bool_)
+        return np.asarray(((points >= _BORDER) & (points <= limit)).all(axis=1), np.bool_)

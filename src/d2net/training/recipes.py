@@ -41,8 +41,8 @@ def train(
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data))
     elif isinstance(settings, DistillationSettings):
-        targets = Path(output) / "teachers"
-        objective = DistillationObjective(settings, Path(data), targets, progress)
+        lessons = Path(output) / "teachers"
+        objective = DistillationObjective(settings, Path(data), lessons, progress)
     else:
         objective = SupervisedObjective(settings, Path(data))
     return run(objective, settings, output, device=device, workers=workers, progress=progress)
@@ -56,11 +56,11 @@ def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
 
 
 def settings_for_photos(
-    folder: Path, *, start: str = "default", steps: int = 1000, batch: int = 4
+    folder: Path, *, start: str = "seasons", steps: int = 1000, batch: int = 4
 ) -> TrainingSettings:
     """Settings that adapt weights to the photos of a folder.
 
-    The recipe of the default weights, shortened: half random homographies of single photos, half
+    The recipe of the weights seasons, shortened: half random homographies of single photos, half
     pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
     is validated on. A run on fewer pairs than the whitening needs keeps the whitening of `start`.
     """

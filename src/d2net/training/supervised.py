@@ -75,7 +75,10 @@ class SupervisedObjective(FeatureObjective):
         self.settings = settings
         network, self.start = load_network(settings.start)
         if not isinstance(network, VGG):
-            raise InputError(f"{settings.start} are not weights of a VGG")
+            raise InputError(
+                f"d2net train adapts a VGG: start from seasons, ots or the file of one, not from "
+                f"{settings.start}"
+            )
         self.normalisation, self.whitening = network.normalisation, network.whitening
         self.network = network.backbone.requires_grad_(False)
         first = self.network.names.index(settings.layers[0])

@@ -5,9 +5,9 @@ import { Slot } from "./slot.js";
 import { Stage } from "./stage.js";
 
 const HINTS = {
-  deep: "D2-Net’s detections: the strongest responses of the network.",
-  corner: "Corners of the photo, located to half a pixel, described by the network.",
-  both: "D2-Net’s detections and corners together, the best of each by score.",
+  default: "The features of the weights that this page was started with.",
+  light: "The small network light alone: fast.",
+  deep: "D2-Net’s detections and descriptors, as in the paper.",
   original: "As the 2019 release computes them, including its offset of two pixels.",
 };
 const VERDICTS = {
