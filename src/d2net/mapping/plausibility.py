@@ -24,6 +24,7 @@ _MAX_DEVIATION = 0.2  # degrees; docs/experiments.md, Maps
 _MAX_DEVIATION_PHOTOS = 200  # the covariance of larger maps takes minutes
 _MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
 _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
+_KNOWN_CAMERAS = "--camera-params, or --camera-mode single if one camera took all photos"
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
     if _rotation_deviation(model, refine=guessed) > _MAX_DEVIATION:
         reasons.append(
             "the matches hardly determine the cameras; take photos in between and step aside "
-            "between photos" + (", or give --camera-params" if guessed else "")
+            "between photos" + (f", or give {_KNOWN_CAMERAS}" if guessed else "")
         )
     if guessed and flat > _MAX_FLAT_SHARE * len(pairs):
         reasons.append(
             "the scene is flat and focal lengths are guessed, so depth is arbitrary; "
-            "give --camera-params, or take photos from more sides"
+            f"take photos from more sides, or give {_KNOWN_CAMERAS}"
         )
     observed = {
         name: np.array([point.point3D_id for point in image.points2D], np.uint64)
@@ -115,7 +116,7 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
         reasons.append(
             f"{contradicting} of {len(pairs)} pairs contradict the map, which has points for few "
             "of their matches; parts of the scene may look alike"
-            + (", or focal lengths are wrong" if guessed else "")
+            + (f", or focal lengths are wrong: give {_KNOWN_CAMERAS}" if guessed else "")
         )
     return MapTrust(tuple(sorted(images)), "doubtful" if reasons else "good", tuple(reasons))
 
