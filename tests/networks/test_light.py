@@ -70,6 +70,18 @@ def test_folding_the_normalisation_changes_nothing(light: Light, photo: np.ndarr
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_wide_convolutions_give_the_same_by_another_algorithm(photo: np.ndarray) -> None:
+    """Only the wide blocks of the network with folded normalisation use it."""
+    torch.manual_seed(0)
+    network = Light().eval()
+    images = torch.from_numpy(photo.copy())[None].float()
+    with torch.no_grad():
+        expected = network.compute_maps(images, torch.float32)
+        found = network.for_inference().compute_maps(images, torch.float32)
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_tiles_equal_the_whole(light: Light, photo: np.ndarray, multiscale: bool) -> None:
     large = np.asarray(Image.open(PHOTO))[:400, :480]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from d2net.errors import InputError
+from d2net.networks import winograd
 from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
 from d2net.networks.detection import largest_around
 from d2net.settings import DescriptorType, Settings
@@ -38,6 +39,7 @@ _UNCERTAINTY = 0.5
 """Standard deviation per axis of a keypoint, in pixels of its level."""
 
 _ROWS_AT_ONCE = 256
+_WINOGRAD_CHANNELS = 128  # of a block's input; narrower ones are not faster
 _CELLS_AT_ONCE = 4000  # of the map at 1/8, in a band of the score head
 _BAND_BORDER = 2  # rows at 1/8 beside a band that its logits depend on
 
@@ -72,6 +74,22 @@ class ConvBlock(nn.Sequential):
         convolution = nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False)
         activation = nn.ReLU(inplace=True) if relu else nn.Identity()
         super().__init__(convolution, nn.BatchNorm2d(outputs), activation)
+        self._is_wide = stride == 1 and inputs >= _WINOGRAD_CHANNELS
+        self._transformed: tuple[int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In float32 on a CPU, wide blocks without normalisation use Winograd convolution."""
+        convolution = cast(nn.Conv2d, self[0])
+        weight, bias = convolution.weight, convolution.bias
+        direct = torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting()
+        if not self._is_wide or bias is None or direct or x.device.type != "cpu":
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        # The transformed weight is kept until the weight changes.
+        if self._transformed is None or self._transformed[0] != weight._version:
+            self._transformed = weight._version, winograd.transform_weight(weight.detach())
+        maps = [winograd.convolve(y.permute(1, 2, 0), self._transformed[1], bias) for y in x]
+        joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+        return cast(Tensor, self[2](joined.permute(0, 3, 1, 2)))
 
 
 class Residual(nn.Module):
