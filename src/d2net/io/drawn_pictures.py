@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
+from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
 from d2net.io.atomic import replacing
@@ -12,7 +13,6 @@ from d2net.io.atomic import replacing
 _MARK = "d2net"
 _HEADER_SIZE = 1024
 """Bytes at the beginning of a file that contain the mark: pillow writes it before the pixels."""
-_EXIF_SOFTWARE = 305  # EXIF 2.3, tag 0x0131
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
@@ -24,7 +24,7 @@ def write_picture(path: Path, picture: Image.Image) -> None:
             picture.save(temporary, "PNG", pnginfo=text, optimize=True)
         else:
             exif = Image.Exif()
-            exif[_EXIF_SOFTWARE] = _MARK
+            exif[Base.Software] = _MARK
             picture.save(temporary, "JPEG", quality=92, exif=exif)
 
 
@@ -35,7 +35,7 @@ def is_own_picture(path: Path) -> bool:
             if _MARK.encode() not in file.read(_HEADER_SIZE):
                 return False
         with Image.open(path) as picture:
-            marks = (picture.info.get("Software"), picture.getexif().get(_EXIF_SOFTWARE))
+            marks = (picture.info.get("Software"), picture.getexif().get(Base.Software))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
     return _MARK in marks

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
+from PIL.ExifTags import GPS, IFD, Base
 
 from d2net.geometry.cameras import check_photo_size
 from d2net.geometry.coordinates import Size
@@ -15,13 +16,7 @@ from d2net.io.image_lists import FoundImage
 if TYPE_CHECKING:
     import pycolmap
 
-# EXIF 2.3; the altitudes are in metres.
-_EXIF, _GPS, _ORIENTATION = 0x8769, 0x8825, 0x0112
-_MAKE, _MODEL, _LENS = 0x010F, 0x0110, 0xA434
-_FOCAL_LENGTH, _FOCAL_LENGTH_35MM, _ZOOM = 0x920A, 0xA405, 0xA404
-_LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
-_ALTITUDE_REF, _ALTITUDE = 5, 6
-_MAX_ALTITUDE = 20_000.0
+_MAX_ALTITUDE = 20_000.0  # metres
 
 
 class Position(NamedTuple):
@@ -53,10 +48,10 @@ def _exif(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
 
         tags = Image.Exif()
         tags.load(pillow_heif.open_heif(path).info["exif"])
-        return dict(tags), dict(tags.get_ifd(_EXIF)), dict(tags.get_ifd(_GPS))
+        return dict(tags), dict(tags.get_ifd(IFD.Exif)), dict(tags.get_ifd(IFD.GPSInfo))
     with Image.open(path) as image:
         tags = image.getexif()
-        return dict(tags), dict(tags.get_ifd(_EXIF)), dict(tags.get_ifd(_GPS))
+        return dict(tags), dict(tags.get_ifd(IFD.Exif)), dict(tags.get_ifd(IFD.GPSInfo))
 
 
 def gps_position(path: Path) -> Position | None:
@@ -66,14 +61,15 @@ def gps_position(path: Path) -> Position | None:
     """
     try:
         _, _, tags = _exif(path)
-        latitude = _degrees(tags[_LATITUDE], tags[_LATITUDE_REF], {"N": 1, "S": -1})
-        longitude = _degrees(tags[_LONGITUDE], tags[_LONGITUDE_REF], {"E": 1, "W": -1})
+        latitude = _degrees(tags[GPS.GPSLatitude], tags[GPS.GPSLatitudeRef], {"N": 1, "S": -1})
+        longitude = _degrees(tags[GPS.GPSLongitude], tags[GPS.GPSLongitudeRef], {"E": 1, "W": -1})
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         return None
     try:
-        altitude = float(tags[_ALTITUDE]) * (-1 if tags.get(_ALTITUDE_REF) in (1, b"\1") else 1)
+        sign = -1 if tags.get(GPS.GPSAltitudeRef) in (1, b"\1") else 1
+        altitude = sign * float(tags[GPS.GPSAltitude])
     except (LookupError, TypeError, ValueError, ZeroDivisionError):
         altitude = float("nan")
     return Position(latitude, longitude, altitude if abs(altitude) < _MAX_ALTITUDE else None)
@@ -85,14 +81,14 @@ def _degrees(parts: tuple[float, float, float], direction: str, signs: dict[str,
 
 
 def photo_size(path: Path, upright: bool = True) -> Size | None:
-    """(width, height) from a photo's header; None if it cannot be read.
+    """(width, height) from a photo's header; None if pillow cannot read it.
 
     The error is reported when the pixels are read.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            is_turned = upright and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            is_turned = upright and image.getexif().get(Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     return (height, width) if is_turned else (width, height)
@@ -110,9 +106,10 @@ def camera_name(path: Path) -> str | None:
     """Make, model, lens, focal length and zoom, which determine a calibration; None if unknown."""
     try:
         tags, details, _ = _exif(path)
-        body = [str(tags[key]).strip("\0 ") for key in (_MAKE, _MODEL)]
-        focal_length = str(float(details[_FOCAL_LENGTH]))
-        rest = [str(details.get(key, "")) for key in (_FOCAL_LENGTH_35MM, _ZOOM, _LENS)]
+        body = [str(tags[key]).strip("\0 ") for key in (Base.Make, Base.Model)]
+        focal_length = str(float(details[Base.FocalLength]))
+        optional = (Base.FocalLengthIn35mmFilm, Base.DigitalZoomRatio, Base.LensModel)
+        rest = [str(details.get(key, "")) for key in optional]
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     return "|".join([*body, focal_length, *rest])

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from d2net.errors import ImageError, InputError
@@ -33,10 +34,6 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-# TIFF tags.
-_SUBFILE_TYPE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 254, 256, 257, 258, 262, 274
-_SAMPLES_PER_PIXEL, _PLANAR, _DNG_VERSION = 277, 284, 50706
 
 
 class UnreadableError(Exception):
@@ -112,7 +109,7 @@ def _valid_orientation(value: object) -> int:
 
 def _exif_orientation(image: Image.Image) -> int:
     try:
-        return _valid_orientation(image.getexif().get(_ORIENTATION))
+        return _valid_orientation(image.getexif().get(Base.Orientation))
     except Exception:  # damaged EXIF data; the photo itself may be whole
         return 1
 
@@ -243,25 +240,26 @@ def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
 
 def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
     tags = _tiff_tags(file)
-    if _DNG_VERSION in tags or int(tags.get(_SUBFILE_TYPE, 0)) & 1:
+    if Base.DNGVersion in tags or int(tags.get(Base.NewSubfileType, 0)) & 1:
         raise UnreadableError(
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
         )
-    _check_size((int(tags.get(_WIDTH, 0)), int(tags.get(_HEIGHT, 0))), max_pixels)
-    bits, photometric = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC)
+    _check_size((int(tags.get(Base.ImageWidth, 0)), int(tags.get(Base.ImageLength, 0))), max_pixels)
+    bits = max(tags.get(Base.BitsPerSample, (1,)))
     needs_opencv = False
-    if tags.get(_SAMPLES_PER_PIXEL, 1) > 1 and bits > 8:
-        if tags.get(_PLANAR, 1) == 2:  # pillow and OpenCV both confuse the planes
+    if tags.get(Base.SamplesPerPixel, 1) > 1 and bits > 8:
+        if tags.get(Base.PlanarConfiguration, 1) == 2:  # pillow and OpenCV both confuse the planes
             raise UnreadableError(
                 f"it has {bits}-bit colours in separate planes; save it with interleaved channels"
             )
-        needs_opencv = photometric in (0, 1, 2)  # grey or RGB; OpenCV reads no others
+        # Grey or RGB; OpenCV reads no others.
+        needs_opencv = tags.get(Base.PhotometricInterpretation) in (0, 1, 2)
     try:
         image = None if needs_opencv else Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:  # 64-bit floats, for example
         image = None
     if image is None:  # OpenCV always turns a TIFF upright
-        orientation = _valid_orientation(tags.get(_ORIENTATION))
+        orientation = _valid_orientation(tags.get(Base.Orientation))
         return _Decoded(_opencv_samples(file), orientation, is_upright=True)
     return _decode_pillow(image)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from d2net.features import Features
 from d2net.io.colmap_database import guessed_camera
@@ -18,7 +19,6 @@ from d2net.mapping.reconstruction_arrays import Cloud, posed_photo, read_cloud
 from d2net.mapping.report import page_data
 from d2net.serving.photos import MAX_PIXELS, SentPhoto, matches_to_dict, screen_jpeg
 
-_EXIF, _FOCAL_LENGTH_35MM = 0x8769, 0xA405
 _PRESET = "map"  # key of features that are extracted with the map's settings
 
 
@@ -66,7 +66,7 @@ class ShownMap:
             photo.features[_PRESET] = self.map.model.extract(photo.pixels())
         features = photo.features[_PRESET]
         with Image.open(io.BytesIO(photo.content)) as image:
-            in_35mm = image.getexif().get_ifd(_EXIF).get(_FOCAL_LENGTH_35MM)
+            in_35mm = image.getexif().get_ifd(IFD.Exif).get(Base.FocalLengthIn35mmFilm)
         focal_length = float(in_35mm) / 35 * max(features.image_size) if in_35mm else None
         camera = guessed_camera(features.image_size, focal_length=focal_length)
         answer = self.map.localize_features(features, camera)

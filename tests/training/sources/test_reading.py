@@ -8,7 +8,7 @@ from PIL import Image
 
 from d2net.errors import ImageError
 from d2net.io.images import read_image, resize
-from d2net.training.sources.reading import read_photo, stored_size
+from d2net.training.sources.reading import read_photo, size_of
 
 from ...tiny import DATA
 
@@ -21,7 +21,7 @@ def test_large_jpegs_are_reduced_as_any_photo(tmp_path, upright):
     with Image.open(DATA / "graf1.jpg") as photo:
         photo.convert("RGB").resize((1603, 1283)).save(path, quality=95, exif=exif)
     size = (256, 320) if upright else (320, 256)
-    assert stored_size(path, upright=upright) == ((1283, 1603) if upright else (1603, 1283))
+    assert size_of(path, upright=upright) == ((1283, 1603) if upright else (1603, 1283))
     small = read_photo(path, 320, upright=upright)
     assert small.shape == (*size[::-1], 3)
     whole = resize(read_image(path, upright=upright), size)

@@ -12,7 +12,7 @@ from d2net.errors import InputError
 from d2net.geometry.cameras import check_photo_size, from_colmap
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
-from d2net.training.sources.reading import find_depth_map, stored_size
+from d2net.training.sources.reading import find_depth_map, size_of
 from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
             depth_map = find_depth_map(folder, image.name) if options.depth else None
             photo = posed_photo(model, image, file, depth_map)
             # COLMAP does not turn photos, but a model may be one of photos that were turned before.
-            stored = stored_size(file, upright=False)
-            upright = stored != photo.size == stored_size(file, upright=True)
+            stored = size_of(file, upright=False)
+            upright = stored != photo.size == size_of(file, upright=True)
             if not upright:
                 check_photo_size(f"the photo {file}", stored, photo.camera)
             photos.append(replace(photo, upright=upright).reduced(options.max_edge))

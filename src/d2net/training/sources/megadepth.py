@@ -28,7 +28,7 @@ from d2net.io.colmap_model import find_model, read_model
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import PosedDepth
 from d2net.training.sources.colmap import posed_photo
-from d2net.training.sources.reading import read_raw_depth, stored_size
+from d2net.training.sources.reading import read_raw_depth, size_of
 from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
     model = read_model(model_folder)
     options = pycolmap.UndistortCameraOptions()
     # COLMAP reduced the photos to this size when it undistorted them.
-    edges = (max(stored_size(path, upright=False)) for path in images.iterdir())
+    edges = (max(size_of(path, upright=False)) for path in images.iterdir())
     options.max_image_size = max(edges, default=0)
 
     def read(image: pycolmap.Image) -> PosedPhoto | str:
@@ -246,7 +246,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
         directions = np.hstack([rays(photo.camera, photo.points), np.ones((len(photo.points), 1))])
         camera = pycolmap.undistort_camera(options, photo.camera)
         photo = replace(photo, camera=camera, points=project(camera, directions))
-        if photo.size != stored_size(path, upright=False):
+        if photo.size != size_of(path, upright=False):
             return "photo of another size"
         return _depth_problem(photo, depth_map) or photo
 

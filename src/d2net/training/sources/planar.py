@@ -26,7 +26,7 @@ from d2net.io.images import limited_size
 from d2net.training.correspondences import dense_correspondences
 from d2net.training.crops import Array, Crop, Warp, as_matrix, local_scale, random_crop
 from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
-from d2net.training.sources.reading import stored_size
+from d2net.training.sources.reading import size_of
 
 PAIRS_FILE, OFFSETS_FILE = "pairs.json", "offsets.json"
 
@@ -63,7 +63,7 @@ class RelatedPhotos(NamedTuple):
 
     def reduced(self, max_edge: int) -> tuple[Array, Size, Size]:
         """The homography between the photos as they are read, and their sizes (width, height)."""
-        sizes = [stored_size(path, upright=True) for path in (self.a, self.b)]
+        sizes = [size_of(path, upright=True) for path in (self.a, self.b)]
         small_a, small_b = (limited_size(size, max_edge, None) for size in sizes)
         a_from_small = as_matrix(coordinates.resize(small_a, sizes[0]))
         small_from_b = as_matrix(coordinates.resize(sizes[1], small_b))
@@ -204,7 +204,7 @@ def _photos_of_same_names(folder: Path) -> list[RelatedPhotos]:
             by_name.setdefault(str(Path(image.name).with_suffix("")), []).append(image.path)
     pairs = [pair for paths in by_name.values() for pair in combinations(paths, 2)]
     for a, b in pairs:
-        if stored_size(a, upright=True) != stored_size(b, upright=True):
+        if size_of(a, upright=True) != size_of(b, upright=True):
             raise FormatError(
                 f"{a} and {b} have the same name but differ in size, so they are not aligned"
             )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from d2net.errors import FormatError, ImageError
 from d2net.geometry.coordinates import Size
+from d2net.io.exif import photo_size
 from d2net.io.image_decoding import decode, quiet_opencv
 from d2net.io.images import limited_size, read_image, resize
 from d2net.training.crops import RGB
@@ -21,25 +22,21 @@ DepthMap = NDArray[np.float32]
 """h x w depths along the optical axis; 0 where unknown."""
 
 _KEPT = 48  # photos, and as many depth maps: 0.3 GB of each at 1600 pixels
-_ORIENTATION, _SIDEWAYS = 274, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the edges
 
 
-def stored_size(path: Path, *, upright: bool) -> Size:
-    """(width, height) of a photo, from its header where possible."""
-    try:
-        with Image.open(path) as photo:
-            width, height = photo.size
-            sideways = upright and photo.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except Exception:  # pillow raises nearly every kind of exception; ours names the reason
+def size_of(path: Path, *, upright: bool) -> Size:
+    """(width, height) of a photo: from its header, else from its pixels; ImageError if damaged."""
+    size = photo_size(path, upright)
+    if size is None:
         height, width = decode(path, lambda samples: samples, upright=upright).shape[:2]
-        sideways = False
-    return (height, width) if sideways else (width, height)
+        size = width, height
+    return size
 
 
 @lru_cache(maxsize=_KEPT)
 def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> RGB:
     """Read a photo, reduced to a longer edge of at most `max_edge` pixels; read-only."""
-    size = limited_size(stored_size(path, upright=upright), max_edge, None)
+    size = limited_size(size_of(path, upright=upright), max_edge, None)
     pixels = None
     try:
         with Image.open(path) as photo:
