@@ -102,20 +102,20 @@ def test_two_processes_share_photos_and_batches(folder: Path) -> None:
 def test_teachers_see_a_photo_once_and_again_when_it_has_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught = []
+    seen = []
 
-    def teach(photo: Any, *arguments: Any) -> Any:
-        taught.append(photo.shape)
+    def compute_targets(photo: Any, *arguments: Any) -> Any:
+        seen.append(photo.shape)
         return original(photo, *arguments)
 
-    original = teachers.teach
-    monkeypatch.setattr(teachers, "teach", teach)
+    original = teachers.compute_targets
+    monkeypatch.setattr(teachers, "compute_targets", compute_targets)
     run(folder, steps=1)
     run(folder, steps=1)
-    assert len(taught) == 2
+    assert len(seen) == 2
     os.utime(folder / "photos" / "graf3.jpg", (1, 1))
     run(folder, steps=1)
-    assert len(taught) == 3
+    assert len(seen) == 3
 
 
 def test_the_loss_falls_on_one_photo(folder: Path) -> None:

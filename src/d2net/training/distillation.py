@@ -1,8 +1,8 @@
 """Distillation: the network light learns to imitate teachers.
 
 The descriptors of all teachers are concatenated and projected to their first principal components.
-The student sees two warped and augmented crops of a photo and must reproduce these descriptors in
-both, agree between its crops, and give a high score to the teachers' keypoints that it can match.
+The student sees two warped and augmented crops of a photo. It learns to reproduce these descriptors
+in both crops, to match the crops, and to detect those keypoints of the teachers that it matches.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ from d2net.training.muon import Muon
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import DistillationSettings, RunSettings
 from d2net.training.sources import TrainingPair
-from d2net.training.sources.distillation import StudentPair, TaughtPairs, find_taught, stack
+from d2net.training.sources.distillation import (
+    DistillationPairs,
+    StudentPair,
+    find_teacher_photos,
+    stack,
+)
 from d2net.training.state import TrainingState
-from d2net.training.teachers import Lessons, load_teachers
+from d2net.training.teachers import StoredTargets, load_teachers
 
 _COSINE, _SCORE = 1.0, 3.0  # weights of the terms
 _FLOOR = 0.2  # share of the teachers' score that remains of a keypoint that is not matched
@@ -113,7 +118,7 @@ class DistillationObjective(FeatureObjective):
         self.settings, self._progress = settings, progress
         teachers = load_teachers(settings, data, "cpu")
         checksums = [teacher.sha256 for teacher in teachers]
-        self._lessons = Lessons(folder, data, settings, checksums)
+        self._targets = StoredTargets(folder, data, settings, checksums)
         if settings.start == "none":
             widths = LightSettings.from_dict(settings.student) if settings.student else None
             with torch.random.fork_rng(devices=[]):
@@ -135,21 +140,22 @@ class DistillationObjective(FeatureObjective):
         self.network = Student(light, length)
 
     def dataset(self, rank: int, processes: int) -> PairBatches[StudentPair]:
-        """See `Objective.dataset`; first, the teachers look at photos that are new or changed."""
+        """See `Objective.dataset`; first, the teachers run on photos that are new or changed."""
         sources = self.settings.training_sources
-        photos = sorted({t.path for source in sources for t in find_taught(source, self.data)})
+        found = (find_teacher_photos(source, self.data) for source in sources)
+        photos = sorted({photo.path for part in found for photo in part})
         mine = photos[rank::processes]
-        if not all(self._lessons.path(photo).exists() for photo in mine):
+        if not all(self._targets.path(photo).exists() for photo in mine):
             device = str(self.network.projection.device)
             teachers = load_teachers(self.settings, self.data, device)
-            self._lessons.give(mine, teachers, device, self._progress)
+            self._targets.compute(mine, teachers, device, self._progress)
         if processes > 1:
             torch.distributed.barrier()
         if not self.network.projection.any():
-            known = [photo for photo in photos if self._lessons.path(photo).exists()]
+            known = [photo for photo in photos if self._targets.path(photo).exists()]
             self.network.projection.copy_(self._principal_components(known))
         open_one = partial(
-            TaughtPairs, settings=self.settings, data=self.data, lessons=self._lessons
+            DistillationPairs, settings=self.settings, data=self.data, targets=self._targets
         )
         return PairBatches(self.settings, open_one, stack, rank, processes)
 
@@ -159,7 +165,7 @@ class DistillationObjective(FeatureObjective):
             raise InputError(f"none of the photos in {self.data} can be read")
         total = 0.0
         for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS):
-            x = self._lessons.read(photos[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
+            x = self._targets.read(photos[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
             total = total + x.T @ x
         vectors = np.linalg.eigh(total)[1]
         return torch.from_numpy(vectors[:, -self.network.light.widths.dimension :].copy()).float()
@@ -172,9 +178,9 @@ class DistillationObjective(FeatureObjective):
     def forward(self, batch: StudentPair) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses.
 
-        - teacher: each student's descriptor against the teachers' descriptors of all points;
-        - cosine: between each student's descriptor and that of its teachers;
-        - between: the descriptors of one crop against those of the other;
+        - teacher: contrastive, the student's descriptors against the teachers' of all points;
+        - cosine: distance of each student's descriptor from the teachers' of the same point;
+        - between: contrastive, the descriptors of one crop against those of the other;
         - score: cross-entropy of the keypoint's place in each cell.
         """
         student = self.network
@@ -207,9 +213,9 @@ class DistillationObjective(FeatureObjective):
     def _score_loss(self, score: Tensor, batch: StudentPair, matched: Tensor) -> Tensor:
         """Cross-entropy of the cells that lie on the photo.
 
-        The target of a keypoint is the teachers' score times the probability that it is matched
-        right between the crops, so the score becomes the chance to find it again. Keypoints that
-        only one crop shows have the mean probability of their pair.
+        The target of a keypoint is the teachers' score times the probability of its right match
+        between the crops, so the student learns to score keypoints that can be matched. Keypoints
+        that only one crop shows get the mean probability of their pair.
         """
         chance = torch.zeros(batch.valid.shape, device=score.device)
         chance = chance.masked_scatter(batch.valid, matched)
@@ -218,11 +224,11 @@ class DistillationObjective(FeatureObjective):
         rows = batch.rows.flatten(1) % chance.shape[1]
         chance = chance.gather(1, rows).view_as(batch.scores)
         mass = batch.scores * (_FLOOR + (1 - _FLOOR) * chance)
-        wanted = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), self.settings.crop)
-        wanted = F.pixel_unshuffle(wanted, SCORE_CELL)
-        total = wanted.sum(1, keepdim=True)
-        wanted = torch.cat([wanted / total.clamp(min=1), (1 - total).clamp(min=0)], 1)
-        loss = -(wanted * self.network.light.score_head.log_probability(score)).sum(1)
+        target = splat(batch.keypoints.flatten(0, 1), mass.flatten(0, 1), self.settings.crop)
+        target = F.pixel_unshuffle(target, SCORE_CELL)
+        total = target.sum(1, keepdim=True)
+        target = torch.cat([target / total.clamp(min=1), (1 - total).clamp(min=0)], 1)
+        loss = -(target * self.network.light.score_head.log_probability(score)).sum(1)
         shown: Tensor = loss[batch.shown.flatten(0, 1)]
         return shown
 

@@ -41,8 +41,8 @@ def train(
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data))
     elif isinstance(settings, DistillationSettings):
-        lessons = Path(output) / "teachers"
-        objective = DistillationObjective(settings, Path(data), lessons, progress)
+        targets = Path(output) / "teachers"
+        objective = DistillationObjective(settings, Path(data), targets, progress)
     else:
         objective = SupervisedObjective(settings, Path(data))
     return run(objective, settings, output, device=device, workers=workers, progress=progress)

@@ -82,7 +82,7 @@ class TeacherSettings(Settings):
     """Weight of its descriptors in the concatenation of all teachers' descriptors."""
 
     keypoints: int = 0
-    """Number of its keypoints per photo that are taught. 0: it teaches descriptors only."""
+    """Number of its keypoints per photo that the student learns. 0: descriptors only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

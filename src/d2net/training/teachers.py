@@ -41,7 +41,7 @@ _SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are o
 _log = logging.getLogger(__name__)
 
 
-class Answer(NamedTuple):
+class TeacherOutput(NamedTuple):
     """The output of one teacher for a photo.
 
     Attributes:
@@ -65,8 +65,8 @@ class NetworkTeacher:
         self.sha256 = source["sha256"]
         self._type, self.length = next(iter(network.descriptor_lengths.items()))
 
-    def answer(self, photo: Tensor, keypoints: int) -> Answer:
-        """Look at an H x W x 3 float32 photo (RGB, 0..255) for at most so many keypoints."""
+    def run(self, photo: Tensor, keypoints: int) -> TeacherOutput:
+        """Run on an H x W x 3 float32 photo (RGB, 0..255); at most `keypoints` are returned."""
         network = self._network
         maps = tuple(part[0] for part in network.compute_maps(photo[None], self._dtype))
         positions, scores = photo.new_empty(0, 2), photo.new_empty(0)
@@ -78,7 +78,7 @@ class NetworkTeacher:
             found = found[found.located & ~near_border.any(1)]
             found = found[found.scores.argsort(descending=True, stable=True)[:keypoints]]
             positions, scores = found.positions, found.scores / found.scores.amax().clamp_min(1e-6)
-        return Answer(positions, scores, lambda at: network.describe(maps, at, self._type))
+        return TeacherOutput(positions, scores, lambda at: network.describe(maps, at, self._type))
 
 
 class AlikedTeacher:
@@ -104,8 +104,8 @@ class AlikedTeacher:
         self._network = network.to(device).eval()
         self._offset = torch.tensor(_ALIKED_OFFSETS[model], device=device)
 
-    def answer(self, photo: Tensor, keypoints: int) -> Answer:
-        """See `NetworkTeacher.answer`."""
+    def run(self, photo: Tensor, keypoints: int) -> TeacherOutput:
+        """See `NetworkTeacher.run`."""
         last = photo.new_tensor([photo.shape[1] - 1, photo.shape[0] - 1])
         features, score_map = self._network.extract_dense_map(photo.permute(2, 0, 1)[None] / 255)
         found, scores, _ = self._network.dkd(score_map)
@@ -116,7 +116,7 @@ class AlikedTeacher:
             return descriptors
 
         positions = (found[0][:keypoints] + 1) / 2 * last - self._offset
-        return Answer(positions, scores[0][:keypoints].clamp(0, 1), describe)
+        return TeacherOutput(positions, scores[0][:keypoints].clamp(0, 1), describe)
 
 
 Teacher: TypeAlias = NetworkTeacher | AlikedTeacher
@@ -137,8 +137,8 @@ def load_teachers(settings: DistillationSettings, data: Path, device: str) -> li
     return teachers
 
 
-class Lesson(NamedTuple):
-    """The teachers' output for a photo.
+class Targets(NamedTuple):
+    """The merged outputs of all teachers for a photo, which the student learns to reproduce.
 
     Attributes:
         positions: N x 2 float32 (x, y) in pixels of the reduced photo: keypoints, then others.
@@ -152,46 +152,45 @@ class Lesson(NamedTuple):
 
 
 @torch.inference_mode()
-def teach(
+def compute_targets(
     photo: RGB,
     teachers: Sequence[Teacher],
     settings: DistillationSettings,
     device: str,
     rng: np.random.Generator,
-) -> Lesson:
-    """Ask all teachers about a photo; keypoints of several teachers become one."""
+) -> Targets:
+    """Run all teachers on a photo, and merge keypoints that several teachers found."""
     pixels = torch.from_numpy(np.array(photo)).to(device).float()
-    answers = [
-        teacher.answer(pixels, entry.keypoints)
+    outputs = [
+        teacher.run(pixels, entry.keypoints)
         for teacher, entry in zip(teachers, settings.teachers, strict=True)
     ]
     positions, scores = pixels.new_empty(0, 2), pixels.new_empty(0)
-    for answer in answers:
-        if not len(answer.positions):
+    for output in outputs:
+        if not len(output.positions):
             continue
-        near = torch.cdist(positions, answer.positions) < _SAME_KEYPOINT
-        scores = torch.maximum(scores, (near * answer.scores).amax(1))
+        near = torch.cdist(positions, output.positions) < _SAME_KEYPOINT
+        scores = torch.maximum(scores, (near * output.scores).amax(1))
         new = ~near.any(0)
-        positions = torch.cat([positions, answer.positions[new]])
-        scores = torch.cat([scores, answer.scores[new]])
+        positions = torch.cat([positions, output.positions[new]])
+        scores = torch.cat([scores, output.scores[new]])
     last = np.array([photo.shape[1] - 1, photo.shape[0] - 1])
     others = rng.uniform(0.02, 0.98, (_RANDOM_POINTS, 2)) * last
     positions = torch.cat([positions, torch.from_numpy(others).to(positions)])
     scores = F.pad(scores, (0, len(others)))
     parts = [
-        entry.weight * F.normalize(answer.describe(positions).float(), dim=1)
-        for answer, entry in zip(answers, settings.teachers, strict=True)
+        entry.weight * F.normalize(output.describe(positions).float(), dim=1)
+        for output, entry in zip(outputs, settings.teachers, strict=True)
     ]
     descriptors = F.normalize(torch.cat(parts, 1), dim=1).half()
-    return Lesson(*(x.cpu().numpy() for x in (positions, scores, descriptors)))
+    return Targets(*(x.cpu().numpy() for x in (positions, scores, descriptors)))
 
 
-class Lessons:
-    """The stored lessons of a run, one file per photo.
+class StoredTargets:
+    """The targets of a run, stored in one file per photo.
 
     A file's name is the fingerprint of the photo's file, the checksums of the teachers and the
-    settings. A lesson is written whole or not at all, and computed again after its
-    photo has changed.
+    settings, so the targets are computed again after the photo has changed.
     """
 
     def __init__(
@@ -203,18 +202,18 @@ class Lessons:
         self._made_by = [entries, *teachers, *sizes]
 
     def path(self, photo: Path) -> Path:
-        """The file of a photo's lesson."""
+        """The file with a photo's targets."""
         name = os.path.relpath(photo, self._data)
         return self._folder / f"{fingerprint([self._made_by, name, file_state(photo)])}.npz"
 
-    def give(
+    def compute(
         self, photos: Sequence[Path], teachers: Sequence[Teacher], device: str, progress: Progress
     ) -> None:
-        """Compute the lessons that are missing. Photos that cannot be read are logged."""
+        """Compute missing targets. Photos that cannot be read are logged and left out."""
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         for number, photo in enumerate(photos):
-            progress("teaching", number, len(photos))
+            progress("running teachers", number, len(photos))
             file = self.path(photo)
             if file.exists():
                 continue
@@ -224,16 +223,16 @@ class Lessons:
             except D2NetError as error:
                 _log.warning("a photo is left out: %s", error)
                 continue
-            lesson = teach(pixels, teachers, self._settings, device, rng)
+            targets = compute_targets(pixels, teachers, self._settings, device, rng)
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, **lesson._asdict())
-        progress("teaching", len(photos), len(photos))
+                np.savez(stream, **targets._asdict())
+        progress("running teachers", len(photos), len(photos))
 
-    def read(self, photo: Path) -> Lesson:
-        """The lesson of a photo."""
+    def read(self, photo: Path) -> Targets:
+        """The targets of a photo."""
         try:
             with np.load(self.path(photo)) as arrays:
-                return Lesson(**arrays)
+                return Targets(**arrays)
         except OSError as error:
             raise ImageError(
                 f"there are no teachers' outputs for {photo}: it is not a photo, or has "

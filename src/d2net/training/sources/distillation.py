@@ -1,4 +1,4 @@
-"""Pairs for distillation: two warped crops of a photo that the teachers have seen.
+"""Pairs for distillation: two warped crops of a photo, and the teachers' outputs for it.
 
 Either crop may be cut from another photo of the same view instead, such as one at night. The
 teachers' keypoints and descriptors stay those of the first photo.
@@ -29,7 +29,7 @@ from d2net.training.crops import RGB, Array, Warp, as_matrix, crop_from_corners
 from d2net.training.settings import DistillationSettings, SourceSettings
 from d2net.training.sources.planar import RelatedPhotos, aligned_photos
 from d2net.training.sources.reading import read_photo
-from d2net.training.teachers import Lessons
+from d2net.training.teachers import StoredTargets
 
 _MIN_KEYPOINTS = 16  # that both crops show
 _MAX_KEYPOINTS = 900  # of a crop
@@ -43,7 +43,7 @@ _AUGMENTATION, _AUGMENTATION_OF_OTHERS = (0.1, 1.0), (0.1, 0.5)  # limits of its
 
 
 @dataclass(frozen=True)
-class TaughtOptions(Settings):
+class DistillationSourceOptions(Settings):
     """Options of the sources of a distillation. Patterns are for paths relative to the source."""
 
     taught: Sequence[str] = ("*",)
@@ -53,20 +53,20 @@ class TaughtOptions(Settings):
     """Patterns of photos that are not used."""
 
     clearest: int = 0
-    """Teachers see only so many photos of a view: the most detailed, bright ones. 0: all."""
+    """Maximum number of photos of a view that the teachers see: the brightest, sharpest. 0: all."""
 
 
 @dataclass(frozen=True, eq=False)
-class TaughtPhoto:
+class TeacherPhoto:
     """A photo that the teachers see, and how other photos of its view are related to it."""
 
     path: Path
     others: list[RelatedPhotos] = field(default_factory=list)
 
 
-def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
+def find_teacher_photos(source: SourceSettings, data: Path) -> list[TeacherPhoto]:
     """The photos of a source that the teachers see."""
-    folder, options = data / source.path, TaughtOptions.from_dict(source.options)
+    folder, options = data / source.path, DistillationSourceOptions.from_dict(source.options)
     if source.kind not in ("photos", "aligned"):
         raise InputError(
             f"{source.path}: distillation needs sources of kind photos or aligned, not "
@@ -77,13 +77,13 @@ def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
         name = path.relative_to(folder).as_posix()
         return any(fnmatch(name, pattern) for pattern in patterns)
 
-    found: dict[Path, TaughtPhoto] = {}
+    found: dict[Path, TeacherPhoto] = {}
     if source.kind == "photos":
-        found = {image.path: TaughtPhoto(image.path) for image in find_images([folder])}
+        found = {image.path: TeacherPhoto(image.path) for image in find_images([folder])}
     elif folder.is_dir():
         for pair in aligned_photos(folder):
             for related in (pair, pair.swapped()):
-                photo = found.setdefault(related.a, TaughtPhoto(related.a))
+                photo = found.setdefault(related.a, TeacherPhoto(related.a))
                 if not matches(related.b, options.left_out):
                     photo.others.append(related)
     kept = [
@@ -94,21 +94,21 @@ def find_taught(source: SourceSettings, data: Path) -> list[TaughtPhoto]:
     if options.clearest:
         kept = _clearest(kept, options.clearest)
     if not kept:
-        raise InputError(f"{folder} has no photos of kind {source.kind} to be taught")
+        raise InputError(f"{folder} has no photos of kind {source.kind} for the teachers")
     return kept
 
 
-def _clearest(photos: Sequence[TaughtPhoto], count: int) -> list[TaughtPhoto]:
+def _clearest(photos: Sequence[TeacherPhoto], count: int) -> list[TeacherPhoto]:
     """At most `count` photos of each view."""
 
-    def grey(photo: TaughtPhoto) -> NDArray[np.float32]:
+    def grey(photo: TeacherPhoto) -> NDArray[np.float32]:
         pixels = cv2.cvtColor(read_photo(photo.path, 640), cv2.COLOR_RGB2GRAY)
         return np.asarray(cv2.GaussianBlur(pixels, (5, 5), 0), np.float32)  # without noise
 
-    def detail(photo: TaughtPhoto) -> float:
+    def detail(photo: TeacherPhoto) -> float:
         return float(sum(np.abs(np.diff(grey(photo), axis=axis)).mean() for axis in (0, 1)))
 
-    views: dict[Path, list[TaughtPhoto]] = {}
+    views: dict[Path, list[TeacherPhoto]] = {}
     for photo in photos:
         views.setdefault(min([photo.path, *(r.b for r in photo.others)]), []).append(photo)
     kept = []
@@ -152,29 +152,32 @@ def stack(pairs: Sequence[StudentPair]) -> StudentPair:
     return StudentPair(*map(torch.stack, zip(*pairs, strict=True)))
 
 
-class TaughtPairs:
+class DistillationPairs:
     """A source of pairs for distillation, of kind photos or aligned."""
 
     def __init__(
-        self, source: SourceSettings, settings: DistillationSettings, data: Path, lessons: Lessons
+        self,
+        source: SourceSettings,
+        settings: DistillationSettings,
+        data: Path,
+        targets: StoredTargets,
     ) -> None:
         self.name = source.path
-        self._settings, self._lessons = settings, lessons
-        self._photos = find_taught(source, data)
+        self._settings, self._targets = settings, targets
+        self._photos = find_teacher_photos(source, data)
 
     def __len__(self) -> int:
         return len(self._photos)
 
     def pair(self, index: int, rng: np.random.Generator) -> StudentPair | None:
         """See `PairSource.pair`; None if both crops show fewer than 16 keypoints."""
-        s, taught = self._settings, self._photos[index]
-        lesson = self._lessons.read(taught.path)
-        photo = read_photo(taught.path, s.photo_edge)
+        s, entry = self._settings, self._photos[index]
+        targets, photo = self._targets.read(entry.path), read_photo(entry.path, s.photo_edge)
         centre = rng.uniform(0.3, 0.7, 2) * (photo.shape[1], photo.shape[0])
-        crops = [self._crop(taught, photo, centre, rng) for _ in range(2)]
-        places = [transfer(matrix, lesson.positions.astype(np.float64)) for _, matrix, _ in crops]
+        crops = [self._crop(entry.others, photo, centre, rng) for _ in range(2)]
+        places = [transfer(matrix, targets.positions.astype(np.float64)) for _, matrix, _ in crops]
         visible = [((p > _BORDER) & (p < s.crop - 1 - _BORDER)).all(axis=1) for p in places]
-        is_keypoint = lesson.scores > 0
+        is_keypoint = targets.scores > 0
         both = np.flatnonzero(visible[0] & visible[1])
         if is_keypoint[both].sum() < _MIN_KEYPOINTS:
             return None
@@ -183,13 +186,13 @@ class TaughtPairs:
         rows = np.full(len(is_keypoint), -1)
         rows[both] = np.arange(len(both))
         of_crops = [np.flatnonzero(v & is_keypoint)[:_MAX_KEYPOINTS] for v in visible]
-        scores = np.sqrt(lesson.scores)
+        scores = np.sqrt(targets.scores)
         return StudentPair(
             images=torch.from_numpy(np.stack([image for image, _, _ in crops])),
             shown=torch.from_numpy(np.stack([shown for _, _, shown in crops])),
             points=torch.stack([_padded(p[both], s.points) for p in places]).float(),
-            places=_padded(lesson.positions[both], s.points),
-            targets=_padded(lesson.descriptors[both], s.points),
+            places=_padded(targets.positions[both], s.points),
+            targets=_padded(targets.descriptors[both], s.points),
             valid=torch.arange(s.points) < len(both),
             keypoints=torch.stack(
                 [_padded(p[k], _MAX_KEYPOINTS) for p, k in zip(places, of_crops, strict=True)]
@@ -199,14 +202,14 @@ class TaughtPairs:
         )
 
     def _crop(
-        self, taught: TaughtPhoto, photo: RGB, centre: Array, rng: np.random.Generator
+        self, others: list[RelatedPhotos], photo: RGB, centre: Array, rng: np.random.Generator
     ) -> tuple[RGB, Array, NDArray[np.bool_]]:
         """A crop, crop_from_photo, and the cells of the score that lie on the photo."""
         s, size = self._settings, min(photo.shape[:2])
         image, strength = photo, _AUGMENTATION
         photo_from_image: Array = np.eye(3)
-        if taught.others and rng.random() < s.other_photo:
-            other = taught.others[int(rng.integers(len(taught.others)))]
+        if others and rng.random() < s.other_photo:
+            other = others[int(rng.integers(len(others)))]
             image = read_photo(other.b, s.photo_edge)
             photo_from_image = np.asarray(np.linalg.inv(other.reduced(s.photo_edge)[0]))
             strength = _AUGMENTATION_OF_OTHERS
