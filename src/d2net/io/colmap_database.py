@@ -74,7 +74,7 @@ def write_database(
                 _write_photos(database, features, cameras)
                 if matches is not None:
                     _write_matches(database, matches)
-            _remove_companions(path)  # SQLite would replay an old journal into the new database
+            _remove_side_files(path)  # SQLite would replay an old journal into the new database
 
 
 def _write_photos(
@@ -143,11 +143,11 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
 
     One transaction would be faster, but pycolmap 4.2 aborts the process when one fails.
     """
-    _remove_companions(temporary)
+    _remove_side_files(temporary)
     try:
         with quiet_colmap():
             yield
-        unfinished = any(companion.exists() for companion in _companions(temporary))
+        unfinished = any(file.exists() for file in _side_files(temporary))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise OutputError(
@@ -155,15 +155,15 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
             "locks; free some space, or write to another drive"
         ) from error
     finally:
-        _remove_companions(temporary)
+        _remove_side_files(temporary)
     if unfinished:
         raise OutputError(f"{path} cannot be written: SQLite could not finish; is the disk full?")
 
 
-def _companions(database: Path) -> list[Path]:
+def _side_files(database: Path) -> list[Path]:
     return [database.with_name(database.name + end) for end in ("-journal", "-wal", "-shm")]
 
 
-def _remove_companions(database: Path) -> None:
-    for companion in _companions(database):
-        companion.unlink(missing_ok=True)
+def _remove_side_files(database: Path) -> None:
+    for file in _side_files(database):
+        file.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ class GlobalDescriptorFile(H5File):
         Raises:
             FormatError: the file is damaged, or has no codebook because another program wrote it.
         """
-        with self._damage():
+        with self._format_errors():
             stored = {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
         return read_floats(stored, _CODEBOOK, ("K", "D"), str(self.path))
 

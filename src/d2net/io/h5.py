@@ -98,7 +98,7 @@ class FeatureFile(H5File, Mapping[str, Features]):
     def overview(self, name: str) -> tuple[int, Size, float]:
         """Number of keypoints, (width, height) and typical uncertainty in pixels of one photo."""
         self._check_known(name)
-        with self._damage(name):
+        with self._format_errors(name):
             group = self._file[name]
             width, height = (int(edge) for edge in group["image_size"][()])
             uncertainty = float(group["keypoints"].attrs.get("uncertainty", 1.0))
@@ -323,8 +323,8 @@ class MatchWriter(EntryWriter):
             attributes["scores"] = "confidence"
         self._append(group_name(*pair), Record(arrays, {"": attributes}), inputs)
 
-    def _note(self, name: str, attributes: Attributes) -> None:
-        super()._note(name, attributes)
+    def _add_entry(self, name: str, attributes: Attributes) -> None:
+        super()._add_entry(name, attributes)
         self._pairs.add((str(attributes["name0"]), str(attributes["name1"])))
 
 

@@ -98,7 +98,7 @@ class H5File:
             ) from error
         self._names: tuple[str, ...] | None = None
         try:
-            with self._damage():
+            with self._format_errors():
                 text = _read_attributes(self._file).get(_SETTINGS)
                 self.settings: Settings | None = None if text is None else dict(json.loads(text))
         except BaseException:
@@ -119,7 +119,7 @@ class H5File:
     def entries(self) -> tuple[str, ...]:
         """The names of all entries, sorted."""
         if self._names is None:
-            with self._damage():
+            with self._format_errors():
                 self._names = tuple(sorted(self._walk(self._file, "")))
             if not self._names and self.settings is None:
                 raise FormatError(
@@ -134,13 +134,13 @@ class H5File:
             check_name(name)
         except InputError:
             return False
-        with self._damage():
+        with self._format_errors():
             group = self._file.get(name)
             return isinstance(group, h5py.Group) and self.marker in group
 
     def read_record(self, name: str) -> Record:
         """The datasets and attributes of the entry `name`, unchecked."""
-        with self._damage(name):
+        with self._format_errors(name):
             group = self._file[name]
             record = Record({}, {"": _read_attributes(group)})
             for key, dataset in group.items():
@@ -153,7 +153,7 @@ class H5File:
 
     def read_attributes(self, name: str) -> Attributes:
         """The attributes of the entry `name` itself."""
-        with self._damage(name):
+        with self._format_errors(name):
             return _read_attributes(self._file[name])
 
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
@@ -165,7 +165,7 @@ class H5File:
                     yield from self._walk(child, f"{prefix}{key}/")
 
     @contextmanager
-    def _damage(self, name: str | None = None) -> Iterator[None]:
+    def _format_errors(self, name: str | None = None) -> Iterator[None]:
         """Turn the many exceptions that h5py raises for damaged files into one."""
         try:
             yield
@@ -204,7 +204,7 @@ class EntryWriter:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._database: sqlite3.Connection | None = None
         self._existing: H5File | None = None
-        self._unfinished: set[str] = set()  # entries that only the database has
+        self._pending: set[str] = set()  # entries that only the database has
         self._entries: dict[str, Attributes] = {}  # the attributes of all finished entries
         self._folders: set[str] = set()
 
@@ -220,14 +220,14 @@ class EntryWriter:
             if self.path.exists():
                 self._existing = self._open_existing(stack)
                 for name in self._existing.entries():
-                    self._note(name, self._existing.read_attributes(name))
-            with self._errors():
+                    self._add_entry(name, self._existing.read_attributes(name))
+            with self._database_errors():
                 database = stack.enter_context(closing(_open_database(self._partial)))
                 rows = database.execute("SELECT name, settings, attributes FROM entries").fetchall()
             for name, settings, attributes in rows:
                 check_settings(json.loads(settings), self.settings, self._partial)
-                self._note(name, json.loads(attributes)[""])
-                self._unfinished.add(name)
+                self._add_entry(name, json.loads(attributes)[""])
+                self._pending.add(name)
             self._database = database
             self._stack = stack.pop_all()
         return self
@@ -236,13 +236,13 @@ class EntryWriter:
         with self._stack:
             database = self._opened()
             self._database = None
-            if error is None and (self._unfinished or not self.path.exists()):
-                with replacing(self.path, lock=False) as temporary, self._errors():
+            if error is None and (self._pending or not self.path.exists()):
+                with replacing(self.path, lock=False) as temporary, self._database_errors():
                     records = ((name, self._read(database, name)) for name in sorted(self._entries))
                     write_h5_file(temporary, self.settings, records)
                     if self._existing is not None:
                         self._existing.close()  # Windows cannot replace an open file
-            if error is None or not self._unfinished:
+            if error is None or not self._pending:
                 with output_errors(self._partial):
                     database.close()
                     for path in _files_of_database(self._partial):
@@ -261,7 +261,7 @@ class EntryWriter:
         check_settings(existing.settings, self.settings, self.path)
         return existing
 
-    def _note(self, name: str, attributes: Attributes) -> None:
+    def _add_entry(self, name: str, attributes: Attributes) -> None:
         self._entries[name] = attributes
         self._folders.update(_folders_of(name))
 
@@ -286,14 +286,14 @@ class EntryWriter:
         arrays = io.BytesIO()
         np.savez(arrays, **record.arrays)  # type: ignore[arg-type]  # one of its options is a bool
         texts = json.dumps(self.settings), json.dumps(record.attributes)
-        with self._errors():
+        with self._database_errors():
             row = (name, *texts, arrays.getbuffer())
             database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
-        self._note(name, attributes)
-        self._unfinished.add(name)
+        self._add_entry(name, attributes)
+        self._pending.add(name)
 
     def _read(self, database: sqlite3.Connection, name: str) -> Record:
-        if name not in self._unfinished and self._existing is not None:
+        if name not in self._pending and self._existing is not None:
             return self._existing.read_record(name)
         query = "SELECT attributes, arrays FROM entries WHERE name = ?"
         attributes, arrays = database.execute(query, (name,)).fetchone()
@@ -305,7 +305,7 @@ class EntryWriter:
         return self._database
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _database_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:

@@ -24,11 +24,36 @@ import torch
 from torch import Tensor
 
 from d2net.errors import WeightsError
-from d2net.io.pickles import NumpyType, numpy_scalar
 from d2net.networks.catalogue import PACKAGED
 
 _LENGTH = 8
 """Bytes before a safetensors header: its length, little endian."""
+
+
+class NumpyType:
+    """Stand-in for `numpy.dtype`: remembers the name of a number type."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+        self.order: object = "="
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        self.order = state[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The type, if the file asks for plain numbers."""
+        name = f"{self.order}{self.code}"
+        return np.dtype(name) if re.fullmatch(r"[<>=|][biuf][1248]", name) else None
+
+
+def numpy_scalar(kind: object, data: object = None) -> bool | int | float | None:
+    """Stand-in for numpy's function that rebuilds a scalar: a number, or None for anything else."""
+    if not isinstance(kind, NumpyType) or not isinstance(data, bytes) or kind.dtype is None:
+        return None
+    number: bool | int | float = np.frombuffer(data, kind.dtype)[0].item()
+    return number
+
 
 _STAND_INS: list[Any] = [
     argparse.Namespace,
