@@ -56,12 +56,6 @@ class CachedPhotos:
 
     Photos and pairs that an earlier run has finished are read from its files.
 
-    Args:
-        source: features.
-        folder: the evaluated folder.
-        photos: files by name.
-        progress: called after each photo extracted.
-
     Attributes:
         path: the folder with `features.h5` and `matches.h5`, named as in a `MapFolder`.
     """

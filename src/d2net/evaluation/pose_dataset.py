@@ -17,7 +17,7 @@ from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import photos_folder
 from d2net.io.pair_lists import read_pairs
-from d2net.io.text_lists import word_lines
+from d2net.io.text_lists import read_lines
 
 if TYPE_CHECKING:
     import pycolmap
@@ -62,8 +62,8 @@ def find_pairs(
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     # SuperGlue's lines have numbers after the names.
-    _, first_line = next(word_lines(pairs, "pairs"), (0, [])) if pairs else (0, [])
-    if pairs is not None and len(first_line) > 10:
+    _, first_line = next(read_lines(pairs, "pairs"), (0, "")) if pairs else (0, "")
+    if pairs is not None and len(first_line.split()) > 10:
         posed_pairs = _read_superglue(pairs, folder)
     else:
         scenes = [folder]
@@ -112,8 +112,8 @@ def _photo(folder: Path, name: str) -> Path:
 
 def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
     pairs = []
-    for number, words in word_lines(path, "pairs with poses"):
-        where = f"{path}, line {number}"
+    for number, line in read_lines(path, "pairs with poses"):
+        words, where = line.split(), f"{path}, line {number}"
         try:
             values = np.array(words[2:], dtype=np.float64)
         except ValueError:

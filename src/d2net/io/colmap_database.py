@@ -52,8 +52,7 @@ def write_database(
 
     Args:
         path: the database.
-        features: the features by photo, for example a `FeatureFile`. COLMAP numbers the photos in
-            this order, from 1.
+        features: by photo. COLMAP numbers the photos in this order, from 1.
         matches: the pairs whose photos are both in `features` are written.
         cameras: by photo; photos with the same camera object share a camera. Without cameras, each
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which

@@ -63,14 +63,7 @@ def write_global_descriptors(
     codebook: Array,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the file, replacing an old one.
-
-    Args:
-        path: the file; its folder must exist.
-        vectors: by photo, D numbers each.
-        codebook: K x D', from which they were computed.
-        settings: how they were made, of types that JSON can express.
-    """
+    """Write the vectors of photos, and the K x D codebook that they are made with."""
     path = Path(path)
     records = (
         (check_name(name), Record({GlobalDescriptorFile.marker: vectors[name]}))

@@ -77,12 +77,7 @@ class H5File:
     """The kind of contents, for error messages."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open `path`.
-
-        Raises:
-            InputError: it does not exist or cannot be opened.
-            FormatError: it is not an HDF5 file, or is damaged.
-        """
+        """Open `path`: InputError if that is impossible, FormatError if it is damaged."""
         self.path = Path(path)
         try:
             self._file = h5py.File(self.path, "r")
@@ -193,10 +188,7 @@ class EntryWriter:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         """Prepare to write; no file is touched before the `with` block.
 
-        Args:
-            path: the HDF5 file; its folder must exist.
-            settings: how the entries are made, of types that JSON can express. They are stored in
-                the file, and entries with different settings are never mixed.
+        `settings` say how the entries are made. Entries with different ones are never mixed.
         """
         self.path = Path(path)
         self.settings = as_settings(settings)
@@ -209,12 +201,7 @@ class EntryWriter:
         self._folders: set[str] = set()
 
     def __enter__(self) -> Self:
-        """Take the lock and read which entries are done.
-
-        Raises:
-            OutputBusyError: another process is writing this file.
-            OutputError: the file cannot be written, or was begun with other settings.
-        """
+        """Take the lock, read which entries are done, and compare the settings."""
         with ExitStack() as stack:
             stack.enter_context(locked(self.path))
             if self.path.exists():
@@ -325,14 +312,7 @@ def write_h5_file(
     records: Iterable[tuple[str, Record]],
     attributes: Mapping[str, Array] | None = None,
 ) -> None:
-    """Write an HDF5 file in place.
-
-    Args:
-        path: the file.
-        settings: how the entries were made.
-        records: the entries in the order of their names; only one is in memory at a time.
-        attributes: arrays that belong to the file as a whole.
-    """
+    """Write entries, in the order of their names, and arrays that belong to the whole file."""
     # HDF5's own access to files crashes the process when the disk is full; a Python file does not.
     with path.open("wb+") as raw, h5py.File(raw, "w", libver=_VERSION) as file:
         _write_attributes(file, {_SETTINGS: json.dumps(settings, sort_keys=True)})

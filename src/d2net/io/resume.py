@@ -54,13 +54,7 @@ class WorkRecord:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
-        """Read the record at `path`, or begin one. Without `settings`, any settings are accepted.
-
-        Raises:
-            InputError: `settings` cannot be stored as JSON.
-            FormatError: the file is damaged.
-            OutputError: the work was begun with other settings.
-        """
+        """Read the record at `path`, or begin one. Without `settings`, any are accepted."""
         self.path = path
         content = self._read()
         self.settings: Settings | None = content.pop("settings", None)

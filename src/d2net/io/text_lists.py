@@ -22,20 +22,11 @@ def read_lines(
 ) -> Iterator[tuple[int, str]]:
     """The lines of a text file without the empty ones, and without comments (# at the start).
 
-    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. Lines end
-    in LF or CRLF.
-
-    Args:
-        path: the file.
-        expected: what the file should contain, for error messages.
-        errors: how to decode bytes that are not text; see `bytes.decode`.
+    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. `expected`
+    is for error messages: InputError if the file cannot be read, FormatError if it is not text.
 
     Yields:
         The number of the line, from 1, and the line without blanks around it.
-
-    Raises:
-        InputError: the file cannot be read.
-        FormatError: it is not text.
     """
     path = Path(path)
     try:
@@ -51,9 +42,3 @@ def read_lines(
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be read ({reason}); expected {expected}") from error
-
-
-def word_lines(path: str | os.PathLike[str], expected: str) -> Iterator[tuple[int, list[str]]]:
-    """As `read_lines`, with each line split into words."""
-    for number, line in read_lines(path, expected):
-        yield number, line.split()

@@ -35,14 +35,7 @@ KINDS: dict[str, tuple[Callable[..., Source], type[SourceOptions]]] = {
 
 
 def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) -> Source:
-    """Open a source of training pairs.
-
-    Args:
-        kind: one of `KINDS`.
-        path: folder or file of the source.
-        crop: edge of the square crops in pixels, a multiple of 8.
-        options: options of the kind by name.
-    """
+    """Open a source of training pairs, with square crops of `crop` pixels, a multiple of 8."""
     if kind not in KINDS:
         raise InputError(f"the kind of a source must be one of {', '.join(KINDS)}, not {kind!r}")
     if crop < 8 or crop % 8:
