@@ -226,6 +226,11 @@ def test_nan_is_refused(model: D2Net) -> None:
         model({"image": image[None]})
 
 
+def test_an_empty_batch_is_refused(model: D2Net) -> None:
+    with pytest.raises(InputError, match="of shape"):
+        model({"image": torch.zeros(0, 3, 40, 40)})
+
+
 def test_unreadable_photo(model: D2Net, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="missing"):
         model.extract(tmp_path / "missing.jpg")

@@ -242,17 +242,38 @@ def test_photos_without_a_mask_are_named(
     assert "3 of 4 photos have no mask" in missing
 
 
+@pytest.mark.parametrize("place", ["masks", "."])
+def test_masks_among_the_photos_are_not_photos(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, place: str
+) -> None:
+    names = list(run(tiny_model, photos, tmp_path / "f.h5").extracted)
+    for name in names:
+        path = photos / place / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        left_half().save(path)
+    summary = run(tiny_model, photos, tmp_path / "masked.h5", masks=photos / place)
+    assert list(summary.extracted) == names
+    with FeatureFile(tmp_path / "masked.h5") as file:
+        assert all((file[name].keypoints[:, 0] <= SIZE[0] / 2).all() for name in names)
+
+
 # --- Photos and masks that change ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["h5", "npz"])
 def test_changed_photos_are_extracted_again(
-    tiny_model: D2Net, photos: Path, tmp_path: Path, format: Format
+    tiny_model: D2Net,
+    photos: Path,
+    tmp_path: Path,
+    format: Format,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run(tiny_model, photos, tmp_path / "f", format=format)
+    assert not caplog.messages
     (photos / "a.png").write_bytes((photos / "z.png").read_bytes())
     summary = run(tiny_model, photos, tmp_path / "f", format=format)
     assert list(summary.extracted) == ["a.png"]
+    assert "1 of 4 photos" in caplog.text
     run(tiny_model, photos, tmp_path / "new", format=format)
     if format == "h5":
         with FeatureFile(tmp_path / "f") as again, FeatureFile(tmp_path / "new") as new:

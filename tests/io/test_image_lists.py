@@ -123,11 +123,24 @@ def test_what_the_package_made_is_not_taken_for_a_photo(photos, caplog):
     write_picture(folder / "night" / "keypoints.JPG", picture)
     (folder / "map").mkdir()
     (folder / "map" / "map.json").write_text("{}")
-    (folder / "map" / "a.png").touch()
+    write_picture(folder / "map" / "map.png", picture)
     assert names(find_images([folder])) == ALL
     assert "matches.png" in caplog.text
     assert "keypoints.JPG" in caplog.text
+    assert "map.png" not in caplog.text
     assert names(find_images([folder / "matches.png"])) == ["matches.png"]
+
+
+def test_photos_in_the_folder_of_a_map_are_photos(photos):
+    (photos / "photos" / "map.json").write_text("{}")
+    assert names(find_images([photos])) == ["other/a.png", *(f"photos/{name}" for name in ALL)]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.timeout(20)
+def test_a_pipe_does_not_block(photos):
+    os.mkfifo(photos / "other" / "pipe.jpg")
+    assert names(find_images([photos / "other"])) == ["a.png"]
 
 
 def test_raw_photos_are_told(photos, caplog):

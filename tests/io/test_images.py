@@ -326,7 +326,8 @@ def test_mask_files_of_many_kinds(allowed, tmp_path, value):
 def test_mask_arrays(allowed):
     colours = np.dstack([allowed, np.zeros_like(allowed), allowed])
     with_alpha = np.dstack([colours, np.ones_like(allowed)])
-    for array in (allowed, allowed * 0.5, allowed[:, :, None], colours, with_alpha):
+    depths = np.where(allowed, 2.5, np.nan)
+    for array in (allowed, allowed * 0.5, depths, allowed[:, :, None], colours, with_alpha):
         result = read_mask(array, (17, 11))
         assert result.dtype == bool
         np.testing.assert_array_equal(result, allowed)

@@ -237,6 +237,7 @@ class D2Net(nn.Module):
         if (
             not isinstance(image, Tensor)
             or image.ndim != 4
+            or not len(image)
             or image.shape[1] not in (1, 3)
             or not image.is_floating_point()
         ):

@@ -114,7 +114,9 @@ def extract_folder(
     found += find_images([photo for photo in given if not isinstance(photo, FoundImage)])
     if not found:
         raise InputError("there are no photos to extract: give files, or folders that hold some")
-    masks_of_photos = {} if masks is None else _find_masks(found, Path(masks))
+    masks_of_photos: dict[str, Path] = {}
+    if masks is not None:
+        found, masks_of_photos = _find_masks(found, Path(masks))
     job = _Job(model, chosen, masks_of_photos, half, str(model.device))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
     with _open_output(Path(output), format, provenance) as writer:
@@ -123,6 +125,12 @@ def extract_folder(
             for photo in found
         }
         todo = [photo for photo in found if not writer.is_done(photo.name, inputs[photo.name])]
+        changed = sum(writer.is_done(photo.name) for photo in todo)
+        if changed:
+            _log.warning(
+                "%d of %d photos, or their masks, have changed and are extracted again",
+                *(changed, len(found)),
+            )
         skipped = inputs.keys() - {photo.name for photo in todo}
         summary = Summary({}, {}, [name for name in inputs if name in skipped])
         progress("extracting", 0, len(todo))
@@ -186,25 +194,29 @@ def _extract(job: _Job, photos: Sequence[FoundImage]) -> Generator[tuple[str, _R
         pool.shutdown(cancel_futures=True)
 
 
-def _find_masks(photos: Sequence[FoundImage], folder: Path) -> dict[str, Path]:
-    """The mask of each photo that has one, by the photo's name."""
+def _find_masks(
+    photos: Sequence[FoundImage], folder: Path
+) -> tuple[list[FoundImage], dict[str, Path]]:
+    """The photos without those that are masks, and the masks by the names of their photos."""
     found: dict[str, Path] = {}
     for photo in photos:
         for mask in (folder / f"{photo.name}.png", (folder / photo.name).with_suffix(".png")):
-            if mask.is_file():
+            if mask.is_file() and mask.resolve() != photo.path.resolve():
                 found.setdefault(photo.name, mask)
     if not found:
         raise InputError(
             f"there is no mask of any of the photos in the folder {os.fspath(folder)!r}; call the "
             "mask of a.jpg a.jpg.png or a.png, in the same subfolder"
         )
+    masks = {mask.resolve() for mask in found.values()}
+    photos = [photo for photo in photos if photo.path.resolve() not in masks]
     missing = [photo.name for photo in photos if photo.name not in found]
     if missing:
         _log.warning(
             "%d of %d photos have no mask in %s, such as %s; their keypoints are not masked",
             *(len(missing), len(photos), folder, missing[0]),
         )
-    return found
+    return photos, found
 
 
 @contextmanager
@@ -239,8 +251,8 @@ class _ReleaseFiles:
     format: release_2019.Format
     record: WorkRecord
 
-    def is_done(self, name: str, inputs: str) -> bool:
-        return self._path(name).exists() and self.record.is_done(name, inputs)
+    def is_done(self, name: str, inputs: str = "") -> bool:
+        return self._path(name).exists() and (not inputs or self.record.is_done(name, inputs))
 
     def add(self, name: str, features: Features, inputs: str) -> None:
         path = self._path(name)

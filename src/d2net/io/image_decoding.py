@@ -60,7 +60,8 @@ def decode(
     """
     if not isinstance(source, (str, os.PathLike, io.BytesIO, Image.Image)):
         raise InputError(
-            f"an image must be given as a path or a pillow image, not {type(source).__name__}"
+            "an image must be given as a path or a pillow image, or a mask as a NumPy array, not "
+            f"{type(source).__name__}"
         )
     try:
         decoded = _decode(source, max_pixels)

@@ -42,8 +42,8 @@ def find_images(
     """Find the photos in files and folders.
 
     Folders are searched with all their subfolders, and links to folders are followed. Hidden files
-    and folders, maps, and pictures that the package made are skipped. A given file counts as a
-    photo whatever its extension. Each file is listed once, in the order of `paths`, and the files
+    and folders, and pictures that the package made, are skipped. A given file counts as a photo
+    whatever its extension. Each file is listed once, in the order of `paths`, and the files
     of a folder by name. Names are relative to `root`, by default to the given folder or to the
     folder of a given file.
 
@@ -129,23 +129,20 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
             continue
         seen.add(real)
         folders[:] = sorted(
-            (
-                name
-                for name in folders
-                if not (name.startswith(".") or (parent / name / "map.json").is_file())
-            ),
+            (name for name in folders if not name.startswith(".")),
             key=lambda name: ((parent / name).is_symlink(), name),  # real folders give the names
         )
+        is_map = "map.json" in files
         for name in files:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
+            file, suffix = parent / name, Path(name).suffix.lower()
+            if name.startswith(".") or (file.exists() and not file.is_file()):
+                continue  # a pipe would block
             if suffix in _UNREAD:
-                unread.append(parent / name)
-            elif suffix in EXTENSIONS and is_own_picture(parent / name):
-                own_pictures.append(parent / name)
-            elif suffix in EXTENSIONS:
-                yield parent / name, real / name
+                unread.append(file)
+            elif suffix in EXTENSIONS and not is_own_picture(file):
+                yield file, real / name
+            elif suffix in EXTENSIONS and not is_map:
+                own_pictures.append(file)
     if own_pictures:
         _log.warning(
             "pictures that d2net made are not photos and are skipped: %s",

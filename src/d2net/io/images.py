@@ -95,7 +95,7 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
 
 
 def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArray[np.bool_]:
-    """Where keypoints are allowed, H x W bool: where any colour channel is not zero.
+    """Where keypoints are allowed, H x W bool: where any colour channel is neither zero nor NaN.
 
     Save masks in a lossless format: JPEG puts small values beside every edge.
 
@@ -217,7 +217,7 @@ def _imresize(image: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.uint8]
 
 
 def _is_set(samples: Samples) -> npt.NDArray[np.bool_]:
-    is_set: npt.NDArray[np.bool_] = np.any(np.atleast_3d(samples), axis=2)
+    is_set: npt.NDArray[np.bool_] = np.any(np.nan_to_num(np.atleast_3d(samples)), axis=2)
     return is_set
 
 
