@@ -59,10 +59,12 @@ def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) ->
     features, matches = files
     with h5py.File("empty.h5", "w") as file:
         file["numbers"] = [1, 2, 3]
+    d2net("extract", "photos/a.png", "-o", "others.h5")
     for arguments, message in (
         (("--features", matches), "m.h5 contains no features"),
         (("--features", features, "--matches", features), "f.h5 contains no matches"),
         (("--features", "empty.h5"), "empty.h5 contains no features"),
+        (("--features", "others.h5", "--matches", matches), "no pair of the photos in others.h5"),
     ):
         run = d2net("export", to, *arguments, "out")
         assert (run.code, run.out) == (2, "")

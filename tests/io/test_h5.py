@@ -452,6 +452,15 @@ def test_a_pair_is_written_once(matches_path):
         assert ("x-a", "b") not in file
 
 
+def test_a_pair_does_not_replace_another_one_of_the_same_group(matches_path):
+    with MatchWriter(matches_path, {}) as writer:
+        writer.add("x/a", "b", make_matches(), 20, inputs="1")
+        with pytest.raises(InputError, match="rename"):
+            writer.add("x-a", "b", make_matches(), 20, inputs="2")
+    with MatchFile(matches_path) as file:
+        assert file.pairs == [("x/a", "b")]
+
+
 def matches_as_hloc(path, pairs, dtype=np.int16):
     with h5py.File(path, "w", libver="latest") as file:
         for i, (first, second) in enumerate(pairs):

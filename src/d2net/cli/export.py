@@ -38,8 +38,10 @@ class Files:
                     raise InputError(
                         f"{file.path} contains no {file.contents}; give a file with some"
                     )
+            num_pairs = len(pairs.pairs_among(photos)) if pairs else 0
+            if pairs and not num_pairs:
+                raise InputError(f"{pairs.path} holds no pair of the photos in {photos.path}")
             write(output, photos, pairs)
-            num_pairs = len(pairs) if pairs else 0
             printing.result(
                 {"photos": len(photos), "pairs": num_pairs, "output": str(output)},
                 f"{count(len(photos), 'photo')} and {count(num_pairs, 'pair')} written: {output}",

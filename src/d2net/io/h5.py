@@ -303,6 +303,12 @@ class MatchWriter(EntryWriter):
         pair = (check_name(first), check_name(second))
         if first == second or (second, first) in self._pairs:
             raise InputError(f"{first!r} and {second!r} are the same photo, or matched already.")
+        stored = self._entries.get(group_name(*pair))
+        if stored is not None and (stored["name0"], stored["name1"]) != pair:
+            raise InputError(
+                f"{first!r} with {second!r} and {stored['name0']!r} with {stored['name1']!r} have "
+                "the same name in hloc's layout, which writes / as -; rename a photo or folder."
+            )
         kept = matches.verified()
         if len(kept) and int(kept.indices.min()) < 0:
             raise InputError(f"the matches of {first!r} and {second!r} contain negative rows.")
