@@ -55,6 +55,25 @@ def test_files_of_the_user_are_not_overwritten(
     assert {path: path.read_bytes() for path in files} == files
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "match a.png b.png -o",
+        "show a.png -o",
+        "pairs photos --method exhaustive -o",
+        "localize map a.png -o",
+        "data check photos -o",
+        "evaluate homography photos --html",
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_a_missing_folder_is_told_before_the_work(d2net: Run, command: str) -> None:
+    run = d2net(*command.split(), "none/out.png")
+    assert run.code == 2
+    assert "the folder none does not exist" in run.err
+    assert "device" not in run.err
+
+
 def test_a_picture_in_the_folder_of_a_map_is_not_overwritten(d2net: Run, photos: Path) -> None:
     (photos / "a.png").rename(photos / "map.png")
     content = (photos / "map.png").read_bytes()

@@ -30,7 +30,13 @@ def test_a_port_in_use_is_told(d2net: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         result = d2net("serve", "--port", other.getsockname()[1])
     assert result.code == 2
-    assert "already in use; choose another with --port" in result.err
+    assert "already in use; change --port or --host" in result.err
+
+
+def test_an_empty_host_does_not_open_the_page_to_the_network(d2net: Run) -> None:
+    result = d2net("serve", "--port", 0, "--host", "")
+    assert result.code == 2
+    assert "--host needs an address" in result.err
 
 
 def test_a_folder_that_is_no_map_is_told(d2net: Run) -> None:

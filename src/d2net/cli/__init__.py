@@ -85,7 +85,8 @@ def main() -> None:
     except D2NetError as error:
         code = _failed(str(error))
     except OSError as error:  # one that no module turns into a D2NetError
-        code = _failed(f"{error.filename or ''}: {error.strerror or error}")
+        named = f"{error.filename}: " if error.filename else ""
+        code = _failed(f"{named}{error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
     if code == console.INTERRUPTED:

@@ -75,8 +75,8 @@ def localize(
         check_output(file, intrinsics, *(photo.path for photo in photos))
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     for drawing in drawings.values():
-        check_output(drawing)
         drawing.parent.mkdir(parents=True, exist_ok=True)
+        check_output(drawing)
     device = options.find_device(device, printing)
     opened = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
     answers: dict[str, Localization] = {}

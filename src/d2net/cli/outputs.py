@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2net.errors import OutputError
+from d2net.io.atomic import output_errors
 
 
 def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> None:
-    """Check that a file may be written, before any work is done.
+    """Raise OutputError before any work is done if a file may not be written.
 
-    Args:
-        output: the file that the command is going to write.
-        inputs: the files and folders that the command reads.
-        appends: the writer itself checks the content of an existing file (HDF5).
-
-    Raises:
-        OutputError: `output` is one of the inputs, or it exists and is neither text nor a picture
-            that d2net made.
+    It may not if its folder is missing, if it is one of the inputs, or if it exists and is neither
+    text nor a picture by d2net. With `appends`, the writer checks an existing file (HDF5) itself.
     """
+    with output_errors(output):
+        output.parent.stat()
     if not output.is_file():
         return
     for path in inputs:

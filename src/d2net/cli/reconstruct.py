@@ -65,7 +65,8 @@ def reconstruct(
     pair_file = Path(pairs) if Path(pairs).is_file() else None
     choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
     folder = into or output or Path("map")
-    check_output(folder / "map.png")
+    if folder.exists():
+        check_output(folder / "map.png")
 
     from d2net.cli import progress
     from d2net.mapping.reconstruct import add_photos

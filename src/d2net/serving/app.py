@@ -86,13 +86,15 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; InputError if the address cannot be used."""
+    if not host:  # the socket would listen at all addresses
+        raise InputError("--host needs an address, such as 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise InputError(
-            f"cannot listen at port {port} of {host}: {reason}; choose another with --port"
+            f"cannot listen at port {port} of {host}: {reason}; change --port or --host"
         ) from error
 
 
