@@ -18,6 +18,7 @@ from d2net.training.batches import (
     collate,
     load,
     open_part,
+    photos_state,
     training_part,
 )
 from d2net.training.settings import SourceSettings, TrainingSettings
@@ -173,3 +174,13 @@ def test_pairs_without_correspondences_are_drawn_again() -> None:
     assert set(drawn) == {"1", "2"}
     with pytest.raises(InputError, match="none of 100 pairs drawn from a, b has enough"):
         Mixture([Known("a", 5, empty=1), Known("b", 5, empty=1)]).draw(pair_generator(0, 0))
+
+
+def test_the_photos_of_a_run_are_known_by_names_and_sizes(tmp_path: Path) -> None:
+    settings = TrainingSettings(sources=(SourceSettings("photos", "."),))
+    states = []
+    for name, content in (("a.jpg", b"1"), ("b.jpg", b"2"), ("b.jpg", b"longer"), ("c.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+        states.append(photos_state(settings, tmp_path))
+    assert len(set(states[:3])) == 3
+    assert states[2] == states[3]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from d2net.errors import TrainingError
+from d2net.errors import OutputError, TrainingError
 from d2net.progress import Progress
 from d2net.training.alarms import WINDOW, Alarm
 from d2net.training.batches import Drawn
@@ -95,6 +95,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         run(FitLine(), SETTINGS, tmp_path / name, workers=0).weights for name in ("one", "two")
     ]
     assert torch.equal(*(load_file(path)["weight"] for path in weights))
+
+
+def test_a_run_on_other_photos_is_not_passed_off_as_this_one(tmp_path: Path) -> None:
+    run(FitLine(), SETTINGS, tmp_path, "8 (a)", workers=0)
+    with pytest.raises(OutputError, match="photos"):
+        run(FitLine(), SETTINGS, tmp_path, "9 (b)", workers=0)
 
 
 def test_its_own_alarms_end_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2net.errors import D2NetError, InputError
+from d2net.io.image_lists import find_images
+from d2net.io.resume import file_state, fingerprint
 from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import Correspondences
 from d2net.training.settings import RunSettings, SourceSettings
@@ -92,6 +94,14 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
             f"{source.path} has a single pair, too few for training and validation: remove hold_out"
         )
     return Subset(opened, indices)
+
+
+def photos_state(settings: RunSettings, data: Path) -> str:
+    """The number of the photos that a run trains on, and a fingerprint of their names and sizes."""
+    folders = sorted({data / source.path for source in settings.training_sources})
+    photos = [photo for folder in folders if folder.is_dir() for photo in find_images([folder])]
+    sizes = [(photo.name, (file_state(photo.path) or [0])[0]) for photo in photos]
+    return f"{len(photos)} ({fingerprint(sizes)[:8]})"
 
 
 def training_part(settings: RunSettings, data: Path) -> Callable[[SourceSettings], Source]:
@@ -190,13 +200,7 @@ class PairBatches(Dataset[Drawn | D2NetError], Generic[T]):
 
 
 def load(dataset: Dataset[Drawn | D2NetError], steps: range, workers: int) -> Iterator[Drawn]:
-    """The batches of some steps in order.
-
-    Args:
-        dataset: batches by step.
-        steps: which steps.
-        workers: number of processes that make batches ahead of time; 0: this process makes them.
-    """
+    """The batches of some steps in order, made ahead by some workers or, for 0, by this process."""
     loader: DataLoader[Drawn | D2NetError] = DataLoader(
         dataset,
         batch_size=None,

@@ -63,6 +63,7 @@ def run(
     objective: Objective,
     settings: RunSettings,
     output: str | Path,
+    photos: str = "",
     *,
     device: str = "cpu",
     workers: int = 1,
@@ -78,6 +79,7 @@ def run(
         objective: network, batches and loss.
         settings: settings of the run; an interrupted run resumes with the same settings only.
         output: folder of all files that the run writes.
+        photos: stands for the photos; an interrupted run resumes with the same ones only.
         device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.
         workers: number of processes that prepare batches ahead of time; 0: this one prepares them.
         progress: called after every step.
@@ -110,9 +112,11 @@ def run(
 
     with _deterministic_on_cpu(), _locked(output, fabric):
         # Begin a new run, or resume an interrupted one.
-        state = load_state(output / "last") or TrainingState(settings.to_dict(), objective.start)
-        before = {**state.settings, "starting weights": state.start}
-        for name, value in {**settings.to_dict(), "starting weights": objective.start}.items():
+        began_now = TrainingState(settings.to_dict(), objective.start, photos)
+        state = load_state(output / "last") or began_now
+        before = {**state.settings, "starting weights": state.start, "photos": state.photos}
+        now = {**settings.to_dict(), "starting weights": objective.start, "photos": photos}
+        for name, value in now.items():
             if before.get(name) != value:
                 raise OutputError(
                     f"{output} holds a run with other settings ({name} was {before.get(name)!r} "

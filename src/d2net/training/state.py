@@ -29,6 +29,7 @@ class TrainingState:
     Attributes:
         settings: the run's settings, as `RunSettings.to_dict` gives them.
         start: name and sha256 of the starting weights.
+        photos: stands for the photos that the run trains on, see `photos_state`.
         tensors: name of the file with the tensors; empty before the first checkpoint.
         step: number of finished steps.
         pairs: number of pairs that were trained on.
@@ -39,6 +40,7 @@ class TrainingState:
 
     settings: dict[str, Any]
     start: dict[str, str]
+    photos: str = ""
     tensors: str = ""
     step: int = 0
     pairs: int = 0
