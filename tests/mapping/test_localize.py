@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,12 +127,16 @@ def test_opening_needs_a_finished_map_and_its_weights(
 ) -> None:
     with pytest.raises(InputError, match="not a map"):
         Map.open(tmp_path)
+    shutil.copy(root / "map" / "matches.h5", tmp_path / "features.h5")
+    with pytest.raises(InputError, match="no features of a map"):
+        Map.open(tmp_path)
     stranger = network()
     stranger.weights = {"name": "others", "sha256": "f" * 64}
     monkeypatch.setattr(D2Net, "from_pretrained", lambda *_, **__: stranger)
     with pytest.raises(InputError, match="not with others"):
         Map.open(root / "map")
     stranger.weights = network().weights
+    (root / "map" / "sparse" / ".DS_Store").touch()  # macOS leaves it in every folder
     assert len(Map.open(root / "map").names) == 6
 
 

@@ -380,6 +380,23 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert "photo06.png" in opened.names
 
 
+def test_another_photo_of_a_known_name_is_not_taken_for_the_map_s(
+    made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    new = write_photos(tmp_path / "new", [2, 6])
+    (new / "photo06.png").replace(new / "photo02.png")
+    with pytest.raises(InputError, match="another photo of the map"):
+        add_photos(tmp_path / "map", new, model=network())
+
+
+def test_a_map_made_anew_reads_the_photos_that_were_given(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    new = write_photos(tmp_path / "new", range(6))
+    reconstruct(new, tmp_path / "map", model=network())
+    assert MapFolder(tmp_path / "map").photo("photo00.png") == new / "photo00.png"
+
+
 def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:
     """A codebook of the old photos alone does not tell the new ones apart."""
     shutil.copytree(made / "map", tmp_path / "map")

@@ -103,6 +103,33 @@ def test_an_existing_folder_is_kept(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("largest", [2_000, 20_000])
+def test_a_full_disk_leaves_no_half_scene(root: Path, tmp_path: Path, largest: int) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))  # as on a disk that is full
+    try:
+        with pytest.raises(OutputError, match="disk is full"):
+            export_scene(root / "map", tmp_path / "scene")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_old_models(root: Path) -> None:
+    folder = MapFolder(root / "map")
+    models = [model for model, _ in folder.read_models()]
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="disk is full"):
+            folder.save_models(models)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(folder.read_models()) == len(models)
+
+
 def test_a_missing_photo_leaves_nothing(root: Path, tmp_path: Path) -> None:
     photo = root / "photos" / "photo03.png"
     photo.rename(tmp_path / "away.png")

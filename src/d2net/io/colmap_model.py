@@ -10,6 +10,8 @@ rigs and frames.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +57,17 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     for camera in model.cameras.values():
         check_camera_model(camera.model.name)
     return model
+
+
+def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model into a new folder; OSError on a full disk, which COLMAP does not notice."""
+    folder.mkdir(parents=True)
+    model.write_binary(folder)
+    try:
+        for file in folder.glob("*.bin"):
+            _check_file(file)
+    except FormatError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _read_names(path: Path) -> dict[int, str]:

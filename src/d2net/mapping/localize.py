@@ -203,7 +203,9 @@ class Map:
                 "d2net reconstruct PHOTOS --output MAP"
             )
         with FeatureFile(folder.features) as file:
-            recorded: Any = file.settings
+            recorded: Any = file.settings or {}
+        if "weights" not in recorded:
+            raise InputError(f"{folder.features} holds no features of a map by d2net")
         name, sha256 = recorded["weights"]["name"], recorded["weights"]["sha256"]
         model = D2Net.from_pretrained(weights or name, device=device, **recorded["extraction"])
         if model.weights["sha256"] != sha256:

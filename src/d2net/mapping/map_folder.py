@@ -12,8 +12,8 @@ from pathlib import Path
 import pycolmap
 
 from d2net.errors import InputError
-from d2net.io.atomic import locked, new_folder, output_errors
-from d2net.io.colmap_model import read_model
+from d2net.io.atomic import new_folder, output_errors
+from d2net.io.colmap_model import read_model, write_model
 from d2net.io.image_lists import find_photo
 from d2net.io.resume import WorkRecord
 from d2net.mapping.georeference import Georeference
@@ -58,7 +58,7 @@ class MapFolder:
 
     @property
     def finished(self) -> frozenset[str]:
-        """The photos of the finished map, registered or not."""
+        """The photos of the finished map that have been extracted, registered or not."""
         return frozenset(self.record.values.get("finished", ()))
 
     @contextmanager
@@ -87,7 +87,8 @@ class MapFolder:
                 f"{self.path} is not a finished map: {self.sparse.name}/0 is missing; make a map "
                 "with d2net reconstruct PHOTOS --output MAP"
             )
-        folders = sorted(self.sparse.iterdir(), key=lambda path: int(path.name))
+        folders = [path for path in self.sparse.iterdir() if path.name.isdigit()]
+        folders.sort(key=lambda path: int(path.name))
         return [(read_model(folder), Georeference.read(folder)) for folder in folders]
 
     def save_models(
@@ -96,11 +97,8 @@ class MapFolder:
         places: Sequence[Georeference | None] = (),
     ) -> None:
         """Replace the models. A kill leaves the old ones, none or the new ones."""
-        with locked(self.sparse):
-            shutil.rmtree(self.sparse, ignore_errors=True)
-            with new_folder(self.sparse, lock=False) as sparse:
-                for number, (model, place) in enumerate(zip_longest(models, places)):
-                    (sparse / str(number)).mkdir()
-                    model.write_binary(sparse / str(number))
-                    if place is not None:
-                        place.write(sparse / str(number))
+        with new_folder(self.sparse, replace=True) as sparse:
+            for number, (model, place) in enumerate(zip_longest(models, places)):
+                write_model(model, sparse / str(number))
+                if place is not None:
+                    place.write(sparse / str(number))

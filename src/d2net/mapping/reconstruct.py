@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from d2net.io.colmap_database import write_database
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, check_photo_sizes, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
-from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.image_lists import FoundImage, find_images, find_photo
 from d2net.io.pair_lists import Pair, read_pairs, write_pairs
 from d2net.io.resume import fingerprint
 from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
@@ -106,6 +107,7 @@ def reconstruct(
         known_poses = read_model(find_model(poses) or poses).images.values()
         check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
     with opened(Path(output)) as folder:
+        folder.record.values["photos"] = []  # an earlier map may be of other photos
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
@@ -135,8 +137,15 @@ def add_photos(
         raise InputError("refine needs a new map; photos cannot be added to a map with it")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
+        given = _find_photos(Path(photos))
         # A run that was killed may have left features of photos that are not in the map.
-        found = [photo for photo in _find_photos(Path(photos)) if photo.name not in folder.finished]
+        found = [photo for photo in given if photo.name not in folder.finished]
+        for photo in given:
+            known = find_photo(folder.photo_folders, photo.name)
+            if photo not in found and known and not filecmp.cmp(known, photo.path, shallow=False):
+                raise InputError(
+                    f"{photo.path} has the name of another photo of the map, {known}: rename it"
+                )
         if not found:
             raise InputError(f"all photos of {photos} are in the map {map_folder} already")
         model = model or D2Net.from_pretrained()
@@ -421,6 +430,6 @@ class Stages:
             },
         )
         write_report(clouds, folder.path, summary, folder.photo_folders)
-        folder.record.values["finished"] = sorted([*self.sizes, *self.failed])
+        folder.record.values["finished"] = sorted(self.sizes)
         folder.record.save()
         return summary

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from d2net.geometry.cameras import check_photo_size, quiet_colmap
 from d2net.io.atomic import new_folder
+from d2net.io.colmap_model import write_model
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import to_pixels
 from d2net.mapping.map_folder import MapFolder
@@ -18,6 +21,7 @@ from d2net.progress import Progress, no_progress
 
 POINTS = "points.ply"
 _JPEG_QUALITY = 95
+_PLY_POINT = 15  # bytes
 _OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
 """OpenGL's camera looks along -z and its y axis points up; COLMAP's along z, and y points down."""
 
@@ -64,9 +68,10 @@ def export_scene(
             Image.fromarray(undistorted.to_array()).save(path, quality=_JPEG_QUALITY)
         with quiet_colmap():
             model.extract_colors_for_all_images(scene / "images")
-        (scene / "sparse" / "0").mkdir(parents=True)
-        model.write_binary(scene / "sparse" / "0")
+        write_model(model, scene / "sparse" / "0")
         model.export_PLY(scene / POINTS)
+        if (scene / POINTS).stat().st_size < _PLY_POINT * model.num_points3D():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # COLMAP does not notice it
         # nerfstudio's format: https://docs.nerf.studio/quickstart/data_conventions.html
         frames = []
         for image in posed:
