@@ -11,6 +11,7 @@ import pytest
 from d2net.cli.localize import picture_file
 from d2net.io.poses import read_poses
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 
 from ..tiny import write_photos
 from .conftest import Run
@@ -37,7 +38,7 @@ class Answer:
     """What a map says about a query."""
 
     verdict: str
-    best_photo: None = None
+    best_photo: str | None = None
     map_number: int = 0
 
     @property
@@ -87,3 +88,22 @@ def test_poses_are_those_of_localized_photos(
         assert not Path("poses_doubtful.txt").exists()
     else:
         assert list(read_poses("poses_doubtful.txt")) == doubtful
+
+
+def test_a_pose_counts_although_its_picture_cannot_be_drawn(
+    d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(here / "photos", "a.png")
+
+    class MapWithoutPhotos:
+        folder = MapFolder(here / "map")
+
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer("localized", best_photo="gone.png")
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: MapWithoutPhotos())
+    run = d2net("localize", "map", "photos", "--pictures", "drawn", "--json")
+    assert run.code == 1
+    assert "gone.png" in run.err
+    assert run.json["queries"]["a.png"]["verdict"] == "localized"
+    assert list(read_poses("poses.txt")) == ["a.png"]

@@ -81,6 +81,7 @@ def localize(
     opened = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
     answers: dict[str, Localization] = {}
     failed: dict[str, str] = {}
+    undrawn: dict[str, str] = {}
     with progress.shown(printing) as report:
         report("localizing", 0, len(photos))
         for done, photo in enumerate(photos, 1):
@@ -102,8 +103,10 @@ def localize(
                         output=drawings[photo.name],
                     )
             except D2NetError as error:
-                failed[photo.name] = str(error)
+                (undrawn if photo.name in answers else failed)[photo.name] = str(error)
             report(f"localizing: {photo.name}", done, len(photos))
+    for reason in undrawn.values():
+        console.error(reason)
     poses: dict[Path, dict[str, pycolmap.Rigid3d]] = {output: {}}
     for name, answer in answers.items():
         if answer.cam_from_world is not None and answer.verdict != "lost":
@@ -125,7 +128,7 @@ def localize(
         [(name, value["verdict"], _detail(value)) for name, value in sorted(values.items())]
     )
     printing.result({"queries": values, "poses": str(output)}, *lines, f"poses: {output}")
-    if failed or all(answer.verdict != "localized" for answer in answers.values()):
+    if failed or undrawn or all(answer.verdict != "localized" for answer in answers.values()):
         raise typer.Exit(console.PARTLY_FAILED)
 
 
