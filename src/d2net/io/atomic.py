@@ -46,10 +46,8 @@ def output_errors(path: Path) -> Iterator[None]:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of the output `path`: the file `path`.lock, removed afterwards.
 
-    The operating system releases the lock when the process ends, however it ends.
-
-    Raises:
-        OutputBusyError: another process (or another writer in this one) holds it.
+    The operating system releases the lock when the process ends, however it ends. OutputBusyError
+    if another process, or another writer in this one, holds it.
     """
     lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
     with output_errors(path):

@@ -47,11 +47,7 @@ class GlobalDescriptorFile(H5File):
         return names, np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
     def read_codebook(self) -> Array:
-        """The codebook, K x D float32.
-
-        Raises:
-            FormatError: the file is damaged, or has no codebook because another program wrote it.
-        """
+        """The codebook, K x D float32; FormatError if another program wrote the file."""
         with self._format_errors():
             stored = {k: v for k, v in self._file.attrs.items() if isinstance(v, np.ndarray)}
         return read_floats(stored, _CODEBOOK, ("K", "D"), str(self.path))
