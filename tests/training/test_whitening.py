@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ import torch
 
 from d2net import D2Net
 from d2net.errors import TrainingError
-from d2net.features import Features
 from d2net.matching.nearest import mutual_nearest
 from d2net.networks.vgg import VGG, WHITENING_INPUTS
 from d2net.networks.weights import load_weights
 from d2net.training import whitening
+from d2net.training.correspondences import corner_correspondences
 from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair
@@ -56,15 +55,25 @@ def pairs(count: int, seed: int, dark: float) -> list[TrainingPair]:
     return found
 
 
-def right_matches(model: D2Net, asked: list[TrainingPair], **settings: Any) -> float:
-    """Share of the matches that are right."""
+@torch.no_grad()
+def right_matches(model: D2Net, asked: list[TrainingPair]) -> float:
+    """Share of the matches of corners that are right."""
     right = total = 0
+    descriptor = model.settings.descriptor
+    assert descriptor is not None
     for pair in asked:
-        a, b = (model.extract(image, **settings) for image in (pair.image_a, pair.image_b))
-        assert isinstance(a, Features)
-        matches = mutual_nearest(a.descriptors, b.descriptors)
-        rows_a, rows_b = matches.indices.unbind(1)
-        error = (a.keypoints[rows_a] - b.keypoints[rows_b]).norm(dim=1)
+        known = pair.points_a, pair.points_b
+        points = [
+            torch.from_numpy(part)
+            for part in corner_correspondences(pair.image_a, pair.image_b, known)
+        ]
+        described = []
+        for image, places in zip((pair.image_a, pair.image_b), points, strict=True):
+            maps = model.network.compute_maps(torch.from_numpy(image)[None], torch.float32)
+            of_photo = tuple(part[0] for part in maps)
+            described.append(model.network.describe(of_photo, places, descriptor))
+        rows_a, rows_b = mutual_nearest(*described).indices.unbind(1)
+        error = (points[1][rows_a] - points[1][rows_b]).norm(dim=1)
         right, total = right + int((error < 3).sum()), total + len(error)
     return right / total
 
