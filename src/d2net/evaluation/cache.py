@@ -23,10 +23,10 @@ class CachedFeatures:
     """An evaluated source of features, how they are matched, and where they are kept.
 
     Args:
-        source: extracts features.
-        folder: default: `features` below the package's cache folder (`D2NET_CACHE`).
-        max_keypoints: use the keypoints with the highest scores; None for all.
-        device: where descriptors are compared.
+        source: extracts the features.
+        folder: None for `features` below the package's cache folder (`D2NET_CACHE`).
+        max_keypoints: number of keypoints of a photo, those with the highest scores; None for all.
+        device: device that compares descriptors.
         matcher: see `match`.
     """
 

@@ -35,7 +35,7 @@ from d2net.io.image_lists import EXTENSIONS
 from d2net.progress import Progress, no_progress
 
 WITHIN = Curve(
-    "within", tuple(range(1, 21)), "share of marks within so many pixels of their epipolar lines"
+    "within", tuple(range(1, 21)), "share of marks within the threshold of their epipolar lines"
 )
 SEEDS = (0, 1, 2)
 """Seeds of MAGSAC's random samples; figures are means over them."""
@@ -54,7 +54,7 @@ PROTOCOL = Protocol(
 )
 _HEADLINE = [
     Metric("mAA", "mean accuracy: the mean of within@t over t from 1 to 20 px"),
-    Metric("mAA spread", "largest less smallest mAA over the seeds", higher_is_better=False),
+    Metric("mAA spread", "largest minus smallest mAA over the seeds", higher_is_better=False),
     WITHIN.metric(3),
     WITHIN.metric(10),
     FEATURES,
@@ -115,7 +115,7 @@ def evaluate_epipolar(
     Returns:
         Per pair, with means per group and overall: `within@t`, the share of marks whose points both
         lie within t px of their epipolar lines, for t from 1 to 20; `mAA`, the mean of these;
-        `mAA seed=S` for each seed S, and `mAA spread`, the largest less the smallest; `features`,
+        `mAA seed=S` for each seed S, and `mAA spread`, the largest minus the smallest; `features`,
         `matches` and `inliers`. Without a fundamental matrix all marks of a pair are wrong.
     """
     pairs = evaluate_pairs(source, folder, find_pairs(folder), _judge, progress)

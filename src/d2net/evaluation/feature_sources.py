@@ -41,7 +41,7 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
         specification: `rootsift`, `aliked` or `xfeat`; an HDF5 file in hloc's layout; or our
             weights by name or path. Settings follow a colon: `ots:original`,
             `default:multiscale,max_keypoints=2000`, `aliked:weights=FILE`.
-        device: where networks run.
+        device: device of the networks.
 
     Raises:
         InputError: unknown name or setting.
@@ -88,7 +88,7 @@ class NetworkSource:
 
     def __init__(self, name: str, weights: str, device: str, settings: Mapping[str, Any]) -> None:
         ExtractionSettings.from_dict(settings)  # checked before the weights are loaded
-        # The names of files are enough for tables, without their folders.
+        # Tables show the names of files without their folders.
         parts = [Path(w).stem if w.endswith(".safetensors") else w for w in weights.split("+")]
         self.name = name.replace(weights, "+".join(parts))
         self._model = D2Net.from_pretrained(weights, device=device, **settings)
@@ -126,13 +126,13 @@ Detect = Callable[[NDArray[np.uint8]], Detected]
 
 
 class Baseline:
-    """A method by others, on photos reduced to their longest edge.
+    """A method by other authors, on photos reduced to the size limit `max_edge`.
 
     Args:
-        name: in tables.
+        name: name in tables.
         detect: the method.
-        multiple: edges of the reduced photo are rounded down to it.
-        settings: all that the features depend on; `max_edge` is one of them.
+        multiple: edges of the reduced photo are rounded down to a multiple of this number.
+        settings: everything that the features depend on, `max_edge` included.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Baseline:
 
 
 def rootsift(name: str, max_keypoints: int = 8000, max_edge: int = 1600) -> Baseline:
-    """OpenCV's SIFT with the square root of Arandjelovic and Zisserman (CVPR 2012)."""
+    """OpenCV's SIFT, with the RootSIFT descriptors of Arandjelovic and Zisserman (CVPR 2012)."""
     import cv2
 
     def detect(pixels: NDArray[np.uint8]) -> Detected:
@@ -194,9 +194,9 @@ def kornia_baseline(
     max_edge: int = 1600,
     weights: str | None = None,
 ) -> Baseline:
-    """ALIKED-n16 (Zhao et al., 2023) or XFeat (Potje et al., CVPR 2024), by the start of the name.
+    """ALIKED-n16 (Zhao et al., 2023), or XFeat (Potje et al., CVPR 2024) if `name` starts so.
 
-    Without a file of weights kornia downloads them.
+    kornia downloads the weights unless `weights` is a file.
     """
     try:
         import kornia
@@ -230,10 +230,9 @@ def kornia_baseline(
         return *parts, torch.ones(len(parts[0]))
 
     return Baseline(
-        # The name of the file is enough for tables, without its folder.
         name.replace(weights, Path(weights).name) if weights else name,
         detect,
-        multiple=32 if is_xfeat else 1,  # XFeat resizes to it itself, but without the half pixel
+        multiple=32 if is_xfeat else 1,  # else XFeat resizes the photo, and ignores the half pixel
         version=f"kornia {kornia.__version__}",
         max_keypoints=max_keypoints,
         max_edge=max_edge,

@@ -41,7 +41,7 @@ from d2net.progress import Progress, no_progress
 MMA = Curve(
     "MMA",
     tuple(range(1, 11)),
-    "share of matches that are correct within so many pixels (mean matching accuracy)",
+    "share of matches that are correct at the threshold in pixels (mean matching accuracy)",
 )
 CORNER_THRESHOLDS = (1, 3, 5)
 DRAWN_AS_CORRECT = 3.0
@@ -52,7 +52,7 @@ LEFT_OUT_OF_HPATCHES = (
     *("v_artisans", "v_astronautis", "v_talent"),
 )
 """Sequences of HPatches with more than 1600 x 1200 pixels, which the protocol leaves out."""
-_MORE_THAN_PARTS_OF_HPATCHES = 100
+_MIN_SEQUENCES_OF_HPATCHES = 101
 
 PROTOCOL = Protocol(
     "homography",
@@ -94,7 +94,7 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
     sequences = [path for path in sorted(folder.iterdir()) if path.is_dir() and _images(path)]
     if not sequences and _images(folder):
         sequences = [folder]
-    if len(sequences) > _MORE_THAN_PARTS_OF_HPATCHES:
+    if len(sequences) >= _MIN_SEQUENCES_OF_HPATCHES:
         sequences = [path for path in sequences if path.name not in LEFT_OUT_OF_HPATCHES]
     pairs = [pair for sequence in sequences for pair in _pairs_of(sequence)]
     if not pairs:
@@ -187,7 +187,7 @@ def evaluate_homography(
         _HEADLINE,
         pair_metrics=[MMA.metric(5), *_HEADLINE],
         curve=MMA,
-        dataset="hpatches" if len(num_keypoints) > _MORE_THAN_PARTS_OF_HPATCHES else "",
+        dataset="hpatches" if len(num_keypoints) >= _MIN_SEQUENCES_OF_HPATCHES else "",
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Limit(NamedTuple):
-    """Largest errors of a pose that counts: in the dataset's unit of length, and in degrees."""
+    """A pose within these errors counts as right: in the dataset's unit of length, and degrees."""
 
     name: str
     position: float
@@ -34,13 +34,13 @@ AACHEN_LIMITS = (
     Limit("0.25 m, 2°", 0.25, 2),
     Limit("0.5 m, 5°", 0.5, 5),
     Limit("5 m, 10°", 5, 10),
-    # of the D2-Net paper
+    # limits of the D2-Net paper
     Limit("0.5 m, 2°", 0.5, 2),
     Limit("1 m, 5°", 1, 5),
     Limit("10 m, 25°", 10, 25),
 )
 AACHEN_VERSIONS = {4328: "aachen-v1.0", 6697: "aachen-v1.1"}
-"""Names of the dataset by the number of photos of the map."""
+"""Names of the dataset, told apart by the number of photos of the map."""
 AACHEN_THRESHOLD = 12.0
 """Largest reprojection error of an inlier in pixels (hloc's and COLMAP's)."""
 NUM_COVISIBLE = 20
@@ -48,7 +48,7 @@ NUM_COVISIBLE = 20
 QUERY_LISTS = "*_time_queries_with_intrinsics.txt"
 
 SCENE_LIMITS = (Limit("1 %, 1°", 1, 1), Limit("2 %, 2°", 2, 2), Limit("5 %, 5°", 5, 5))
-EVERY = 3
+QUERY_EVERY = 3
 """Of every three photos of a scene, in the order of their names, the second is a query."""
 
 
@@ -73,17 +73,17 @@ class LocalizationDataset:
     """Queries, and what a map is built from.
 
     Attributes:
-        name: of the benchmark; "" for other photos.
+        name: name of the benchmark; "" for other photos.
         photos: the folder that names of photos are relative to.
-        queries: in the order of their lists.
-        limits: the errors by which the benchmark counts.
+        queries: the queries in the order of their lists.
+        limits: the limits whose percentages of queries the benchmark reports.
         threshold: usual largest reprojection error of an inlier in pixels; None to choose it by
             the uncertainty of a query's keypoints, as `d2net localize` does.
         model: poses and cameras of the map's photos.
         map_pairs: pairs of the map's photos. None: these and the candidates of queries are chosen
             by the evaluated features, as `d2net reconstruct` and `d2net localize` do.
         true_poses: `cam_from_world` of the queries, where the dataset has them.
-        unit: of positions in figures and limits.
+        unit: unit of positions in figures and limits.
         unit_length: length of that unit, in units of the map.
         elsewhere: files of photos that are not in the folder, by name.
     """
@@ -127,8 +127,8 @@ class LocalizationSettings:
         model: folder of a COLMAP model of the map, found likewise.
         truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
             judged, except in a scene, whose model has the true poses.
-        night: folder for the queries of a scene as they would look at night (see `night`), which
-            are localized too; None for the day alone.
+        night: folder to write simulated night photos of a scene's queries to, which are queries
+            too; None for no night photos.
         threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
             one.
     """
@@ -234,8 +234,8 @@ def read_aachen(
     pairs = from_covisibility(model, NUM_COVISIBLE)
     if not pairs:
         raise InputError(
-            f"the model {model_path} has no points that two photos see, by which photos of the map "
-            "are paired"
+            f"no two photos of the model {model_path} see the same point, so no pairs of photos of "
+            "the map can be chosen"
         )
     return LocalizationDataset(
         AACHEN_VERSIONS.get(len(model.images), ""),
@@ -252,10 +252,9 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
     """Read a scene: photos in `images` or in the folder itself, and a COLMAP model.
 
     Args:
-        folder: of the scene.
+        folder: folder of the scene.
         model_path: folder of the model. Its points, if it has any, are not used.
-        night: where to write the queries as they would look at night; these are queries too. None
-            for the day alone.
+        night: see `LocalizationSettings`.
 
     Raises:
         FormatError: there are fewer than three photos.
@@ -266,12 +265,13 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
     model = read_model(model_path)
     images = {image.name: image for image in model.images.values() if image.has_pose}
     names = sorted(images)
-    if len(names) < EVERY:
+    if len(names) < QUERY_EVERY:
         raise FormatError(
-            f"{model_path} has {len(names)} photos with a pose; a map and a query need {EVERY}"
+            f"{model_path} has {len(names)} photos with a pose, but a map and a query need "
+            f"{QUERY_EVERY}"
         )
     queries, true_poses, elsewhere = [], {}, {}
-    for name in names[1::EVERY]:
+    for name in names[1::QUERY_EVERY]:
         queries.append(Query(name, "day", model.cameras[images[name].camera_id]))
         true_poses[name] = images[name].cam_from_world()
     if night is not None:

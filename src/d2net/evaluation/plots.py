@@ -55,7 +55,7 @@ def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
 
     Args:
         results: methods on one protocol, which share their curve.
-        groups: a panel is drawn for each of them.
+        groups: groups, each of which gets a panel.
 
     Returns:
         An SVG picture as a data URI; "" without a curve.
@@ -89,7 +89,7 @@ def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
 def draw_pair(first: Path, second: Path, drawing: Drawing) -> str:
     """Both photos side by side, with correct matches in blue and wrong ones in orange.
 
-    Of many matches some are drawn, the same share of the correct and of the wrong ones.
+    At most about 200 matches are drawn, the same share of the correct and of the wrong ones.
 
     Returns:
         A JPEG picture as a data URI.

@@ -49,7 +49,7 @@ ANGLES = (1, 5, 10, 20)
 PRECISION = Curve(
     "precision",
     tuple(range(1, 11)),
-    "share of matches within so many pixels of the true epipolar geometry",
+    "share of matches within the threshold, in pixels, of the true epipolar geometry",
 )
 THRESHOLDS = (0.5, 1, 2, 4, 8)
 """RANSAC's thresholds in pixels of the photos (Sampson distance). All are reported, because the
@@ -82,8 +82,8 @@ def evaluate_pose(
 ) -> Result:
     """Relative poses from a source's matches, compared with known cameras.
 
-    `folder`, `model` and `pairs` are as `find_pairs` takes them; the solver is "poselib" or
-    "magsac" (OpenCV).
+    See `find_pairs` for `folder`, `model` and `pairs`. The solver is "poselib" or "magsac"
+    (OpenCV).
 
     Returns:
         Per pair: `error t=T`, the pose error in degrees at RANSAC threshold T, a mean over the
@@ -118,7 +118,7 @@ def evaluate_pose(
     results = evaluate_pairs(source, folder, found, judge, progress)
     headline = [
         *(
-            Metric(f"AUC@{angle} t={t:g}", "area under the curve of recall up to so many degrees")
+            Metric(f"AUC@{angle} t={t:g}", "area under the recall curve, up to an error in degrees")
             for t in THRESHOLDS
             for angle in ANGLES
         ),

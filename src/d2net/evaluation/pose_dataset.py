@@ -46,14 +46,13 @@ def find_pairs(
 ) -> list[PosedPair]:
     """Pairs with ground truth.
 
-    The folder is a scene: photos in `images` (or anywhere in it) and a COLMAP model, text or
-    binary, in `model`, `sparse`, `sparse/0` or the folder itself, or in the folder `model`. Or its
-    subfolders are scenes. Without a file of pairs all pairs of a model's photos are taken.
-
-    The file `pairs` has two names a line, relative to the folder of photos. Or it is one of
-    SuperGlue's, like those of MegaDepth-1500 and ScanNet-1500, which hold the ground truth:
-    `name0 name1 rot0 rot1 K0 K1 T_0to1` (row by row, 2 + 9 + 9 + 16 numbers; as in SuperGlue, pixel
-    centres are at integers).
+    Args:
+        folder: a scene, with photos in `images` or anywhere in it, or a folder of scenes.
+        model: COLMAP model of the true cameras. None: the one in the scene's `model`, `sparse/0`,
+            `sparse` or the scene's folder itself.
+        pairs: file with two names a line, relative to the folder of photos; None for all pairs. A
+            file in SuperGlue's format (MegaDepth-1500, ScanNet-1500) holds the ground truth itself:
+            `name0 name1 rot0 rot1 K0 K1 T_0to1`, matrices row by row, pixel centres at integers.
 
     Raises:
         InputError: no such folder, no pairs, or arguments that do not go together.

@@ -85,8 +85,8 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
     cameras may be in `model`, `sparse/0`, `sparse` or the folder itself.
 
     Args:
-        folder: see above.
-        model: of the true cameras, if it is elsewhere. Then the folder is one scene.
+        folder: a scene, or a folder of scenes.
+        model: model of the true cameras, if it is elsewhere. Then the folder is one scene.
 
     Raises:
         InputError: no such folder, or no scene of at least two photos in it.
@@ -124,7 +124,7 @@ def evaluate_reconstruction(
 ) -> Result:
     """Reconstruct scenes from a source's features, as `d2net reconstruct` does.
 
-    `folder` and `model` are as `find_scenes` takes them.
+    See `find_scenes` for `folder` and `model`.
 
     Returns:
         Per photo: `registered` (1 or 0), the number of `points` it sees, and with true cameras

@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Heads of the label columns and of the figure columns, and the rows."""
+    """Headings of the label columns and of the figure columns, and the rows."""
 
     labels: tuple[str, ...]
     figures: tuple[str, ...]
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 def terminal_tables(results: Sequence[Result]) -> list[RichTable]:
     """Tables of the headline metrics: all of them overall, and the first ones by group.
 
-    The best figure of a column is bold. More than 20 groups are left to the page.
+    The best figure of a column is bold. If there are more than 20 groups, only the page has them.
 
     Raises:
         InputError: there are no results, or they are of different protocols.

@@ -28,7 +28,7 @@ class Metric:
 
     Attributes:
         name: its name in `Figures`, such as "MMA@3".
-        description: of the figure.
+        description: meaning of the figure.
         unit: "px", "m", "%" and so on; "" for shares and counts.
         higher_is_better: None for counts, where more is neither better nor worse.
     """
@@ -77,7 +77,7 @@ class Protocol:
 
     Attributes:
         name: its command, `d2net evaluate NAME`.
-        title: of the report.
+        title: title of the report.
         description: one paragraph.
         item: singular and plural of what a `PairResult` stands for.
         group: singular of what these are grouped by.
@@ -128,12 +128,12 @@ class Result:
         method: name of the feature source.
         folder: the evaluated folder.
         provenance: how the features were extracted.
-        settings: of the protocol.
+        settings: settings of the protocol.
         pairs: all pairs, in order.
         groups: mean figures by group, `OVERALL` among them.
         headline: the columns of the tables, most important first.
         pair_metrics: what is shown below a pair's picture. Pairs are ranked by the first.
-        curve: for the plot over thresholds.
+        curve: the figure that is plotted over thresholds; None for no plot.
         dataset: a benchmark with published results, such as "hpatches"; "" for other photos.
     """
 

@@ -14,41 +14,41 @@ from PIL import Image
 from d2net.io.atomic import output_errors, replacing
 from d2net.io.images import Pixels, to_pixels
 
-PHOTONS = 40.0
-"""Electrons that a white pixel at the lamp gives on average."""
-READING = 2.0
-"""Standard deviation of the noise of reading out, in electrons."""
-SKY, LAMP = 0.04, 0.3
+WHITE_ELECTRONS = 40.0
+"""Mean number of electrons of a white pixel beside the lamp."""
+READ_NOISE = 2.0
+"""Standard deviation of the read noise, in electrons."""
+SKY, LAMP_RADIUS = 0.04, 0.3
 """Share of the light far from the lamp, and standard deviation of its fall-off in longer edges."""
-EXPOSED = 0.3
-"""Share of white that the brightest hundredth of the pixels gets."""
+BRIGHTEST = 0.3
+"""Value of the brightest hundredth of the pixels in the picture, as a share of white."""
 _SODIUM, _MOON = np.array([1.0, 0.55, 0.125]), np.array([0.6, 0.75, 1.0])
 _GAMMA = 2.2
 
 
 def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """Simulate the night photo of a photo (H x W x 3 RGB, 0 to 255).
+    """Simulate how a photo (H x W x 3 RGB, 0 to 255) would look at night.
 
-    A lamp at a random position, of a colour between sodium and moonlight, lights the scene. Photons
-    are counted with Poisson noise and read out with normal noise.
+    A lamp at a random position, of a colour between sodium and moonlight, lights the scene. The
+    sensor adds Poisson noise and normal read noise.
     """
     height, width = photo.shape[:2]
     light = np.asarray(photo / 255.0, np.float64) ** _GAMMA
     x0, y0 = rng.uniform(0.2, 0.8, 2) * (width, height)
     x, y = np.arange(width) - x0, np.arange(height)[:, None] - y0
-    fall = np.exp(-(x**2 + y**2) / (2 * (LAMP * max(width, height)) ** 2))
+    fall = np.exp(-(x**2 + y**2) / (2 * (LAMP_RADIUS * max(width, height)) ** 2))
     light = light * (SKY + (1 - SKY) * fall)[..., None]
     share = rng.random()
     light = light * (share * _SODIUM + (1 - share) * _MOON)
-    electrons = rng.poisson(PHOTONS * light) + rng.normal(0, READING, light.shape)
+    electrons = rng.poisson(WHITE_ELECTRONS * light) + rng.normal(0, READ_NOISE, light.shape)
     white = max(float(np.percentile(electrons, 99)), 1.0)
-    shown = np.clip(EXPOSED * electrons / white, 0, 1) ** (1 / _GAMMA)
+    shown = np.clip(BRIGHTEST * electrons / white, 0, 1) ** (1 / _GAMMA)
     night: Pixels = np.rint(255 * shown).astype(np.uint8)
     return night
 
 
 def write_at_night(photo: Path, output: Path) -> None:
-    """Write the simulated night photo of a photo as PNG.
+    """Simulate how a photo would look at night, and write it as PNG.
 
     The same photo and name of the output give the same pixels.
 

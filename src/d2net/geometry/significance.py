@@ -109,9 +109,10 @@ def epipolar_significance(
         fundamental: 3 x 3.
         points_a: N x 2, all matched points of the first photo, outliers too.
         points_b: N x 2, their partners.
-        size_a: of the first photo.
-        size_b: of the second photo.
-        threshold: of an inlier in pixels. Keypoints in the same square of this size count once.
+        size_a: size of the first photo.
+        size_b: size of the second photo.
+        threshold: largest error of an inlier in pixels. Keypoints in a square of this size count
+            once.
         sample_size: matches that determine the matrix: 5 if it comes from an essential matrix.
         num_solutions: matrices that one sample gives at most: 10 for an essential matrix.
     """
@@ -206,7 +207,7 @@ def _order_significance(a: Array, b: Array, lines_b: Array) -> float:
     Fisher's method combines the ranks, with Chernoff's bound of the gamma distribution's tail.
     """
     neighbours_a, neighbours_b = _neighbours(a), _neighbours(b)
-    shared = neighbours_a @ neighbours_b.T  # [i, j]: if i had the partner of j
+    shared = neighbours_a @ neighbours_b.T  # [i, j]: number if i had the partner of j
     from_line = np.abs(lines_b[:, :2] @ b.T + lines_b[:, 2:])
     np.fill_diagonal(from_line, np.inf)
     swaps = np.argpartition(from_line, _SWAPS, axis=1)[:, :_SWAPS]

@@ -54,7 +54,7 @@ def write_database(
         path: the database.
         features: by photo. COLMAP numbers the photos in this order, from 1.
         matches: the pairs whose photos are both in `features` are written.
-        cameras: by photo; photos with the same camera object share a camera. Without cameras, each
+        cameras: the camera of each photo; photos may share a camera object. Without cameras, each
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
             mapping refines.
         overwrite: replace an existing database.

@@ -42,7 +42,7 @@ class GlobalDescriptorFile(H5File):
         if len(lengths) > 1:
             raise FormatError(
                 f"{self.path}: the global descriptors have different lengths "
-                f"({min(lengths)} and {max(lengths)}); make it again."
+                f"({min(lengths)} and {max(lengths)}); make the file again."
             )
         return names, np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 

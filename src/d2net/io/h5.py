@@ -131,11 +131,11 @@ class FeatureWriter(EntryWriter):
         return self._entries.keys()
 
     def is_done(self, name: str, inputs: str = "") -> bool:
-        """Whether a photo is finished, and from these inputs unless `inputs` is empty."""
+        """Whether a photo is finished, and if `inputs` are given, whether from these inputs."""
         return self._is_done(name, inputs)
 
     def add(self, name: str, features: Features, inputs: str = "") -> None:
-        """Store one photo's features; a kill no longer loses them once this returns.
+        """Store one photo's features. After this returns, a kill does not lose them.
 
         Args:
             name: the photo's path relative to the photos' folder, with forward slashes.
@@ -279,13 +279,13 @@ class MatchWriter(EntryWriter):
         return self._pairs
 
     def is_done(self, first: str, second: str, inputs: str = "") -> bool:
-        """Whether a pair is finished, and from these inputs unless `inputs` is empty."""
+        """Whether a pair is finished, and if `inputs` are given, whether from these inputs."""
         return (first, second) in self._pairs and self._is_done(group_name(first, second), inputs)
 
     def add(
         self, first: str, second: str, matches: Matches, num_keypoints: int, inputs: str = ""
     ) -> None:
-        """Store one pair's matches; a kill no longer loses them once this returns.
+        """Store one pair's matches. After this returns, a kill does not lose them.
 
         Args:
             first: the first photo's name, as in the features file.

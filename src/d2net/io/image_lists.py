@@ -115,7 +115,7 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
-    """The photos below `folder`, each as found and with its real folder."""
+    """The photos below `folder`: each path as found, and the same path without links."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list the folder {str(error.filename)!r}: {error.strerror}")

@@ -95,7 +95,7 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
 
 
 def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArray[np.bool_]:
-    """Where keypoints are allowed, H x W bool: where any colour channel is neither zero nor NaN.
+    """Read a mask, H x W bool: keypoints are allowed where any channel is neither zero nor NaN.
 
     Save masks in a lossless format: JPEG puts small values beside every edge.
 

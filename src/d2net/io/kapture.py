@@ -39,8 +39,8 @@ def write_kapture(
 ) -> None:
     """Write a kapture folder, in which each photo has its own camera with unknown intrinsics.
 
-    For kapture's tools, copy or link the photos to `sensors/records_data`. `folder` must not exist,
-    or be empty. The pairs whose photos are both in `features` are written.
+    For kapture's tools, copy or link the photos to `sensors/records_data`. `folder` must be absent
+    or empty. The pairs whose photos are both in `features` are written.
     """
     names = sorted(features)
     if not names:

@@ -196,7 +196,7 @@ class EntryWriter:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._database: sqlite3.Connection | None = None
         self._existing: H5File | None = None
-        self._pending: set[str] = set()  # entries that only the database has
+        self._pending: set[str] = set()  # finished entries that only the database has
         self._entries: dict[str, Attributes] = {}  # the attributes of all finished entries
         self._folders: set[str] = set()
 
@@ -253,7 +253,7 @@ class EntryWriter:
         self._folders.update(_folders_of(name))
 
     def _is_done(self, name: str, inputs: str) -> bool:
-        """Whether the entry is finished, and made from these inputs unless `inputs` is empty."""
+        """Whether the entry is finished, and if `inputs` are given, whether from these inputs."""
         return name in self._entries and inputs in ("", self._entries[name].get(INPUTS))
 
     def _append(self, name: str, record: Record, inputs: str) -> None:

@@ -32,7 +32,7 @@ def fingerprint(value: object) -> str:
 def file_state(path: Path | None) -> list[int] | None:
     """Size in bytes and modification time in nanoseconds, to notice that a file has changed.
 
-    None for a file that does not exist, or where there is none (a photo without a mask).
+    None if the file does not exist, or if `path` is None (a photo without a mask).
     """
     try:
         state = None if path is None else path.stat()

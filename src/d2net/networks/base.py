@@ -43,7 +43,7 @@ class Grid:
     min_side: int
 
     def cells(self, side: int) -> int:
-        """The number of cells along a side of so many pixels."""
+        """The number of cells along a side of `side` pixels."""
         return max((side - self.min_side) // self.stride + 1, 0)
 
 
@@ -118,7 +118,7 @@ class Network(nn.Module, ABC):
     """A network that detects and describes.
 
     Attributes:
-        grid: where the cells of its maps lie.
+        grid: the cells of its maps.
         cells_per_tile: the largest map that is computed at once.
     """
 
@@ -143,7 +143,8 @@ class Network(nn.Module, ABC):
         Args:
             images: B x H x W x 3, RGB, 0..255, uint8 or float32.
             dtype: precision of the computation.
-            statistics: of the whole photos that contain the images. None: of the images themselves.
+            statistics: `statistics` of the whole photos that contain the images. None: the images
+                are whole photos.
         """
 
     @abstractmethod
@@ -155,7 +156,7 @@ class Network(nn.Module, ABC):
         """Descriptors at any positions of an image.
 
         Args:
-            maps: of one image.
+            maps: the maps of one image.
             positions: N x 2 float32 (x, y) in pixels of that image.
             descriptor: one of `descriptor_lengths`.
 
@@ -173,7 +174,7 @@ class Network(nn.Module, ABC):
         """Add the maps of the coarser pyramid level to those of the next one, in place.
 
         Args:
-            maps: of a batch.
+            maps: the maps of a batch.
             coarser: the maps of the level before.
             coarser_from_maps: maps cells of `maps` to cells of `coarser`.
             level: number of the level of `maps` from 1, the coarsest.

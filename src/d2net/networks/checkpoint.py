@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             executed.
     """
     data = _read(path)
-    # A safetensors file may begin as a pickle does, so its header is looked for first.
+    # A safetensors file may begin like a pickle, so look for its header first.
     is_safetensors = data[_LENGTH : _LENGTH + 1] == b"{"
     if not is_safetensors and not data.startswith((b"PK\x03\x04", b"\x80")):
         raise WeightsError(

@@ -287,7 +287,7 @@ class Light(Network):
         return LightDetector(self)
 
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
-        """Descriptors at any positions of an image; beyond the border the maps are continued."""
+        """Descriptors at any positions of an image; those outside a map count as on its border."""
         return self.describe_batch(tuple(part[None] for part in maps), positions[None])[0]
 
     def describe_batch(self, maps: Maps, positions: Tensor) -> Tensor:
@@ -357,7 +357,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def sample(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
-    """Bilinear samples of a centred map B x C x h x w; beyond its border the map is continued.
+    """Bilinear samples of a centred map B x C x h x w; positions outside count as on its border.
 
     Args:
         maps: any float type; cell 0 is at pixel (stride - 1) / 2.

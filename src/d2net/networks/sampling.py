@@ -18,7 +18,7 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
 
     Args:
         maps: h x w x C, any float type.
-        positions: N x 2 (x, y) in cells; beyond its border the map is continued with the last cell.
+        positions: N x 2 (x, y) in cells; positions outside the map are moved to its border.
         around: offsets in cells along either axis; samples at all pairs of offsets are added.
 
     Returns:
@@ -46,7 +46,7 @@ def sample_batch(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0
 
     Args:
         maps: B x h x w x C float32, contiguous.
-        positions: B x N x 2 (x, y) in cells; beyond its border a map is continued.
+        positions: B x N x 2 (x, y) in cells; positions outside a map are moved to its border.
         around: as in `sample`.
 
     Returns:
@@ -77,10 +77,10 @@ def resample(
 
     Args:
         maps: B x H x W x C, the source.
-        rows: of the window of the target grid.
-        cols: of the window of the target grid.
-        source_from_target: maps target positions to source positions; beyond its border the
-            source is continued with its last row and column.
+        rows: rows of the window of the target grid.
+        cols: columns of the window of the target grid.
+        source_from_target: maps target positions to source positions; positions outside the
+            source are moved to its border.
         out: B x rows x cols x C to add the result to, instead of a new tensor.
 
     Returns:

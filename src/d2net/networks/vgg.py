@@ -73,7 +73,7 @@ class VGG(Network):
     Args:
         backbone: the convolutions; None for an untrained VGG-16.
         normalisation: input normalisation that the weights were trained with.
-        whitening: of descriptors, if the weights have learned one.
+        whitening: the learned whitening of descriptors, if the weights have one.
     """
 
     grid = Grid(
@@ -122,7 +122,7 @@ class VGG(Network):
         return DeepDetector(original)
 
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
-        """Descriptors at any positions of an image; beyond the border the maps are continued.
+        """Descriptors at any positions of an image; positions outside a map count as on its border.
 
         plain: the deep map, L2-normalised (D2-Net, section 3). root: its square root, normalised
         again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and

@@ -51,7 +51,7 @@ class Weights:
     """A weights file and its network.
 
     Attributes:
-        network: with the weights, on the CPU.
+        network: the network with these weights, on the CPU.
         name: name in the catalogue, else the name in the file, else the file's name.
         path: the file.
         bytes: size of the unpacked file.
@@ -198,7 +198,7 @@ def download_weights(name: str, progress: Progress = no_progress) -> Path:
     """Download a named weights file unless it is on this machine already.
 
     Args:
-        name: of the catalogue.
+        name: name in the catalogue.
         progress: called with the megabytes so far.
 
     Returns:

@@ -2,13 +2,13 @@
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. An output tile of
 4 x 4 takes 36 products per channel pair in place of 144. The products are 36 matrix products; the
-transforms around them are sums of whole slices. It pays on a CPU where channels are many: a direct
-convolution already runs at the cores' peak, so only less arithmetic is faster.
+transforms around them are sums of whole slices. This is faster on a CPU where a layer has many
+channels: a direct convolution already runs at the cores' peak, so only fewer products save time.
 
 The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity. Compared with the usual 0, +-1,
 +-2, they cost the same and round better (Barabasz et al., "Error Analysis and Improving the
-Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS 2020), which lets the products
-be made in bfloat16 too, between transforms in float32.
+Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS 2020). So the products can be
+computed in bfloat16, too; the transforms stay in float32.
 
 Maps are height x width x channels here, so that a slice is a matrix of (tiles, channels).
 """
@@ -28,10 +28,10 @@ _P, _Q = 0.5**0.5, 2**0.5
 
 
 def transform_weight(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """G w G^T: O x I x 3 x 3 -> 36 x I x O in the precision that the products shall have.
+    """G w G^T: O x I x 3 x 3 -> 36 x I x O in the precision of the products.
 
-    Rows 2 and 3 of G are halved and rows 4 and 5 doubled (columns of A the other way round): it
-    saves a multiplication in the output transform.
+    Rows 2 and 3 of G are halved, and rows 4 and 5 doubled; the columns of A are scaled the other
+    way round. This saves a multiplication in the output transform.
     """
     g = weight.new_tensor(
         [

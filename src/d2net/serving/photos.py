@@ -63,7 +63,7 @@ class SentPhoto:
 
     @classmethod
     def read(cls, content: bytes, *, upright: bool = True) -> SentPhoto:
-        """Read a photo from the bytes of its file; ImageError if it is none, or too large."""
+        """Read a photo from the bytes of its file; ImageError if it is no photo, or too large."""
         pixels = _read(content, upright)
         return cls(content, upright, (pixels.shape[1], pixels.shape[0]), screen_jpeg(pixels))
 

@@ -83,7 +83,7 @@ class Subset:
 
 
 def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) -> Source:
-    """Open the pairs that a source holds out, or the others; all if it holds nothing out."""
+    """Open the held-out pairs of a source, or its other pairs; all pairs if it holds none out."""
     opened = open_source(source.kind, data / source.path, crop, source.options)
     if not source.hold_out:
         return opened
@@ -105,23 +105,23 @@ def photos_state(settings: RunSettings, data: Path) -> str:
 
 
 def training_part(settings: RunSettings, data: Path) -> Callable[[SourceSettings], Source]:
-    """Opens sources of a run without the pairs that they hold out; see `open_part`."""
+    """A function that opens a source of a run without its held-out pairs; see `open_part`."""
     return partial(open_part, crop=settings.crop, data=data, held_out=False)
 
 
 class Drawn(NamedTuple):
-    """A pair or a batch of any type, and why others could not be read."""
+    """A batch of any type, and why pairs were left out that could not be read."""
 
     content: Any
     problems: tuple[str, ...] = ()
 
 
 class Mixture(Generic[T]):
-    """Several sources that are drawn from by weight; the pairs of a source are equally likely.
+    """Draws pairs from several sources: a source by its weight, then any of its pairs.
 
     Args:
-        sources: at least one.
-        weights: how often each is drawn from, of any sum; by default equally often.
+        sources: at least one source.
+        weights: relative frequency of each source; None for equal ones.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class PairBatches(Dataset[Drawn | D2NetError], Generic[T]):
 
 
 def load(dataset: Dataset[Drawn | D2NetError], steps: range, workers: int) -> Iterator[Drawn]:
-    """The batches of some steps in order, made ahead by some workers or, for 0, by this process."""
+    """The batches of some steps in order. `workers` processes (or 0: this one) make them ahead."""
     loader: DataLoader[Drawn | D2NetError] = DataLoader(
         dataset,
         batch_size=None,

@@ -31,7 +31,8 @@ from d2net.visualization import plot_matches
 AGREEMENT_PIXELS = 5.0
 """A SIFT match agrees if it ends within this distance of the interpolated correspondence."""
 
-_RATIO = 0.75  # of Lowe's ratio test: few but right SIFT matches are wanted here
+_EXAMPLES = 8  # usable pairs of a report that can be drawn
+_RATIO = 0.75  # of Lowe's ratio test: low, so that few SIFT matches are wrong
 _MIN_AGREEMENT = 0.5  # share of SIFT matches; sound sources have over 0.9, depth cameras over 0.7
 _MIN_SIFT_MATCHES = 4  # per pair; thermal and visible light have about one, by chance
 
@@ -56,7 +57,6 @@ def check_source(
     source: Source,
     count: int = 100,
     seed: int = 0,
-    examples: int = 8,
     progress: Progress = no_progress,
 ) -> SourceReport:
     """Draw pairs of a source and measure them.
@@ -85,7 +85,7 @@ def check_source(
         if pair is not None:
             counts.append(len(pair.points_a))
             errors = np.append(errors, sift_errors(pair))
-            kept += [pair] * (len(kept) < examples)
+            kept += [pair] * (len(kept) < _EXAMPLES)
         progress("checking", number + 1, count)
     if len(problems) == count:
         raise InputError(f"no pair of {source.name} can be made: {problems[0]}")

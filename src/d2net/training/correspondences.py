@@ -119,7 +119,7 @@ class DepthWarp:
     Attributes:
         a: the first photo.
         b: the second photo.
-        tolerance: by how much two depths of one point may differ, as a share of the depth. (The
+        tolerance: largest difference of two depths of one point, as a share of the depth. (The
             release's is a length, which means nothing in a reconstruction of arbitrary scale.)
     """
 
@@ -149,7 +149,7 @@ class DepthWarp:
         return projected, in_b[:, 2], self.b.depth_at(projected)
 
     def agrees(self, expected: Array, measured: Array) -> NDArray[np.bool_]:
-        """Whether each two of N depths agree; False where one is NaN."""
+        """Whether N pairs of depths agree; False where one of them is NaN."""
         with np.errstate(invalid="ignore"):
             return np.asarray(np.abs(expected - measured) < self.tolerance * measured, np.bool_)
 

@@ -27,15 +27,15 @@ MARGIN = 1.0
 """Squared distance by which a negative must be further away than the positive (section 4.1)."""
 
 SAFE_RADIUS = 32
-"""Cells within this distance of the true position are no negatives: 4 cells at stride 8 (section
-4.1). Chebyshev distance in pixels."""
+"""Cells within this Chebyshev distance in pixels of the true position are no negatives: 4 cells at
+stride 8 (section 4.1)."""
 
 TEMPERATURE = 0.05
 """Divisor of the similarities, which are cosines of descriptors."""
 
 SAFE_DISTANCE = 8.0
-"""Keypoints nearer to the partner than this are no negatives, because the maps hardly distinguish
-them. Chebyshev distance in pixels."""
+"""Keypoints within this Chebyshev distance in pixels of the partner are no negatives, because the
+maps hardly distinguish them."""
 
 MIN_KEYPOINTS = 8
 """Pairs with fewer keypoints do not count: among few keypoints the partner is easy to find."""
@@ -80,7 +80,7 @@ class Loss:
     scores: Tensor
 
     def mean(self) -> Tensor:
-        """Mean over the usable pairs; 0, with a zero gradient, where there are none."""
+        """Mean over the usable pairs; 0, with a zero gradient, if none is usable."""
         return self.per_pair.sum() / self.usable.sum().clamp_min(1)
 
 

@@ -22,7 +22,7 @@ class Muon(torch.optim.AdamW):
     Args:
         parameters: those with two or more dimensions are kernels.
         lr: learning rate.
-        weight_decay: of the kernels; the others have none.
+        weight_decay: weight decay of the kernels; other parameters have none.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:

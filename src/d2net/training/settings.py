@@ -325,7 +325,7 @@ class DistillationSettings(RunSettings):
     """Maximum number of points of a pair whose descriptors are compared."""
 
     other_photo: float = 0.65
-    """How often a crop is cut from another photo of the same view, where there is one."""
+    """Probability that a crop is cut from another photo of the same view, if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,14 +48,14 @@ class PairSource(Protocol[Pair_co]):
     def __len__(self) -> int: ...
 
     def pair(self, index: int, rng: np.random.Generator) -> Pair_co | None:
-        """Make a pair; None if this time it has too few correspondences.
+        """Make a pair; None if it has too few correspondences.
 
         It depends on nothing but the arguments, so that a resumed run sees the same pairs as an
         uninterrupted one.
 
         Args:
             index: 0 to `len` - 1.
-            rng: decides all that varies: where the crops lie, how they are warped and augmented.
+            rng: draws the places, warps and augmentations of the crops.
 
         Raises:
             D2NetError: a file of the pair is missing or broken.
@@ -72,7 +72,7 @@ class SourceOptions(Warp):
     """Options of all sources, with the limits of their warps. Each kind has its own defaults."""
 
     photometric: float = 0.0
-    """Strength of the photometric augmentation of both crops: 0 is none, 1 is strong."""
+    """Strength of the photometric augmentation of both crops: 0 for none, 1 for strong."""
 
     max_edge: int = 1600
     """Photos with a longer edge are reduced first, pixels. (MegaDepth: 1600)"""

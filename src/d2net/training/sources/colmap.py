@@ -1,4 +1,4 @@
-"""COLMAP reconstructions: photos, model, and depth maps where there are any."""
+"""COLMAP reconstructions: photos, model, and depth maps if there are any."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
         elif image.has_pose:
             depth_map = find_depth_map(folder, image.name) if options.depth else None
             photo = posed_photo(model, image, file, depth_map)
-            # COLMAP does not turn photos, but a model may be one of photos that were turned before.
+            # COLMAP does not turn photos upright, but they may have been turned before.
             stored = size_of(file, upright=False)
             upright = stored != photo.size == size_of(file, upright=True)
             if not upright:

@@ -2,9 +2,9 @@
 
 Li and Snavely, "MegaDepth: Learning Single-View Depth Prediction from Internet Photos", CVPR 2018.
 The published photos and depth maps are undistorted, but the published models are not. Cameras and
-points are undistorted here as COLMAP did it when the depth maps were made; no COLMAP is run and no
-photo is written. Each reconstruction becomes one HDF5 file, of which training reads only the
-observations of the two photos that it needs: all of them do not fit into memory.
+points are undistorted here as COLMAP did it when the depth maps were made; this needs no COLMAP
+program and writes no photo. Each reconstruction becomes one HDF5 file. Training reads only the
+observations of the two photos that it needs, because all of them do not fit into memory.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
 
 
 def _depth_problem(photo: PosedPhoto, depth_map: Path) -> str | None:
-    """The problem of a photo's depth map, None if there is none."""
+    """What is wrong with a photo's depth map; None if nothing is."""
     try:
         depth = read_raw_depth(depth_map)
     except FormatError:

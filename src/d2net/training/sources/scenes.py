@@ -34,7 +34,7 @@ from d2net.training.sources.reading import read_depth_map
 if TYPE_CHECKING:
     import pycolmap
 
-_ATTEMPTS = 4  # common points that crops are tried at before a pair is given up for this time
+_ATTEMPTS = 4  # common points around which crops are tried
 _AUDIT_GRID = 40  # points per side of the grid at which depth is audited
 
 
@@ -46,7 +46,7 @@ class SceneOptions(SourceOptions):
     """Minimum share of the first photo's points that the second sees."""
 
     depth_tolerance: float = 0.05
-    """By how much two depths of one point may differ, as a share of the depth."""
+    """Largest difference of two depths of one point, as a share of the depth."""
 
     png_unit: float = 0.001
     """Length that the value 1 of a depth png stands for, in the unit of the poses."""
