@@ -70,7 +70,7 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalizationDataset:
-    """Queries, and what a map is built from.
+    """Queries, and the photos, cameras and pairs from which a map is built.
 
     Attributes:
         name: name of the benchmark; "" for other photos.

@@ -79,8 +79,8 @@ class Protocol:
         name: its command, `d2net evaluate NAME`.
         title: title of the report.
         description: one paragraph.
-        item: singular and plural of what a `PairResult` stands for.
-        group: singular of what these are grouped by.
+        item: singular and plural of the items that are evaluated, a `PairResult` each.
+        group: singular of the groups of items.
         correct: when a drawn match is correct.
     """
 
@@ -124,7 +124,7 @@ class Result:
     """One method on one protocol.
 
     Attributes:
-        protocol: what was evaluated.
+        protocol: the protocol.
         method: name of the feature source.
         folder: the evaluated folder.
         provenance: how the features were extracted.
@@ -132,7 +132,7 @@ class Result:
         pairs: all pairs, in order.
         groups: mean figures by group, `OVERALL` among them.
         headline: the columns of the tables, most important first.
-        pair_metrics: what is shown below a pair's picture. Pairs are ranked by the first.
+        pair_metrics: metrics shown below a pair's picture. Pairs are ranked by the first one.
         curve: the figure that is plotted over thresholds; None for no plot.
         dataset: a benchmark with published results, such as "hpatches"; "" for other photos.
     """

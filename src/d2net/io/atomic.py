@@ -1,6 +1,6 @@
 """Safe writing: an output is complete or absent, and only one process writes it at a time.
 
-The temporary name is fixed, so that the next run overwrites what a killed run left.
+The temporary name is fixed, so that the next run overwrites the file of a killed run.
 """
 
 from __future__ import annotations

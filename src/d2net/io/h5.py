@@ -29,6 +29,7 @@ from d2net.errors import FormatError, InputError
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
 from d2net.io.arrays import as_numpy, read_floats
+from d2net.io.pair_lists import Pair
 from d2net.io.resumable_h5 import (
     INPUTS,
     Attributes,
@@ -38,8 +39,6 @@ from d2net.io.resumable_h5 import (
     Record,
     check_name,
 )
-
-Pair = tuple[str, str]
 
 
 class FeatureFile(H5File, Mapping[str, Features]):

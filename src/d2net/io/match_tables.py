@@ -26,7 +26,7 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     - .npz: `points_a` and `points_b` K x 2 float32, `indices` K x 2, `similarity` K, `confidence` K
       if the matcher gives it, and after verification `inliers` K, `model`, `matrix` (absent if
       none was found), `significance` and `verdict`.
-    - .json: the same names, with lists for arrays and null for what is absent.
+    - .json: the same names, with lists for arrays and null for absent values.
     - .csv: the columns x_a, y_a, x_b, y_b, similarity, confidence if it is known, and after
       verification inlier (0 or 1).
 

@@ -22,8 +22,9 @@ def read_lines(
 ) -> Iterator[tuple[int, str]]:
     """The lines of a text file without the empty ones, and without comments (# at the start).
 
-    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. `expected`
-    is for error messages: InputError if the file cannot be read, FormatError if it is not text.
+    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. Error
+    messages name the `expected` content: InputError if the file cannot be read, FormatError if it
+    is not text.
 
     Yields:
         The number of the line, from 1, and the line without blanks around it.

@@ -92,7 +92,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(height, width, outputs)
     tile_rows, tile_cols = -(-height // 4), -(-width // 4)
     blocks = -(-tile_rows // max(1, round(TILES_PER_BLOCK / tile_cols)))
-    n = -(-tile_rows // blocks)  # tile rows in a block, as even as they come
+    n = -(-tile_rows // blocks)  # tile rows of a block; blocks are as equal as possible
     padded_width = 4 * tile_cols + 2
 
     padded = out.new_zeros(4 * n + 2, padded_width, inputs)

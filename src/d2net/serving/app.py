@@ -61,7 +61,7 @@ def serve(
 
     Photos are localized in `map_folder`, if it is given. Only this machine reaches 127.0.0.1, and
     port 0 is any free port. `ready` gets the page's URL before the first request is answered;
-    `d2net.match` says what `matcher` is.
+    see `d2net.match` for `matcher`.
     """
     with listen(host, port) as listening:
         device = str(model.device)

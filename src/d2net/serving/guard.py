@@ -1,4 +1,4 @@
-"""Keeps other web sites away from the page: which requests are answered, what the page may load."""
+"""Protection from other web sites: which requests are answered, and which files the page loads."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _AUDIT_LIMITS = {
 
 
 class SourceReport(NamedTuple):
-    """Figures of a source by name, what it left out, what looks wrong, and some usable pairs."""
+    """Figures of a source by name, remarks on left-out photos, warnings, and some usable pairs."""
 
     figures: dict[str, Any]
     sift_errors: Array

@@ -47,7 +47,7 @@ _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, othe
 _WEIGHT_DECAY = 1e-4
 _MIN_JUDGED = 200  # matches from which a calibration is fitted
 _BINS = 15
-_CROPS_AT_ONCE = 32  # whose features are extracted on a GPU
+_CROPS_AT_ONCE = 32  # in a batch of extraction on a GPU
 
 
 class MatcherBatch(NamedTuple):

@@ -37,7 +37,7 @@ class Objective(nn.Module, ABC):
     """A network to train, its batches and its loss.
 
     Attributes:
-        network: what is saved in checkpoints, including anything else that learns with it. Its
+        network: the module that checkpoints save, with everything that learns with it. Its
             parameters that require a gradient are trained. Other modules of the objective, such
             as teachers, are neither trained nor saved.
         start: name and sha256 of the starting weights, such as {"name": "none"} for random ones;
@@ -74,7 +74,7 @@ class Objective(nn.Module, ABC):
         """Write the network as a weights file."""
 
     def finish(self, path: Path, progress: Progress) -> None:
-        """Add to a weights file what is learned after the last step, or raise TrainingError."""
+        """Learn the parts that follow the last step, and add them to a weights file."""
 
 
 def fixed_pairs(settings: RunSettings, data: Path) -> list[TrainingPair]:
@@ -90,10 +90,10 @@ def fixed_pairs(settings: RunSettings, data: Path) -> list[TrainingPair]:
 class FeatureObjective(Objective):
     """An objective whose network makes features.
 
-    It is validated with extraction as users run it, because the training loss does not show what a
-    user gets: it is computed at points that are known to correspond. A match is right at t px if
-    its second keypoint lies within t px of the true partner of the first, which is interpolated
-    from the pair's correspondences. Where that is impossible, a match is not judged.
+    It is validated with extraction as users run it, because the training loss is computed at points
+    that are known to correspond. A match is right at t px if its second keypoint lies within t px
+    of the true partner of the first, which is interpolated from the pair's correspondences. Where
+    that is impossible, a match is not judged.
     """
 
     def __init__(self, settings: RunSettings, data: Path) -> None:

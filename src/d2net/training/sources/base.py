@@ -1,4 +1,4 @@
-"""Training pairs: what every source yields, and the steps that all sources share."""
+"""Training pairs, the interface of their sources, and the steps that all sources share."""
 
 from __future__ import annotations
 

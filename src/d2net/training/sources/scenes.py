@@ -133,7 +133,7 @@ class ScenePairs:
     """A source of training pairs from scenes with known cameras, each with at least one pair.
 
     With `pairs_per_scene`, every scene counts the same, as in the release: index i stands for a
-    random pair of scene i // pairs_per_scene. `remarks` say what was left out.
+    random pair of scene i // pairs_per_scene. `remarks` name the photos that were left out.
     """
 
     def __init__(
