@@ -29,8 +29,8 @@ class Features:
         keypoints: N x 2 float32, (x, y) in pixels of the photo as given (upright unless asked
             otherwise); the centre of the top-left pixel is (0, 0).
         scores: N float32, larger is better.
-        scales: N float32, size of the receptive cell relative to the photo at its own size: 2 for
-            a keypoint found in the photo at half its size.
+        scales: N float32, 1 / factor of the pyramid level, relative to the photo after the size
+            limits: 2 for a keypoint found at half that size.
         descriptors: N x D, unit length, float32 or float16.
         image_size: (width, height) of the photo in pixels.
         uncertainty: N float32, standard deviation of the position in pixels of the photo.
