@@ -75,7 +75,7 @@ class ConvBlock(nn.Sequential):
         activation = nn.ReLU(inplace=True) if relu else nn.Identity()
         super().__init__(convolution, nn.BatchNorm2d(outputs), activation)
         self._is_wide = stride == 1 and inputs >= _WINOGRAD_CHANNELS
-        self._transformed: tuple[int, Tensor] | None = None
+        self._winograd = winograd.Convolution()
 
     def forward(self, x: Tensor) -> Tensor:
         """In float32 on a CPU, wide blocks without normalisation use Winograd convolution."""
@@ -84,12 +84,7 @@ class ConvBlock(nn.Sequential):
         direct = torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting()
         if not self._is_wide or bias is None or direct or x.device.type != "cpu":
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
-        # The transformed weight is kept until the weight changes.
-        if self._transformed is None or self._transformed[0] != weight._version:
-            self._transformed = weight._version, winograd.transform_weight(weight.detach())
-        maps = [winograd.convolve(y.permute(1, 2, 0), self._transformed[1], bias) for y in x]
-        joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
-        return cast(Tensor, self[2](joined.permute(0, 3, 1, 2)))
+        return cast(Tensor, self[2](self._winograd(x, weight, bias)))
 
 
 class Residual(nn.Module):

@@ -62,7 +62,7 @@ class VGGBackbone(nn.Module):
         self.names = [name for names in self.stages for name in names]
         self.channels = channels
         self.shallow_channels = stages[-2][-1]
-        self._transformed: dict[str, tuple[int, Tensor]] = {}
+        self._winograd = {name: winograd.Convolution() for name in self.names}
 
     def convolution(self, name: str) -> nn.Conv2d:
         """The layer called `name`, such as conv4_3."""
@@ -193,14 +193,7 @@ class VGGBackbone(nn.Module):
         if not self._by_winograd(name, x.device, dtype):
             kernel = weight.to(dtype, memory_format=torch.channels_last)
             return F.conv2d(x, kernel, bias.to(dtype), padding=1).relu_()
-        # The transformed weight is kept until the weight or the precision changes.
-        version, transformed = self._transformed.get(name, (-1, weight))
-        if version != weight._version or transformed.dtype != dtype:
-            transformed = winograd.transform_weight(weight.detach(), dtype)
-            self._transformed[name] = weight._version, transformed
-        maps = [winograd.convolve(y.permute(1, 2, 0), transformed, bias) for y in x]
-        joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
-        return joined.relu_().permute(0, 3, 1, 2)
+        return self._winograd[name](x, weight, bias, dtype).relu_()
 
 
 def _average_pool(x: Tensor) -> Tensor:

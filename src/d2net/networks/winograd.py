@@ -146,3 +146,21 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         block = tiles[:m].view(4 * m, 4 * tile_cols, outputs)[:valid, :width]
         torch.add(block, bias, out=out[4 * first : 4 * first + valid])
     return out
+
+
+class Convolution:
+    """A 3x3 convolution that keeps its transformed weight until the weight or the dtype changes."""
+
+    def __init__(self) -> None:
+        self._version, self._transformed = -1, torch.empty(0)
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """B x I x H x W to B x O x H x W float32, channels last; the products are in `dtype`."""
+        if self._version != weight._version or self._transformed.dtype != dtype:
+            self._version = weight._version
+            self._transformed = transform_weight(weight.detach(), dtype)
+        maps = [convolve(y.permute(1, 2, 0), self._transformed, bias) for y in x]
+        joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
+        return joined.permute(0, 3, 1, 2)

@@ -200,7 +200,7 @@ class PairBatches(Dataset[Drawn | D2NetError], Generic[T]):
 
 
 def load(dataset: Dataset[Drawn | D2NetError], steps: range, workers: int) -> Iterator[Drawn]:
-    """The batches of some steps in order. `workers` processes (or 0: this one) make them ahead."""
+    """The batches of some steps, in order. `workers` processes make them; 0: this process does."""
     loader: DataLoader[Drawn | D2NetError] = DataLoader(
         dataset,
         batch_size=None,
