@@ -118,7 +118,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
             licence=(
-                "CC BY 4.0 for the work of the authors of VGG-16 and of d2net; photos without a "
+                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
                 "stated licence were trained on: see MODEL_CARD.md"
             ),
             training_data=(
@@ -132,8 +132,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="b8211f31ed2a8118b09a737c81e3b3e9044fe946e7d9f1663240832346945dac",
             bytes=3_511_914,
             licence=(
-                "CC BY 4.0 for the work of d2net's authors; photos without a stated licence were "
-                "trained on: see MODEL_CARD.md"
+                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
+                "see MODEL_CARD.md"
             ),
             training_data=(
                 "distilled from ALIKED-n16, ALIKED-n16rot (BSD-3-Clause) and seasons on the photos "
