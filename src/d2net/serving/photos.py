@@ -36,7 +36,7 @@ MAX_KEYPOINTS = 8192
 
 
 def presets(model: D2Net) -> dict[str, D2Net]:
-    """What a visitor can choose: the model first, then its networks alone and as in the paper."""
+    """The models that a visitor can choose: the given one, its networks alone, and the paper's."""
     chosen, network = {"default": model}, model.network
     if isinstance(network, Combined):
         chosen["light"], network = D2Net(network.light), network.vgg
