@@ -313,5 +313,5 @@ def test_a_model_without_points_is_told(folder):
     for i in list(model.points3D):
         model.delete_point3D(i)
     model.write_binary(folder / "3D-models/aachen_v_1_1")
-    with pytest.raises(InputError, match="no points that two photos see"):
+    with pytest.raises(InputError, match="no two photos of the model"):
         evaluate(folder)
