@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,17 @@ def write_list(folder, text, encoding="utf-8"):
     path = folder / "list.txt"
     path.write_bytes(text.encode(encoding))
     return path
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.timeout(20)
+def test_a_list_may_come_through_a_pipe(tmp_path):
+    pipe, listed = tmp_path / "list.txt", [f"photo {i:04}.jpg" for i in range(2000)]
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("\n".join(listed),))
+    writer.start()
+    assert names(read_image_list(pipe, tmp_path)) == listed
+    writer.join()
 
 
 def test_names_may_hold_spaces_and_hashes(tmp_path):

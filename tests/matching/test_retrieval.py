@@ -103,7 +103,8 @@ def test_the_search_is_exact(described):
 def test_more_neighbours_than_photos(described):
     assert all(len(hits) == len(NAMES) - 1 for hits in described.neighbours(50).values())
     assert len(described.query(view(0, 5), 50)) == len(NAMES)
-    assert described.query(view(0, 5), 0) == []
+    with pytest.raises(InputError, match="at least 1"):
+        described.query(view(0, 5), 0)
 
 
 # --- What a vector is ------------------------------------------------------------------------

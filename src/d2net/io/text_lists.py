@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -31,10 +32,10 @@ def read_lines(
     """
     path = Path(path)
     try:
-        with path.open("rb") as binary:
-            is_utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if is_utf16 else "utf-8-sig"
-        with path.open(encoding=encoding, errors=errors) as file:
+        with path.open("rb") as binary:  # once, because the path may be a pipe
+            is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = "utf-16" if is_utf16 else "utf-8-sig"
+            file = io.TextIOWrapper(binary, encoding=encoding, errors=errors)
             for number, line in enumerate(map(str.strip, file), start=1):
                 if line and not line.startswith("#"):
                     yield number, line

@@ -77,8 +77,8 @@ class MappingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise InputError(f"seed must be at least 0, not {self.seed}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")
 
     @staticmethod
     def thresholds(uncertainties: Collection[float]) -> Thresholds:

@@ -167,6 +167,8 @@ class GlobalDescriptors:
         The best is first. There are fewer than k if the collection is smaller, and none for a photo
         without features. Features that do not fit the codebook are an InputError.
         """
+        if k < 1:
+            raise InputError(f"the number of similar photos must be at least 1, not {k}")
         return self._search(self.codebook.describe(features)[None], k)[0]
 
     def neighbours(self, k: int) -> dict[str, list[Hit]]:
