@@ -438,6 +438,22 @@ def test_an_addition_that_was_killed_goes_on(
     assert summary.num_registered == 7
 
 
+def test_an_addition_that_was_killed_may_be_given_up(
+    made: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    given_up = write_photos(tmp_path / "given up", [6])
+    process = processes.Process(
+        target=_add_until_killed, args=(tmp_path / "map", given_up, "verifying")
+    )
+    process.start()
+    process.join(120)
+    shutil.rmtree(given_up)
+    both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
+    summary = add_photos(tmp_path / "map", write_photos(tmp_path / "new", [7]), model=network(both))
+    assert summary.num_registered == 7
+
+
 def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     record = tmp_path / "map" / "map.json"

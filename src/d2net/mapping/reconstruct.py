@@ -154,8 +154,9 @@ def add_photos(
         folder.seconds.clear()
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, None)
-        stages.match(stages.select_added_pairs())
-        stages.survey()
+        new = stages.usable
+        stages.survey(folder.finished)
+        stages.match(stages.select_added_pairs(new))
         stages.verify(adding=True)
         return stages.finish(stages.map(existing=folder.sparse / "0"))
 
@@ -209,10 +210,10 @@ class Stages:
         self.failed = dict(outcome.failed)
         self.survey([photo.name for photo in photos])
 
-    def survey(self, names: Iterable[str] | None = None) -> None:
-        """Read the sizes and uncertainties of photos from the features file; None for all."""
+    def survey(self, names: Iterable[str]) -> None:
+        """Read the sizes and uncertainties of photos from the features file."""
         with FeatureFile(self._folder.features) as features:
-            for name in features.names if names is None else names:
+            for name in names:
                 if name not in features:
                     continue
                 number, self.sizes[name], uncertainty = features.overview(name)
@@ -246,16 +247,18 @@ class Stages:
             )
         return pairs
 
-    def select_added_pairs(self) -> list[Pair]:
+    def select_added_pairs(self, new: Sequence[str]) -> list[Pair]:
         """The map's pairs, and pairs of each new photo with the most similar others."""
+        usable = set(self.usable)
         with self._folder.timed("pairs"), FeatureFile(self._folder.features) as features:
             # Rebuilt in milliseconds a photo: a codebook of the old photos alone does not
             # distinguish photos of another part of the scene (docs/experiments.md, Retrieval).
-            descriptors = GlobalDescriptors.build(features)
+            descriptors = GlobalDescriptors.build(features, self.usable)
             descriptors.save(self._folder.retrieval)
             similar = descriptors.neighbours(_NUM_MATCHED)
-        added = [(other, name) for name in self.usable for other, _ in similar[name]]
-        return list(dict.fromkeys([*read_pairs(self._folder.pairs), *added]))
+        known = [pair for pair in read_pairs(self._folder.pairs) if usable.issuperset(pair)]
+        added = [(other, name) for name in new for other, _ in similar[name]]
+        return list(dict.fromkeys([*known, *added]))
 
     def match(self, pairs: Sequence[Pair]) -> None:
         """Match pairs that are not matched yet."""
