@@ -192,7 +192,7 @@ def _details(result: Result) -> str:
 
 
 def group_names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
-    """Unions of groups (overall first), and the groups themselves."""
+    """The names of unions of groups (overall first), and those of the groups themselves."""
     names = list(dict.fromkeys(name for result in results for name in result.groups))
     groups = {pair.group for result in results for pair in result.pairs}
     unions = [name for name in names if name == OVERALL or name not in groups]

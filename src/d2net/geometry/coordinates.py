@@ -78,7 +78,7 @@ Point = tuple[float, float]  # (x, y) in pixels
 
 @dataclass(frozen=True)
 class Rotation:
-    """Maps points (x, y) to a pixel grid that is turned counterclockwise as seen.
+    """Maps points (x, y) to a pixel grid that is turned counterclockwise on the screen.
 
     target = R (source - source_centre) + target_centre.
     """
@@ -154,8 +154,8 @@ def pixels_from_cells(stride: float, first_centre: float) -> GridMap:
 
 
 EXTRACTION_CELLS = pixels_from_cells(4, 3.5)
-"""Stride-4 map: two 2x2 max pools centre a cell at 4c + 1.5, the average pool of stride 1 over two
-such cells at 4c + 3.5."""
+"""Stride-4 map: two 2x2 max pools centre a cell at 4c + 1.5. The average pool of stride 1 joins two
+such cells, so its centre is at 4c + 3.5."""
 
 SHALLOW_CELLS = pixels_from_cells(4, 1.5)
 """Map of conv3_3 before its pool: two 2x2 max pools."""

@@ -6,10 +6,10 @@ log10 of the probability of such an agreement between photos of different places
 in a thousand. Two tests give the probability:
 
 - The fit, for all models: do the matches near the model gather closely around it? It is a number of
-  false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012), but only matches in a
-  band around the model count. Otherwise, its background model puts accidental partners anywhere in
-  the photo. Learned features violate this: they match windows with windows and ground with ground,
-  which lie at similar heights, so nearly parallel epipolar lines pass close to them.
+  false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012). The usual NFA assumes
+  that accidental partners lie anywhere in the photo. Learned features violate this: they match
+  windows with windows and ground with ground, which lie at similar heights, so nearly parallel
+  epipolar lines pass close to them. So here only matches in a band around the model count.
 - The order, for fundamental and essential matrices: are neighbours in one photo neighbours in the
   other? The null hypothesis swaps partners along their epipolar lines. A homography and a pose
   predict the partner itself, so nothing is left to swap.
@@ -44,8 +44,8 @@ SAME, DOUBTFUL = 2.0, 0.0
 10,901 pairs of different places (docs/accuracy.md and experiments.md) none is above the first."""
 
 _BAND, _BAND_THRESHOLDS = 0.02, 3.0
-"""Half-width of the band around a model, as a share of the photo's longer side, and at least in
-thresholds of an inlier."""
+"""Half-width of the band around a model, as a share of the photo's longer side. It is at least this
+multiple of an inlier's threshold."""
 
 _POSE_BAND = 0.05  # instead of `_BAND`, radius around the projection of a 3D point
 
@@ -58,7 +58,7 @@ _CELL = 0.01  # of the order test, as a share of the photo's longer side
 
 
 def verdict(significance: float) -> Verdict:
-    """What a significance says about two photos."""
+    """The verdict that follows from the significance of two photos' matches."""
     if significance > SAME:
         return "same"
     return "doubtful" if significance > DOUBTFUL else "none"
@@ -177,9 +177,9 @@ def pose_significance(
     """Significance of an absolute pose, with a sample of 4 (10 solutions) for a focal length.
 
     `errors` are the N reprojection errors of all 2D-3D correspondences, outliers too, and `points`
-    their N x 2 points in the photo. A point may occur several times; its best correspondence
-    counts, but had as many chances to fit by accident as the point has correspondences. Points in
-    the same square of the size of the threshold count once.
+    their N x 2 points in the photo. A point may have several correspondences. The best one counts,
+    and its chance to fit by accident is multiplied by their number. Points in the same square of
+    the size of the threshold count once.
     """
     _, point, tries = np.unique(points, axis=0, return_inverse=True, return_counts=True)
     rows = _one_each(np.argsort(errors, kind="stable"), (points, threshold))
@@ -192,7 +192,7 @@ def pose_significance(
 def _fit_significance(
     errors: Array, unit: float, threshold: float, sample_size: int, num_solutions: int, power: float
 ) -> float:
-    """Significance of errors, given as shares of `unit`, a number of pixels."""
+    """Significance of errors, which are given as shares of `unit` pixels."""
     band = max(_BAND, _BAND_THRESHOLDS * threshold / unit)
     near = errors[errors < band]  # not where an error is not a number
     chances = (np.maximum(near, _PIXEL / unit) / band) ** power
@@ -202,12 +202,13 @@ def _fit_significance(
 def _order_significance(a: Array, b: Array, lines_b: Array) -> float:
     """Minus log10 of the probability that neighbours in a are neighbours in b by accident.
 
-    The null hypothesis: the partner of a match is any of the partners near its epipolar line. So
-    its rank among those, by the neighbours that the match would have in both photos, is uniform.
-    Fisher's method combines the ranks, with Chernoff's bound of the gamma distribution's tail.
+    The null hypothesis: the partner of a match is any of the partners near its epipolar line. These
+    are ranked by the number of neighbours that the match would share with them in both photos, and
+    the rank of the true partner is uniform. Fisher's method combines the ranks, with Chernoff's
+    bound of the gamma distribution's tail.
     """
     neighbours_a, neighbours_b = _neighbours(a), _neighbours(b)
-    shared = neighbours_a @ neighbours_b.T  # [i, j]: number if i had the partner of j
+    shared = neighbours_a @ neighbours_b.T  # [i, j]: shared neighbours if i had the partner of j
     from_line = np.abs(lines_b[:, :2] @ b.T + lines_b[:, 2:])
     np.fill_diagonal(from_line, np.inf)
     swaps = np.argpartition(from_line, _SWAPS, axis=1)[:, :_SWAPS]
@@ -243,7 +244,7 @@ def _distance(lines: Array, points: Array) -> Array:
 
 
 def _one_each(rows: Rows, *grids: tuple[Array, float]) -> Rows:
-    """The first of the rows in every cell of some grids, each of points and a cell size."""
+    """The first row of each cell, for one grid (points, cell size) after the other."""
     for points, size in grids:
         x, y = np.floor(points[rows] / size).T
         _, first = np.unique(x + 1e7 * y, return_index=True)
