@@ -52,7 +52,8 @@ def extract(
         photos = read_image_list(image_list, root or Path())
     else:
         photos = find_images(paths or [], root)
-    check_output(output, image_list, *(photo.path for photo in photos), appends=True)
+    if format == "h5":
+        check_output(output, image_list, *(photo.path for photo in photos), appends=True)
     model = extraction.model(printing)
 
     from d2net.cli import progress
