@@ -35,6 +35,7 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
         "extract --image-list list.txt -o list.txt",
         "pairs photos --method exhaustive -o photos/p.png",
         "pairs f.h5 --method exhaustive -o f.h5",
+        "reconstruct photos -o . --pairs pairs.txt",
         "localize map a.png -o a.png",
         "localize map a.png -o other.png",
         "localize map a.png --intrinsics cameras.txt -o cameras.txt",

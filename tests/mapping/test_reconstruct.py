@@ -283,6 +283,16 @@ def test_no_map_says_why_and_keeps_what_there_is(
     assert not (tmp_path / "map" / "sparse").exists()
 
 
+@pytest.mark.parametrize("name", ["database.db", "sparse/0/images.bin", "pairs.txt"])
+def test_a_project_of_another_program_is_kept(made: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match="no map by d2net"):
+        reconstruct(made / "photos", tmp_path, model=network())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_one_photo_is_no_map(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least two photos"):
         reconstruct(write_photos(tmp_path / "photos", [0]), tmp_path / "map", model=network())

@@ -103,6 +103,13 @@ def test_a_run_on_other_photos_is_not_passed_off_as_this_one(tmp_path: Path) -> 
         run(FitLine(), SETTINGS, tmp_path, "9 (b)", workers=0)
 
 
+def test_weights_of_the_user_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_text("mine")
+    with pytest.raises(OutputError, match="not overwritten"):
+        run(FitLine(), SETTINGS, tmp_path, workers=0)
+    assert (tmp_path / "weights.safetensors").read_text() == "mine"
+
+
 def test_its_own_alarms_end_the_run(tmp_path: Path) -> None:
     settings = SETTINGS.updated(steps=2 * WINDOW)
     with pytest.raises(TrainingError, match="too far: 1000"):

@@ -67,6 +67,7 @@ def reconstruct(
     folder = into or output or Path("map")
     if folder.exists():
         check_output(folder / "map.png")
+        check_output(folder / "pairs.txt", pair_file)
 
     from d2net.cli import progress
     from d2net.mapping.reconstruct import add_photos

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pycolmap
 
-from d2net.errors import InputError, MappingError
+from d2net.errors import InputError, MappingError, OutputError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures
@@ -173,7 +173,14 @@ def opened(path: Path) -> Iterator[MapFolder]:
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path / "map"):
-        yield MapFolder(path)
+        folder = MapFolder(path)
+        for output in (folder.database, folder.sparse, folder.pairs, folder.matches):
+            if output.exists() and not folder.features.exists():  # the first output of a map
+                raise OutputError(
+                    f"{path} holds {output.name}, but no map by d2net: choose another folder, so "
+                    "that nothing of another program is overwritten"
+                )
+        yield folder
 
 
 class Stages:

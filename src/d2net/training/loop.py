@@ -114,6 +114,11 @@ def run(
         # Begin a new run, or resume an interrupted one.
         began_now = TrainingState(settings.to_dict(), objective.start, photos)
         state = load_state(output / "last") or began_now
+        if state is began_now and weights.exists():
+            raise OutputError(
+                f"{weights} exists, and no run that it came from: choose another output, so that "
+                "it is not overwritten"
+            )
         before = {**state.settings, "starting weights": state.start, "photos": state.photos}
         now = {**settings.to_dict(), "starting weights": objective.start, "photos": photos}
         for name, value in now.items():
