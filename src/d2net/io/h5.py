@@ -136,14 +136,9 @@ class FeatureWriter(EntryWriter):
     def add(self, name: str, features: Features, inputs: str = "") -> None:
         """Store one photo's features. After this returns, a kill does not lose them.
 
-        Args:
-            name: the photo's path relative to the photos' folder, with forward slashes.
-            features: float16 descriptors stay float16; everything else is stored as float32.
-            inputs: `resume.fingerprint` of the photo and its mask. Features of this photo with
-                another fingerprint are replaced.
-
-        Raises:
-            InputError: `name` is not a valid name or is stored already, or features are NaN.
+        `inputs` is the fingerprint of the photo and its mask; features of the photo with another
+        fingerprint are replaced. InputError if the name is not valid, the photo is stored already,
+        or its features are NaN.
         """
         arrays = {
             "keypoints": as_numpy(features.keypoints),
@@ -286,18 +281,10 @@ class MatchWriter(EntryWriter):
     ) -> None:
         """Store one pair's matches. After this returns, a kill does not lose them.
 
-        Args:
-            first: the first photo's name, as in the features file.
-            second: the second photo's name.
-            matches: each row of the first photo occurs at most once. Of verified matches, only the
-                inliers are stored.
-            num_keypoints: the number of keypoints in the first photo.
-            inputs: `resume.fingerprint` of both photos' features. Matches of this pair with another
-                fingerprint are replaced.
-
-        Raises:
-            InputError: the pair is stored already, in either order, or the matches do not fit
-                `num_keypoints`.
+        Of verified matches, only the inliers are stored. `num_keypoints` belongs to the first
+        photo, whose rows occur at most once. `inputs` is the fingerprint of both photos' features;
+        matches of the pair with another fingerprint are replaced. InputError if the pair is stored
+        already, in either order, or if the matches do not fit.
         """
         pair = (check_name(first), check_name(second))
         if first == second or (second, first) in self._pairs:
