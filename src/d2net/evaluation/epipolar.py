@@ -80,31 +80,29 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    pairs = [_read_pair(folder, path) for path in sorted(folder.rglob("corrs.txt"))]
+    pairs = []
+    for corrs in sorted(folder.rglob("corrs.txt")):
+        here, photos = corrs.parent, []
+        for name in ("01", "02"):
+            files = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
+            if not files:
+                raise FormatError(f"{here} has no photo {name} (as {name}.png or {name}.jpg)")
+            photos.append(files[0])
+        try:
+            marks = np.array(corrs.read_text(encoding="utf-8").split(), np.float64).reshape(-1, 4)
+        except ValueError as error:
+            raise FormatError(f"{corrs} does not hold rows of four numbers x1 y1 x2 y2") from error
+        if not len(marks) or not np.isfinite(marks).all():
+            raise FormatError(f"{corrs} holds no rows x1 y1 x2 y2, or numbers that are not finite")
+        group = "." if here == folder else here.parent.relative_to(folder).as_posix()
+        group = folder.resolve().name if group == "." else group
+        pairs.append(MarkedPair(group, (photos[0], photos[1]), marks[:, :2], marks[:, 2:]))
     if not pairs:
         raise InputError(
             f"{folder} holds no pair: folders with photos 01 and 02 (as 01.png) and corrs.txt are "
             "expected"
         )
     return pairs
-
-
-def _read_pair(root: Path, corrs: Path) -> MarkedPair:
-    folder, photos = corrs.parent, []
-    for name in ("01", "02"):
-        files = [p for p in sorted(folder.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
-        if not files:
-            raise FormatError(f"{folder} has no photo {name} (as {name}.png or {name}.jpg)")
-        photos.append(files[0])
-    try:
-        marks = np.array(corrs.read_text(encoding="utf-8").split(), np.float64).reshape(-1, 4)
-    except ValueError as error:
-        raise FormatError(f"{corrs} does not hold rows of four numbers x1 y1 x2 y2") from error
-    if not len(marks) or not np.isfinite(marks).all():
-        raise FormatError(f"{corrs} holds no rows x1 y1 x2 y2, or numbers that are not finite")
-    group = "." if folder == root else folder.parent.relative_to(root).as_posix()
-    group = root.resolve().name if group == "." else group
-    return MarkedPair(group, (photos[0], photos[1]), marks[:, :2], marks[:, 2:])
 
 
 def evaluate_epipolar(

@@ -47,7 +47,18 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
         InputError: unknown name or setting.
         MissingPackageError: the baseline needs a package that is not installed.
     """
-    name, settings = _parse(specification)
+    settings: dict[str, Any] = {}
+    name, colon, tail = specification.partition(":")
+    parts = tail.split(",") if colon else []
+    if Path(specification).exists():
+        name, parts = specification, []
+    for part in parts:
+        key, equals, text = part.partition("=")
+        try:
+            value = json.loads({"none": "null"}.get(text.lower(), text.lower()))
+        except ValueError:
+            value = text
+        settings[key.strip()] = value if equals else True
     if Path(name).suffix in (".h5", ".hdf5"):
         _check_settings(name, settings)
         return FileSource(Path(name))
@@ -58,22 +69,6 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
         _check_settings(name, settings, "max_keypoints", "max_edge", "weights")
         return kornia_baseline(specification, device=device, **settings)
     return NetworkSource(specification, name, device, settings)
-
-
-def _parse(specification: str) -> tuple[str, dict[str, Any]]:
-    """Split `name:flag,key=value` into the name and its settings."""
-    head, colon, tail = specification.partition(":")
-    if not colon or Path(specification).exists():
-        return specification, {}
-    settings: dict[str, Any] = {}
-    for part in tail.split(","):
-        key, equals, text = part.partition("=")
-        try:
-            value = json.loads({"none": "null"}.get(text.lower(), text.lower()))
-        except ValueError:
-            value = text
-        settings[key.strip()] = value if equals else True
-    return head, settings
 
 
 def _check_settings(name: str, settings: Mapping[str, Any], *known: str) -> None:

@@ -9,7 +9,6 @@ pairs; a pair without matches counts as zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +95,29 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
         sequences = [folder]
     if len(sequences) >= _MIN_SEQUENCES_OF_HPATCHES:
         sequences = [path for path in sequences if path.name not in LEFT_OUT_OF_HPATCHES]
-    pairs = [pair for sequence in sequences for pair in _pairs_of(sequence)]
+    pairs = []
+    for sequence in sequences:
+        images = _images(sequence)
+        if 1 not in images:
+            raise FormatError(f"{sequence} has no image 1, the first image of every pair")
+        first = images.pop(1)
+        for k, image in sorted(images.items()):
+            names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
+            path = next((sequence / name for name in names if (sequence / name).is_file()), None)
+            if path is None:
+                raise FormatError(
+                    f"{sequence} has an image {k} but no homography {names[0]} or {names[1]}"
+                )
+            try:
+                H = np.array(path.read_text().split(), dtype=np.float64).reshape(3, 3)
+            except ValueError as error:
+                raise FormatError(f"{path} is not a 3 x 3 matrix of numbers") from error
+            if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
+                raise FormatError(
+                    f"{path} is not a homography: the matrix is singular or its numbers are not "
+                    "finite"
+                )
+            pairs.append(HomographyPair(sequence.name, (first, image), H))
     if not pairs:
         raise InputError(
             f"{folder} holds no sequence: folders with images 1, 2, ... and homographies H_1_2 ... "
@@ -112,29 +133,6 @@ def _images(folder: Path) -> dict[int, Path]:
         if number and path.suffix.lower() in EXTENSIONS:
             images[int(number[1])] = path
     return images
-
-
-def _pairs_of(sequence: Path) -> Iterator[HomographyPair]:
-    images = _images(sequence)
-    if 1 not in images:
-        raise FormatError(f"{sequence} has no image 1, the first image of every pair")
-    first = images.pop(1)
-    for k, image in sorted(images.items()):
-        names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
-        path = next((sequence / name for name in names if (sequence / name).is_file()), None)
-        if path is None:
-            raise FormatError(
-                f"{sequence} has an image {k} but no homography {names[0]} or {names[1]}"
-            )
-        try:
-            H = np.array(path.read_text().split(), dtype=np.float64).reshape(3, 3)
-        except ValueError as error:
-            raise FormatError(f"{path} is not a 3 x 3 matrix of numbers") from error
-        if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
-            raise FormatError(
-                f"{path} is not a homography: the matrix is singular or its numbers are not finite"
-            )
-        yield HomographyPair(sequence.name, (first, image), H)
 
 
 def evaluate_homography(

@@ -202,13 +202,26 @@ def group_names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
 def group_table(
     results: Sequence[Result], groups: Sequence[str], num_metrics: int | None = None
 ) -> Table:
-    """For each group a row per method, with a column for each of the first headline metrics."""
+    """For each group a row per method, with a column for each of the first headline metrics.
+
+    The best figure of a group is marked, unless all are equal.
+    """
     metrics = headline(results)[:num_metrics]
     every = [values for result in results for values in result.groups.values()]
     rows = []
     for group in groups:
         members = [result for result in results if group in result.groups]
-        columns = [_compared([r.groups[group] for r in members], m, every) for m in metrics]
+        columns = []
+        for metric in metrics:
+            texts = [figure_text(r.groups[group].get(metric.name), metric, every) for r in members]
+            known = [
+                r.groups[group][metric.name] for r in members if metric.name in r.groups[group]
+            ]
+            best = None
+            if metric.higher_is_better is not None and len(set(texts)) > 1 and known:
+                extreme = max(known) if metric.higher_is_better else min(known)
+                best = figure_text(extreme, metric, every)
+            columns.append([Cell(text, text == best) for text in texts])
         for i, result in enumerate(members):
             labels = (group if i == 0 else "", result.method)
             rows.append(Row(labels, tuple(column[i] for column in columns), i == 0))
@@ -279,14 +292,3 @@ def figure_text(value: float | None, metric: Metric, column: Iterable[Figures]) 
     largest = max((v for v in known if math.isfinite(v)), default=0.0)
     decimals = 0 if metric.higher_is_better is None or largest > 100 else 3 if largest <= 1 else 2
     return f"{value:,.{decimals}f}"
-
-
-def _compared(rows: Sequence[Figures], metric: Metric, column: Sequence[Figures]) -> list[Cell]:
-    """The cells of methods that are compared: the best one is marked, unless all are equal."""
-    texts = [figure_text(figures.get(metric.name), metric, column) for figures in rows]
-    known = [figures[metric.name] for figures in rows if metric.name in figures]
-    best = None
-    if metric.higher_is_better is not None and len(set(texts)) > 1 and known:
-        extreme = max(known) if metric.higher_is_better else min(known)
-        best = figure_text(extreme, metric, column)
-    return [Cell(text, text == best) for text in texts]

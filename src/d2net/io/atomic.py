@@ -99,13 +99,13 @@ def write_text(path: Path, text: str, *, lock: bool = True) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, lock: bool = True, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path`, which becomes `path` at the end; see `replacing`.
 
     OutputError if `path` exists and is not an empty folder, unless the new folder may replace it.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with locked(path) if lock else nullcontext(), output_errors(path):
+    with locked(path), output_errors(path):
         if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise OutputError(f"{path} exists already; delete it or choose another folder.")
         shutil.rmtree(temporary, ignore_errors=True)

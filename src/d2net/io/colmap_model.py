@@ -49,8 +49,13 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     try:
         model = pycolmap.Reconstruction(folder)
         if not (folder / "images.bin").is_file():
-            for number, name in _read_names(folder / "images.txt").items():
-                model.images[number].name = name
+            # pycolmap cuts the photos' names at the first space.
+            with (folder / "images.txt").open(encoding="utf-8", errors="surrogateescape") as lines:
+                for line in lines:
+                    words = line.split(maxsplit=9)
+                    if words and not words[0].startswith("#"):
+                        model.images[int(words[0])].name = words[9].strip()
+                        next(lines, None)  # the keypoints of the photo; the line may be empty
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
@@ -68,18 +73,6 @@ def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
             _check_file(file)
     except FormatError as error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-
-
-def _read_names(path: Path) -> dict[int, str]:
-    """The photos' names by number in images.txt, which pycolmap cuts at the first space."""
-    names = {}
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            words = line.split(maxsplit=9)
-            if words and not words[0].startswith("#"):
-                names[int(words[0])] = words[9].strip()
-                next(lines, None)  # the keypoints of the photo; the line may be empty
-    return names
 
 
 def _check_file(path: Path) -> None:

@@ -240,7 +240,13 @@ def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
 
 
 def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
-    tags = _tiff_tags(file)
+    header = file.read(8)
+    if 43 in header[2:4]:  # BigTIFF
+        header += file.read(8)
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)  # those of the first image
+    file.seek(0)
     if Base.DNGVersion in tags or int(tags.get(Base.NewSubfileType, 0)) & 1:
         raise UnreadableError(
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
@@ -263,18 +269,6 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
         orientation = _valid_orientation(tags.get(Base.Orientation))
         return _Decoded(_opencv_samples(file), orientation, is_upright=True)
     return _decode_pillow(image)
-
-
-def _tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
-    """The tags of the first image; the file is rewound."""
-    header = file.read(8)
-    if 43 in header[2:4]:  # BigTIFF
-        header += file.read(8)
-    tags = ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
-    file.seek(0)
-    return tags
 
 
 def _opencv_samples(file: BinaryIO) -> Samples:

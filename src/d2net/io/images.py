@@ -79,7 +79,16 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
         InputError: the image has another type, shape or range of values.
     """
     if isinstance(image, torch.Tensor):
-        return _pixels_from_array(_channels_last(image))
+        tensor = image[0] if image.ndim == 4 and len(image) == 1 else image
+        if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+            raise InputError(
+                "an image tensor must be 1 x H x W or 3 x H x W, or one of these with a batch "
+                f"dimension of one, not of shape {tuple(image.shape)}"
+            )
+        tensor = tensor.detach().cpu().permute(1, 2, 0)
+        return _pixels_from_array(
+            (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        )
     if isinstance(image, np.ndarray):
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
             raise InputError(
@@ -259,19 +268,6 @@ def _float_pixels(samples: Samples) -> Pixels:
 
 def _three_channels(pixels: Pixels) -> Pixels:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-
-
-def _channels_last(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    shape = tuple(tensor.shape)
-    if tensor.ndim == 4 and shape[0] == 1:
-        tensor = tensor[0]
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise InputError(
-            "an image tensor must be 1 x H x W or 3 x H x W, or one of these with a batch "
-            f"dimension of one, not of shape {shape}"
-        )
-    tensor = tensor.detach().cpu().permute(1, 2, 0)
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:

@@ -205,9 +205,19 @@ class EntryWriter:
         with ExitStack() as stack:
             stack.enter_context(locked(self.path))
             if self.path.exists():
-                self._existing = self._open_existing(stack)
-                for name in self._existing.entries():
-                    self._add_entry(name, self._existing.read_attributes(name))
+                try:
+                    existing = stack.enter_context(self.reader(self.path))
+                except D2NetError as error:
+                    raise OutputError(f"{error} Delete it or choose another output.") from error
+                if existing.settings is None:
+                    raise OutputError(
+                        f"{self.path} was not written by d2net, so nothing is added to it; choose "
+                        "another output."
+                    )
+                check_settings(existing.settings, self.settings, self.path)
+                for name in existing.entries():
+                    self._add_entry(name, existing.read_attributes(name))
+                self._existing = existing
             with self._database_errors():
                 database = stack.enter_context(closing(_open_database(self._partial)))
                 rows = database.execute("SELECT name, settings, attributes FROM entries").fetchall()
@@ -232,21 +242,9 @@ class EntryWriter:
             if error is None or not self._pending:
                 with output_errors(self._partial):
                     database.close()
-                    for path in _files_of_database(self._partial):
+                    for end in ("-wal", "-shm", "-journal", ""):
+                        path = self._partial.with_name(self._partial.name + end)
                         path.unlink(missing_ok=True)
-
-    def _open_existing(self, stack: ExitStack) -> H5File:
-        try:
-            existing = stack.enter_context(self.reader(self.path))
-        except D2NetError as error:
-            raise OutputError(f"{error} Delete it or choose another output.") from error
-        if existing.settings is None:
-            raise OutputError(
-                f"{self.path} was not written by d2net, so nothing is added to it; choose another "
-                "output."
-            )
-        check_settings(existing.settings, self.settings, self.path)
-        return existing
 
     def _add_entry(self, name: str, attributes: Attributes) -> None:
         self._entries[name] = attributes
@@ -318,7 +316,11 @@ def write_h5_file(
         _write_attributes(file, {_SETTINGS: json.dumps(settings, sort_keys=True)})
         _write_attributes(file, attributes or {})
         for name, record in records:
-            _write_record(file.create_group(name), record)
+            group = file.create_group(name)
+            for key in sorted(record.arrays):
+                group.create_dataset(key, data=record.arrays[key], track_times=False)
+            for key, of_array in sorted(record.attributes.items()):
+                _write_attributes(group[key] if key else group, of_array)
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
@@ -342,21 +344,10 @@ def _open_database(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _files_of_database(path: Path) -> list[Path]:
-    return [path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal", "")]
-
-
 def _folders_of(name: str) -> Iterator[str]:
     """The folders of a name: a and a/b for a/b/c.jpg."""
     parts = name.split("/")
     return ("/".join(parts[:i]) for i in range(1, len(parts)))
-
-
-def _write_record(group: h5py.Group, record: Record) -> None:
-    for key in sorted(record.arrays):
-        group.create_dataset(key, data=record.arrays[key], track_times=False)
-    for key, attributes in sorted(record.attributes.items()):
-        _write_attributes(group[key] if key else group, attributes)
 
 
 def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | float | Array]) -> None:

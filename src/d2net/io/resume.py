@@ -56,7 +56,17 @@ class WorkRecord:
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
         """Read the record at `path`, or begin one. Without `settings`, any are accepted."""
         self.path = path
-        content = self._read()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            content = {}
+        except (OSError, ValueError) as error:
+            raise FormatError(
+                f"{path} cannot be read or is damaged ({error}). Delete it, and the work is done "
+                "again."
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("done", {}), dict):
+            raise FormatError(f"{path} is not a record of work by d2net. Delete it.")
         self.settings: Settings | None = content.pop("settings", None)
         self._done: dict[str, str] = content.pop("done", {})
         self.values: dict[str, Any] = content
@@ -81,21 +91,6 @@ class WorkRecord:
         if self.settings is not None:
             content["settings"] = self.settings
         write_text(self.path, json.dumps(content, indent=2) + "\n", lock=False)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-            content = json.loads(text)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise FormatError(
-                f"{self.path} cannot be read or is damaged ({error}). Delete it, and the work is "
-                "done again."
-            ) from error
-        if not isinstance(content, dict) or not isinstance(content.get("done", {}), dict):
-            raise FormatError(f"{self.path} is not a record of work by d2net. Delete it.")
-        return content
 
 
 def as_settings(settings: Mapping[str, Any]) -> Settings:
