@@ -192,11 +192,25 @@ class D2Net(nn.Module):
             for found in find_in_turns(find, pixels, settings.turns):
                 for keypoints, photo, kept in zip(found, batch, selected, strict=True):
                     kept.append(_allowed(keypoints, photo).best(settings.max_keypoints))
-        descriptor_id = self.descriptor_id(settings)
-        return [
-            _to_features(Keypoints.concatenated(parts), photo, descriptor_id)
-            for parts, photo in zip(selected, batch, strict=True)
-        ]
+        features = []
+        for parts, photo in zip(selected, batch, strict=True):
+            keypoints = Keypoints.concatenated(parts)
+            key = keypoints.ranks if settings.original else -keypoints.scores
+            keypoints = keypoints[key.argsort(stable=True)]
+            photo_from_reduced = _photo_from_reduced(photo)
+            magnification = max(photo_from_reduced.x.scale, photo_from_reduced.y.scale)
+            features.append(
+                Features(
+                    keypoints=photo_from_reduced(keypoints.positions),
+                    scores=keypoints.scores,
+                    scales=keypoints.scales,
+                    descriptors=keypoints.descriptors,
+                    image_size=photo.size,
+                    uncertainty=keypoints.uncertainty * magnification,
+                    descriptor_id=self.descriptor_id(settings),
+                )
+            )
+        return features
 
     def score_map(self, image: ImageLike) -> Tensor:
         """Detection scores of a photo, for display.
@@ -319,21 +333,3 @@ def _allowed(keypoints: Keypoints, photo: PreparedPhoto) -> Keypoints:
         mask = torch.from_numpy(photo.mask).to(keep.device)
         keep &= mask[rows.clamp(0, height - 1), cols.clamp(0, width - 1)]
     return keypoints if bool(keep.all()) else keypoints[keep]
-
-
-def _to_features(keypoints: Keypoints, photo: PreparedPhoto, descriptor_id: str) -> Features:
-    """Keypoints in pixels of the photo; best first, or in the release's order with `original`."""
-    original = photo.settings.original
-    key = keypoints.ranks if original else -keypoints.scores
-    keypoints = keypoints[key.argsort(stable=True)]
-    photo_from_reduced = _photo_from_reduced(photo)
-    magnification = max(photo_from_reduced.x.scale, photo_from_reduced.y.scale)
-    return Features(
-        keypoints=photo_from_reduced(keypoints.positions),
-        scores=keypoints.scores,
-        scales=keypoints.scales,
-        descriptors=keypoints.descriptors,
-        image_size=photo.size,
-        uncertainty=keypoints.uncertainty * magnification,
-        descriptor_id=descriptor_id,
-    )

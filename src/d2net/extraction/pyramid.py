@@ -132,24 +132,20 @@ def crop_level(photos: Tensor, level: Level, window: Window, grid: Grid) -> Crop
         spans.append(span)
         covered.append(range(first, first + grid.cells(len(span))))
     rows, cols = spans
-    origin = cols.start, rows.start
-    return Crop(_level_pixels(photos, level, rows, cols), origin, Window(*covered))
-
-
-def _level_pixels(photos: Tensor, level: Level, rows: range, cols: range) -> Tensor:
-    """A window of the level's image, B x rows x cols x 3."""
-    width, height = photos.shape[2], photos.shape[1]
+    height, width = photos.shape[1:3]
     if level.size == (width, height):
-        return photos[:, rows.start : rows.stop, cols.start : cols.stop]
-    photo_from_level = level.level_from_photo.inverse()
+        pixels = photos[:, rows.start : rows.stop, cols.start : cols.stop]
+    else:
+        photo_from_level = level.level_from_photo.inverse()
 
-    def source(target: range, axis: coordinates.AxisMap, size: int) -> range:
-        low = math.floor(axis.of(target.start)) - 1
-        high = math.ceil(axis.of(target.stop - 1)) + 2
-        return range(max(low, 0), min(high, size))
+        def source(target: range, axis: coordinates.AxisMap, size: int) -> slice:
+            low = math.floor(axis.of(target.start)) - 1
+            high = math.ceil(axis.of(target.stop - 1)) + 2
+            return slice(max(low, 0), min(high, size))
 
-    from_rows = source(rows, photo_from_level.y, height)
-    from_cols = source(cols, photo_from_level.x, width)
-    part = photos[:, from_rows.start : from_rows.stop, from_cols.start : from_cols.stop].float()
-    part_from_level = coordinates.crop(from_cols.start, from_rows.start).after(photo_from_level)
-    return sampling.resample(part, rows, cols, part_from_level)
+        from_rows = source(rows, photo_from_level.y, height)
+        from_cols = source(cols, photo_from_level.x, width)
+        part = photos[:, from_rows, from_cols].float()
+        part_from_level = coordinates.crop(from_cols.start, from_rows.start).after(photo_from_level)
+        pixels = sampling.resample(part, rows, cols, part_from_level)
+    return Crop(pixels, (cols.start, rows.start), Window(*covered))

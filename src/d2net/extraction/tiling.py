@@ -27,7 +27,15 @@ def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[
     if not levels:
         return
     rows, cols = levels[-1].cells
-    down, across = _divisions(rows, cols, cells_per_tile)
+    down = across = 1
+    if rows * cols > cells_per_tile:  # as few tiles, and as square ones, as the limit allows
+        side = max(math.isqrt(cells_per_tile) - 2 * MARGIN, 1)
+        if rows <= side:
+            across = math.ceil(cols / max(cells_per_tile // (rows + 2 * MARGIN) - 2 * MARGIN, 1))
+        elif cols <= side:
+            down = math.ceil(rows / max(cells_per_tile // (cols + 2 * MARGIN) - 2 * MARGIN, 1))
+        else:
+            down, across = math.ceil(rows / side), math.ceil(cols / side)
     bounds_y = [size[1] * i / down for i in range(1, down)]
     bounds_x = [size[0] * i / across for i in range(1, across)]
     for i in range(down):
@@ -39,18 +47,6 @@ def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[
                 )
                 for level in levels
             ]
-
-
-def _divisions(rows: int, cols: int, cells_per_tile: int) -> tuple[int, int]:
-    """The number of tiles down and across: as few and as square as the limit allows."""
-    if rows * cols <= cells_per_tile:
-        return 1, 1
-    side = max(math.isqrt(cells_per_tile) - 2 * MARGIN, 1)
-    if rows <= side:
-        return 1, math.ceil(cols / max(cells_per_tile // (rows + 2 * MARGIN) - 2 * MARGIN, 1))
-    if cols <= side:
-        return math.ceil(rows / max(cells_per_tile // (cols + 2 * MARGIN) - 2 * MARGIN, 1)), 1
-    return math.ceil(rows / side), math.ceil(cols / side)
 
 
 def _owned(photo_from_cells: AxisMap, size: int, bounds: Sequence[float], tile: int) -> range:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2net.extraction.keypoints import Keypoints
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import Rotation, Size
+from d2net.geometry.coordinates import Rotation
 
 _BORDER = 8
 """Keypoints this close to the border of a photo, in pixels of their level, depend on pixels beyond
@@ -35,24 +35,21 @@ def find_in_turns(
         turns: number of copies; the first one is not turned.
 
     Yields:
-        The keypoints of each copy, at their positions in `photos`.
+        The keypoints of each copy, at their positions in `photos`, except those in its border.
     """
-    size = photos.shape[2], photos.shape[1]
+    last = torch.tensor([photos.shape[2], photos.shape[1]], device=photos.device) - 1
     yield find(photos)
     for number in range(1, turns):
         turned, photo_from_turned = turn_photos(photos, 360 * number / turns)
-        yield [_turned_back(found, photo_from_turned, size) for found in find(turned)]
-
-
-def _turned_back(found: Keypoints, photo_from_turned: Rotation, size: Size) -> Keypoints:
-    """Keypoints at their positions in the photo, except those in its border or outside."""
-    positions = photo_from_turned(found.positions.double()).float()
-    found = replace(found, positions=positions)
-    if photo_from_turned.quarter:
-        return found  # the turned copy has the same border, and detection excluded it
-    margin = _BORDER * found.scales[:, None]
-    last = positions.new_tensor(size) - 1
-    return found[((positions >= margin) & (positions <= last - margin)).all(dim=1)]
+        of_photos = []
+        for found in find(turned):
+            positions = photo_from_turned(found.positions.double()).float()
+            margin = _BORDER * found.scales[:, None]
+            inside = ((positions >= margin) & (positions <= last - margin)).all(dim=1)
+            keypoints = replace(found, positions=positions)
+            # After a quarter turn the border is the same, and detection excluded it.
+            of_photos.append(keypoints if photo_from_turned.quarter else keypoints[inside])
+        yield of_photos
 
 
 def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:

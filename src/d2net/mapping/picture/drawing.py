@@ -67,7 +67,18 @@ class Look(NamedTuple):
 
 def find_look(cloud: Cloud) -> Look:
     """Look at most points and the nearer cameras, from the photos' side and a little from above."""
-    look = Look(_scene_from_world(cloud), _YAW, _PITCH, np.zeros(3), np.ones(2))
+    # Without photos, the world has a camera's axes.
+    scene_from_world = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    if cloud.photos:
+        rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
+        up = common_up(rotations.transpose(0, 2, 1))
+        ahead = rotations[:, :, 2].mean(axis=0)
+        forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
+        # Photos from all sides, or from above, have no direction, so any direction will do.
+        forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
+        forward = forward / np.linalg.norm(forward)
+        scene_from_world = np.stack([np.cross(forward, up), forward, up])
+    look = Look(scene_from_world, _YAW, _PITCH, np.zeros(3), np.ones(2))
     view_from_world = look.view_from_world
     points, centres = cloud.points @ view_from_world.T, cloud.centres @ view_from_world.T
     outside = ((points, _POINTS_OUTSIDE), (centres, _CAMERAS_OUTSIDE))
@@ -80,20 +91,6 @@ def find_look(cloud: Cloud) -> Look:
     largest = float(extent.max())  # a single camera, or points on a line, have no extent
     extent = np.maximum(extent, 0.05 * largest if largest > 0 else 1.0)
     return look._replace(target=target @ view_from_world, extent=extent)
-
-
-def _scene_from_world(cloud: Cloud) -> Array:
-    """3 x 3 rotation into the scene's axes. Without photos, the world has a camera's axes."""
-    if not cloud.photos:
-        return np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-    rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
-    up = common_up(rotations.transpose(0, 2, 1))
-    ahead = rotations[:, :, 2].mean(axis=0)
-    forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
-    # Photos from all sides, or from above, have no direction, so any direction will do.
-    forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
-    forward = forward / np.linalg.norm(forward)
-    return np.stack([np.cross(forward, up), forward, up])
 
 
 def kept_points(cloud: Cloud) -> NDArray[np.int64]:
