@@ -153,22 +153,19 @@ class DistillationObjective(FeatureObjective):
             torch.distributed.barrier()
         if not self.network.projection.any():
             known = [photo for photo in photos if self._targets.path(photo).exists()]
-            self.network.projection.copy_(self._principal_components(known))
+            if not known:
+                raise InputError(f"none of the photos in {self.data} can be read")
+            # The directions in which the teachers' descriptors have the most energy.
+            total = 0.0
+            for i in evenly_spaced(len(known), _PROJECTION_PHOTOS):
+                x = self._targets.read(known[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
+                total = total + x.T @ x
+            vectors = np.linalg.eigh(total)[1][:, -self.network.light.widths.dimension :]
+            self.network.projection.copy_(torch.from_numpy(vectors.copy()))
         open_one = partial(
             DistillationPairs, settings=self.settings, data=self.data, targets=self._targets
         )
         return PairBatches(self.settings, open_one, stack, rank, processes)
-
-    def _principal_components(self, photos: list[Path]) -> Tensor:
-        """D x d, the directions in which the teachers' descriptors have the most energy."""
-        if not photos:
-            raise InputError(f"none of the photos in {self.data} can be read")
-        total = 0.0
-        for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS):
-            x = self._targets.read(photos[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
-            total = total + x.T @ x
-        vectors = np.linalg.eigh(total)[1]
-        return torch.from_numpy(vectors[:, -self.network.light.widths.dimension :].copy()).float()
 
     def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""

@@ -98,7 +98,16 @@ class SupervisedObjective(FeatureObjective):
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the paper's loss and the contrastive loss."""
         s = self.settings
-        maps = self.network.layers(self._frozen_layers(batch.images), self._learned, 8)
+        # On a CPU one image at a time, because its widest maps nearly fit into the cache.
+        step = 1 if batch.images.device.type == "cpu" else len(batch.images)
+        frozen = []
+        with torch.no_grad():
+            for first in range(0, len(batch.images), step):
+                images = batch.images[first : first + step]
+                x = self.normalisation(images.permute(0, 3, 1, 2).float()).to(self._dtype)
+                x = x.contiguous(memory_format=torch.channels_last)  # the fast layout
+                frozen.append(self.network.layers(x, self._frozen, 8))
+        maps = self.network.layers(torch.cat(frozen), self._learned, 8)
         matching = matching_loss(maps, batch.correspondences, sampling=s.sampling)
         usable = matching.usable
         loss = mean_over_processes(matching.per_pair, usable)
@@ -115,19 +124,6 @@ class SupervisedObjective(FeatureObjective):
             loss = loss + s.contrast * contrast
             figures["contrast"] = float(contrast.detach())
         return loss, figures
-
-    @torch.no_grad()
-    def _frozen_layers(self, images: Tensor) -> Tensor:
-        """Run N x H x W x 3 uint8 images through the layers that are not trained."""
-        # On a CPU one image at a time, because its widest maps nearly fit into the cache.
-        step = 1 if images.device.type == "cpu" else len(images)
-        maps = []
-        for first in range(0, len(images), step):
-            part = images[first : first + step]
-            x = self.normalisation(part.permute(0, 3, 1, 2).float()).to(self._dtype)
-            x = x.contiguous(memory_format=torch.channels_last)  # the fast layout
-            maps.append(self.network.layers(x, self._frozen, 8))
-        return torch.cat(maps)
 
     @torch.no_grad()
     def pair_loss(self, pair: TrainingPair) -> float:

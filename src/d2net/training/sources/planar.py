@@ -159,56 +159,46 @@ def is_aligned(folder: Path) -> bool:
 
 def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     """The pairs of a folder of aligned photos; none if it has none of the layouts."""
-    if (folder / PAIRS_FILE).is_file():
-        return _read_pairs_file(folder / PAIRS_FILE)
+    pairs = []
+    file = folder / PAIRS_FILE
+    if file.is_file():
+        for number, entry in enumerate(_read_json(file), start=1):
+            try:
+                a, b = (_find_photo(file, str(entry[key])) for key in ("a", "b"))
+                matrix = np.array(entry["H_a_to_b"], np.float64)
+                np.linalg.inv(matrix.reshape(3, 3))
+            except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+                raise FormatError(
+                    f"{file}, pair {number}: a, b and H_a_to_b (an invertible matrix of 3 x 3 "
+                    "numbers) are expected"
+                ) from error
+            pairs.append(RelatedPhotos(a, b, matrix))
+        return pairs
     views = sorted(folder.rglob(OFFSETS_FILE))
+    for file in views:
+        offsets: list[tuple[Path, float, float]] = []
+        for name, offset in dict(_read_json(file)).items():
+            try:
+                x, y = map(float, offset)
+            except (TypeError, ValueError) as error:
+                raise FormatError(f"{file}: the offset of {name} is not two numbers") from error
+            offsets.append((_find_photo(file, name), x, y))
+        for (a, ax, ay), (b, bx, by) in combinations(offsets, 2):
+            shift = np.array([[1, 0, bx - ax], [0, 1, by - ay], [0, 0, 1]])
+            pairs.append(RelatedPhotos(a, b, shift))
     if views:
-        return [pair for file in views for pair in _read_offsets_file(file)]
-    return _photos_of_same_names(folder)
-
-
-def _read_pairs_file(file: Path) -> list[RelatedPhotos]:
-    photos = []
-    for number, entry in enumerate(_read_json(file), start=1):
-        try:
-            a, b = (_find_photo(file, str(entry[key])) for key in ("a", "b"))
-            matrix = np.array(entry["H_a_to_b"], np.float64)
-            np.linalg.inv(matrix.reshape(3, 3))
-        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
-            raise FormatError(
-                f"{file}, pair {number}: a, b and H_a_to_b (an invertible matrix of 3 x 3 numbers) "
-                "are expected"
-            ) from error
-        photos.append(RelatedPhotos(a, b, matrix))
-    return photos
-
-
-def _read_offsets_file(file: Path) -> list[RelatedPhotos]:
-    offsets: list[tuple[Path, float, float]] = []
-    for name, offset in dict(_read_json(file)).items():
-        try:
-            x, y = map(float, offset)
-        except (TypeError, ValueError) as error:
-            raise FormatError(f"{file}: the offset of {name} is not two numbers") from error
-        offsets.append((_find_photo(file, name), x, y))
-    return [
-        RelatedPhotos(a, b, np.array([[1, 0, bx - ax], [0, 1, by - ay], [0, 0, 1]]))
-        for (a, ax, ay), (b, bx, by) in combinations(offsets, 2)
-    ]
-
-
-def _photos_of_same_names(folder: Path) -> list[RelatedPhotos]:
+        return pairs
     by_name: dict[str, list[Path]] = {}
     for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
         for image in find_images([subfolder]):
             by_name.setdefault(str(Path(image.name).with_suffix("")), []).append(image.path)
-    pairs = [pair for paths in by_name.values() for pair in combinations(paths, 2)]
-    for a, b in pairs:
+    for a, b in (pair for paths in by_name.values() for pair in combinations(paths, 2)):
         if size_of(a, upright=True) != size_of(b, upright=True):
             raise FormatError(
                 f"{a} and {b} have the same name but differ in size, so they are not aligned"
             )
-    return [RelatedPhotos(a, b, np.eye(3)) for a, b in pairs]
+        pairs.append(RelatedPhotos(a, b, np.eye(3)))
+    return pairs
 
 
 def _find_photo(file: Path, name: str) -> Path:
