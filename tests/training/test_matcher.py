@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from d2net import D2Net, match
-from d2net.errors import InputError
+from d2net.errors import D2NetError, InputError
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.weights import load_matcher, save_weights
 from d2net.training.matcher import (
@@ -21,10 +22,10 @@ from d2net.training.matcher import (
     different_places,
     fit_calibration,
     ground_truth,
-    make_batch,
 )
 from d2net.training.recipes import train
 from d2net.training.settings import MatcherTrainingSettings
+from d2net.training.stored_pairs import Crop, Labels, StoredPair, part
 
 from .made import DATA
 from .plane_pair import H, grid, warped_pair
@@ -59,7 +60,9 @@ def make_settings(network: str, **changes: Any) -> MatcherTrainingSettings:
             "sources": places,
             "start": network,
             "widths": {"width": 32, "heads": 2, "layers": 2},
+            "pairs": 4,
             "keypoints": 64,
+            "step_keypoints": 48,
             "crop": 128,
             "batch": 3,
             "steps": 4,
@@ -77,7 +80,7 @@ def test_keypoints_match_by_the_true_homography() -> None:
     b = torch.from_numpy(partners[:, :2] / partners[:, 2:]).float()
     b[1] += 3  # neither a match nor a proof of none
     b[2] += 9
-    truth = ground_truth(a, b, pair.points_a, pair.points_b)
+    truth = ground_truth(a, b, pair.points_a, pair.points_b).labels
     assert truth.matches.tolist() == [[0, 0], [3, 3]]
     assert truth.unmatched_a.tolist() == [False, False, True, False]
     assert truth.unmatched_b.tolist() == [False, False, True, False]
@@ -90,12 +93,12 @@ def test_where_correspondences_are_unknown_nothing_is_taught() -> None:
     known = pair.points_a[near], pair.points_b[near] + noise  # as tracks
     a = torch.from_numpy(grid(32)).float()
     truth = ground_truth(a, a[:0], *known)
-    assert truth.unmatched_a.all()  # no keypoint in b at all
+    assert truth.labels.unmatched_a.all()  # no keypoint in b at all
     truth = ground_truth(a, a, *known)
     far = a[:, 0] > 120
     assert truth.errors[far].isnan().all()
-    assert not truth.unmatched_a[far].any()
-    assert truth.unmatched_a[~far].any()
+    assert not truth.labels.unmatched_a[far].any()
+    assert truth.labels.unmatched_a[~far].any()
 
 
 def test_pairs_of_different_places_come_from_different_folders() -> None:
@@ -105,16 +108,38 @@ def test_pairs_of_different_places_come_from_different_folders() -> None:
     expected = {(0, 2), (2, 0), (1, 2), (2, 1)}
     assert set(different_places(pairs, [Path("/d/a"), Path("/d/b")])) == expected
     assert different_places(pairs, [Path("/d"), Path("/d/a"), Path("/d/b")]) == []
-    batch = make_batch(pairs, folders=[Path("/d/a"), Path("/d/b")], share=0.2)
-    assert len(batch.different) == 1
 
 
-def test_the_loss_of_one_batch_falls(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = make_settings("ots")
-    objective = MatcherObjective(settings, data)
-    batch = objective.dataset(0, 1)[0].content  # type: ignore[union-attr]
-    examples = objective._examples(batch)
-    monkeypatch.setattr(objective, "_examples", lambda _: examples)  # extracted once
+def test_a_part_keeps_matches_whose_keypoints_both_stay() -> None:
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(0, 100, (60, 2)).astype(np.float32)
+    size = np.array([100, 100], np.float32)
+    descriptors = np.eye(60, dtype=np.float16)
+    crop = Crop(keypoints, descriptors, size)
+    rows = torch.arange(60)
+    alone = torch.zeros(60, dtype=torch.bool)
+    pair = StoredPair(crop, crop, Labels(torch.stack([rows, rows], 1), alone, alone), frozenset())
+    smaller = False
+    for seed in range(20):
+        seen = part(pair, 30, np.random.default_rng(seed))
+        ids = [crop.descriptors.argmax(1) for crop in (seen.a, seen.b)]
+        assert max(map(len, ids)) <= 30
+        assert {tuple(row) for row in seen.labels.matches.tolist()} == {
+            (i, j) for i, a in enumerate(ids[0]) for j, b in enumerate(ids[1]) if a == b
+        }
+        assert seen.labels.unmatched_a.tolist() == [a not in ids[1] for a in ids[0]]
+        assert (seen.a.keypoints <= seen.a.size).all()
+        assert (seen.a.keypoints >= 0).all()
+        smaller |= bool((seen.a.size < size).all())
+    assert smaller
+
+
+def test_the_loss_of_one_batch_falls(data: Path, tmp_path: Path) -> None:
+    settings = make_settings("light", different=0.4)
+    objective = MatcherObjective(settings, data, tmp_path / "pairs")
+    drawn = objective.dataset(0, 1)[0]
+    assert not isinstance(drawn, D2NetError)
+    batch = drawn.content
     optimizer = objective.optimizer(settings)
     losses = []
     for _ in range(40):
@@ -123,9 +148,26 @@ def test_the_loss_of_one_batch_falls(data: Path, monkeypatch: pytest.MonkeyPatch
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert [example.different for example in examples] == [False, False, False, True]
+    assert [len(labels.matches) == 0 for labels in batch.labels] == [True, False, False]
     assert figures["matches"] > 5
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_features_are_stored_and_made_again_for_a_photo_that_has_changed(
+    network: str, data: Path, tmp_path: Path
+) -> None:
+    def fill() -> dict[str, int]:
+        MatcherObjective(make_settings(network), data, tmp_path / "pairs").dataset(0, 1)
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "pairs").glob("*.npz")}
+
+    first = fill()
+    assert len(first) == 4
+    assert fill() == first
+    os.utime(data / "graf" / "graf1.jpg", ns=(1, 1))
+    (tmp_path / "pairs" / "000003.npz").write_bytes(b"damaged")
+    changed = {name for name, time in fill().items() if time != first[name]}
+    assert "000003.npz" in changed
+    assert 1 < len(changed) <= 4
 
 
 def test_a_run_resumes_with_the_same_bits_and_its_file_matches(

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2net.settings import Settings
+
+_CROSS_GAIN = 1.3
+"""Initial gain of the cross-attention's keys: a true partner stands out, and others are visible."""
+
+_WAVES = 32
+"""Number of plane waves that encode a position in a keypoint's first state."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +33,28 @@ class MatcherSettings(Settings):
     width: int = 128
     """Channels of a keypoint's state."""
 
-    heads: int = 4
-    """Attention heads; each has width / heads channels."""
+    heads: int = 1
+    """Attention heads; each has width / heads channels. Most of the time on a CPU goes into their
+    softmaxes."""
 
-    layers: int = 4
+    layers: int = 3
     """Number of layers."""
 
 
-@dataclass(frozen=True)
-class KeypointBatch:
-    """Keypoints of B photos, padded to N rows."""
+class KeypointBatch(NamedTuple):
+    """Keypoints of B photos, padded to N rows.
+
+    Attributes:
+        descriptors: B x N x D, unit length.
+        positions: B x N x 2 (x, y) in pixels.
+        sizes: B x 2 (width, height) in pixels.
+        valid: B x N bool, False for padding; None if there is none.
+    """
 
     descriptors: Tensor
-    """B x N x D, unit length."""
-
     positions: Tensor
-    """B x N x 2 (x, y) in pixels."""
-
     sizes: Tensor
-    """B x 2 (width, height) in pixels."""
-
     valid: Tensor | None = None
-    """B x N bool, False for padding; None if there is none."""
 
     @property
     def normalised(self) -> Tensor:
@@ -113,6 +119,9 @@ class FeedForward(nn.Module):
             nn.GELU(),
             nn.Linear(2 * width, width),
         )
+        # Training starts from updates of zero, so that no layer disturbs the next ones.
+        nn.init.zeros_(cast(Tensor, self.layers[-1].weight))
+        nn.init.zeros_(cast(Tensor, self.layers[-1].bias))
 
     def forward(self, states: Tensor, messages: Tensor) -> Tensor:
         """B x N x C states and messages to B x N x C states."""
@@ -132,6 +141,8 @@ class Layer(nn.Module):
         self.cross_value = nn.Linear(width, width)
         self.cross_output = nn.Linear(width, width)
         self.cross_update = FeedForward(width)
+        nn.init.orthogonal_(self.cross_key.weight, _CROSS_GAIN)
+        nn.init.zeros_(self.cross_key.bias)
 
     def forward(
         self,
@@ -196,16 +207,21 @@ class MatchingTransformer(nn.Module):
         self.settings = settings or MatcherSettings()
         width, heads = self.settings.width, self.settings.heads
         self.project = nn.Linear(self.settings.descriptor_length, width)
+        self.position = nn.Linear(2 * _WAVES, width)
+        self.waves = nn.Linear(2, _WAVES, bias=False)
         self.frequencies = nn.Linear(2, width // heads // 2, bias=False)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(self.settings.layers))
         self.heads = nn.ModuleList(AssignmentHead(width) for _ in range(self.settings.layers))
         # Calibrated probability: sigmoid(scale * logit + shift), fitted after training.
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        nn.init.orthogonal_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        nn.init.normal_(self.waves.weight, std=5.0)
         nn.init.normal_(self.frequencies.weight, std=1.0)
 
     def forward(self, a: KeypointBatch, b: KeypointBatch) -> list[Assignment]:
         """Assignments after each layer in training mode; in evaluation mode only the last one."""
-        states = self.project(a.descriptors), self.project(b.descriptors)
+        states = self._first_state(a), self._first_state(b)
         rotations = self._rotation(a), self._rotation(b)
         assignments = []
         for number, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True), 1):
@@ -218,6 +234,13 @@ class MatchingTransformer(nn.Module):
         """Calibrated probabilities that matches are right, from those of `Assignment`."""
         logit = probability.clamp(1e-6, 1 - 1e-6).logit()
         return torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
+
+    def _first_state(self, keypoints: KeypointBatch) -> Tensor:
+        """B x N x C from descriptors and positions; their elements have a variance of about 1."""
+        descriptors = keypoints.descriptors * math.sqrt(keypoints.descriptors.shape[-1])
+        phases = self.waves(keypoints.normalised)
+        waves = torch.cat([phases.cos(), phases.sin()], dim=-1)
+        return cast(Tensor, self.project(descriptors) + self.position(waves))
 
     def _rotation(self, keypoints: KeypointBatch) -> Tensor:
         """Rotary encoding of positions, 2 x B x 1 x N x C / heads / 2: cosine and sine."""

@@ -1,14 +1,14 @@
 """Training of the learned matcher, on the features of a frozen network.
 
-Keypoints are extracted from the crops of training pairs as users extract them. The pair's
-correspondences determine which keypoints match. The loss is LightGlue's (section 3.4): at every
-layer, the negative log-likelihood of the true matches and of the keypoints without a partner.
+Keypoints are extracted from the crops of training pairs as users extract them, once, and stored.
+The pair's correspondences determine which keypoints match. The loss is LightGlue's (section 3.4):
+at every layer, the negative log-likelihood of the true matches and of the keypoints without a
+partner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,13 +28,13 @@ from d2net.io.arrays import evenly_spaced
 from d2net.matching.learned_matcher import MIN_CONFIDENCE, as_batch, distinct_keypoints
 from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransformer
 from d2net.networks.weights import load_matcher, save_weights
-from d2net.progress import Progress
-from d2net.training.batches import PairBatch, PairBatches, collate, training_part
+from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import interpolate
 from d2net.training.objective import Objective, fixed_pairs, header, mean_over_processes
 from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources import TrainingPair
 from d2net.training.state import TrainingState
+from d2net.training.stored_pairs import Labels, MatcherBatch, PartBatches, StoredPairs, no_matches
 
 MATCH_DISTANCE = 3.0
 """Two keypoints match if each lies within this distance of the other's partner, pixels."""
@@ -47,29 +47,9 @@ _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, othe
 _WEIGHT_DECAY = 1e-4
 _MIN_JUDGED = 200  # matches from which a calibration is fitted
 _BINS = 15
-_CROPS_AT_ONCE = 32  # in a batch of extraction on a GPU
-
-
-class MatcherBatch(NamedTuple):
-    """Pairs of one place, and which of their crops make pairs of different places.
-
-    Attributes:
-        pairs: B pairs.
-        different: K x 2, the pair of the first crop and the pair of the second crop.
-    """
-
-    pairs: PairBatch
-    different: Tensor
-
-
-def make_batch(
-    pairs: Sequence[TrainingPair], *, folders: Sequence[Path], share: float
-) -> MatcherBatch:
-    """Make a batch of pairs of one place, with a share of pairs of different places."""
-    rows = different_places(pairs, folders)
-    chosen = evenly_spaced(len(rows), round(len(pairs) * share / (1 - share)))
-    rows = [rows[i] for i in chosen]
-    return MatcherBatch(collate(pairs), torch.tensor(rows, dtype=torch.int64).view(-1, 2))
+_VALIDATION_SCALE = 1.5
+"""Edge of a validation crop relative to a training crop. A user's photos have more keypoints than
+training crops, and a calibration holds for about the number of keypoints that it was fitted on."""
 
 
 def different_places(
@@ -91,15 +71,11 @@ class GroundTruth(NamedTuple):
     Attributes:
         errors: N x M, distance of each keypoint of b from the partner of each keypoint of a in
             pixels; infinite if crop b does not show it; NaN if it is unknown.
-        matches: K x 2, rows of both.
-        unmatched_a: N bool, whether a keypoint has no match. Other keypoints are ignored.
-        unmatched_b: M bool.
+        labels: which keypoints match.
     """
 
     errors: Tensor
-    matches: Tensor
-    unmatched_a: Tensor
-    unmatched_b: Tensor
+    labels: Labels
 
 
 def ground_truth(
@@ -107,7 +83,7 @@ def ground_truth(
 ) -> GroundTruth:
     """Which of N and M keypoints (x, y) of two crops match, by known correspondences."""
     if min(len(a), len(b)) == 0:
-        return no_matches(a, b)
+        return GroundTruth(torch.empty(len(a), len(b)), no_matches(len(a), len(b)))
 
     def errors(x: Tensor, y: Tensor, of_x: NDArray[Any], of_y: NDArray[Any]) -> Tensor:
         expected = torch.from_numpy(_partners(x.cpu().numpy(), of_x, of_y)).to(y)
@@ -119,23 +95,12 @@ def ground_truth(
     best_b, best_a = both.argmin(1), both.argmin(0)
     rows = torch.arange(len(a), device=a.device)
     rows = rows[(best_a[best_b] == rows) & (both[rows, best_b] < MATCH_DISTANCE)]
-    return GroundTruth(
-        in_b,
+    labels = Labels(
         torch.stack([rows, best_b[rows]], dim=1),
         in_b.amin(1) > NO_MATCH_DISTANCE,
         in_a.amin(0) > NO_MATCH_DISTANCE,
     )
-
-
-def no_matches(a: Tensor, b: Tensor) -> GroundTruth:
-    """The ground truth of N and M keypoints of two places: none has a match."""
-    device = a.device
-    return GroundTruth(
-        torch.full((len(a), len(b)), torch.inf, device=device),
-        torch.empty(0, 2, dtype=torch.int64, device=device),
-        torch.ones(len(a), dtype=torch.bool, device=device),
-        torch.ones(len(b), dtype=torch.bool, device=device),
-    )
+    return GroundTruth(in_b, labels)
 
 
 def _partners(
@@ -154,22 +119,24 @@ def _partners(
     return interpolate(points, known_a, known_b)
 
 
-def assignment_loss(assignment: Assignment, truths: Sequence[GroundTruth]) -> Tensor:
+def assignment_loss(assignment: Assignment, labels: Sequence[Labels]) -> Tensor:
     """B losses of one layer's assignment (LightGlue, equation 10)."""
-    log_probability = assignment.log_probability()
+    similarity = assignment.similarity.float()
+    of_a, of_b = assignment.matchability_a.float(), assignment.matchability_b.float()
+    over_b, over_a = similarity.logsumexp(2), similarity.logsumexp(1)
 
     def mean(values: Tensor) -> Tensor:
         return values.sum() / max(1, values.numel())
 
     losses = []
-    for row, truth in enumerate(truths):
-        first, second = truth.matches.unbind(1)
-        n, m = truth.errors.shape
+    for row, (matches, unmatched_a, unmatched_b) in enumerate(labels):
+        first, second = matches.unbind(1)
+        matched = 2 * similarity[row, first, second] - over_b[row, first] - over_a[row, second]
+        matched = matched + F.logsigmoid(of_a[row, first]) + F.logsigmoid(of_b[row, second])
         # softplus(z) is the negative logarithm of 1 - sigmoid(z)
-        alone_a = F.softplus(assignment.matchability_a[row, :n][truth.unmatched_a])
-        alone_b = F.softplus(assignment.matchability_b[row, :m][truth.unmatched_b])
-        matched = mean(-log_probability[row, first, second])
-        losses.append(matched + (mean(alone_a) + mean(alone_b)) / 2)
+        alone_a = F.softplus(of_a[row, : len(unmatched_a)][unmatched_a])
+        alone_b = F.softplus(of_b[row, : len(unmatched_b)][unmatched_b])
+        losses.append((mean(alone_a) + mean(alone_b)) / 2 - mean(matched))
     return torch.stack(losses)
 
 
@@ -187,11 +154,17 @@ class MatcherObjective(Objective):
 
     network: MatchingTransformer
 
-    def __init__(self, settings: MatcherTrainingSettings, data: Path) -> None:
+    def __init__(
+        self,
+        settings: MatcherTrainingSettings,
+        data: Path,
+        folder: Path,
+        progress: Progress = no_progress,
+    ) -> None:
         super().__init__()
-        self.settings, self.data = settings, data
+        self.settings, self.data, self._progress = settings, data, progress
         self.extractor = D2Net.from_pretrained(
-            settings.start, max_keypoints=settings.keypoints, precision=settings.precision
+            settings.start, precision=settings.precision
         ).requires_grad_(False)
         self.descriptor_id = self.extractor.descriptor_id()
         self.start = dict(self.extractor.weights)
@@ -214,17 +187,29 @@ class MatcherObjective(Objective):
                 MatcherSettings.from_dict({**settings.widths, "descriptor_length": length})
             )
         self.network.train()
+        self._stored = StoredPairs(folder, data, settings, self.descriptor_id)
         self._fixed: list[Example] = []
 
-    def dataset(self, rank: int, processes: int) -> PairBatches[TrainingPair]:
-        """See `Objective.dataset`."""
-        batch = partial(make_batch, folders=self._folders(), share=self.settings.different)
-        open_one = training_part(self.settings, self.data)
-        return PairBatches(self.settings, open_one, batch, rank, processes)
+    def dataset(self, rank: int, processes: int) -> PartBatches:
+        """See `Objective.dataset`; first, the features of pairs that are missing are extracted."""
 
-    def _folders(self) -> list[Path]:
-        sources = (*self.settings.training_sources, *self.settings.validation_sources)
-        return [(self.data / source.path).resolve() for source in sources]
+        def features(pair: TrainingPair) -> tuple[Features, Features, Labels]:
+            a, b, truth = self._features(pair, self.settings.keypoints)
+            return a, b, truth.labels
+
+        numbers = range(rank, self.settings.pairs, processes)
+        self._stored.extract(numbers, features, self._progress)
+        if processes > 1:
+            torch.distributed.barrier()
+        return PartBatches(self.settings, self._stored, rank, processes)
+
+    def _features(
+        self, pair: TrainingPair, keypoints: int
+    ) -> tuple[Features, Features, GroundTruth]:
+        images = [pair.image_a, pair.image_b]
+        both = self.extractor.extract_batch(images, max_keypoints=keypoints)
+        a, b = (features[distinct_keypoints(features)] for features in both)
+        return a, b, ground_truth(a.keypoints, b.keypoints, pair.points_a, pair.points_b)
 
     def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""
@@ -234,44 +219,17 @@ class MatcherObjective(Objective):
 
     def forward(self, batch: MatcherBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss, averaged over layers and pairs."""
-        examples = self._examples(batch)
-        if not examples:  # no crop of the batch has keypoints
-            nothing = torch.stack([p.sum() for p in self.network.parameters()]).sum() * 0
-            return nothing, {"last_layer": 0.0, "matches": 0.0, "recall": 0.0}
-        truths = [example.truth for example in examples]
-        layers = self.network(as_batch([e.a for e in examples]), as_batch([e.b for e in examples]))
-        losses = torch.stack([assignment_loss(assignment, truths) for assignment in layers])
-        per_pair = losses.mean(0)
-        loss = mean_over_processes(per_pair)
+        dtype: torch.dtype = getattr(torch, self.settings.precision)
+        with torch.autocast(batch.a.positions.device.type, dtype, dtype != torch.float32):
+            layers = self.network(batch.a, batch.b)
+        losses = torch.stack([assignment_loss(layer, batch.labels) for layer in layers])
         best = layers[-1].similarity.detach().argmax(2)
-        found = [best[row, t.matches[:, 0]] == t.matches[:, 1] for row, t in enumerate(truths)]
-        return loss, {
+        found = [best[row, m[:, 0]] == m[:, 1] for row, (m, *_) in enumerate(batch.labels)]
+        return mean_over_processes(losses.mean(0)), {
             "last_layer": float(losses[-1].detach().mean()),
-            "matches": float(np.mean([len(truth.matches) for truth in truths])),
+            "matches": float(np.mean([len(labels.matches) for labels in batch.labels])),
             "recall": float(torch.cat(found).float().mean().nan_to_num()),
         }
-
-    def _examples(self, batch: MatcherBatch) -> list[Example]:
-        """The examples of a batch: its pairs, then its pairs of different places."""
-        images = list(batch.pairs.images.cpu().numpy())
-        size = 1 if self.extractor.device.type == "cpu" else _CROPS_AT_ONCE
-        features = [
-            crop[distinct_keypoints(crop)]
-            for start in range(0, len(images), size)
-            for crop in self.extractor.extract_batch(images[start : start + size])
-        ]
-        crops_a, crops_b = features[: len(features) // 2], features[len(features) // 2 :]
-        known = batch.pairs.correspondences
-        examples = []
-        for row, (a, b) in enumerate(zip(crops_a, crops_b, strict=True)):
-            valid = known.valid[row]
-            points = [p[row][valid].cpu().numpy() for p in (known.points_a, known.points_b)]
-            truth = ground_truth(a.keypoints, b.keypoints, points[0], points[1])
-            examples.append(Example(a, b, truth, different=False))
-        for row_a, row_b in batch.different.tolist():
-            a, b = crops_a[row_a], crops_b[row_b]
-            examples.append(Example(a, b, no_matches(a.keypoints, b.keypoints), different=True))
-        return [example for example in examples if len(example.a) and len(example.b)]
 
     def validate(self) -> Mapping[str, float] | None:
         """See `Objective.validate`.
@@ -292,7 +250,7 @@ class MatcherObjective(Objective):
                 wrong.append(len(labels))
             else:
                 right, judged = right + int((labels == 1).sum()), judged + int((labels >= 0).sum())
-                true += len(example.truth.matches)
+                true += len(example.truth.labels.matches)
         return {
             "score": -float(np.mean(losses)),
             "loss": float(np.mean(losses)),
@@ -304,10 +262,21 @@ class MatcherObjective(Objective):
     def _fixed_examples(self) -> list[Example]:
         """The examples of the validation pairs. Their features are extracted once."""
         if not self._fixed:
-            pairs = fixed_pairs(self.settings, self.data)
-            folders, share = self._folders(), self.settings.different
-            batch = make_batch(pairs, folders=folders, share=share)
-            self._fixed = self._examples(batch)
+            settings, scale = self.settings, _VALIDATION_SCALE
+            crop = round(settings.crop * scale / 8) * 8
+            keypoints = round(settings.keypoints * scale**2)
+            pairs = fixed_pairs(settings.updated(crop=crop), self.data)
+            examples = [Example(*self._features(p, keypoints), different=False) for p in pairs]
+            sources = (*settings.training_sources, *settings.validation_sources)
+            folders = [(self.data / source.path).resolve() for source in sources]
+            rows = different_places(pairs, folders)
+            share = settings.different / (1 - settings.different)
+            for i, j in (rows[n] for n in evenly_spaced(len(rows), round(len(pairs) * share))):
+                a, b = examples[i].a, examples[j].b
+                errors = torch.full((len(a), len(b)), torch.inf, device=a.keypoints.device)
+                truth = GroundTruth(errors, no_matches(len(a), len(b)))
+                examples.append(Example(a, b, truth, different=True))
+            self._fixed = [e for e in examples if len(e.a) and len(e.b)]
             if not self._fixed:
                 raise InputError("no validation pair has keypoints in both crops")
         return self._fixed
@@ -359,7 +328,7 @@ def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tenso
     pairs, probability = assignment.mutual_best()
     errors = example.truth.errors[pairs[:, 0], pairs[:, 1]]
     labels = torch.where(errors.isnan(), -1, (errors <= MATCH_DISTANCE).long())
-    return float(assignment_loss(assignment, [example.truth])), probability, labels
+    return float(assignment_loss(assignment, [example.truth.labels])), probability, labels
 
 
 def fit_calibration(probability: Tensor, right: Tensor) -> Tensor:

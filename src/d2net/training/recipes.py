@@ -40,7 +40,7 @@ def train(
     """Train a network, distil one from teachers or train a matcher, or resume; see `loop.run`."""
     objective: Objective
     if isinstance(settings, MatcherTrainingSettings):
-        objective = MatcherObjective(settings, Path(data))
+        objective = MatcherObjective(settings, Path(data), Path(output) / "pairs", progress)
     elif isinstance(settings, DistillationSettings):
         targets = Path(output) / "teachers"
         objective = DistillationObjective(settings, Path(data), targets, progress)

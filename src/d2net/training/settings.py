@@ -350,16 +350,23 @@ class MatcherTrainingSettings(RunSettings):
     widths: Mapping[str, Any] = field(default_factory=dict)
     """Width, heads and layers of a new matcher, see `MatcherSettings`."""
 
-    keypoints: int = 512
-    """Maximum number of keypoints of a crop."""
+    pairs: int = 4000
+    """Number of training pairs whose features are extracted once and stored."""
+
+    keypoints: int = 900
+    """Maximum number of keypoints of a stored crop."""
+
+    step_keypoints: int = 448
+    """Maximum number of keypoints of a part of a crop, as a step sees it."""
 
     different: float = 0.2
-    """Share of pairs of different places, which have no matches. They are made of two pairs of a
-    batch whose photos lie in the folders of different sources."""
+    """Share of pairs of different places, which have no matches. They are made of two pairs whose
+    photos lie in the folders of different sources."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keypoints < 1:
-            raise InputError(f"keypoints must be at least 1, not {self.keypoints}")
+        for name in ("pairs", "keypoints", "step_keypoints"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.different < 1:
             raise InputError(f"different must be at least 0 and below 1, not {self.different}")

@@ -1,0 +1,291 @@
+"""Training pairs of the learned matcher: their features are extracted once and stored.
+
+Every step sees random parts of stored pairs, so that few pairs show many situations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from d2net.errors import D2NetError, InputError
+from d2net.features import Features
+from d2net.io.atomic import output_errors, replacing
+from d2net.io.resume import file_state, fingerprint
+from d2net.networks.matcher import KeypointBatch
+from d2net.progress import Progress
+from d2net.training.batches import Drawn, Mixture, training_part
+from d2net.training.settings import MatcherTrainingSettings
+from d2net.training.sources import TrainingPair, pair_generator
+
+_MIN_KEYPOINTS = 16  # of a crop, and of a part of it
+_MAX_DRAWS = 20  # pairs in a row with fewer keypoints, or of the same place
+_WHOLE, _SMALLEST = 0.3, 0.5  # how often a part is the whole crop, and its smallest edge otherwise
+_BEST = 0.4  # how often the best keypoints of a part are used, and not random ones
+
+_log = logging.getLogger(__name__)
+
+
+class Labels(NamedTuple):
+    """Which keypoints of two crops match.
+
+    Attributes:
+        matches: K x 2 int64, rows of both.
+        unmatched_a: N bool, whether a keypoint has no match. Other keypoints are ignored.
+        unmatched_b: M bool.
+    """
+
+    matches: Tensor
+    unmatched_a: Tensor
+    unmatched_b: Tensor
+
+
+def no_matches(count_a: int, count_b: int) -> Labels:
+    """The labels of keypoints of two places."""
+    alone_a, alone_b = (torch.ones(n, dtype=torch.bool) for n in (count_a, count_b))
+    return Labels(torch.empty(0, 2, dtype=torch.int64), alone_a, alone_b)
+
+
+class MatcherBatch(NamedTuple):
+    """Keypoints of the first and second crops of B pairs, and the labels of each pair."""
+
+    a: KeypointBatch
+    b: KeypointBatch
+    labels: list[Labels]
+
+
+class Crop(NamedTuple):
+    """Keypoints of a crop, best first.
+
+    Attributes:
+        keypoints: N x 2 float32 (x, y) in pixels.
+        descriptors: N x D float16.
+        size: 2 float32, width and height in pixels.
+    """
+
+    keypoints: NDArray[np.float32]
+    descriptors: NDArray[np.float16]
+    size: NDArray[np.float32]
+
+
+class StoredPair(NamedTuple):
+    """Two crops with labels, and their places: numbers of the sources that have their photos."""
+
+    a: Crop
+    b: Crop
+    labels: Labels
+    places: frozenset[int]
+
+
+class StoredPairs:
+    """The pairs of a run, one file per pair.
+
+    A file is written whole or not at all, and again after a photo or the settings have changed.
+    """
+
+    def __init__(
+        self, folder: Path, data: Path, settings: MatcherTrainingSettings, descriptor_id: str
+    ) -> None:
+        self._folder, self._data, self._settings = folder, data, settings
+        sources = [source.to_dict() for source in settings.training_sources]
+        self._made_by = [descriptor_id, sources, settings.crop, settings.keypoints, settings.seed]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.npz"
+
+    def extract(
+        self,
+        numbers: range,
+        features: Callable[[TrainingPair], tuple[Features, Features, Labels]],
+        progress: Progress,
+    ) -> None:
+        """Make the pairs that are missing or out of date."""
+        with output_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        mixture: Mixture[TrainingPair] | None = None
+        for done, number in enumerate(numbers):
+            progress("features of training pairs", done, len(numbers))
+            if self._is_current(number):
+                continue
+            mixture = mixture or Mixture.open(
+                self._settings, training_part(self._settings, self._data)
+            )
+            pair, a, b, labels = self._draw(mixture, number, features)
+            arrays = {
+                "made": np.array(self._made(pair.photos)),
+                "photos": np.array(pair.photos),
+                "places": np.array(sorted(self._places(pair.photos)), np.int64),
+                **{name: value.cpu().numpy() for name, value in labels._asdict().items()},
+            }
+            for side, crop in (("a", a), ("b", b)):
+                arrays[f"keypoints_{side}"] = crop.keypoints.cpu().numpy()
+                arrays[f"descriptors_{side}"] = crop.descriptors.half().cpu().numpy()
+                arrays[f"size_{side}"] = np.array(crop.image_size, np.float32)
+            file = self._path(number)
+            with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, **arrays)
+        progress("features of training pairs", len(numbers), len(numbers))
+
+    def _draw(
+        self,
+        mixture: Mixture[TrainingPair],
+        number: int,
+        features: Callable[[TrainingPair], tuple[Features, Features, Labels]],
+    ) -> tuple[TrainingPair, Features, Features, Labels]:
+        for attempt in count():
+            rng = pair_generator(self._settings.seed, number, attempt)
+            pair, problems = mixture.draw(rng)
+            for problem in problems:
+                _log.warning("%s", problem)
+            a, b, labels = features(pair)
+            if min(len(a), len(b)) >= _MIN_KEYPOINTS:
+                return pair, a, b, labels
+            if attempt == _MAX_DRAWS:
+                break
+        raise InputError(
+            f"{_MAX_DRAWS} training pairs in a row have fewer than {_MIN_KEYPOINTS} keypoints in a "
+            "crop: raise crop, or look at them with `d2net data check`"
+        )
+
+    def _made(self, photos: Sequence[str]) -> str:
+        return fingerprint([self._made_by, [file_state(Path(photo)) for photo in photos]])
+
+    def _is_current(self, number: int) -> bool:
+        try:
+            with np.load(self._path(number)) as arrays:
+                return bool(str(arrays["made"]) == self._made([str(p) for p in arrays["photos"]]))
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _places(self, photos: Sequence[str]) -> set[int]:
+        folders = [(self._data / s.path).resolve() for s in self._settings.training_sources]
+        paths = [Path(photo).resolve() for photo in photos]
+        return {
+            number
+            for number, folder in enumerate(folders)
+            if any(path.is_relative_to(folder) for path in paths)
+        }
+
+    def read(self, number: int) -> StoredPair:
+        """Read a pair."""
+        try:
+            with np.load(self._path(number)) as arrays:
+                a, b = (
+                    Crop(arrays[f"keypoints_{x}"], arrays[f"descriptors_{x}"], arrays[f"size_{x}"])
+                    for x in "ab"
+                )
+                labels = Labels(*(torch.from_numpy(arrays[name]) for name in Labels._fields))
+                return StoredPair(a, b, labels, frozenset(arrays["places"].tolist()))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"the stored pair {self._path(number)} cannot be read: {error}; start the run again"
+            ) from error
+
+
+class PartBatches(Dataset[Drawn | D2NetError]):
+    """The batches of a run by step: random parts of stored pairs."""
+
+    def __init__(
+        self, settings: MatcherTrainingSettings, stored: StoredPairs, rank: int, processes: int
+    ) -> None:
+        self._settings, self._stored = settings, stored
+        self._rows = range(rank, settings.batch, processes)
+
+    def __getitem__(self, step: int) -> Drawn | D2NetError:
+        """The batch of a step. Errors are returned: a raised one would arrive as a traceback."""
+        try:
+            return Drawn(collate([self._pair(step, row) for row in self._rows]))
+        except D2NetError as error:
+            return error
+
+    def _pair(self, step: int, row: int) -> StoredPair:
+        settings = self._settings
+        rng = pair_generator(settings.seed, step, row)
+        pair = self._stored.read(int(rng.integers(settings.pairs)))
+        if row < round(settings.batch * settings.different):
+            for _ in range(_MAX_DRAWS):
+                other = self._stored.read(int(rng.integers(settings.pairs)))
+                if pair.places and other.places and not pair.places & other.places:
+                    labels = no_matches(len(pair.a.keypoints), len(other.b.keypoints))
+                    pair = StoredPair(pair.a, other.b, labels, frozenset())
+                    break
+        return part(pair, settings.step_keypoints, rng)
+
+
+def part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
+    """A random window of each crop, with at most `limit` keypoints.
+
+    If keypoints match, both windows contain a random match. A keypoint whose partner lies outside
+    of the other window, or was dropped, has no match.
+    """
+    matches, *unmatched = pair.labels
+    if len(matches):
+        anchors = matches[int(rng.integers(len(matches)))].tolist()
+    else:
+        anchors = [int(rng.integers(len(crop.keypoints))) for crop in (pair.a, pair.b)]
+    windows, new_rows, alone = [], [], []
+    for side, crop in enumerate((pair.a, pair.b)):
+        rows, window = _window(crop, anchors[side], limit, rng)
+        windows.append(window)
+        new = torch.full((len(crop.keypoints),), -1)
+        new[rows] = torch.arange(len(rows))
+        new_rows.append(new)
+        had_match = torch.zeros_like(unmatched[side])
+        had_match[matches[:, side]] = True
+        alone.append((unmatched[side] | had_match)[rows])
+    kept = torch.stack([new[rows] for new, rows in zip(new_rows, matches.T, strict=True)], dim=1)
+    kept = kept[(kept >= 0).all(1)]
+    for side in (0, 1):
+        alone[side][kept[:, side]] = False
+    return StoredPair(windows[0], windows[1], Labels(kept, *alone), pair.places)
+
+
+def _window(
+    crop: Crop, anchor: int, limit: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], Crop]:
+    """Rows and keypoints of a random window that contains the keypoint `anchor`."""
+    edge = crop.size if rng.random() < _WHOLE else crop.size * rng.uniform(_SMALLEST, 1)
+    point = crop.keypoints[anchor]
+    first, last = np.maximum(0, point - edge), np.minimum(crop.size - edge, point)
+    origin = rng.uniform(first, np.maximum(first, last))
+    inside = ((crop.keypoints >= origin) & (crop.keypoints < origin + edge)).all(1)
+    rows = np.flatnonzero(inside)
+    if len(rows) < _MIN_KEYPOINTS:
+        rows, origin, edge = np.arange(len(inside)), np.zeros(2), crop.size
+    if len(rows) > limit:
+        best = rng.random() < _BEST
+        rows = rows[:limit] if best else np.sort(rng.choice(rows, limit, replace=False))
+    keypoints = (crop.keypoints[rows] - origin).astype(np.float32)
+    return rows, Crop(keypoints, crop.descriptors[rows], np.asarray(edge, np.float32))
+
+
+def collate(pairs: Sequence[StoredPair]) -> MatcherBatch:
+    """A batch of pairs, padded to the longest."""
+
+    def batch(crops: Sequence[Crop]) -> KeypointBatch:
+        counts = torch.tensor([len(crop.keypoints) for crop in crops])
+        most = int(counts.max())
+
+        def padded(arrays: Sequence[NDArray[np.floating]]) -> Tensor:
+            rows = [torch.from_numpy(array).float() for array in arrays]
+            return torch.stack([F.pad(x, (0, 0, 0, most - len(x))) for x in rows])
+
+        return KeypointBatch(
+            F.normalize(padded([crop.descriptors for crop in crops]), dim=-1),
+            padded([crop.keypoints for crop in crops]),
+            torch.from_numpy(np.stack([crop.size for crop in crops])),
+            torch.arange(most) < counts[:, None],
+        )
+
+    a, b = batch([pair.a for pair in pairs]), batch([pair.b for pair in pairs])
+    return MatcherBatch(a, b, [pair.labels for pair in pairs])
