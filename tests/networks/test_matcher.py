@@ -83,6 +83,26 @@ def test_mutual_best_equals_the_dense_probabilities(matcher: MatchingTransformer
     assert none[0].shape == (0, 2)
 
 
+@torch.no_grad()
+def test_keypoints_that_leave_early_do_not_change_the_others_rows(
+    matcher: MatchingTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = keypoints(40, 1), keypoints(50, 2)
+    expected, probability = matcher(a, b)[-1].mutual_best()
+    monkeypatch.setattr("d2net.networks.matcher._MIN_MATCHABILITY", 0.0)
+    pairs, confidence = matcher.match(a, b)
+    assert pairs.tolist() == expected.tolist()
+    torch.testing.assert_close(confidence, matcher.calibrated(probability))
+    logits = matcher(a, b)[-1].matchability_a[0]
+    monkeypatch.setattr(
+        "d2net.networks.matcher._MIN_MATCHABILITY", float(logits.median().sigmoid())
+    )
+    some, _ = matcher.match(a, b)
+    assert 0 < len(some) < len(pairs)
+    monkeypatch.setattr("d2net.networks.matcher._MIN_MATCHABILITY", 1.0)
+    assert len(matcher.match(a, b)[0]) == 0
+
+
 def test_untrained_it_trusts_the_descriptors_and_every_weight_learns() -> None:
     torch.manual_seed(0)
     settings = MatcherSettings(descriptor_length=16, width=32, heads=2, layers=2)
@@ -94,8 +114,15 @@ def test_untrained_it_trusts_the_descriptors_and_every_weight_learns() -> None:
     assert len(assignments) == 2
     pairs, _ = assignments[-1].mutual_best()
     assert float((order[pairs[:, 1]] == pairs[:, 0]).float().mean()) > 0.9
-    loss = sum(x.log_probability().diagonal(dim1=1, dim2=2).mean() for x in assignments)
-    loss.backward()
+
+    def loss(assignments: list[Assignment]) -> Tensor:
+        rows = torch.arange(40)
+        return -torch.stack([x.log_probability()[0, order, rows].mean() for x in assignments]).sum()
+
+    optimizer = torch.optim.SGD(matcher.parameters(), lr=0.1)
+    loss(assignments).backward()
+    optimizer.step()  # the first layers learn as soon as the last linear layers are not zero
+    loss(matcher(a, b)).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in matcher.parameters())
 
 

@@ -228,7 +228,7 @@ def test_a_learned_matcher_matches_the_same(tmp_path: Path) -> None:
             )
         }
         rows, confidence = session.run(["matches", "confidence"], arrays)
-        batches = (as_batch([photo]) for photo in photos)
+        batches = (as_batch(photo) for photo in photos)
         learned, _ = load_matcher(file)
         expected, probability = learned(*batches)[-1].mutual_best()
         np.testing.assert_array_equal(rows, expected.numpy())

@@ -6,7 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2net.errors import InputError
@@ -56,9 +55,7 @@ class LearnedMatcher:
                 )
         rows = distinct_keypoints(a), distinct_keypoints(b)
         network = self._network.to(a.descriptors.device)
-        assignment = network(*(as_batch([f[r]]) for f, r in zip((a, b), rows, strict=True)))[-1]
-        pairs, probability = assignment.mutual_best()
-        confidence = network.calibrated(probability)
+        pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
         order = confidence.argsort(descending=True, stable=True)
         order = order[confidence[order] >= MIN_CONFIDENCE]
         indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
@@ -105,19 +102,7 @@ def distinct_keypoints(features: Features) -> Tensor:
     return order[:MAX_KEYPOINTS]
 
 
-def as_batch(photos: list[Features]) -> KeypointBatch:
-    """The keypoints of photos as the transformer takes them, padded where numbers differ."""
-    most = max(map(len, photos))
-    device = photos[0].keypoints.device
-
-    def padded(tensors: list[Tensor]) -> Tensor:
-        return torch.stack([F.pad(t.float(), (0, 0, 0, most - len(t))) for t in tensors])
-
-    counts = torch.tensor([len(photo) for photo in photos], device=device)
-    valid = torch.arange(most, device=device) < counts[:, None]
-    return KeypointBatch(
-        padded([photo.descriptors for photo in photos]),
-        padded([photo.keypoints for photo in photos]),
-        torch.tensor([photo.image_size for photo in photos], dtype=torch.float32, device=device),
-        None if min(map(len, photos)) == most else valid,
-    )
+def as_batch(photo: Features) -> KeypointBatch:
+    """The keypoints of one photo as the transformer takes them."""
+    size = torch.tensor([photo.image_size], dtype=torch.float32, device=photo.keypoints.device)
+    return KeypointBatch(photo.descriptors[None].float(), photo.keypoints[None].float(), size)

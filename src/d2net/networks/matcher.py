@@ -7,6 +7,7 @@ similarity of the descriptors, and the layers add to it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -18,6 +19,9 @@ from d2net.settings import Settings
 
 _CROSS_GAIN = 1.3
 """Initial gain of the cross-attention's keys: a true partner stands out, and others are visible."""
+
+_MIN_MATCHABILITY = 0.05
+"""Keypoints with a lower probability to have a partner leave after a layer (LightGlue, 3.3)."""
 
 _WAVES = 32
 """Number of plane waves that encode a position in a keypoint's first state."""
@@ -146,9 +150,9 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        states: tuple[Tensor, Tensor],
-        rotations: tuple[Tensor, Tensor],
-        valid: tuple[Tensor | None, Tensor | None],
+        states: Sequence[Tensor],
+        rotations: Sequence[Tensor],
+        valid: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         """Update the states of both photos, B x N x C and B x M x C."""
         a, b = (
@@ -183,9 +187,7 @@ class AssignmentHead(nn.Module):
         self.state_scale = nn.Parameter(torch.tensor(0.1))
         nn.init.constant_(self.matchability.bias, 1.0)
 
-    def forward(
-        self, states: tuple[Tensor, Tensor], a: KeypointBatch, b: KeypointBatch
-    ) -> Assignment:
+    def forward(self, states: Sequence[Tensor], a: KeypointBatch, b: KeypointBatch) -> Assignment:
         """The assignment of states B x N x C and B x M x C."""
         x, y = (self.project(state) for state in states)
         similarity = (self.state_scale / x.shape[-1] ** 0.25) * x @ y.mT
@@ -229,6 +231,30 @@ class MatchingTransformer(nn.Module):
             if self.training or number == len(self.layers):
                 assignments.append(head(states, a, b))
         return assignments
+
+    def match(self, a: KeypointBatch, b: KeypointBatch) -> tuple[Tensor, Tensor]:
+        """Match one pair of photos. Keypoints that find no partner leave after each layer.
+
+        Returns:
+            K x 2 int64 rows of both photos, and K calibrated probabilities that they match.
+        """
+        photos, states = [a, b], [self._first_state(a), self._first_state(b)]
+        rotations = [self._rotation(a), self._rotation(b)]
+        rows = [torch.arange(x.positions.shape[1], device=x.positions.device) for x in photos]
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            states = list(layer(states, rotations, (None, None)))
+            if head is self.heads[-1]:
+                break
+            for side in (0, 1):
+                matchability = cast(AssignmentHead, head).matchability(states[side])[0, :, 0]
+                stay = matchability.sigmoid() > _MIN_MATCHABILITY
+                descriptors, positions, sizes, _ = photos[side]
+                photos[side] = KeypointBatch(descriptors[:, stay], positions[:, stay], sizes)
+                states[side], rows[side] = states[side][:, stay], rows[side][stay]
+                rotations[side] = rotations[side][..., stay, :]
+        pairs, probability = head(states, *photos).mutual_best()
+        matched = torch.stack([r[p] for r, p in zip(rows, pairs.T, strict=True)], dim=1)
+        return matched, self.calibrated(probability)
 
     def calibrated(self, probability: Tensor) -> Tensor:
         """Calibrated probabilities that matches are right, from those of `Assignment`."""

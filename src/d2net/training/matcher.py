@@ -323,7 +323,7 @@ def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tenso
         The loss, K probabilities, and K labels: 1 for right, 0 for wrong, -1 for unknown.
     """
     was_training = network.training
-    assignment = network.eval()(as_batch([example.a]), as_batch([example.b]))[-1]
+    assignment = network.eval()(as_batch(example.a), as_batch(example.b))[-1]
     network.train(was_training)
     pairs, probability = assignment.mutual_best()
     errors = example.truth.errors[pairs[:, 0], pairs[:, 1]]
