@@ -26,7 +26,7 @@ class Evaluation:
         features SOURCE: Weights (name or file), rootsift, aliked, xfeat, or a features file
             (h5). Settings follow a colon: ots:original,max_edge=1024.
         compare SOURCE: Another source to compare with; repeatable.
-        matcher nearest|FILE: As in `d2net match`, for --features; --compare uses nearest.
+        matcher nearest|learned|FILE: As in `d2net match`, for --features; --compare uses nearest.
         max_keypoints N: Use the N keypoints with the highest scores. Default: all.
 
     Options:

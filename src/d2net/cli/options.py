@@ -42,7 +42,8 @@ Options:
     seed N: Seed of all random samples.
 
 Matching:
-    matcher nearest|FILE: nearest: mutual nearest neighbours. FILE: weights of a learned matcher.
+    matcher nearest|learned|FILE: nearest: mutual nearest neighbours. learned: the packaged matcher
+            for the features of light. FILE: weights of another learned matcher.
 
 Network:
     weights NAME|FILE: A name that `d2net weights` lists, or a file; LIGHT+VGG describes with both.

@@ -52,7 +52,7 @@ class MappingSettings(Settings):
     """How a map is made from features."""
 
     matcher: str = "nearest"
-    """"nearest", or the weights file of a learned matcher, see `match`."""
+    """"nearest", "learned" or the weights file of a learned matcher, see `match`."""
 
     mapper: Mapper = "incremental"
     """COLMAP's incremental or its global mapper (GLOMAP)."""

@@ -40,7 +40,8 @@ def match(
     Args:
         a: features of the first photo.
         b: features of the second photo, on the same device.
-        matcher: "nearest" for mutual nearest neighbours, or the weights file of a learned matcher.
+        matcher: "nearest" for mutual nearest neighbours, "learned" for the packaged matcher of the
+            features of `light`, or the weights file of another learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
         threshold: see `verify`, also for the arguments below.

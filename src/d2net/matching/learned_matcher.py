@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.networks.catalogue import CATALOGUE
 from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
 
@@ -66,17 +67,17 @@ class LearnedMatcher:
 
 
 def load_learned(path: str) -> LearnedMatcher:
-    """The learned matcher of a file. It is read once as long as the file does not change.
+    """The learned matcher of a name or file. It is read once as long as the file does not change.
 
     Raises:
         InputError: there is no such file.
         WeightsError: it holds no matcher.
     """
-    file = Path(path).expanduser()
+    file = CATALOGUE[path].path if path in CATALOGUE else Path(path).expanduser()
     if not file.is_file():
         raise InputError(
-            f'matcher must be "nearest" or the file of a learned matcher, but there is no file '
-            f"{path!r}"
+            f'matcher must be "nearest", "learned" or the file of a learned matcher, but there is '
+            f"no file {path!r}"
         )
     return _read(file, file.stat().st_mtime_ns)
 

@@ -94,7 +94,7 @@ def match_pairs(
             )
         matcher = all_options["matcher"]
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
-        if matcher != "nearest":  # the machines of a cluster have other working directories
+        if Path(matcher).is_file():  # the machines of a cluster have other working directories
             all_options["matcher"] = str(Path(matcher).absolute())
         job = file.path.absolute(), all_options, device
         inputs_of = cache(file.inputs)
