@@ -19,13 +19,12 @@ from d2net.networks.weights import load_matcher, save_weights
 from d2net.training.matcher import (
     MatcherObjective,
     calibration_error,
-    different_places,
     fit_calibration,
     ground_truth,
 )
 from d2net.training.recipes import train
 from d2net.training.settings import MatcherTrainingSettings
-from d2net.training.stored_pairs import Crop, Labels, StoredPair, part
+from d2net.training.stored_pairs import Crop, Labels, StoredPair, differ, part, places_of
 
 from .made import DATA
 from .plane_pair import H, grid, warped_pair
@@ -101,13 +100,17 @@ def test_where_correspondences_are_unknown_nothing_is_taught() -> None:
     assert truth.labels.unmatched_a[~far].any()
 
 
-def test_pairs_of_different_places_come_from_different_folders() -> None:
-    pair = warped_pair()
-    photos = [("/d/a/1", "/d/a/2"), ("/d/a/3", "/d/a/3"), ("/d/b/1", "/d/b/2"), ("/x", "/x")]
-    pairs = [replace(pair, photos=names) for names in photos]
-    expected = {(0, 2), (2, 0), (1, 2), (2, 1)}
-    assert set(different_places(pairs, [Path("/d/a"), Path("/d/b")])) == expected
-    assert different_places(pairs, [Path("/d"), Path("/d/a"), Path("/d/b")]) == []
+def test_places_are_the_folders_of_sources() -> None:
+    settings = MatcherTrainingSettings.from_dict(
+        {"sources": [{"kind": "photos", "path": path} for path in ("a", "b", ".")]}
+    )
+    a, b, elsewhere = (
+        places_of([photo], settings, Path("/d")) for photo in ("/d/a/1", "/d/b/1", "/x")
+    )
+    assert (a, b, elsewhere) == ({0, 2}, {1, 2}, frozenset())
+    assert not differ(a, b)  # the third source contains both
+    assert differ(a - {2}, b - {2})
+    assert not differ(a, elsewhere)
 
 
 def test_a_part_keeps_matches_whose_keypoints_both_stay() -> None:

@@ -9,6 +9,7 @@ partner.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,15 @@ from d2net.training.objective import Objective, fixed_pairs, header, mean_over_p
 from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources import TrainingPair
 from d2net.training.state import TrainingState
-from d2net.training.stored_pairs import Labels, MatcherBatch, PartBatches, StoredPairs, no_matches
+from d2net.training.stored_pairs import (
+    Labels,
+    MatcherBatch,
+    PartBatches,
+    StoredPairs,
+    differ,
+    no_matches,
+    places_of,
+)
 
 MATCH_DISTANCE = 3.0
 """Two keypoints match if each lies within this distance of the other's partner, pixels."""
@@ -50,19 +59,6 @@ _BINS = 15
 _VALIDATION_SCALE = 1.5
 """Edge of a validation crop relative to a training crop. A user's photos have more keypoints than
 training crops, and a calibration holds for about the number of keypoints that it was fitted on."""
-
-
-def different_places(
-    pairs: Sequence[TrainingPair], folders: Sequence[Path]
-) -> list[tuple[int, int]]:
-    """All (i, j) such that no folder has photos of both pair i and pair j."""
-    places = []
-    for pair in pairs:
-        photos = [Path(photo).resolve() for photo in pair.photos]
-        places.append({f for f in folders if any(photo.is_relative_to(f) for photo in photos)})
-    count = len(pairs)
-    shifted = [(i, (i + shift) % count) for shift in range(1, count) for i in range(count)]
-    return [(i, j) for i, j in shifted if places[i] and places[j] and not places[i] & places[j]]
 
 
 class GroundTruth(NamedTuple):
@@ -267,12 +263,13 @@ class MatcherObjective(Objective):
             keypoints = round(settings.keypoints * scale**2)
             pairs = fixed_pairs(settings.updated(crop=crop), self.data)
             examples = [Example(*self._features(p, keypoints), different=False) for p in pairs]
-            sources = (*settings.training_sources, *settings.validation_sources)
-            folders = [(self.data / source.path).resolve() for source in sources]
-            rows = different_places(pairs, folders)
+            places = [places_of(pair.photos, settings, self.data) for pair in pairs]
+            rows = [
+                ij for ij in permutations(range(len(pairs)), 2) if differ(*(places[i] for i in ij))
+            ]
             share = settings.different / (1 - settings.different)
-            for i, j in (rows[n] for n in evenly_spaced(len(rows), round(len(pairs) * share))):
-                a, b = examples[i].a, examples[j].b
+            for n in evenly_spaced(len(rows), round(len(pairs) * share)):
+                a, b = examples[rows[n][0]].a, examples[rows[n][1]].b
                 errors = torch.full((len(a), len(b)), torch.inf, device=a.keypoints.device)
                 truth = GroundTruth(errors, no_matches(len(a), len(b)))
                 examples.append(Example(a, b, truth, different=True))

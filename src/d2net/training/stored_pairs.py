@@ -56,6 +56,22 @@ def no_matches(count_a: int, count_b: int) -> Labels:
     return Labels(torch.empty(0, 2, dtype=torch.int64), alone_a, alone_b)
 
 
+def places_of(
+    photos: Sequence[str], settings: MatcherTrainingSettings, data: Path
+) -> frozenset[int]:
+    """The numbers of the sources whose folders have one of the photos."""
+    sources = (*settings.training_sources, *settings.validation_sources)
+    folders = [(data / source.path).resolve() for source in sources]
+    paths = [Path(photo).resolve() for photo in photos]
+    rows = (n for n, f in enumerate(folders) if any(path.is_relative_to(f) for path in paths))
+    return frozenset(rows)
+
+
+def differ(places: frozenset[int], others: frozenset[int]) -> bool:
+    """Whether photos are known to show different places."""
+    return bool(places and others and not places & others)
+
+
 class MatcherBatch(NamedTuple):
     """Keypoints of the first and second crops of B pairs, and the labels of each pair."""
 
@@ -121,10 +137,11 @@ class StoredPairs:
                 self._settings, training_part(self._settings, self._data)
             )
             pair, a, b, labels = self._draw(mixture, number, features)
+            places = places_of(pair.photos, self._settings, self._data)
             arrays = {
                 "made": np.array(self._made(pair.photos)),
                 "photos": np.array(pair.photos),
-                "places": np.array(sorted(self._places(pair.photos)), np.int64),
+                "places": np.array(sorted(places), np.int64),
                 **{name: value.cpu().numpy() for name, value in labels._asdict().items()},
             }
             for side, crop in (("a", a), ("b", b)):
@@ -167,15 +184,6 @@ class StoredPairs:
         except (OSError, ValueError, KeyError):
             return False
 
-    def _places(self, photos: Sequence[str]) -> set[int]:
-        folders = [(self._data / s.path).resolve() for s in self._settings.training_sources]
-        paths = [Path(photo).resolve() for photo in photos]
-        return {
-            number
-            for number, folder in enumerate(folders)
-            if any(path.is_relative_to(folder) for path in paths)
-        }
-
     def read(self, number: int) -> StoredPair:
         """Read a pair."""
         try:
@@ -215,7 +223,7 @@ class PartBatches(Dataset[Drawn | D2NetError]):
         if row < round(settings.batch * settings.different):
             for _ in range(_MAX_DRAWS):
                 other = self._stored.read(int(rng.integers(settings.pairs)))
-                if pair.places and other.places and not pair.places & other.places:
+                if differ(pair.places, other.places):
                     labels = no_matches(len(pair.a.keypoints), len(other.b.keypoints))
                     pair = StoredPair(pair.a, other.b, labels, frozenset())
                     break
