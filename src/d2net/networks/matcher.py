@@ -81,17 +81,8 @@ class Assignment:
     matchability_a: Tensor
     matchability_b: Tensor
 
-    def log_probability(self) -> Tensor:
-        """B x N x M, logarithm of the probability that two keypoints match (equation 7)."""
-        both = self.similarity.log_softmax(2) + self.similarity.log_softmax(1)
-        return (
-            both
-            + F.logsigmoid(self.matchability_a)[:, :, None]
-            + F.logsigmoid(self.matchability_b)[:, None, :]
-        )
-
     def mutual_best(self) -> tuple[Tensor, Tensor]:
-        """Pairs that are each other's most probable partner, for one pair of photos.
+        """Pairs that are each other's most probable partner (equation 7), for one pair of photos.
 
         Returns:
             K x 2 int64 rows of both photos, and K probabilities.
@@ -222,14 +213,13 @@ class MatchingTransformer(nn.Module):
         nn.init.normal_(self.frequencies.weight, std=1.0)
 
     def forward(self, a: KeypointBatch, b: KeypointBatch) -> list[Assignment]:
-        """Assignments after each layer in training mode; in evaluation mode only the last one."""
+        """The assignments after each layer."""
         states = self._first_state(a), self._first_state(b)
         rotations = self._rotation(a), self._rotation(b)
         assignments = []
-        for number, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True), 1):
+        for layer, head in zip(self.layers, self.heads, strict=True):
             states = layer(states, rotations, (a.valid, b.valid))
-            if self.training or number == len(self.layers):
-                assignments.append(head(states, a, b))
+            assignments.append(head(states, a, b))
         return assignments
 
     def match(self, a: KeypointBatch, b: KeypointBatch) -> tuple[Tensor, Tensor]:

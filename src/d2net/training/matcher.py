@@ -182,7 +182,6 @@ class MatcherObjective(Objective):
             self.network = MatchingTransformer(
                 MatcherSettings.from_dict({**settings.widths, "descriptor_length": length})
             )
-        self.network.train()
         self._stored = StoredPairs(folder, data, settings, self.descriptor_id)
         self._fixed: list[Example] = []
 
@@ -319,9 +318,7 @@ def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tenso
     Returns:
         The loss, K probabilities, and K labels: 1 for right, 0 for wrong, -1 for unknown.
     """
-    was_training = network.training
-    assignment = network.eval()(as_batch(example.a), as_batch(example.b))[-1]
-    network.train(was_training)
+    assignment = network(as_batch(example.a), as_batch(example.b))[-1]
     pairs, probability = assignment.mutual_best()
     errors = example.truth.errors[pairs[:, 0], pairs[:, 1]]
     labels = torch.where(errors.isnan(), -1, (errors <= MATCH_DISTANCE).long())
