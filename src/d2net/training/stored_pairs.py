@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +135,19 @@ class StoredPairs:
             mixture = mixture or Mixture.open(
                 self._settings, training_part(self._settings, self._data)
             )
-            pair, a, b, labels = self._draw(mixture, number, features)
+            for attempt in range(_MAX_DRAWS):
+                rng = pair_generator(self._settings.seed, number, attempt)
+                pair, problems = mixture.draw(rng)
+                for problem in problems:
+                    _log.warning("%s", problem)
+                a, b, labels = features(pair)
+                if min(len(a), len(b)) >= _MIN_KEYPOINTS:
+                    break
+            else:
+                raise InputError(
+                    f"{_MAX_DRAWS} training pairs in a row have fewer than {_MIN_KEYPOINTS} "
+                    "keypoints in a crop: raise crop, or look at them with `d2net data check`"
+                )
             places = places_of(pair.photos, self._settings, self._data)
             arrays = {
                 "made": np.array(self._made(pair.photos)),
@@ -152,27 +163,6 @@ class StoredPairs:
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)
         progress("features of training pairs", len(numbers), len(numbers))
-
-    def _draw(
-        self,
-        mixture: Mixture[TrainingPair],
-        number: int,
-        features: Callable[[TrainingPair], tuple[Features, Features, Labels]],
-    ) -> tuple[TrainingPair, Features, Features, Labels]:
-        for attempt in count():
-            rng = pair_generator(self._settings.seed, number, attempt)
-            pair, problems = mixture.draw(rng)
-            for problem in problems:
-                _log.warning("%s", problem)
-            a, b, labels = features(pair)
-            if min(len(a), len(b)) >= _MIN_KEYPOINTS:
-                return pair, a, b, labels
-            if attempt == _MAX_DRAWS:
-                break
-        raise InputError(
-            f"{_MAX_DRAWS} training pairs in a row have fewer than {_MIN_KEYPOINTS} keypoints in a "
-            "crop: raise crop, or look at them with `d2net data check`"
-        )
 
     def _made(self, photos: Sequence[str]) -> str:
         return fingerprint([self._made_by, [file_state(Path(photo)) for photo in photos]])
