@@ -5,7 +5,7 @@ usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME ...]
 
 EVAL holds the folders oxford, webcam, wxbs, strecha, reichstag and sacre_coeur. TRAIN holds scenes
 with photos in `images` and COLMAP models of them in `sparse` (other folders are ignored). METHOD is
-what `d2net evaluate --features` takes; by default each table has the methods named in this file.
+what `d2net evaluate --features` takes, or "light + learned" for a matcher; by default each table has the methods named in this file.
 `--new WEIGHTS` gives every table a row for new weights, and one for each baseline that has none
 yet; their weights (aliked-n16.pth, xfeat.pt) are in DIR. Rows of methods that are not measured stay
 in the page as they are.
@@ -38,7 +38,7 @@ from d2net.mapping.settings import MappingSettings
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
 BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth", "xfeat:weights=xfeat.pt")
-METHODS = ("light+seasons", "light", "ots:original", *BASELINES)
+METHODS = ("light+seasons", "light", "light + learned", "ots:original", *BASELINES)
 MAPPED = ("light+seasons", "rootsift")
 LARGE_MAPS = ("light+seasons:max_keypoints=2000",)
 
@@ -75,10 +75,12 @@ class Table:
     rows_are_groups: bool = False
 
     def source(self, method: str) -> CachedFeatures:
-        """A method's features with the table's settings."""
-        joint = "," if ":" in method else ":"
+        """A method's features with the table's settings, and its matcher."""
+        features, _, matcher = method.partition(" + ")
+        joint = "," if ":" in features else ":"
         return CachedFeatures(
-            open_source(f"{method}{joint}{self.settings}" if self.settings else method)
+            open_source(f"{features}{joint}{self.settings}" if self.settings else features),
+            matcher=matcher or "nearest",
         )
 
     def chosen(self, new: str | None, measured: str) -> Sequence[str]:
