@@ -6,9 +6,9 @@ usage: python tools/tables.py TRAIN EVAL OUTPUT [--tables NAME ...]
 EVAL holds the folders oxford, webcam, wxbs, strecha, reichstag and sacre_coeur. TRAIN holds scenes
 with photos in `images` and COLMAP models of them in `sparse` (other folders are ignored). METHOD is
 what `d2net evaluate --features` takes, perhaps with a matcher as in "light + learned"; by default
-each table has the methods named in this file. `--new WEIGHTS` gives every table a row for new weights, and one for each baseline that has none
-yet; their weights (aliked-n16.pth, xfeat.pt) are in DIR. Rows of methods that are not measured stay
-in the page as they are.
+each table has the methods named in this file. `--new WEIGHTS` gives every table a row for new
+weights, and one for each baseline that has none yet; their weights (aliked-n16.pth, xfeat.pt) are
+in DIR. Rows of methods that are not measured stay in the page as they are.
 
 All figures go into OUTPUT/TABLE.json, and the simulated night photos into OUTPUT/night. Features,
 matches and maps are kept (D2NET_CACHE), so the same command resumes a run that was stopped.
