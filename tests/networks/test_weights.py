@@ -23,7 +23,11 @@ from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.networks.vgg_backbone import LAYERS, VGGBackbone
 from d2net.networks.weights import load_matcher, load_network, load_weights, save_weights
-from d2net.training.settings import DistillationSettings, TrainingSettings
+from d2net.training.settings import (
+    DistillationSettings,
+    MatcherTrainingSettings,
+    TrainingSettings,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +90,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
-PACKAGED = ("seasons", "light", "ots")
+PACKAGED = ("seasons", "light", "learned", "ots")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -135,6 +139,17 @@ def test_the_card_and_the_recipe_of_light_name_every_set_of_photos_that_was_trai
         assert f"| {source} |" in card
     recipe = DistillationSettings.from_file(ROOT / "configs" / "light.toml")
     assert {source.path.partition("/")[0] for source in recipe.sources} == set(sources)
+
+
+def test_the_card_and_the_recipe_of_learned_name_every_set_of_photos_that_was_trained_on():
+    record = CATALOGUE["learned"]
+    section = (record.path.parent / "MODEL_CARD.md").read_text().partition("`learned`\n")[2]
+    section = section.partition("# Model card")[0]
+    settings = json.loads(load_weights("learned").metadata["settings"])
+    recipe = MatcherTrainingSettings.from_file(ROOT / "configs" / "matcher.toml")
+    assert MatcherTrainingSettings.from_dict({**settings, "name": ""}) == recipe
+    for source in recipe.training_sources:
+        assert f"| {source.path} |" in section
 
 
 def test_light_matches_photos():
@@ -442,7 +457,7 @@ def test_paths_that_are_no_files(tmp_path):
 def test_an_unknown_name_gets_the_names_there_are():
     with pytest.raises(WeightsError, match=r"'d2tf'.*d2_tf_no_phototourism.*mean 'd2_tf'"):
         load_weights("d2tf")
-    with pytest.raises(WeightsError, match="'zebra', only default, seasons, light, ots"):
+    with pytest.raises(WeightsError, match="'zebra', only default, seasons, light, learned, ots"):
         load_weights("zebra")
 
 

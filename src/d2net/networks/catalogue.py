@@ -142,6 +142,18 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             advice="the small, fast network; packaged",
         ),
         WeightsRecord(
+            name="learned",
+            url=None,
+            sha256="7d7557e8c2dc23404d56f66c95c9001e9b16aa488a3ee14f5d2125c653c91912",
+            bytes=2_064_670,
+            licence=(
+                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
+                "see MODEL_CARD.md"
+            ),
+            training_data="features of light on the photos that MODEL_CARD.md lists",
+            advice="a matcher for the features of light: --matcher learned; packaged",
+        ),
+        WeightsRecord(
             name="ots",
             url=None,
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
