@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "kinds": extraction.kind_rows,
     "methods": extraction.method_rows,
     "matching": matching.rows,
+    "matchers": matching.learned_rows,
     "memory": memory.rows,
     "maps": maps.rows,
     "precision": precision.rows,
