@@ -120,7 +120,7 @@ def test_a_learned_matcher_has_its_own_matches(photo: Path, tmp_path: Path) -> N
         with CachedPhotos(cached, tmp_path, files, no_progress) as photos:
             photos.match([("a.png", "b.png")], no_progress)
             assert (photos.matches("a.png", "b.png").confidence is not None) == has_confidence
-    assert cached.name.startswith("rootsift:max_keypoints=50 + m ")
+    assert cached.name == "rootsift:max_keypoints=50 + m"
 
 
 def test_a_missing_photo_is_an_image_error(tmp_path: Path) -> None:

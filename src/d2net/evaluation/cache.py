@@ -48,7 +48,7 @@ class CachedFeatures:
         self.matcher = matcher
         if matcher != "nearest":
             self.provenance["matcher"] = matcher_id(matcher)
-            self.name = f"{self.name} + {matcher}"
+            self.name = f"{self.name} + {self.provenance['matcher'].partition(' ')[0]}"
 
 
 class CachedPhotos:
