@@ -262,7 +262,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
     write_photos(many, *(f"{i}.png" for i in range(150)))  # it must not end before the signal
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5", "--multiscale", "--json") as process:
-        wait_for(partial, 100_000)  # a few photos
+        wait_for(partial, 500_000)  # a few photos
         process.send_signal(signal.SIGSTOP)
         busy = d2net("extract", many, "-o", "f.h5")
         process.send_signal(signal.SIGINT)
