@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-LARGEST = 32e6  # bytes, of which the weights are 27.2e6
+LARGEST = 32e6  # bytes, of which the weights are 29.0e6
 
 PACKAGE = ROOT / "src" / "d2net"
 IN_SDIST = ("LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml")
