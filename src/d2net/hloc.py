@@ -82,7 +82,7 @@ def conf(
 
 
 def matcher_conf(weights: str | Path) -> dict[str, Any]:
-    """Make a configuration for hloc's `match_features.main` from the file of a learned matcher."""
+    """Make a configuration for hloc's `match_features.main`; `weights` is "learned" or a file."""
     return {
         "output": f"matches-d2net-{Path(weights).stem}",
         "model": {"name": NAME, "weights": str(weights)},

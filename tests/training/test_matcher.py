@@ -24,7 +24,14 @@ from d2net.training.matcher import (
 )
 from d2net.training.recipes import train
 from d2net.training.settings import MatcherTrainingSettings
-from d2net.training.stored_pairs import Crop, Labels, StoredPair, differ, part, places_of
+from d2net.training.stored_pairs import (
+    CropKeypoints,
+    Labels,
+    StoredPair,
+    are_different,
+    places_of,
+    random_part,
+)
 
 from .made import DATA
 from .plane_pair import H, grid, warped_pair
@@ -108,9 +115,9 @@ def test_places_are_the_folders_of_sources() -> None:
         places_of([photo], settings, Path("/d")) for photo in ("/d/a/1", "/d/b/1", "/x")
     )
     assert (a, b, elsewhere) == ({0, 2}, {1, 2}, frozenset())
-    assert not differ(a, b)  # the third source contains both
-    assert differ(a - {2}, b - {2})
-    assert not differ(a, elsewhere)
+    assert not are_different(a, b)  # the third source contains both
+    assert are_different(a - {2}, b - {2})
+    assert not are_different(a, elsewhere)
 
 
 def test_a_part_keeps_matches_whose_keypoints_both_stay() -> None:
@@ -118,13 +125,13 @@ def test_a_part_keeps_matches_whose_keypoints_both_stay() -> None:
     keypoints = rng.uniform(0, 100, (60, 2)).astype(np.float32)
     size = np.array([100, 100], np.float32)
     descriptors = np.eye(60, dtype=np.float16)
-    crop = Crop(keypoints, descriptors, size)
+    crop = CropKeypoints(keypoints, descriptors, size)
     rows = torch.arange(60)
     alone = torch.zeros(60, dtype=torch.bool)
     pair = StoredPair(crop, crop, Labels(torch.stack([rows, rows], 1), alone, alone), frozenset())
     smaller = False
     for seed in range(20):
-        seen = part(pair, 30, np.random.default_rng(seed))
+        seen = random_part(pair, 30, np.random.default_rng(seed))
         ids = [crop.descriptors.argmax(1) for crop in (seen.a, seen.b)]
         assert max(map(len, ids)) <= 30
         assert {tuple(row) for row in seen.labels.matches.tolist()} == {

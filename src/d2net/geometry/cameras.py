@@ -51,7 +51,7 @@ def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Ca
     Args:
         model: COLMAP's name of the camera model.
         size: (width, height) of the photo.
-        params: parameters of the model, in COLMAP's order and in pixels.
+        params: parameters of the model in COLMAP's order; lengths are in pixels.
 
     Raises:
         InputError: no such model, or parameters that no camera of this size can have.

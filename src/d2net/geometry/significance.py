@@ -8,8 +8,8 @@ in a thousand. Two tests give the probability:
 - The fit, for all models: do the matches near the model gather closely around it? It is a number of
   false alarms (NFA; Moisan and Stival, IJCV 2004; Moulon et al., ACCV 2012). The usual NFA assumes
   that accidental partners lie anywhere in the photo. Learned features violate this: they match
-  windows with windows and ground with ground, which lie at similar heights, so nearly parallel
-  epipolar lines pass close to them. So here only matches in a band around the model count.
+  windows with windows and ground with ground. Both lie at similar heights in most photos, so
+  nearly parallel epipolar lines fit them. So here only matches in a band around the model count.
 - The order, for fundamental and essential matrices: are neighbours in one photo neighbours in the
   other? The null hypothesis swaps partners along their epipolar lines. A homography and a pose
   predict the partner itself, so nothing is left to swap.
@@ -111,8 +111,8 @@ def epipolar_significance(
         points_b: N x 2, their partners.
         size_a: size of the first photo.
         size_b: size of the second photo.
-        threshold: largest error of an inlier in pixels. Keypoints in a square of this size count
-            once.
+        threshold: largest error of an inlier in pixels. Keypoints that share a square of this
+            size count once.
         sample_size: matches that determine the matrix: 5 if it comes from an essential matrix.
         num_solutions: matrices that one sample gives at most: 10 for an essential matrix.
     """

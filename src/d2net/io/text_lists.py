@@ -23,7 +23,7 @@ def read_lines(
 ) -> Iterator[tuple[int, str]]:
     """The lines of a text file without the empty ones, and without comments (# at the start).
 
-    The text is UTF-8, or UTF-16 with a byte order mark, as Windows PowerShell writes it. Error
+    The text is UTF-8, or UTF-16 with a byte order mark (Windows PowerShell writes that). Error
     messages name the `expected` content: InputError if the file cannot be read, FormatError if it
     is not text.
 

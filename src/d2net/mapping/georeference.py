@@ -1,7 +1,7 @@
 """A map's place on the earth: upright, in metres and north up where the photos have GPS positions.
 
 A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people hold
-cameras level. North, position and scale come from GPS, with errors of metres, some of them large.
+cameras level. North, position and scale come from GPS, whose errors are metres or more.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MapVerdict: TypeAlias = Literal["good", "doubtful"]
 
 _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
 _MAX_DEVIATION = 0.2  # degrees; docs/experiments.md, Maps
-_MAX_DEVIATION_PHOTOS = 200  # 2.5 s of CPU, which grow with the cube of the number
+_MAX_DEVIATION_PHOTOS = 200  # the covariance takes 2.5 s of CPU, and cubic time
 _MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
 _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
 _KNOWN_CAMERAS = "--camera-params, or --camera-mode single if one camera took all photos"

@@ -94,8 +94,11 @@ def match_pairs(
             )
         matcher = all_options["matcher"]
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
-        if Path(matcher).is_file():  # the machines of a cluster have other working directories
-            all_options["matcher"] = str(Path(matcher).absolute())
+        if matcher not in (
+            "nearest",
+            "learned",
+        ):  # the machines of a cluster have other working directories
+            all_options["matcher"] = str(Path(matcher).expanduser().absolute())
         job = file.path.absolute(), all_options, device
         inputs_of = cache(file.inputs)
         todo: dict[Pair, tuple[Pair, str]] = {}  # by pair as stored: as given, inputs

@@ -40,7 +40,7 @@ from d2net.training.stored_pairs import (
     MatcherBatch,
     PartBatches,
     StoredPairs,
-    differ,
+    are_different,
     no_matches,
     places_of,
 )
@@ -263,9 +263,8 @@ class MatcherObjective(Objective):
             pairs = fixed_pairs(settings.updated(crop=crop), self.data)
             examples = [Example(*self._features(p, keypoints), different=False) for p in pairs]
             places = [places_of(pair.photos, settings, self.data) for pair in pairs]
-            rows = [
-                ij for ij in permutations(range(len(pairs)), 2) if differ(*(places[i] for i in ij))
-            ]
+            two = permutations(range(len(pairs)), 2)
+            rows = [(i, j) for i, j in two if are_different(places[i], places[j])]
             share = settings.different / (1 - settings.different)
             for n in evenly_spaced(len(rows), round(len(pairs) * share)):
                 a, b = examples[rows[n][0]].a, examples[rows[n][1]].b

@@ -66,7 +66,7 @@ def places_of(
     return frozenset(rows)
 
 
-def differ(places: frozenset[int], others: frozenset[int]) -> bool:
+def are_different(places: frozenset[int], others: frozenset[int]) -> bool:
     """Whether photos are known to show different places."""
     return bool(places and others and not places & others)
 
@@ -79,7 +79,7 @@ class MatcherBatch(NamedTuple):
     labels: list[Labels]
 
 
-class Crop(NamedTuple):
+class CropKeypoints(NamedTuple):
     """Keypoints of a crop, best first.
 
     Attributes:
@@ -96,8 +96,8 @@ class Crop(NamedTuple):
 class StoredPair(NamedTuple):
     """Two crops with labels, and their places: numbers of the sources that have their photos."""
 
-    a: Crop
-    b: Crop
+    a: CropKeypoints
+    b: CropKeypoints
     labels: Labels
     places: frozenset[int]
 
@@ -179,7 +179,9 @@ class StoredPairs:
         try:
             with np.load(self._path(number)) as arrays:
                 a, b = (
-                    Crop(arrays[f"keypoints_{x}"], arrays[f"descriptors_{x}"], arrays[f"size_{x}"])
+                    CropKeypoints(
+                        arrays[f"keypoints_{x}"], arrays[f"descriptors_{x}"], arrays[f"size_{x}"]
+                    )
                     for x in "ab"
                 )
                 labels = Labels(*(torch.from_numpy(arrays[name]) for name in Labels._fields))
@@ -213,14 +215,14 @@ class PartBatches(Dataset[Drawn | D2NetError]):
         if row < round(settings.batch * settings.different):
             for _ in range(_MAX_DRAWS):
                 other = self._stored.read(int(rng.integers(settings.pairs)))
-                if differ(pair.places, other.places):
+                if are_different(pair.places, other.places):
                     labels = no_matches(len(pair.a.keypoints), len(other.b.keypoints))
                     pair = StoredPair(pair.a, other.b, labels, frozenset())
                     break
-        return part(pair, settings.step_keypoints, rng)
+        return random_part(pair, settings.step_keypoints, rng)
 
 
-def part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
+def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
     """A random window of each crop, with at most `limit` keypoints.
 
     If keypoints match, both windows contain a random match. A keypoint whose partner lies outside
@@ -249,8 +251,8 @@ def part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
 
 
 def _window(
-    crop: Crop, anchor: int, limit: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], Crop]:
+    crop: CropKeypoints, anchor: int, limit: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], CropKeypoints]:
     """Rows and keypoints of a random window that contains the keypoint `anchor`."""
     edge = crop.size if rng.random() < _WHOLE else crop.size * rng.uniform(_SMALLEST, 1)
     point = crop.keypoints[anchor]
@@ -264,13 +266,13 @@ def _window(
         best = rng.random() < _BEST
         rows = rows[:limit] if best else np.sort(rng.choice(rows, limit, replace=False))
     keypoints = (crop.keypoints[rows] - origin).astype(np.float32)
-    return rows, Crop(keypoints, crop.descriptors[rows], np.asarray(edge, np.float32))
+    return rows, CropKeypoints(keypoints, crop.descriptors[rows], np.asarray(edge, np.float32))
 
 
 def collate(pairs: Sequence[StoredPair]) -> MatcherBatch:
     """A batch of pairs, padded to the longest."""
 
-    def batch(crops: Sequence[Crop]) -> KeypointBatch:
+    def batch(crops: Sequence[CropKeypoints]) -> KeypointBatch:
         counts = torch.tensor([len(crop.keypoints) for crop in crops])
         most = int(counts.max())
 
@@ -282,7 +284,7 @@ def collate(pairs: Sequence[StoredPair]) -> MatcherBatch:
             F.normalize(padded([crop.descriptors for crop in crops]), dim=-1),
             padded([crop.keypoints for crop in crops]),
             torch.from_numpy(np.stack([crop.size for crop in crops])),
-            torch.arange(most) < counts[:, None],
+            None if counts.min() == most else torch.arange(most) < counts[:, None],
         )
 
     a, b = batch([pair.a for pair in pairs]), batch([pair.b for pair in pairs])

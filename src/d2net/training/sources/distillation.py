@@ -53,7 +53,7 @@ class DistillationSourceOptions(Settings):
     """Patterns of photos that are not used."""
 
     clearest: int = 0
-    """Maximum number of photos of a view that the teachers see: the brightest, sharpest. 0: all."""
+    """Maximum number of photos of a view that the teachers see, the clearest first. 0: all."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ Li and Snavely, "MegaDepth: Learning Single-View Depth Prediction from Internet 
 The published photos and depth maps are undistorted, but the published models are not. Cameras and
 points are undistorted here as COLMAP did it when the depth maps were made; this needs no COLMAP
 program and writes no photo. Each reconstruction becomes one HDF5 file. Training reads only the
-observations of the two photos that it needs, because all of them do not fit into memory.
+observations of the two photos that it needs, because not all of them fit into memory.
 """
 
 from __future__ import annotations
