@@ -24,6 +24,7 @@ PHOTO = Path(__file__).parents[1] / "tests" / "data" / "graf1.jpg"
 BASELINES = Path(os.environ.get("D2NET_BASELINES", "."))
 """Folder with aliked-n16.pth and xfeat.pt; methods whose weights are not there are left out."""
 PYRAMID = (0.5, 1.0, 2.0)
+PLAIN = "VGG keypoints, `plain` descriptors"
 
 
 def rows() -> list[Row]:
@@ -52,12 +53,12 @@ def rows() -> list[Row]:
         warm_up=False,
     )
     return [
-        _ratio("float32, identical output, single-scale", single, "original", 3.6),
-        _ratio("float32, deep, plain, single-scale", single, "corrected", 3.6, headline=True),
-        _ratio("bfloat16, deep, plain, single-scale", single, "bfloat16", 5.3, headline=True),
-        _ratio("float32, identical output, multi-scale", multi, "original", 4.5),
-        _ratio("float32, deep, plain, multi-scale", multi, "corrected", 4.5, headline=True),
-        _ratio("bfloat16, deep, plain, multi-scale", multi, "bfloat16", 5.3, headline=True),
+        _ratio("single-scale, float32, identical output", single, "original", 3.6),
+        _ratio(f"single-scale, float32, {PLAIN}", single, "corrected", 3.6, headline=True),
+        _ratio(f"single-scale, bfloat16, {PLAIN}", single, "bfloat16", 5.3, headline=True),
+        _ratio("multi-scale, float32, identical output", multi, "original", 4.5),
+        _ratio(f"multi-scale, float32, {PLAIN}", multi, "corrected", 4.5, headline=True),
+        _ratio(f"multi-scale, bfloat16, {PLAIN}", multi, "bfloat16", 5.3, headline=True),
         _share(model, photo),
     ]
 
@@ -67,7 +68,7 @@ def _ratio(
 ) -> Row:
     ratio = seconds["release"] / seconds[name]
     return Row(
-        f"extraction at 800 x 640, {what}: faster than the release's algorithm",
+        f"speed-up over the release's algorithm at 800 x 640: {what}",
         f"{ratio:.1f} x",
         f"at least {target} x",
         ratio >= target,
@@ -92,8 +93,8 @@ def _share(model: D2Net, photo: np.ndarray) -> Row:
     )
     share = seconds["after"] / seconds["all"]
     return Row(
-        "detecting, localizing and describing deep keypoints, "
-        "share of float32 extraction at 800 x 640",
+        "VGG keypoints: share of detection, localization and description in float32 extraction "
+        "at 800 x 640",
         f"{share:.1%}",
         "under 8%",
         share < 0.08,
@@ -112,7 +113,8 @@ def kind_rows() -> list[Row]:
     plain = seconds["plain"]
     return [
         Row(
-            f"extraction at 800 x 640, deep, {kind}: times deep, plain",
+            f"extraction at 800 x 640, VGG keypoints, `{kind}` descriptors: time relative to "
+            "`plain` descriptors",
             f"{seconds[kind] / plain:.2f}",
             "-",
             True,
@@ -123,7 +125,7 @@ def kind_rows() -> list[Row]:
 
 
 def method_rows() -> list[Row]:
-    """Time of the methods in the README, in multiples of the default's."""
+    """Time of the methods in the README, relative to the default."""
     methods = ["light+seasons", "light", "seasons", "ots:original", "rootsift"]
     for name, file in (("aliked", "aliked-n16.pth"), ("xfeat", "xfeat.pt")):
         if (BASELINES / file).is_file():
@@ -135,7 +137,7 @@ def method_rows() -> list[Row]:
     default = seconds["light+seasons"]
     return [
         Row(
-            f"extraction at 800 x 640, {source.name}: times the default",
+            f"extraction at 800 x 640, {source.name}: time relative to the default",
             f"{seconds[source.name] / default:.2f}",
             "-",
             True,
@@ -175,7 +177,8 @@ def gpu_rows() -> list[Row]:
                 f"{1 / seconds['ours']:.1f} photos/s",
                 "-",
                 True,
-                f"{ratio:.1f} x the dense transcription, {share:.0%} of matrix throughput",
+                f"{ratio:.1f} times as fast as the release's algorithm, "
+                f"{share:.0%} of matrix throughput",
             )
         )
     return found

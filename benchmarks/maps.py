@@ -83,17 +83,17 @@ def _stages(
 ) -> list[Row]:
     total, slowest = sum(seconds.values()), max(seconds, key=lambda stage: seconds[stage])
     whole = Row(
-        f"{NUMBER} photos of 640 px to a map, seconds",
+        f"a map of {NUMBER} photos of 640 px: seconds",
         f"{total:,.0f}",
         "-",
         True,
-        f"most of it {slowest}; {max(peaks.values()) / 1e9:.2f} GB at most; {registered} photos "
-        f"registered, {points:,} points",
+        f"longest stage: {slowest}; peak memory {max(peaks.values()) / 1e9:.2f} GB; "
+        f"{registered} photos registered, {points:,} points",
         headline=True,
     )
     stages = [
         Row(
-            f"{NUMBER} photos to a map: share of {stage}",
+            f"a map of {NUMBER} photos, stage `{stage}`: share of the time",
             f"{share / total:.1%}",
             "-",
             True,
@@ -135,18 +135,18 @@ def _query(opened: Map, photos: list[Path]) -> list[Row]:
     rest = ms["query"] - ms["extraction"] - ms["matching"]
     return [
         Row(
-            f"a query in a map of {len(opened.names)} photos: share beyond its extraction and "
-            "matching",
+            f"a query in a map of {len(opened.names)} photos: share of the time besides extraction "
+            "and matching",
             f"{rest / ms['query']:.1%}",
             "at most 10%",
             rest <= 0.1 * ms["query"],
-            f"{rest:.0f} of {ms['query']:.0f} ms; extraction {ms['extraction']:.0f}, matching "
-            f"{ms['matching']:.0f}",
+            f"{rest:.0f} of {ms['query']:.0f} ms; extraction {ms['extraction']:.0f} ms, matching "
+            f"{ms['matching']:.0f} ms",
             headline=True,
         ),
         Row(
-            "reading the features of the photos that a query is matched with from HDF5, share of "
-            "the query",
+            "a query: share of the time for reading the features of the matched map photos from "
+            "HDF5",
             f"{ms['reading'] / ms['query']:.1%}",
             "at most 10%",
             ms["reading"] <= 0.1 * ms["query"],

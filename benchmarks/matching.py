@@ -33,8 +33,8 @@ def rows() -> list[Row]:
     ratio = seconds["matching"] / seconds["product"]
     return [
         Row(
-            f"mutual nearest neighbours, {KEYPOINTS:,} x {KEYPOINTS:,} x {DIMENSIONS}, "
-            "time against the bare matrix product",
+            f"mutual nearest neighbours, {KEYPOINTS:,} x {KEYPOINTS:,} x {DIMENSIONS}: "
+            "time relative to the bare matrix product",
             f"{ratio:.2f} x",
             f"at most {TARGET} x",
             ratio <= TARGET,
@@ -79,7 +79,7 @@ def learned_rows() -> list[Row]:
         ratio = seconds["learned"] / seconds["LighterGlue"]
         rows.append(
             Row(
-                f"learned matcher of light, {number:,} keypoints: time against LighterGlue",
+                f"learned matcher of light, {number:,} keypoints: time relative to LighterGlue",
                 f"{ratio:.2f} x",
                 "at most 1.00 x",
                 ratio <= 1,

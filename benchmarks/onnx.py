@@ -62,7 +62,7 @@ def _time(model: D2Net, folder: Path, weights: str) -> Row:
         rounds=5,
     )
     return Row(
-        f"ONNX Runtime, extraction at 800 x 640, float32, {weights}: times torch's",
+        f"ONNX Runtime, extraction at 800 x 640, float32, {weights}: time relative to torch",
         f"{seconds['onnx'] / seconds['torch']:.2f}",
         "-",
         True,
@@ -75,10 +75,10 @@ def _memory(folder: Path, weights: str) -> Row:
     command = [sys.executable, "-c", SCRIPT, str((folder / RUNNER).parent), str(memory.PHOTO)]
     run = subprocess.run([*command, *size], capture_output=True, text=True, check=True)
     count, peak = map(int, run.stdout.split())
-    expected, in_torch, _ = memory.peak(*SIZE, weights)
+    expected, in_torch = memory.peak(*SIZE, weights)
     return Row(
         f"ONNX Runtime, peak memory of the process, {SIZE[0]} x {SIZE[1]}, {weights}: "
-        "times torch's",
+        "relative to torch",
         f"{peak / in_torch:.2f}",
         "-",
         True,

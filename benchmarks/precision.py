@@ -32,9 +32,9 @@ def rows() -> list[Row]:
         exact, rough = accuracy["float32"][i], accuracy["bfloat16"][i]
         found.append(
             Row(
-                f"matching accuracy at {threshold:.0f} px on Oxford, bfloat16 against float32",
-                f"{100 * (rough - exact):+.2f} points",
-                "within 0.5 points",
+                f"matching accuracy at {threshold:.0f} px on Oxford: bfloat16 minus float32",
+                f"{100 * (rough - exact):+.2f} percentage points",
+                "within 0.5 percentage points",
                 abs(rough - exact) <= LARGEST_LOSS,
                 f"{rough:.4f} and {exact:.4f}",
             )

@@ -13,10 +13,10 @@ class Row:
     """One measurement.
 
     Attributes:
-        what: was measured.
+        what: the measured quantity.
         measured: the result.
-        target: what it should be, "-" without one.
-        met: whether it is.
+        target: the required result; "-" without one.
+        met: whether the result reaches the target.
         detail: the times and sizes behind the result.
         headline: whether docs/settings.md shows it too.
     """
@@ -31,7 +31,7 @@ class Row:
 
 def markdown(rows: Iterable[Row]) -> str:
     """The rows with their targets as a Markdown table, for the terminal."""
-    lines = ["| what | measured | target | met | detail |", "|---|---|---|---|---|"]
+    lines = ["| what | measured | target | met | details |", "|---|---|---|---|---|"]
     for row in rows:
         met = "yes" if row.met else "**no**"
         lines.append(f"| {row.what} | {row.measured} | {row.target} | {met} | {row.detail} |")
@@ -40,7 +40,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def brief(rows: Iterable[Row]) -> str:
     """The rows without their targets, for the documentation."""
-    lines = ["| what | measured | |", "|---|---|---|"]
+    lines = ["| what | measured | details |", "|---|---|---|"]
     lines += [f"| {row.what} | {row.measured} | {row.detail} |" for row in rows]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- results: written by tools/readme.py -->\n", "<!-- end of resu
 METHODS = {
     "**d2net**, default": "light+seasons",
     "**d2net**, `--weights light`": "light",
-    "D2-Net of 2019 (`--original`)": "ots:original",
+    "D2-Net of 2019, off-the-shelf weights (`--original`)": "ots:original",
     "ALIKED-n16": "aliked:weights=aliked-n16.pth",
     "XFeat": "xfeat:weights=xfeat.pt",
     "RootSIFT": "rootsift",
@@ -26,10 +26,10 @@ METHODS = {
 """Rows: the label in the README, and the method in the tables."""
 
 FIGURES = {
-    "day and night, seasons, sensors: mAA": ("wxbs", "mAA"),
-    "webcams: MMA@3": ("webcam", "MMA@3"),
-    "planes: MMA@3": ("oxford", "MMA@3"),
-    "poses: AUC@5°": ("strecha", "AUC@5 t=1"),
+    "WxBS (day and night, seasons, sensors): mAA": ("wxbs", "mAA"),
+    "webcams (day, seasons): MMA@3": ("webcam", "MMA@3"),
+    "Oxford (planes): MMA@3": ("oxford", "MMA@3"),
+    "Strecha (relative pose): AUC@5°": ("strecha", "AUC@5 t=1"),
 }
 """Columns: the title, and the table of docs/accuracy.md with the column in it."""
 
@@ -60,7 +60,7 @@ def _figure(name: str, column: str, method: str) -> str:
 
 def _times() -> dict[str, str]:
     rows = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["rows"]
-    begin, end = "extraction at 800 x 640, ", ": times the default"
+    begin, end = "extraction at 800 x 640, ", ": time relative to the default"
     measured = {
         row["what"].removeprefix(begin).removesuffix(end): row["measured"]
         for row in rows
