@@ -1,11 +1,15 @@
 import errno
+import os
 import stat
 
 import pytest
 from filelock import FileLock
 
-from d2net.errors import OutputError
+from d2net.cli.outputs import check_output
+from d2net.errors import InputError, OutputError
 from d2net.io.atomic import locked, new_folder, replacing
+from d2net.io.h5 import FeatureFile
+from d2net.training.settings import read_toml
 
 from . import workers
 
@@ -110,3 +114,15 @@ def test_a_drive_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(FileLock, "acquire", refuse)
     with pytest.raises(OutputError, match="its drive has no file locks"), locked(tmp_path / "a.h5"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_neither_read_nor_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for use in (write_to, FeatureFile, read_toml, lambda path: check_output(path, appends=True)):
+        with pytest.raises(InputError, match="is a pipe or a device"):
+            use(pipe)
+    assert names_in(tmp_path) == ["pipe"]
+    assert pipe.is_fifo()

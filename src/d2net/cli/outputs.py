@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2net.errors import OutputError
-from d2net.io.atomic import output_errors
+from d2net.io.atomic import check_regular, output_errors
 
 
 def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> None:
@@ -16,6 +16,7 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
     """
     with output_errors(output):
         output.parent.stat()
+        check_regular(output)
     if not output.is_file():
         return
     for path in inputs:

@@ -15,10 +15,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from d2net.errors import OutputBusyError, OutputError
+from d2net.errors import InputError, OutputBusyError, OutputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def check_regular(path: Path) -> None:
+    """InputError for a pipe or a device: reading it may never end, and writing would replace it."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe or a device; give the name of a regular file")
 
 
 @contextmanager
@@ -78,6 +84,7 @@ def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):
+        check_regular(path)
         if path.is_dir():  # say so before the work, not after it
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.io.arrays import Array
-from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.atomic import check_regular, locked, output_errors, replacing
 from d2net.io.resume import Settings, as_settings, check_settings
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class H5File:
         """Open `path`: InputError if that is impossible, FormatError if it is damaged."""
         self.path = Path(path)
         try:
+            check_regular(self.path)
             self._file = h5py.File(self.path, "r")
         except OSError as error:
             if error.errno is not None:
@@ -125,13 +126,10 @@ class H5File:
 
     def has_entry(self, name: str) -> bool:
         """Whether there is an entry `name`."""
-        try:
-            check_name(name)
-        except InputError:
-            return False
-        with self._format_errors():
-            group = self._file.get(name)
+        with suppress(InputError), self._format_errors():
+            group = self._file.get(check_name(name))
             return isinstance(group, h5py.Group) and self.marker in group
+        return False
 
     def read_record(self, name: str) -> Record:
         """The datasets and attributes of the entry `name`, unchecked."""
@@ -293,14 +291,11 @@ class EntryWriter:
     def _database_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise OutputError(
-                f"{self._partial} cannot be written ({error}): the disk is full or fails; free "
-                "some space and run again."
-            ) from error
         except sqlite3.DatabaseError as error:
+            is_full = isinstance(error, sqlite3.OperationalError)
+            remedy = "free some space on the disk" if is_full else "delete it"
             raise OutputError(
-                f"{self._partial} cannot be read: {error}; delete it, and run again."
+                f"{self._partial} cannot be used ({error}): {remedy}, and run again."
             ) from error
 
 

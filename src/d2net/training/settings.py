@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from d2net.errors import InputError
+from d2net.io.atomic import check_regular
 from d2net.networks.vgg_backbone import LAYERS
 from d2net.settings import Settings
 from d2net.training.loss import Sampling
@@ -260,6 +261,7 @@ class RunSettings(Settings):
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file."""
     try:
+        check_regular(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the configuration {path} cannot be read: {error}") from error
