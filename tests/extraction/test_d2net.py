@@ -292,6 +292,9 @@ def test_a_wrong_call_says_what_to_give(tiny_model: D2Net) -> None:
     for wrong in (image, {"img": image}, {"image": [image[0], image[0, :, 8:]]}):
         with pytest.raises(InputError, match="one tensor B x 3 x H x W"):
             tiny_model(wrong)
+    for wrong in (image.to_sparse(), image.to("meta")):
+        with pytest.raises(InputError, match="sparse or meta"):
+            tiny_model({"image": wrong})
     with pytest.raises(InputError, match="precision='bfloat16'"):
         copy.deepcopy(tiny_model).bfloat16().extract(np.zeros((64, 64, 3), np.uint8))
 

@@ -71,3 +71,11 @@ def test_descriptors_of_different_kinds_are_not_compared(graf):
     unknown = replace(b, descriptor_id=None)
     same = replace(b, descriptor_id="ots plain")
     assert len(match(plain, unknown)) == len(match(plain, same)) > 0
+
+
+def test_what_is_no_features_is_refused(graf):
+    a, b, _ = graf
+    for wrong in (b.descriptors, b.to_dict(), "b.jpg", None):
+        for pair in ((a, wrong), (wrong, a)):
+            with pytest.raises(InputError, match="takes two Features"):
+                match(*pair)

@@ -57,6 +57,8 @@ def match(
             those of the learned matcher.
         WeightsError: the file holds no matcher.
     """
+    if not (isinstance(a, Features) and isinstance(b, Features)):
+        raise InputError(f"match takes two Features of D2Net.extract, not {type(a)} and {type(b)}")
     if verify is None and (threshold is not None or intrinsics is not None):
         raise InputError(
             "threshold and intrinsics are options of verification, which is off; add for example "
