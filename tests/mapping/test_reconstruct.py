@@ -407,6 +407,16 @@ def test_a_map_made_anew_reads_the_photos_that_were_given(made: Path, tmp_path: 
     assert MapFolder(tmp_path / "map").photo("photo00.png") == new / "photo00.png"
 
 
+def test_a_map_made_anew_does_not_lose_photos_that_were_added(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    add_photos(tmp_path / "map", new, model=both)
+    with pytest.raises(OutputError, match=r"photo06\.png .*--into"):
+        reconstruct(made / "photos", tmp_path / "map", model=both)
+    assert "photo06.png" in MapFolder(tmp_path / "map").finished
+
+
 def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:
     """A codebook of the old photos alone does not tell the new ones apart."""
     shutil.copytree(made / "map", tmp_path / "map")

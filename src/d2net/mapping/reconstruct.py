@@ -107,6 +107,13 @@ def reconstruct(
         known_poses = read_model(find_model(poses) or poses).images.values()
         check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
     with opened(Path(output)) as folder:
+        added = sorted(folder.finished - {photo.name for photo in found})
+        if added and len(folder.photo_folders) > 1:
+            raise OutputError(
+                f"{output} also holds {added[0]} and other photos that were added from another "
+                "folder, and a new map would lose them: choose another output, or add photos with "
+                f"d2net reconstruct {photos} --into {output}"
+            )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
