@@ -14,7 +14,7 @@ from d2net.extraction.keypoints import find_keypoints
 from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.vgg import VGG
-from d2net.networks.weights import load_network, load_weights, save_weights
+from d2net.networks.weights import file_names, load_network, load_weights, save_weights
 from d2net.settings import ExtractionSettings
 
 from ..tiny import DATA, make_tiny_network
@@ -76,6 +76,16 @@ def test_loading_by_two_names(network: Combined, tmp_path: Path) -> None:
         load_network(f"seasons+{path}")
     with pytest.raises(InputError, match="original"):
         model.extract(np.zeros((40, 40, 3), np.uint8), original=True)
+
+
+def test_a_path_may_contain_the_sign_that_joins(network: Combined, tmp_path: Path) -> None:
+    path = tmp_path / "a+b" / "small.safetensors"
+    path.parent.mkdir()
+    save_weights(path, network.light, {"name": "small"})
+    assert load_network(path)[1]["name"] == "small"
+    assert file_names(f"light+{path}") == ["light", str(path)]
+    with pytest.raises(WeightsError, match=r"a\+b/none\.safetensors"):
+        load_network(path.with_stem("none"))
 
 
 def test_the_default_is_light_and_seasons() -> None:

@@ -19,6 +19,7 @@ from d2net.geometry import coordinates
 from d2net.io import images
 from d2net.io.h5 import FeatureFile
 from d2net.io.resume import file_state
+from d2net.networks.weights import file_names
 from d2net.settings import ExtractionSettings
 
 
@@ -84,7 +85,7 @@ class NetworkSource:
     def __init__(self, name: str, weights: str, device: str, settings: Mapping[str, Any]) -> None:
         ExtractionSettings.from_dict(settings)  # checked before the weights are loaded
         # Tables show the names of files without their folders.
-        parts = [Path(w).stem if w.endswith(".safetensors") else w for w in weights.split("+")]
+        parts = [Path(w).stem if w.endswith(".safetensors") else w for w in file_names(weights)]
         self.name = name.replace(weights, "+".join(parts))
         self._model = D2Net.from_pretrained(weights, device=device, **settings)
 

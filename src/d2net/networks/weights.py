@@ -77,7 +77,9 @@ class Weights:
 def file_names(weights: str | os.PathLike[str]) -> list[str]:
     """The names or paths of the files that `weights` stands for, which + joins."""
     names = DEFAULT if weights == "default" else str(weights)
-    return [names] if Path(names).exists() else names.split("+")
+    first, plus, second = names.partition("+")  # a path may contain a +, too
+    is_pair = plus and not Path(names).exists() and (first in CATALOGUE or Path(first).is_file())
+    return [first, second] if is_pair else [names]
 
 
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
