@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+import unicodedata
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,18 @@ def test_masks_bar_keypoints(tiny_model: D2Net, photos: Path, tmp_path: Path, na
         assert len(masked) > 0
         assert (masked.keypoints[:, 0] <= SIZE[0] / 2).all()
         assert (free.keypoints[:, 0] > SIZE[0] / 2).any()
+
+
+def test_masks_are_found_in_another_unicode_form(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    name = unicodedata.normalize("NFD", "ü b.png")
+    assert not (photos / "day 1" / name).exists()
+    (tmp_path / "masks" / "day 1").mkdir(parents=True)
+    left_half().save(tmp_path / "masks" / "day 1" / name)
+    run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert (file["day 1/ü b.png"].keypoints[:, 0] <= SIZE[0] / 2).all()
 
 
 def test_a_mask_of_another_size_fails_alone(

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from d2net.errors import InputError
 from d2net.io.drawn_pictures import write_picture
-from d2net.io.image_lists import find_images, read_image_list
+from d2net.io.image_lists import find_images, find_photo, read_image_list
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 
@@ -132,6 +133,17 @@ def test_what_the_package_made_is_not_taken_for_a_photo(photos, caplog):
     assert names(find_images([folder / "matches.png"])) == ["matches.png"]
 
 
+def test_an_exported_scene_is_no_folder_of_photos(photos, caplog):
+    scene = photos / "photos" / "scene"
+    (scene / "images").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(scene / "images" / "a.png")
+    for name in ("transforms.json", "points.ply"):
+        (scene / name).touch()
+    assert names(find_images([photos / "photos"])) == ALL
+    assert str(scene) in caplog.text
+    assert names(find_images([scene])) == ["images/a.png"]
+
+
 def test_photos_in_the_folder_of_a_map_are_photos(photos):
     (photos / "photos" / "map.json").write_text("{}")
     assert names(find_images([photos])) == ["other/a.png", *(f"photos/{name}" for name in ALL)]
@@ -142,6 +154,8 @@ def test_photos_in_the_folder_of_a_map_are_photos(photos):
 def test_a_pipe_does_not_block(photos):
     os.mkfifo(photos / "other" / "pipe.jpg")
     assert names(find_images([photos / "other"])) == ["a.png"]
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        find_images([photos / "other" / "pipe.jpg"])
 
 
 def test_raw_photos_are_told(photos, caplog):
@@ -154,6 +168,19 @@ def test_lists_made_on_windows_may_have_backslashes(photos):
     path = write_list(photos, "night\\c d.tiff\r\n")
     (found,) = read_image_list(path, photos / "photos")
     assert (found.name, found.path.exists()) == ("night/c d.tiff", True)
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_written_as_on_another_system(tmp_path, on_disk, listed):
+    name = "cafés/Zürich.jpg"
+    path = tmp_path / unicodedata.normalize(on_disk, name)
+    path.parent.mkdir()
+    path.touch()
+    text = write_list(tmp_path, unicodedata.normalize(listed, name))
+    (found,) = read_image_list(text, tmp_path)
+    assert found.path.exists()
+    assert [found.name] == names(find_images([path.parent], tmp_path))
+    assert find_photo([tmp_path], unicodedata.normalize(listed, name)) == found.path
 
 
 @links

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from d2net.cli import main
-from d2net.errors import InputError, OutputError
+from d2net.errors import FormatError, OutputError
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.scene_export import export_scene
 
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_old_models(root: Path) -> None:
 def test_a_missing_photo_leaves_nothing(root: Path, tmp_path: Path) -> None:
     photo = root / "photos" / "photo03.png"
     photo.rename(tmp_path / "away.png")
-    with pytest.raises(InputError, match="photo03"):
+    with pytest.raises(FormatError, match="photo03"):
         export_scene(root / "map", tmp_path / "scene")
     (tmp_path / "away.png").rename(photo)
     assert not [path for path in tmp_path.iterdir() if "scene" in path.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import unicodedata
 from dataclasses import replace
 from itertools import combinations
 from multiprocessing.context import ForkServerContext
@@ -95,6 +96,13 @@ def test_a_pair_is_matched_once(features: Path, tmp_path: Path) -> None:
     again = match_pairs(features, [("z.jpg", "a.jpg")], tmp_path / "m.h5")
     assert again.matched == {}
     assert again.skipped == [("z.jpg", "a.jpg")]
+
+
+def test_names_in_another_unicode_form_are_those_of_the_features(
+    features: Path, tmp_path: Path
+) -> None:
+    listed = [("a.jpg", unicodedata.normalize("NFD", "day 1/ü b.jpg"))]
+    assert list(match_pairs(features, listed, tmp_path / "m.h5").matched) == PAIRS[:1]
 
 
 def test_pairs_of_features_that_were_extracted_again_are_matched_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 
 import numpy as np
 import pycolmap
@@ -192,3 +193,11 @@ def test_a_model_without_points_has_no_pairs():
 def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         pairs.PairChoice(**options)
+
+
+def test_a_list_may_have_another_unicode_form(tmp_path):
+    names = ["a.jpg", unicodedata.normalize("NFC", "é.jpg")]
+    path = tmp_path / "pairs.txt"
+    path.write_text(unicodedata.normalize("NFD", " ".join(names)), encoding="utf-8")
+    choice = pairs.PairChoice(method="list", file=path)
+    assert pairs.choose_pairs(choice, names) == [tuple(names)]

@@ -59,13 +59,16 @@ def localize(
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
     from d2net.io.poses import read_poses, write_poses
+    from d2net.io.text_lists import as_known
     from d2net.mapping.localize import Map
     from d2net.visualization import plot_matches
 
     photos = find_images(queries, root)
     if not photos:
         raise InputError("there are no photos to localize: give files, or folders that hold some")
-    cameras = {} if intrinsics is None else read_intrinsics(intrinsics)
+    listed = {} if intrinsics is None else read_intrinsics(intrinsics)
+    names = {photo.name for photo in photos}
+    cameras = {as_known(name, names): camera for name, camera in listed.items()}
     for photo in photos:
         if cameras and photo.name not in cameras:
             raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")

@@ -15,7 +15,7 @@ from d2net.evaluation.pair_protocol import PhotoPair
 from d2net.evaluation.results import Array
 from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
-from d2net.io.image_lists import photos_folder
+from d2net.io.image_lists import named_photo, photos_folder
 from d2net.io.pair_lists import read_pairs
 from d2net.io.text_lists import read_lines
 
@@ -95,18 +95,11 @@ def _pairs_of(scene: Path, model: Path | None, pair_list: Path | None) -> Iterat
         b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
         yield PosedPair(
             group=scene.resolve().name,
-            photos=(_photo(photos, a.name), _photo(photos, b.name)),
+            photos=(named_photo([photos], a.name, path), named_photo([photos], b.name, path)),
             cameras=(known.cameras[a.camera_id], known.cameras[b.camera_id]),
             rotation=np.asarray(b_from_a.rotation.matrix(), dtype=np.float64),
             translation=np.asarray(b_from_a.translation, dtype=np.float64),
         )
-
-
-def _photo(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise FormatError(f"the ground truth names the photo {name}, which is not in {folder}")
-    return path
 
 
 def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
@@ -136,6 +129,6 @@ def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
         # ScanNet's poses are accurate to a few digits only.
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
             raise FormatError(f"{where}: T_0to1 does not begin with a rotation")
-        photos = _photo(folder, words[0]), _photo(folder, words[1])
-        pairs.append(PosedPair(folder.resolve().name, photos, cameras, rotation, pose[:3, 3]))
+        a, b = (named_photo([folder], name, path) for name in words[:2])
+        pairs.append(PosedPair(folder.resolve().name, (a, b), cameras, rotation, pose[:3, 3]))
     return pairs

@@ -20,7 +20,7 @@ from d2net.features import Features
 from d2net.io import release_2019
 from d2net.io.atomic import locked, output_errors
 from d2net.io.h5 import FeatureWriter
-from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.image_lists import FoundImage, find_images, find_photo
 from d2net.io.resume import WorkRecord, file_state, fingerprint
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
@@ -200,8 +200,9 @@ def _find_masks(
     """The photos without those that are masks, and the masks by the names of their photos."""
     found: dict[str, Path] = {}
     for photo in photos:
-        for mask in (folder / f"{photo.name}.png", (folder / photo.name).with_suffix(".png")):
-            if mask.is_file() and mask.resolve() != photo.path.resolve():
+        for name in (f"{photo.name}.png", str(Path(photo.name).with_suffix(".png"))):
+            mask = find_photo([folder], name)
+            if mask and mask.resolve() != photo.path.resolve():
                 found.setdefault(photo.name, mask)
     if not found:
         raise InputError(

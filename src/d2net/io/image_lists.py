@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from d2net.errors import InputError
+from d2net.errors import FormatError, InputError
+from d2net.io.atomic import check_regular
 from d2net.io.drawn_pictures import is_own_picture
-from d2net.io.text_lists import CAMERA_LINE, read_lines
+from d2net.io.text_lists import CAMERA_LINE, read_lines, unicode_forms
 from d2net.wording import count
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def find_images(
     seen_folders: set[Path] = set()
     seen_files: set[Path] = set()
     for path in map(Path, paths):
+        check_regular(path)
         if path.is_dir():
             here = Path(root or path)
             files = sorted(_walk(path, seen_folders), key=lambda pair: pair[0].as_posix())
@@ -84,8 +86,18 @@ def photos_folder(folder: Path) -> Path:
 
 
 def find_photo(folders: Iterable[Path], name: str) -> Path | None:
-    """The file of a photo in the first folder that has it, or None."""
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    """The file of a photo in the first folder that has it, in any Unicode form; else None."""
+    paths = (folder / form for folder in folders for form in unicode_forms(name))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def named_photo(folders: Sequence[Path], name: str, source: object) -> Path:
+    """As `find_photo`; FormatError if the photo that the `source` names is missing."""
+    path = find_photo(folders, name)
+    if path is None:
+        where = " or ".join(map(str, folders)) or "any known folder"
+        raise FormatError(f"{source} names the photo {name}, which is not in {where}")
+    return path
 
 
 def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[FoundImage]:
@@ -102,8 +114,9 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
     for _, line in read_lines(file, "names of photos", errors="surrogateescape"):
         with_camera = CAMERA_LINE.fullmatch(line)
         text = with_camera["name"] if with_camera else line
-        if os.sep == "\\" or not Path(root, text).exists():  # a list made on Windows
+        if os.sep == "\\" or find_photo([Path(root)], text) is None:  # a list made on Windows
             text = text.replace("\\", "/")
+        text = next((form for form in unicode_forms(text) if Path(root, form).exists()), text)
         name = PurePosixPath(text)
         if name.is_absolute() or ".." in name.parts:
             raise InputError(
@@ -132,6 +145,10 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
             (name for name in folders if not name.startswith(".")),
             key=lambda name: ((parent / name).is_symlink(), name),  # real folders give the names
         )
+        if parent != folder and {"transforms.json", "points.ply"}.issubset(files):
+            own_pictures.append(parent)  # a scene by `d2net export`
+            folders.clear()
+            continue
         is_map = "map.json" in files
         for name in files:
             file, suffix = parent / name, Path(name).suffix.lower()

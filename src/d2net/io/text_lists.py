@@ -6,7 +6,8 @@ import codecs
 import io
 import os
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from d2net.errors import FormatError, InputError
@@ -16,6 +17,16 @@ CAMERA_LINE = re.compile(
     r"(?P<params>(\s+[-+]?[\d.]+([eE][-+]?\d+)?)+)"
 )
 """A line of a list of photos with cameras, see `io.intrinsics`; the name may contain spaces."""
+
+
+def unicode_forms(name: str) -> tuple[str, str, str]:
+    """A name as it is, and with accents inside their letters and behind them, as macOS has them."""
+    return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+
+
+def as_known(name: str, known: Container[str]) -> str:
+    """The form of a name from a list that is among the known names; the name itself if none is."""
+    return next((form for form in unicode_forms(name) if form in known), name)
 
 
 def read_lines(

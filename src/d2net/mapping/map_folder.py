@@ -14,7 +14,7 @@ import pycolmap
 from d2net.errors import InputError
 from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
-from d2net.io.image_lists import find_photo
+from d2net.io.image_lists import named_photo
 from d2net.io.resume import WorkRecord
 from d2net.mapping.georeference import Georeference
 
@@ -47,14 +47,8 @@ class MapFolder:
             folders.append(str(folder.resolve()))
 
     def photo(self, name: str) -> Path:
-        """The file of a photo; InputError if it is missing."""
-        path = find_photo(self.photo_folders, name)
-        if path is None:
-            folders = " or ".join(map(str, self.photo_folders)) or "any known folder"
-            raise InputError(
-                f"the photo {name} of the map {self.path} is missing: it is not in {folders}"
-            )
-        return path
+        """The file of a photo; FormatError if it is missing."""
+        return named_photo(self.photo_folders, name, f"the map {self.path}")
 
     @property
     def finished(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from d2net.features import Features, Matches
 from d2net.io.h5 import FeatureFile, MatchWriter
 from d2net.io.pair_lists import Pair
 from d2net.io.resume import fingerprint
+from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.progress import Progress, no_progress
 
@@ -28,13 +29,6 @@ _CLUSTER_BATCH = 64  # pairs that a process of a cluster matches at a time
 
 _Job: TypeAlias = tuple[Path, MatchOptions, str]
 """Features file, options and device, sent to each process of a cluster."""
-
-_DEFAULTS: MatchOptions = {
-    "matcher": "nearest",
-    "ratio": None,
-    "verify": None,
-    "threshold": None,
-}
 
 
 @dataclass(frozen=True)
@@ -77,15 +71,17 @@ def match_pairs(
         OutputBusyError: another process writes this output.
         OutputError: the output cannot be written or was made with other settings.
     """
-    unique: dict[frozenset[str], Pair] = {}
-    for pair in pairs:
-        if pair[0] != pair[1]:
-            unique.setdefault(frozenset(pair), pair)
-    wanted = list(unique.values())
-    if not wanted:
-        raise InputError("there are no pairs of two different photos to match")
-    all_options: MatchOptions = {**_DEFAULTS, **options}
+    all_options = MatchOptions(matcher="nearest", ratio=None, verify=None, threshold=None)
+    all_options.update(options)
     with FeatureFile(os.fspath(features)) as file:
+        unique: dict[frozenset[str], Pair] = {}
+        for a, b in pairs:
+            pair = as_known(a, file), as_known(b, file)
+            if pair[0] != pair[1]:
+                unique.setdefault(frozenset(pair), pair)
+        wanted = list(unique.values())
+        if not wanted:
+            raise InputError("there are no pairs of two different photos to match")
         missing = sorted({name for pair in wanted for name in pair if name not in file})
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -94,10 +90,8 @@ def match_pairs(
             )
         matcher = all_options["matcher"]
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
-        if matcher not in (
-            "nearest",
-            "learned",
-        ):  # the machines of a cluster have other working directories
+        if matcher not in ("nearest", "learned"):
+            # The machines of a cluster have other working directories.
             all_options["matcher"] = str(Path(matcher).expanduser().absolute())
         job = file.path.absolute(), all_options, device
         inputs_of = cache(file.inputs)

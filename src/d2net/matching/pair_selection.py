@@ -24,6 +24,7 @@ from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, gps_positions
 from d2net.io.image_lists import FoundImage
 from d2net.io.pair_lists import Pair, read_pairs
+from d2net.io.text_lists import as_known
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.settings import Settings
 from d2net.wording import count
@@ -130,8 +131,9 @@ def choose_pairs(
         return from_covisibility(model, choice.num_matched, names=names)
     known = set(names)
     if choice.file is not None:
-        listed = read_pairs(choice.file)
         all_names = known | {photo.name for photo in photos or ()}  # some may have no features
+        pairs = read_pairs(choice.file)
+        listed = [(as_known(a, all_names), as_known(b, all_names)) for a, b in pairs]
         unknown = sorted({name for pair in listed for name in pair} - all_names)
         if unknown:
             raise InputError(f"{choice.file} names {unknown[0]!r}, which is not one of the photos")

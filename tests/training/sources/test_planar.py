@@ -130,7 +130,7 @@ def test_what_is_wrong_is_told(tmp_path, graf):
         ('[{"a": "a.png"}]', "pair 1: a, b and H_a_to_b"),
         (
             '[{"a": "a.png", "b": "z.png", "H_a_to_b": []}]',
-            "names the photo z.png, which is neither",
+            "names the photo z.png, which is not in",
         ),
         ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "an invertible matrix"),
     ):

@@ -11,7 +11,7 @@ import numpy as np
 from d2net.errors import InputError
 from d2net.geometry.cameras import check_photo_size, from_colmap
 from d2net.io.colmap_model import find_model, read_model
-from d2net.io.image_lists import photos_folder
+from d2net.io.image_lists import find_photo, photos_folder
 from d2net.training.sources.reading import find_depth_map, size_of
 from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
 
@@ -57,7 +57,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     missing: list[str] = []
     without_points = 0
     for image in sorted(model.images.values(), key=lambda image: image.name):
-        file = images / image.name
+        file = find_photo([images], image.name) or images / image.name
         if image.has_pose and not file.is_file():
             missing.append(image.name)
         elif image.has_pose and not image.num_points3D:

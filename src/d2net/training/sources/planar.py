@@ -21,7 +21,7 @@ from d2net.errors import FormatError, InputError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Size
 from d2net.geometry.homography import transfer
-from d2net.io.image_lists import find_images, find_photo
+from d2net.io.image_lists import find_images, named_photo
 from d2net.io.images import limited_size
 from d2net.training.correspondences import dense_correspondences
 from d2net.training.crops import Array, Crop, Warp, as_matrix, local_scale, random_crop
@@ -162,9 +162,10 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     pairs = []
     file = folder / PAIRS_FILE
     if file.is_file():
+        folders = [folder / "images", folder]
         for number, entry in enumerate(_read_json(file), start=1):
             try:
-                a, b = (_find_photo(file, str(entry[key])) for key in ("a", "b"))
+                a, b = (named_photo(folders, str(entry[key]), file) for key in ("a", "b"))
                 matrix = np.array(entry["H_a_to_b"], np.float64)
                 np.linalg.inv(matrix.reshape(3, 3))
             except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
@@ -177,12 +178,13 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     views = sorted(folder.rglob(OFFSETS_FILE))
     for file in views:
         offsets: list[tuple[Path, float, float]] = []
+        folders = [file.parent / "images", file.parent]
         for name, offset in dict(_read_json(file)).items():
             try:
                 x, y = map(float, offset)
             except (TypeError, ValueError) as error:
                 raise FormatError(f"{file}: the offset of {name} is not two numbers") from error
-            offsets.append((_find_photo(file, name), x, y))
+            offsets.append((named_photo(folders, name, file), x, y))
         for (a, ax, ay), (b, bx, by) in combinations(offsets, 2):
             shift = np.array([[1, 0, bx - ax], [0, 1, by - ay], [0, 0, 1]])
             pairs.append(RelatedPhotos(a, b, shift))
@@ -199,15 +201,6 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
             )
         pairs.append(RelatedPhotos(a, b, np.eye(3)))
     return pairs
-
-
-def _find_photo(file: Path, name: str) -> Path:
-    photo = find_photo((file.parent / "images", file.parent), name)
-    if photo is None:
-        raise FormatError(
-            f"{file} names the photo {name}, which is neither in images/ nor beside it"
-        )
-    return photo
 
 
 def _read_json(file: Path) -> Any:  # noqa: ANN401 (a list or dict of anything)
