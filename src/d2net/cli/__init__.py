@@ -72,9 +72,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error
     logging.getLogger("d2net").handlers = [console.WarningHandler(logging.WARNING)]
-    warnings.filterwarnings(
-        "ignore", module=r"(PIL|filelock)\."
-    )  # of metadata, which do not matter here
+    warnings.filterwarnings("ignore", module=r"(PIL|filelock)\.")  # of metadata
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
     except _UsageError as error:

@@ -27,8 +27,7 @@ class WarningHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning."""
-        message = one_line(record.getMessage())
-        err.print(Text.assemble(("warning: ", "bold yellow"), message))
+        err.print(Text.assemble(("warning: ", "bold yellow"), one_line(record.getMessage())))
 
 
 def say(line: str) -> None:

@@ -191,9 +191,9 @@ def localization(
         threshold PIXELS: Largest reprojection error of an inlier. Default: Aachen 12,
             scenes by the keypoints' uncertainty.
     """
-    if submission is not None and evaluation.compare:
-        raise InputError("--submission writes the poses of one source: leave out --compare")
     if submission is not None:
+        if evaluation.compare:
+            raise InputError("--submission writes the poses of one source: leave out --compare")
         check_output(submission)
     from d2net.evaluation.localization import evaluate_localization
     from d2net.evaluation.localization_dataset import LocalizationSettings

@@ -35,9 +35,7 @@ class Files:
             pairs = stack.enter_context(MatchFile(self.matches)) if self.matches else None
             for file in (photos, pairs):
                 if file is not None and len(file) == 0:
-                    raise InputError(
-                        f"{file.path} contains no {file.contents}; give a file with some"
-                    )
+                    raise InputError(f"{file.path} contains no {file.contents}; give another file")
             num_pairs = len(pairs.pairs_among(photos)) if pairs else 0
             if pairs and not num_pairs:
                 raise InputError(f"{pairs.path} holds no pair of the photos in {photos.path}")

@@ -141,13 +141,15 @@ def _search_tile(
             found = found[best.sort().values]  # neighbours are sampled one after the other
             scales = torch.full_like(found.scores, 1 / level.factor)
             in_view = found.positions - origin
+            cols, rows = found.anchors.unbind(1)
+            channels = level.number * _MAX_CHANNELS + found.channels
             keypoints = Keypoints(
                 positions=level.photo_from_level(found.positions),
                 scores=found.scores,
                 scales=scales,
                 uncertainty=detector.uncertainty(scales),
                 descriptors=network.describe(view.maps, in_view, settings.descriptor),
-                ranks=_ranks(found, level),
+                ranks=(channels * level.size[1] + rows) * level.size[0] + cols,
             )
             yield i, keypoints
         coarser = maps, crop.window
@@ -162,10 +164,3 @@ def _is_owned(found: Detections, border: int, level: Level, own: Window, grid: G
     first = cells.new_tensor([own.cols.start, own.rows.start])
     stop = cells.new_tensor([own.cols.stop, own.rows.stop])
     return (inside & (cells >= first) & (cells < stop)).all(dim=1)
-
-
-def _ranks(found: Detections, level: Level) -> Tensor:
-    """Order by level, channel, row and column."""
-    cols, rows = found.anchors.unbind(1)
-    channels = level.number * _MAX_CHANNELS + found.channels
-    return (channels * level.size[1] + rows) * level.size[0] + cols

@@ -126,12 +126,8 @@ def guessed_camera(
     """
     import pycolmap
 
-    camera = pycolmap.Camera.create_from_model_name(
-        pycolmap.INVALID_CAMERA_ID,
-        model,
-        focal_length or _FOCAL_LENGTH_FACTOR * max(size),
-        *size,
-    )
+    focal, number = focal_length or _FOCAL_LENGTH_FACTOR * max(size), pycolmap.INVALID_CAMERA_ID
+    camera = pycolmap.Camera.create_from_model_name(number, model, focal, *size)
     camera.has_prior_focal_length = focal_length is not None
     return camera
 

@@ -113,15 +113,7 @@ class FeatureFile(H5File, Mapping[str, Features]):
 
 
 class FeatureWriter(EntryWriter):
-    """Writes the features of many photos so that interrupted runs resume; see `EntryWriter`.
-
-    ```python
-    with FeatureWriter("features.h5", settings) as writer:
-        for name in names:
-            if name not in writer.done():
-                writer.add(name, model.extract(root / name))
-    ```
-    """
+    """Writes the features of many photos so that interrupted runs resume; see `EntryWriter`."""
 
     reader = FeatureFile
 

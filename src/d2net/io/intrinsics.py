@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import FormatError
 from d2net.geometry.cameras import known_camera
 from d2net.io.resumable_h5 import check_name
 from d2net.io.text_lists import CAMERA_LINE, read_lines
@@ -30,10 +30,6 @@ def read_intrinsics(path: str | Path) -> dict[str, pycolmap.Camera]:
         if match is None:
             raise FormatError(f"{where}: expected {_EXPECTED}, not {line[:80]!r}")
         name = match["name"]
-        try:
-            check_name(name)
-        except InputError as error:
-            raise FormatError(f"{where}: {error}") from error
         if name in cameras:
             raise FormatError(f"{where}: the photo {name} occurs twice")
         size = int(match["width"]), int(match["height"])
@@ -41,8 +37,8 @@ def read_intrinsics(path: str | Path) -> dict[str, pycolmap.Camera]:
             raise FormatError(f"{where}: a camera needs a width and a height above 0")
         try:
             params = [float(word) for word in match["params"].split()]
-            cameras[name] = known_camera(match["model"], size, params)
-        except (ValueError, InputError) as error:
+            cameras[check_name(name)] = known_camera(match["model"], size, params)
+        except ValueError as error:  # InputError, too
             raise FormatError(f"{where}: {error}") from error
     if not cameras:
         raise FormatError(f"{path} is empty; expected lines of {_EXPECTED}")

@@ -11,7 +11,7 @@ kapture/converter/colmap/database_extra.py (add_keypoints_to_database).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -80,7 +80,10 @@ def write_kapture(
                 [(TYPE, "float32", dimension, TYPE, "L2")],
             ),
         ):
-            _write_table(root / path, header, rows)
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            listed = [(f"# kapture format: 1.1\n# {header}",), *rows]
+            text = "".join(", ".join(map(str, row)) + "\n" for row in listed)
+            (root / path).write_text(text, encoding="utf-8", newline="\n")
         if matches is not None:
             for first, second, pair in matches.among(num_keypoints):
                 ordered = (first, second) if first < second else (second, first)
@@ -94,9 +97,3 @@ def _write_array(path: Path, values: Tensor) -> None:
     array = as_numpy(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
-
-
-def _write_table(path: Path, header: str, rows: Sequence[tuple[object, ...]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["# kapture format: 1.1", f"# {header}", *(", ".join(map(str, row)) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

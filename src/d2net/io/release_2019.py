@@ -28,15 +28,14 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
     """Write one photo's features as float32; equal features give equal bytes."""
     on_cpu = features.to("cpu")
     keypoints = torch.cat([on_cpu.keypoints, on_cpu.scales[:, None]], dim=1).numpy()
-    scores = on_cpu.scores.numpy()
     descriptors = on_cpu.descriptors.float().numpy()
+    arrays = {"keypoints": keypoints, "scores": on_cpu.scores.numpy(), "descriptors": descriptors}
     buffer = io.BytesIO()
     if format == "npz":  # NumPy would append .npz to a file name
-        np.savez(buffer, keypoints=keypoints, scores=scores, descriptors=descriptors)
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # one of its options is a bool
     else:
         from scipy.io import savemat
 
-        arrays = {"keypoints": keypoints, "scores": scores, "descriptors": descriptors}
         savemat(buffer, arrays)  # type: ignore[arg-type]
         buffer.seek(0)
         buffer.write(b"MATLAB 5.0 MAT-file, written by d2net".ljust(_MAT_TEXT))

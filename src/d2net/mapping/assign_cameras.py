@@ -59,15 +59,10 @@ def assign_cameras(
                 cameras[name] = known_camera(settings.camera_model, size, settings.camera_params)
         camera = cameras[first]
         if (camera.width, camera.height) != size:
-            problem = (
-                "cannot share a camera; choose camera mode auto or per-image"
-                if settings.camera_params is None
-                else "cannot have the same known parameters; make one map of each, or leave the "
-                "parameters out"
-            )
             raise InputError(
                 f"{first} ({camera.width} x {camera.height}) and {name} ({size[0]} x {size[1]}) "
-                f"{problem}"
+                "cannot share a camera; choose camera mode auto or per-image, and leave known "
+                "parameters out or make one map of each size"
             )
         cameras.setdefault(name, camera)
     return cameras
