@@ -68,6 +68,20 @@ def test_a_map_of_nearly_parallel_rays_is_doubtful(tmp_path: Path) -> None:
     assert "hardly determine the cameras" in verdicts[1].reasons[0]
 
 
+def test_a_camera_that_few_points_determine_is_named(tmp_path: Path) -> None:
+    model = upright(ball(), np.array([[x, -6.0, 0] for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]))
+    noise = pycolmap.SyntheticNoiseOptions()
+    noise.point2D_stddev = 0.5
+    pycolmap.set_random_seed(3)
+    pycolmap.synthesize_noise(noise, model)
+    assert judge_map(model, tmp_path / "no.db").uncertain == ()
+    poor = model.images[5]
+    for row in range(5, len(poor.points2D)):
+        model.delete_observation(5, row)
+    judged = judge_map(model, tmp_path / "no.db")
+    assert (judged.verdict, judged.uncertain) == ("good", (poor.name,))
+
+
 def test_a_photo_without_points_does_not_prevent_a_verdict(tmp_path: Path) -> None:
     model = synthetic()
     empty = next(iter(model.images.values()))

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pycolmap
+from numpy.typing import NDArray
 
 from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap, rays
 from d2net.mapping.mapper import flat_configurations, verified_pairs
@@ -20,7 +21,7 @@ from d2net.wording import count
 MapVerdict: TypeAlias = Literal["good", "doubtful"]
 
 _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
-_MAX_DEVIATION = 0.2  # degrees; docs/experiments.md, Maps
+_MAX_DEVIATION, _MAX_SMALLEST_DEVIATION = 0.2, 0.1  # degrees; docs/experiments.md, Maps
 _MAX_DEVIATION_PHOTOS = 200  # the covariance takes 2.5 s of CPU, and cubic time
 _MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
 _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
@@ -29,11 +30,15 @@ _KNOWN_CAMERAS = "--camera-params, or --camera-mode single if one camera took al
 
 @dataclass(frozen=True)
 class MapTrust:
-    """The verdict on one map of these photos (sorted), and the reasons if it is doubtful."""
+    """The verdict on one map of these photos (sorted), and the reasons if it is doubtful.
+
+    The cameras of the `uncertain` photos are hardly determined.
+    """
 
     photos: tuple[str, ...]
     verdict: MapVerdict
     reasons: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
 
 
 def camera_fault(camera: pycolmap.Camera) -> str | None:
@@ -92,7 +97,8 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
             known = {c.camera_id: c.has_prior_focal_length for c in opened.read_all_cameras()}
             stored = opened.read_all_images()
         guessed = not all(known[image.camera_id] for image in stored if image.name in images)
-    if _rotation_deviation(model, refine=guessed) > _MAX_DEVIATION:
+    deviations = _rotation_deviations(model, refine=guessed)
+    if np.median(deviations[np.triu_indices_from(deviations, 1)]) > _MAX_DEVIATION:
         reasons.append(
             "the matches hardly determine the cameras; take photos in between and step aside "
             "between photos" + (f", or give {_KNOWN_CAMERAS}" if guessed else "")
@@ -118,7 +124,10 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
             "of their matches; parts of the scene may look alike"
             + (f", or focal lengths are wrong: give {_KNOWN_CAMERAS}" if guessed else "")
         )
-    return MapTrust(tuple(sorted(images)), "doubtful" if reasons else "good", tuple(reasons))
+    smallest = zip(images, deviations.min(axis=0), strict=True)
+    uncertain = tuple(sorted(name for name, d in smallest if d > _MAX_SMALLEST_DEVIATION))
+    verdict: MapVerdict = "doubtful" if reasons else "good"
+    return MapTrust(tuple(sorted(images)), verdict, tuple(reasons), uncertain)
 
 
 def _bundle_adjuster(
@@ -135,25 +144,27 @@ def _bundle_adjuster(
     return pycolmap.create_default_ceres_bundle_adjuster(options, config, model)
 
 
-def _rotation_deviation(model: pycolmap.Reconstruction, *, refine: bool) -> float:
-    """Standard deviation of the rotation between two photos, in degrees: the median over pairs.
+def _rotation_deviations(model: pycolmap.Reconstruction, *, refine: bool) -> NDArray[np.float64]:
+    """Standard deviations of the rotation between any two photos in degrees; infinite if unknown.
 
-    It follows from the reprojection errors. With `refine`, the intrinsics are uncertain, too.
+    They follow from the reprojection errors. With `refine`, the intrinsics are uncertain, too.
     """
-    numbers = model.reg_image_ids()
-    if len(numbers) > _MAX_DEVIATION_PHOTOS:
-        return 0.0
+    poses = [(number, model.images[number].cam_from_world()) for number in model.reg_image_ids()]
+    if len(poses) > _MAX_DEVIATION_PHOTOS:
+        return np.zeros((len(poses), len(poses)))
+    deviations = np.full((len(poses), len(poses)), math.inf)
     options = pycolmap.BACovarianceOptions()
     options.params = pycolmap.BACovarianceOptionsParams.POSES
     with quiet_colmap():
         adjuster = _bundle_adjuster(model, refine=refine)
         found = pycolmap.estimate_ba_covariance(options, model, adjuster)
-    if found is None:
-        return math.inf
-    poses = [(number, model.images[number].cam_from_world()) for number in numbers]
-    covariances = (found.get_cam2_cov_from_cam1(*a, *b) for a, b in combinations(poses, 2))
-    # A photo without points has none. COLMAP gives only NaN for some wrong maps.
-    turns = [np.sqrt(np.trace(both[:3, :3])) for both in covariances if both is not None]
-    model.update_point_3d_errors()
-    error = np.median([point.error for point in model.points3D.values()])
-    return float(np.nan_to_num(np.degrees(np.median(turns)) * error, nan=math.inf))
+    if found is not None:
+        model.update_point_3d_errors()
+        error = np.degrees(np.median([point.error for point in model.points3D.values()]))
+        for (row, a), (column, b) in combinations(enumerate(poses), 2):
+            both = found.get_cam2_cov_from_cam1(*a, *b)
+            if both is not None:  # a photo without points has none
+                turn = np.sqrt(np.trace(both[:3, :3])) * error
+                deviations[row, column] = deviations[column, row] = turn
+    # COLMAP gives only NaN for some wrong maps.
+    return np.where(np.isnan(deviations), math.inf, deviations)

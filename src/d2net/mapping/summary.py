@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.mapper import flat_configurations, verified_pairs
 from d2net.mapping.plausibility import MapTrust
@@ -49,8 +47,7 @@ class MapSummary:
     Attributes:
         photos: all photos given, by name.
         points: number of 3D points.
-        mean_track_length: None without points.
-        mean_reprojection_error_px: over points, as COLMAP's; None without points.
+        mean_reprojection_error_px: over points, as COLMAP's.
         maps: all maps, the largest first; number n is in `sparse/n`.
         insignificant_pairs: number of pairs left out, because their matches may be accidental.
         seconds: duration of each stage, in order.
@@ -60,8 +57,8 @@ class MapSummary:
 
     photos: tuple[PhotoStatus, ...]
     points: int
-    mean_track_length: float | None
-    mean_reprojection_error_px: float | None
+    mean_track_length: float
+    mean_reprojection_error_px: float
     maps: tuple[MapTrust, ...] = ()
     insignificant_pairs: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -97,13 +94,14 @@ def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
     photos = {name: PhotoStatus(name, reason) for name, reason in failed.items()}
     for photo in (photo for cloud in reversed(clouds) for photo in cloud.photos):
         num_points = len(set(photo.point_rows.tolist()))
-        photos[photo.name] = PhotoStatus(photo.name, "", num_points, _finite(photo.error))
+        error = photo.error if math.isfinite(photo.error) else None
+        photos[photo.name] = PhotoStatus(photo.name, "", num_points, error)
     largest = clouds[0]
     return MapSummary(
         photos=tuple(photos[name] for name in sorted(photos)),
         points=len(largest.points),
-        mean_track_length=_finite(mean(largest.track_lengths.astype(np.float64))),
-        mean_reprojection_error_px=_finite(mean(largest.errors)),
+        mean_track_length=float(largest.track_lengths.mean()),
+        mean_reprojection_error_px=mean(largest.errors),
     )
 
 
@@ -121,24 +119,23 @@ def text_lines(summary: MapSummary) -> list[str]:
 
 def figure_lines(summary: MapSummary) -> list[str]:
     """The main figures, one a line."""
-    lines = [
-        f"map {number} is doubtful: {'; '.join(part.reasons)}"
-        for number, part in enumerate(summary.maps)
-        if part.reasons
+    several = len(summary.maps) > 1
+    maps = [(f"map {n}" if several else "the map", part) for n, part in enumerate(summary.maps)]
+    lines = [f"{name} is doubtful: {'; '.join(m.reasons)}" for name, m in maps if m.reasons]
+    lines += [
+        f"uncertain cameras in {name}: {_named(part.uncertain)}"
+        for name, part in maps
+        if part.uncertain and not part.reasons
     ]
     given = count(len(summary.photos), "photo")
     lines.append(f"{summary.num_registered:,} of {given} registered")
-    if len(summary.maps) > 1:
+    if several:
         lines[-1] += f", in {len(summary.maps)} separate maps"
-        lines += [f"map {n}: {_named(part.photos)}" for n, part in enumerate(summary.maps)]
-    if summary.mean_track_length is None or summary.mean_reprojection_error_px is None:
-        lines.append("no points")
-    else:
-        lines.append(
-            f"{count(summary.points, 'point')}, each seen in {summary.mean_track_length:.1f} "
-            "photos on average, mean reprojection error "
-            f"{summary.mean_reprojection_error_px:.2f} px"
-        )
+        lines += [f"{name}: {_named(part.photos)}" for name, part in maps]
+    lines.append(
+        f"{count(summary.points, 'point')}, each seen in {summary.mean_track_length:.1f} photos on "
+        f"average, mean reprojection error {summary.mean_reprojection_error_px:.2f} px"
+    )
     place = summary.georeference
     if place is not None:
         lines.append(
@@ -162,10 +159,6 @@ def seconds_line(summary: MapSummary) -> str:
 def _named(names: Sequence[str]) -> str:
     more = len(names) - _MAX_NAMES
     return ", ".join(names[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def why_no_map(database: Path) -> str:

@@ -55,8 +55,6 @@ def triangulate(
     for name, image in images.items():
         if not image.has_pose:
             raise InputError(f"the model has no pose of the photo {name}")
-        if name not in keypoints:
-            raise InputError(f"there are no keypoints of the model's photo {name}")
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = options.triangulation.random_seed = seed
     options.num_threads = 1  # several threads order the points differently each time
@@ -82,11 +80,6 @@ def triangulate(
                 points = np.array(keypoints[image.name], dtype=np.float32)
                 database.write_keypoints(image.image_id, COLMAP_FROM_PIXELS(points))
             for first, second, rows in matches:
-                for name in (first, second):
-                    if name not in images:
-                        raise InputError(
-                            f"the matches name the photo {name}, which is not in the model"
-                        )
                 a, b = images[first], images[second]
                 ends = keypoints[first][rows[:, 0]], keypoints[second][rows[:, 1]]
                 near = epipolar_distances(model, a, b, *ends) <= max_error

@@ -67,25 +67,19 @@ class Look(NamedTuple):
 
 def find_look(cloud: Cloud) -> Look:
     """Look at most points and the nearer cameras, from the photos' side and a little from above."""
-    # Without photos, the world has a camera's axes.
-    scene_from_world = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-    if cloud.photos:
-        rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
-        up = common_up(rotations.transpose(0, 2, 1))
-        ahead = rotations[:, :, 2].mean(axis=0)
-        forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
-        # Photos from all sides, or from above, have no direction, so any direction will do.
-        forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
-        forward = forward / np.linalg.norm(forward)
-        scene_from_world = np.stack([np.cross(forward, up), forward, up])
+    rotations = np.stack([photo.world_from_cam for photo in cloud.photos])
+    up = common_up(rotations.transpose(0, 2, 1))
+    ahead = rotations[:, :, 2].mean(axis=0)
+    forwards = [ahead - up * (up @ ahead), *(np.cross(up, axis) for axis in np.eye(3))]
+    # Photos from all sides, or from above, have no direction, so any direction will do.
+    forward = next(f for f in forwards if np.linalg.norm(f) > 0.1)
+    forward = forward / np.linalg.norm(forward)
+    scene_from_world = np.stack([np.cross(forward, up), forward, up])
     look = Look(scene_from_world, _YAW, _PITCH, np.zeros(3), np.ones(2))
     view_from_world = look.view_from_world
     points, centres = cloud.points @ view_from_world.T, cloud.centres @ view_from_world.T
     outside = ((points, _POINTS_OUTSIDE), (centres, _CAMERAS_OUTSIDE))
-    boxes = [np.quantile(part, [q, 1 - q], axis=0) for part, q in outside if len(part)]
-    if not boxes:
-        return look
-    both = np.concatenate(boxes)
+    both = np.concatenate([np.quantile(part, [q, 1 - q], axis=0) for part, q in outside])
     target = (both.min(axis=0) + both.max(axis=0)) / 2
     extent = _ROOM * np.ptp(both, axis=0)[:2] / 2
     largest = float(extent.max())  # a single camera, or points on a line, have no extent
