@@ -26,7 +26,7 @@ HEAD = """\
 
 The code of d2net is licensed under Apache-2.0. The
 [model card](../src/d2net/networks/pretrained/MODEL_CARD.md) states the licence of the packaged
-weights. d2net contains none of the packages below: pip installs them beside it, each under its own
+weights. d2net contains none of the packages below: pip installs them separately, each under its own
 licence. `python tools/licences.py --write` makes this list from the metadata of the installed
 packages, with the CPU build of torch. A GPU build also installs NVIDIA's libraries under NVIDIA's
 licence.

@@ -27,7 +27,7 @@ METHODS = {
 
 FIGURES = {
     "WxBS (day and night, seasons, sensors): mAA": ("wxbs", "mAA"),
-    "webcams (day, seasons): MMA@3": ("webcam", "MMA@3"),
+    "webcams (TILDE, AMOS): MMA@3": ("webcam", "MMA@3"),
     "Oxford (planes): MMA@3": ("oxford", "MMA@3"),
     "Strecha (relative pose): AUC@5°": ("strecha", "AUC@5 t=1"),
 }
