@@ -58,6 +58,7 @@ def test_exact_features_give_exact_cameras_and_a_changed_photo_another_map(tmp_p
     figures = result.groups["place"]
     assert figures["images registered"] == 6
     assert figures["registered share"] == 1
+    assert figures["called good"] == 1
     assert figures["sparse points"] > 100
     assert figures["position error"] < 0.1
     assert figures["rotation error"] < 0.1

@@ -33,6 +33,7 @@ from d2net.io.exif import check_photo_sizes
 from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.resume import fingerprint
 from d2net.mapping.map_folder import MapFolder
+from d2net.mapping.plausibility import judge_map
 from d2net.mapping.reconstruct import Stages
 from d2net.mapping.settings import MappingSettings
 from d2net.matching.pair_selection import PairChoice
@@ -60,6 +61,7 @@ SCENE_METRICS = (
     Metric("observations per image"),
     Metric("track length"),
     Metric("reprojection error", unit="px", higher_is_better=False),
+    Metric("called good", "share of the maps with this verdict"),
 )
 CAMERA_METRICS = (
     Metric("true images", "photos whose true cameras are known", higher_is_better=None),
@@ -143,8 +145,8 @@ def evaluate_reconstruction(
     groups: dict[str, Figures] = {}
     scenes = find_scenes(folder, model)
     for scene in scenes:
-        found, seconds = _reconstruct(scene, source, settings, progress)
-        figures, of_photos = _judge(scene, found, settings.seed)
+        found, called_good, seconds = _reconstruct(scene, source, settings, progress)
+        figures, of_photos = _judge(scene, found, called_good, settings.seed)
         groups[scene.name] = {**figures, "mapping seconds": seconds}
         for photo in scene.photos:
             path = photo.path.relative_to(folder).as_posix()
@@ -165,8 +167,8 @@ def evaluate_reconstruction(
 
 def _reconstruct(
     scene: Scene, source: CachedFeatures, settings: MappingSettings, progress: Progress
-) -> tuple[pycolmap.Reconstruction | None, float]:
-    """The model with the most photos, and the seconds that verification and mapping took."""
+) -> tuple[pycolmap.Reconstruction | None, bool, float]:
+    """The model with the most photos, its verdict, and the seconds of verification and mapping."""
     files = {photo.name: photo.path for photo in scene.photos}
     images = scene.true_model.images.values() if scene.true_model else ()
     for image in images:
@@ -198,11 +200,13 @@ def _reconstruct(
         except MappingError:
             pass  # these photos give no map
         seconds = sum(folder.seconds.get(stage, 0.0) for stage in ("verification", "mapping"))
-    return (models[0] if models else None), seconds
+    if not models:
+        return None, False, seconds
+    return models[0], judge_map(models[0], folder.database).verdict == "good", seconds
 
 
 def _judge(
-    scene: Scene, model: pycolmap.Reconstruction | None, seed: int
+    scene: Scene, model: pycolmap.Reconstruction | None, called_good: bool, seed: int
 ) -> tuple[Figures, dict[str, Figures]]:
     """Figures of the scene, and of each photo."""
     images: dict[str, pycolmap.Image] = {}
@@ -216,6 +220,7 @@ def _judge(
             model.compute_mean_observations_per_reg_image(),
             model.compute_mean_track_length(),
             model.compute_mean_reprojection_error(),
+            called_good,
         ]
     figures = {m.name: float(v) for m, v in zip(SCENE_METRICS, values, strict=True)}
     of_photos: dict[str, Figures] = {}
