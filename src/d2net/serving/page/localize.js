@@ -7,7 +7,7 @@ import { Stage } from "./stage.js";
 const VERDICTS = {
   localized: "Localized",
   doubtful: "Doubtful",
-  lost: "Not found in the map",
+  lost: "Lost",
 };
 
 // Poses of lost photos are not shown.
