@@ -273,7 +273,7 @@ def test_a_photo_is_localized_in_the_map(
         (inner,) = (child for child in page.frames if child.url.endswith("/map"))
         inner.evaluate(COUNT)
         choose(page, "your", query(1))
-        expect(page.locator("#localize .result")).to_contain_text("Not found")
+        expect(page.locator("#localize .result")).to_contain_text("Lost")
         choose(page, "your", query(0))
         expect(frame.locator("#card")).to_contain_text("your photo")
         assert inner.evaluate("made") == 0
