@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from d2net.mapping.picture.drawing import TAN_HALF_FOV, add_colours, find_look
+from d2net.mapping.plausibility import MapTrust
 from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.summary import NO_FEATURES, summarise
@@ -131,11 +133,16 @@ def test_page_names_what_failed_and_shows_names_as_they_are(tmp_path: Path) -> N
 
 def test_smaller_maps_have_pages_and_those_of_an_earlier_run_go(tmp_path: Path) -> None:
     clouds = [read_cloud(upright(ball(), front_row()[:n])) for n in (5, 4, 3)]
+    names = [tuple(photo.name for photo in cloud.photos) for cloud in clouds]
+    maps = (MapTrust(names[0], "good"), MapTrust(names[1], "doubtful", ("it is flat",)))
     for number in (3, 2):
-        write_report(clouds[:number], tmp_path, summarise(clouds[:number], {}))
+        summary = replace(summarise(clouds[:number], {}), maps=maps)
+        write_report(clouds[:number], tmp_path, summary)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["map.html", "map.png", "map1.html", "map1.png", "report.json"]
     assert "4 of 4 photos registered" in (tmp_path / "map1.html").read_text()
+    assert "The map is doubtful: it is flat." in (tmp_path / "map1.html").read_text()
+    assert "Map 1 is doubtful: it is flat." in (tmp_path / "map.html").read_text()
     assert len(json.loads((tmp_path / "report.json").read_text())["photos"]) == 5
 
 
