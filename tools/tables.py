@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.epipolar import evaluate_epipolar
 from d2net.evaluation.feature_sources import open_source
 from d2net.evaluation.homography import evaluate_homography
@@ -68,17 +68,17 @@ class Table:
         rows_are_groups: a row for each group of the last method instead.
     """
 
-    evaluate: Callable[[CachedFeatures], Result]
+    evaluate: Callable[[CachedSource], Result]
     figures: tuple[str, ...]
     methods: tuple[str, ...] = METHODS
     settings: str = ""
     rows_are_groups: bool = False
 
-    def source(self, method: str) -> CachedFeatures:
+    def source(self, method: str) -> CachedSource:
         """A method's features with the table's settings, and its matcher."""
         features, _, matcher = method.partition(" + ")
         joint = "," if ":" in features else ":"
-        return CachedFeatures(
+        return CachedSource(
             open_source(f"{features}{joint}{self.settings}" if self.settings else features),
             matcher=matcher or "nearest",
         )
@@ -193,7 +193,7 @@ def scene_folders(train: Path) -> list[Path]:
     return sorted(scenes, key=lambda path: (len(find_images([path / "images"])), path.name))
 
 
-def all_maps(source: CachedFeatures, folders: Sequence[Path], settings: MappingSettings) -> Result:
+def all_maps(source: CachedSource, folders: Sequence[Path], settings: MappingSettings) -> Result:
     """Every scene mapped, as one result with a group for each.
 
     The settings' camera mode is for scenes of one camera; the others have a camera for each photo.

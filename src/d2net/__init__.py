@@ -1,7 +1,7 @@
-"""d2net: match photos across night, season and years.
+"""d2net: match photos across day and night, seasons and years.
 
 D2-Net (Dusmanu et al., "D2-Net: A Trainable CNN for Joint Description and Detection of Local
-Features", CVPR 2019): exact, corrected, fast.
+Features", CVPR 2019): reproduced exactly, or with its faults corrected.
 
 ```python
 import d2net

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.epipolar import evaluate_epipolar, find_pairs, line_distance
 
 from .scene import SIZE, Known, views
@@ -33,7 +33,7 @@ def known(**photos):
 
 
 def evaluate(source, folder):
-    return evaluate_epipolar(CachedFeatures(source, folder.parent / "cache"), folder)
+    return evaluate_epipolar(CachedSource(source, folder.parent / "cache"), folder)
 
 
 def test_projections_of_a_scene_give_all_marks_within_a_pixel(folder):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from d2net import FeatureWriter, InputError, MissingPackageError, WeightsError
 from d2net.errors import ImageError
-from d2net.evaluation.cache import CachedFeatures, CachedPhotos
+from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.feature_sources import NetworkSource, open_source
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
@@ -116,7 +116,7 @@ def test_a_learned_matcher_has_its_own_matches(photo: Path, tmp_path: Path) -> N
     source = open_source("rootsift:max_keypoints=50")
     files = {"a.png": photo, "b.png": photo}
     for matcher, has_confidence in (("nearest", False), (str(file), True)):
-        cached = CachedFeatures(source, tmp_path / "cache", matcher=matcher)
+        cached = CachedSource(source, tmp_path / "cache", matcher=matcher)
         with CachedPhotos(cached, tmp_path, files, no_progress) as photos:
             photos.match([("a.png", "b.png")], no_progress)
             assert (photos.matches("a.png", "b.png").confidence is not None) == has_confidence
@@ -124,6 +124,6 @@ def test_a_learned_matcher_has_its_own_matches(photo: Path, tmp_path: Path) -> N
 
 
 def test_a_missing_photo_is_an_image_error(tmp_path: Path) -> None:
-    cached = CachedFeatures(open_source("rootsift"), tmp_path)
+    cached = CachedSource(open_source("rootsift"), tmp_path)
     with pytest.raises(ImageError, match="missing"):
         CachedPhotos(cached, tmp_path, {"a.png": tmp_path / "missing.png"}, no_progress)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.localization import evaluate_localization
 from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.evaluation.results import Result
@@ -53,7 +53,7 @@ def scene(tmp_path: Path) -> Path:
 
 
 def evaluate(scene: Path, night: list[Features] | None = None) -> Result:
-    source = CachedFeatures(Prepared(EXACT, night or EXACT), scene.parent / "cache")
+    source = CachedSource(Prepared(EXACT, night or EXACT), scene.parent / "cache")
     folder = None if night is None else scene.parent / "night"
     return evaluate_localization(source, scene, LocalizationSettings(night=folder))
 
@@ -73,7 +73,7 @@ def test_errors_are_in_percent_of_the_spread(scene: Path) -> None:
     """A photo whose features are another's is placed where that one was."""
     features = list(EXACT)
     features[1] = EXACT[2]
-    source = CachedFeatures(Prepared(features, features), scene.parent / "cache")
+    source = CachedSource(Prepared(features, features), scene.parent / "cache")
     first = evaluate_localization(source, scene).pairs[0]
     centres = np.array([pose.inverse().translation for pose in POSES])
     spread = np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean())

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.homography import evaluate_homography, find_pairs
 from d2net.features import Features
 
@@ -74,7 +74,7 @@ def scene(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
 
 def evaluate(folder: Path, a: Features, b: Features, max_keypoints: int | None = None) -> Any:
     known = Known({"v_one/1.ppm": a, "v_one/2.ppm": b})
-    source = CachedFeatures(known, folder.parent / "cache", max_keypoints=max_keypoints)
+    source = CachedSource(known, folder.parent / "cache", max_keypoints=max_keypoints)
     return evaluate_homography(source, folder)
 
 
@@ -133,7 +133,7 @@ def test_twice_gives_identical_figures_and_extracts_once(
             "v_one/2.ppm": features(transferred(H, points), descriptors),
         }
     )
-    source = CachedFeatures(known, tmp_path / "cache")
+    source = CachedSource(known, tmp_path / "cache")
     first = evaluate_homography(source, folder)
     second = evaluate_homography(source, folder)
     assert first.to_dict() == second.to_dict()
@@ -165,7 +165,7 @@ def test_against_an_independent_implementation(tmp_path: Path) -> None:
                     distance = target[:2] / target[2] - there[j].astype(np.float32)
                     right += np.hypot(*distance) <= 3
             expected.append(right / total)
-    source = CachedFeatures(Known(by_name), tmp_path / "cache")
+    source = CachedSource(Known(by_name), tmp_path / "cache")
     result = evaluate_homography(source, folder)
     assert [pair.figures["MMA@3"] for pair in result.pairs] == pytest.approx(expected)
     assert result.groups["overall"]["MMA@3"] == pytest.approx(np.mean(expected))
@@ -180,7 +180,7 @@ def test_features_are_counted_once_per_photo(tmp_path: Path) -> None:
         f"v_one/{k}.ppm": features(rng.uniform(0, 99, (n, 2)), rng.normal(size=(n, 8)))
         for k, n in ((1, 10), (2, 20), (3, 30), (4, 40))
     }
-    result = evaluate_homography(CachedFeatures(Known(by_name), tmp_path / "cache"), folder)
+    result = evaluate_homography(CachedSource(Known(by_name), tmp_path / "cache"), folder)
     assert result.groups["overall"]["features"] == result.groups["v_one"]["features"] == 25
 
 
@@ -240,7 +240,7 @@ def test_rootsift_on_oxford(shared: Path, tmp_path: Path) -> None:
     """Measured elsewhere with OpenCV's RootSIFT and 8,000 features."""
     from d2net.evaluation.feature_sources import open_source
 
-    source = CachedFeatures(open_source("rootsift"), tmp_path)
+    source = CachedSource(open_source("rootsift"), tmp_path)
     figures = evaluate_homography(source, shared / "data" / "eval" / "oxford").groups["overall"]
     found = [figures[f"MMA@{t}"] for t in (1, 3, 5, 10)]
     np.testing.assert_allclose(found, [0.412, 0.533, 0.554, 0.573], atol=0.01)

@@ -5,7 +5,7 @@ import pycolmap
 import pytest
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.localization import evaluate_localization
 from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.io.poses import read_poses
@@ -76,7 +76,7 @@ def folder(tmp_path):
 def evaluate(
     folder, source=None, *, submission=None, progress=None, max_keypoints=None, **settings
 ):
-    cached = CachedFeatures(
+    cached = CachedSource(
         source or Known(KEYPOINTS), folder.parent / "cache", max_keypoints=max_keypoints
     )
     return evaluate_localization(

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from d2net.errors import FormatError, InputError, MissingPackageError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pose import evaluate_pose, line_angle, rotation_angle
 from d2net.evaluation.pose_dataset import find_pairs
 from d2net.geometry.cameras import pinhole, rays
@@ -54,7 +54,7 @@ def known(a, b, **options):
 
 
 def evaluate(source, folder, **options):
-    return evaluate_pose(CachedFeatures(source, folder.parent / "cache"), folder, **options)
+    return evaluate_pose(CachedSource(source, folder.parent / "cache"), folder, **options)
 
 
 @pytest.mark.parametrize("solver", ["poselib", "magsac"])

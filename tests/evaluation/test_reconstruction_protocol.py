@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import Result
 from d2net.features import Features
@@ -46,7 +46,7 @@ def scene(folder: Path, photos: int = 6, *, truth: bool = True) -> Path:
 
 
 def evaluate(folder: Path, features: list[Features], cache: Path) -> Result:
-    return evaluate_reconstruction(CachedFeatures(Prepared(features), cache), folder)
+    return evaluate_reconstruction(CachedSource(Prepared(features), cache), folder)
 
 
 EXACT = [seen(pose) for pose in POSES]

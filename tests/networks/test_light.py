@@ -12,7 +12,7 @@ from PIL import Image
 from d2net import D2Net, InputError
 from d2net.extraction.keypoints import find_keypoints
 from d2net.networks.detection import largest_around
-from d2net.networks.light import Light, LightSettings, sample
+from d2net.networks.light import Light, LightSettings, sample_centred
 from d2net.networks.weights import load_network, save_weights
 from d2net.settings import ExtractionSettings
 
@@ -120,4 +120,6 @@ def test_samples_lie_at_pixels_whatever_the_stride() -> None:
     positions = torch.tensor([[[20.25, 31.0], [9.5, 40.0]]])
     for stride in (2, 4, 8):
         maps = torch.nn.functional.avg_pool2d(x, stride)
-        torch.testing.assert_close(sample(maps, positions, stride)[0, :, 0], positions[0, :, 0])
+        torch.testing.assert_close(
+            sample_centred(maps, positions, stride)[0, :, 0], positions[0, :, 0]
+        )

@@ -13,7 +13,7 @@ from d2net.training.loss import (
     MIN_KEYPOINTS,
     SAFE_DISTANCE,
     TEMPERATURE,
-    Correspondences,
+    PaddedCorrespondences,
     contrastive_loss,
 )
 
@@ -24,11 +24,13 @@ def at_cells(count: int, columns: int = 8) -> Tensor:
     return torch.stack([index % columns, index // columns], dim=1) * 8.0 + 3.5
 
 
-def one_pair(a: Tensor, b: Tensor, padding: int = 0) -> Correspondences:
+def one_pair(a: Tensor, b: Tensor, padding: int = 0) -> PaddedCorrespondences:
     """Correspondences of one pair, with padding that must not matter."""
     rows = torch.full((padding, 2), 20.0)
     valid = torch.arange(len(a) + padding) < len(a)
-    return Correspondences(torch.cat([a, rows])[None], torch.cat([b, rows])[None], valid[None])
+    return PaddedCorrespondences(
+        torch.cat([a, rows])[None], torch.cat([b, rows])[None], valid[None]
+    )
 
 
 def written_out(a: Tensor, b: Tensor, points_a: Tensor, points_b: Tensor) -> float:

@@ -15,19 +15,19 @@ from d2net.networks.detection import soft_scores
 from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_weights
 from d2net.training import loss as loss_module
-from d2net.training.loss import Correspondences, Loss, matching_loss
+from d2net.training.loss import Loss, PaddedCorrespondences, matching_loss
 
 from ..release_outputs import released
 
 
-def of(*pairs: tuple[Tensor, Tensor]) -> Correspondences:
+def of(*pairs: tuple[Tensor, Tensor]) -> PaddedCorrespondences:
     """Correspondences of several pairs, padded with what must not matter."""
     length = max(len(a) for a, _ in pairs)
     padding = torch.full((length, 2), 77.0)
     a = [torch.cat([a, padding[len(a) :]]) for a, _ in pairs]
     b = [torch.cat([b, padding[len(b) :] / 3]) for _, b in pairs]
     valid = [torch.arange(length) < len(a) for a, _ in pairs]
-    return Correspondences(torch.stack(a), torch.stack(b), torch.stack(valid))
+    return PaddedCorrespondences(torch.stack(a), torch.stack(b), torch.stack(valid))
 
 
 def some(count: int, seed: int = 0, size: int = 96) -> tuple[Tensor, Tensor]:

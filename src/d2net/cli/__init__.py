@@ -34,7 +34,7 @@ from d2net.cli import (
 )
 from d2net.errors import D2NetError
 
-app = options.app("Match photos across night, season and years.")
+app = options.app("Match photos across day and night, seasons and years.")
 for _command in (
     *(match.match, extract.extract, pairs.pairs, reconstruct.reconstruct, localize.localize),
     *(show.show, serve.serve),

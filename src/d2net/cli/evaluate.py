@@ -54,7 +54,7 @@ class Evaluation:
 
         from d2net.cli import progress
         from d2net.evaluation import report
-        from d2net.evaluation.cache import CachedFeatures
+        from d2net.evaluation.cache import CachedSource
         from d2net.evaluation.feature_sources import open_source
         from d2net.evaluation.plots import check_matplotlib
         from d2net.evaluation.results import save_json
@@ -63,7 +63,7 @@ class Evaluation:
             check_matplotlib()
         results = []
         for number, specification in enumerate([self.features, *(self.compare or ())]):
-            source = CachedFeatures(
+            source = CachedSource(
                 open_source(specification, device),
                 max_keypoints=self.max_keypoints,
                 device=device,

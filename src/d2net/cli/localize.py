@@ -51,7 +51,7 @@ def localize(
         num_retrieved N: Match each query with N photos of the map.
 
     Network:
-        weights FILE: File of the map's weights. Default: found by the name in the map.
+        weights FILE: File of the map's weights. Default: the weights that the map records.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
@@ -81,7 +81,7 @@ def localize(
         drawing.parent.mkdir(parents=True, exist_ok=True)
         check_output(drawing)
     device = options.find_device(device, printing)
-    opened = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
+    opened_map = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
     answers: dict[str, Localization] = {}
     failed: dict[str, str] = {}
     undrawn: dict[str, str] = {}
@@ -90,7 +90,7 @@ def localize(
         for done, photo in enumerate(photos, 1):
             try:
                 camera = cameras.get(photo.name)
-                answer = opened.localize(
+                answer = opened_map.localize(
                     photo.path, camera=camera, num_retrieved=num_retrieved, seed=seed
                 )
                 answers[photo.name] = answer
@@ -98,11 +98,11 @@ def localize(
                 if photo.name in drawings and best is not None:
                     plot_matches(
                         photo.path,
-                        opened.folder.photo(best),
+                        opened_map.folder.photo(best),
                         answer.features,
-                        opened.features(best),
+                        opened_map.features(best),
                         answer.matches(best),
-                        upright=opened.model.settings.upright,
+                        upright=opened_map.model.settings.upright,
                         output=drawings[photo.name],
                     )
             except D2NetError as error:

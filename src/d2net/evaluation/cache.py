@@ -19,14 +19,14 @@ from d2net.networks.catalogue import cache_folder
 from d2net.progress import Progress
 
 
-class CachedFeatures:
+class CachedSource:
     """An evaluated source of features, how they are matched, and where they are kept.
 
     Args:
         source: extracts the features.
-        folder: None for `features` below the package's cache folder (`D2NET_CACHE`).
-        max_keypoints: number of keypoints of a photo, those with the highest scores; None for all.
-        device: device that compares descriptors.
+        folder: None: the folder `features` in the cache folder (`D2NET_CACHE`).
+        max_keypoints: keep at most this many keypoints per photo, the best by score; None: all.
+        device: device on which descriptors are compared.
         matcher: see `match`.
     """
 
@@ -61,7 +61,7 @@ class CachedPhotos:
     """
 
     def __init__(
-        self, source: CachedFeatures, folder: Path, photos: Mapping[str, Path], progress: Progress
+        self, source: CachedSource, folder: Path, photos: Mapping[str, Path], progress: Progress
     ) -> None:
         self._source = source
         self.path = source.folder / fingerprint([source.provenance, str(folder.resolve())])

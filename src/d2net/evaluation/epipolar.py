@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     FEATURES,
@@ -106,7 +106,7 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
 
 
 def evaluate_epipolar(
-    source: CachedFeatures, folder: Path, *, progress: Progress = no_progress
+    source: CachedSource, folder: Path, *, progress: Progress = no_progress
 ) -> Result:
     """Compare epipolar geometry from matches with the marks of the pairs in a folder.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     FEATURES,
@@ -136,7 +136,7 @@ def _images(folder: Path) -> dict[int, Path]:
 
 
 def evaluate_homography(
-    source: CachedFeatures,
+    source: CachedSource,
     folder: Path,
     *,
     refined: bool = False,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import FormatError
-from d2net.evaluation.cache import CachedFeatures, CachedPhotos
+from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.localization_dataset import (
     LocalizationDataset,
     LocalizationSettings,
@@ -81,7 +81,7 @@ _CORRESPONDENCES = Metric(
 
 
 def evaluate_localization(
-    source: CachedFeatures,
+    source: CachedSource,
     folder: Path,
     settings: LocalizationSettings | None = None,
     *,
@@ -90,15 +90,16 @@ def evaluate_localization(
 ) -> Result:
     """Localize the queries of a dataset with a source's features.
 
-    `submission` is a file to write the poses to, in the form of the benchmark's site. Queries
+    `submission` is a file to write the poses to, in the format of the benchmark's website. Queries
     without a pose are left out, which counts as wrong there.
 
     Returns:
         Per query: `localized`, 100 if it has a pose; `inliers`; `2D-3D matches`; `features`; with
         true poses `position error` in metres (in a scene: percent of its cameras' spread),
         `rotation error` in degrees, and 100 or 0 for each of the limits, such as "0.25 m, 2°". Per
-        group (day, night) and overall: means, so that limits are percentages, and `median
-        position error` and `median rotation error` of the queries that have a pose.
+        group (day, night) and overall: the means; that of a limit is the percentage of queries
+        within it; and `median position error` and `median rotation error` of the queries that
+        have a pose.
 
     Raises:
         InputError: settings that make no sense, or a photo of another size than its camera.
@@ -114,7 +115,7 @@ def evaluate_localization(
     check_photo_sizes((files[photo.name], photo.camera) for photo in known)
     results, poses = [], {}
     with CachedPhotos(source, folder, files, progress) as photos:
-        queries, with_points = _map(dataset, photos, progress)
+        queries, with_points = _build_map(dataset, photos, progress)
         points_of, observed = keypoint_points(with_points), observed_points(with_points)
         for done, query in enumerate(queries):
             progress("localizing", done, len(queries))
@@ -146,14 +147,14 @@ def evaluate_localization(
     if submission is not None:
         write_poses(submission, poses)
 
-    limits, errors, medians = [], [], []
+    limits, error_metrics, median_metrics = [], [], []
     if true_poses is not None:
         text = "queries within both limits of the true pose"
         limits = [Metric(limit.name, text, "%") for limit in dataset.limits]
         for name, unit in (("position error", dataset.unit), ("rotation error", "°")):
-            errors.append(Metric(name, unit=unit, higher_is_better=False))
+            error_metrics.append(Metric(name, unit=unit, higher_is_better=False))
             text = "of the queries that have a pose"
-            medians.append(Metric(f"median {name}", text, unit, higher_is_better=False))
+            median_metrics.append(Metric(f"median {name}", text, unit, higher_is_better=False))
     counts = [_LOCALIZED, _INLIERS, _CORRESPONDENCES, FEATURES]
     return Result(
         PROTOCOL,
@@ -163,8 +164,8 @@ def evaluate_localization(
         asdict(settings),
         results,
         _groups(results),
-        [*limits, *medians, *counts],
-        pair_metrics=[_INLIERS, *limits, *errors, *counts[2:]],
+        [*limits, *median_metrics, *counts],
+        pair_metrics=[_INLIERS, *limits, *error_metrics, *counts[2:]],
         dataset=dataset.name,
     )
 
@@ -180,10 +181,10 @@ def _read_true_poses(path: Path, queries: Sequence[Query]) -> Mapping[str, pycol
     return {query.name: poses[Path(query.name).name] for query in queries}
 
 
-def _map(
+def _build_map(
     dataset: LocalizationDataset, photos: CachedPhotos, progress: Progress
 ) -> tuple[list[Query], pycolmap.Reconstruction]:
-    """Match all pairs and triangulate the map; returns the queries with their candidates, too."""
+    """The queries with their candidates, and the map, triangulated after matching all pairs."""
     queries, pairs, max_error = dataset.queries, dataset.map_pairs, MAX_ERROR
     if pairs is None:
         names = sorted(image.name for image in dataset.model.images.values())
@@ -193,7 +194,8 @@ def _map(
         queries = []
         for query in dataset.queries:
             similar = retrieval.query(photos.features(query.name), NUM_RETRIEVED)
-            # A query without features is similar to no photo. Any photo will do: it is not found.
+            # A query without features is similar to no photo. Any photo will do, because the
+            # query cannot be localized.
             candidates = tuple(name for name, _ in similar) or tuple(names[:1])
             queries.append(query._replace(candidates=candidates))
         sigmas = [float(f.uncertainty.median()) for f in features.values() if len(f)]

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2net.evaluation.cache import CachedFeatures, CachedPhotos
+from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.results import Array, Drawing, Figures, PairResult
 from d2net.features import Features, Matches
 from d2net.progress import Progress
@@ -33,7 +33,7 @@ P = TypeVar("P", bound=PhotoPair)
 
 
 def evaluate_pairs(
-    source: CachedFeatures,
+    source: CachedSource,
     folder: Path,
     pairs: Sequence[P],
     judge: Callable[[P, Features, Features, Matches], tuple[Figures, Drawing | None]],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2net.evaluation.cache import CachedFeatures
+from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import accuracy, auc, evaluate_pairs, matched_points
 from d2net.evaluation.pose_dataset import PosedPair, find_pairs
 from d2net.evaluation.results import (
@@ -72,7 +72,7 @@ PROTOCOL = Protocol(
 
 
 def evaluate_pose(
-    source: CachedFeatures,
+    source: CachedSource,
     folder: Path,
     *,
     model: Path | None = None,

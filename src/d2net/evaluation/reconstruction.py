@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from d2net.errors import FormatError, InputError, MappingError
-from d2net.evaluation.cache import CachedFeatures, CachedPhotos
+from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.results import (
     OVERALL,
     Figures,
@@ -117,7 +117,7 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
 
 
 def evaluate_reconstruction(
-    source: CachedFeatures,
+    source: CachedSource,
     folder: Path,
     *,
     model: Path | None = None,
@@ -166,7 +166,7 @@ def evaluate_reconstruction(
 
 
 def _reconstruct(
-    scene: Scene, source: CachedFeatures, settings: MappingSettings, progress: Progress
+    scene: Scene, source: CachedSource, settings: MappingSettings, progress: Progress
 ) -> tuple[pycolmap.Reconstruction | None, bool, float]:
     """The model with the most photos, its verdict, and the seconds of verification and mapping."""
     files = {photo.name: photo.path for photo in scene.photos}

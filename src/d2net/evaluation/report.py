@@ -1,6 +1,6 @@
 """Reports of evaluations: tables in the terminal, and an HTML page with plots and matches.
 
-The page is one file that needs no network. Equal results give equal bytes.
+The page is one file that needs no internet connection. Equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from d2net.evaluation import plots
 from d2net.evaluation.results import OVERALL, Figures, Metric, Result
 from d2net.io.atomic import write_text
 
-_TERMINAL_GROUPS = 20  # more are shown on the page alone
+_TERMINAL_GROUPS = 20  # more are shown only on the page
 _TERMINAL_METRICS = 4  # in the table by group
-_FIGURES_WIDTH = 60  # characters that figures may take of a line of 80
+_FIGURES_WIDTH = 60  # of the 80 characters of a line, those for figures
 _PICTURES = 4  # of the best pairs, and as many of the worst
 
 
@@ -138,7 +138,7 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         curves=plots.curves(results, unions),
         unions=group_table(results, [name for name in unions if name != OVERALL]),
         groups=group_table(results, groups),
-        published=[(table, published_table(table, metrics)) for table in published],
+        published=[(table, as_table(table, metrics)) for table in published],
         galleries=[gallery for gallery in galleries if gallery["best"]],
         details=[(result.method, _details(result)) for result in results],
     )
@@ -256,7 +256,7 @@ def published_tables(protocol: str, dataset: str | None = None) -> list[Mapping[
     return [t for t in tables if dataset is None or t.get("dataset", "") in ("", dataset)]
 
 
-def published_table(table: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
+def as_table(table: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
     """Published rows by group, with their sources.
 
     Args:

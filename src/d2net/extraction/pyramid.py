@@ -45,7 +45,8 @@ class Level:
         size: (width, height) of the level's image.
         cells: (rows, columns) of its map.
         level_from_photo: from pixels of the photo to pixels of the level's image, for resizing.
-        photo_from_level: the way back for keypoints; the release's is not the inverse.
+        photo_from_level: maps keypoints back to the photo; with `original` not the inverse of
+            `level_from_photo`.
         photo_from_cells: from cells to pixels of the photo.
         coarser_from_cells: from cells to cells of the level before; None at the first level.
     """
@@ -63,8 +64,7 @@ class Level:
 def levels(size: Size, factors: tuple[float, ...], grid: Grid, *, original: bool) -> list[Level]:
     """The pyramid's levels for a photo of (width, height); levels without a cell are left out.
 
-    `original` places levels and cells as the 2019 release did. Otherwise they are where they truly
-    are.
+    `original` places levels and cells as the 2019 release did, otherwise at their true positions.
     """
     result: list[Level] = []
     level_from_cells = coordinates.pixels_from_cells(grid.stride, grid.first_centre)
@@ -104,12 +104,12 @@ def levels(size: Size, factors: tuple[float, ...], grid: Grid, *, original: bool
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of a level that a window of cells depends on.
+    """The pixels of a level on which a window of cells depends.
 
     Attributes:
         pixels: B x rows x cols x 3, RGB, 0..255, uint8 or float32.
         origin: (x, y) of the first pixel in the level's image.
-        window: the cells of the part's maps.
+        window: the cells of the maps of these pixels.
     """
 
     pixels: Tensor
@@ -118,7 +118,7 @@ class Crop:
 
 
 def crop_level(photos: Tensor, level: Level, window: Window, grid: Grid) -> Crop:
-    """Cut out of a level all pixels that a window of cells depends on.
+    """Cut out the pixels of a level on which a window of cells depends.
 
     `photos` are B x H x W x 3, RGB, 0..255, uint8 or float32.
     """

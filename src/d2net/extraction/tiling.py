@@ -3,7 +3,8 @@
 A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so no
 keypoint is lost or doubled at a seam. Maps are computed with a margin that is wide enough for all
 that depends on neighbours: local maxima, sub-pixel samples, the map of the coarser level, and
-suppression. So the result equals that of the whole photo.
+suppression. So the result equals that of the whole photo. `keypoints.find_keypoints` joins the
+tiles' keypoints.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Extraction from turned copies of a photo, for photos that were taken at different angles.
 
-Descriptors of a network do not turn with the photo. So the photo is turned, each copy is extracted
+The descriptors are not invariant to rotation. So the photo is turned, each copy is extracted
 like any other photo, and its keypoints are mapped back.
 """
 
@@ -18,7 +18,7 @@ from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Rotation
 
 _BORDER = 8
-"""Keypoints this close to the border of a photo, in pixels of their level, depend on pixels beyond
+"""Keypoints within this many pixels (of their level) of the photo's border depend on pixels beyond
 it."""
 
 _ROWS_AT_ONCE = 128
@@ -31,11 +31,11 @@ def find_in_turns(
 
     Args:
         find: finds keypoints in B x H x W x 3 photos, 0..255, uint8 or float32.
-        photos: the same.
+        photos: B x H x W x 3, as `find` takes them.
         turns: number of copies; the first one is not turned.
 
     Yields:
-        The keypoints of each copy, at their positions in `photos`, except those in its border.
+        The keypoints of each copy, at their positions in `photos`, except near the photo's border.
     """
     last = torch.tensor([photos.shape[2], photos.shape[1]], device=photos.device) - 1
     yield find(photos)
@@ -56,7 +56,7 @@ def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:
     """Photos turned counterclockwise about their centres, and the map photo_from_turned.
 
     Quarter turns only move pixels. Other turns are interpolated (bicubic), and the photo is
-    continued beyond its border with its last pixel. Nothing is cut off.
+    padded by replicating its border. Nothing is cut off.
     """
     _, height, width, _ = photos.shape
     size, turned_from_photo = coordinates.turn((width, height), degrees)

@@ -122,13 +122,13 @@ def epipolar_significance(
     pixels_a, pixels_b = _distance(lines_a, a), _distance(lines_b, b)
     best_first = np.argsort(np.maximum(pixels_a, pixels_b), kind="stable")
 
-    rows = _one_each(best_first, (a, threshold), (b, threshold))
+    rows = _one_per_cell(best_first, (a, threshold), (b, threshold))
     errors = np.maximum(pixels_a / unit_a, pixels_b / unit_b)[rows]
     unit = max(unit_a, unit_b)
     fit = _fit_significance(errors, unit, threshold, sample_size, num_solutions, power=1)
 
     inliers = best_first[np.maximum(pixels_a, pixels_b)[best_first] <= threshold]
-    rows = _one_each(inliers, (a, _CELL * unit_a), (b, _CELL * unit_b))[:_MAX_ORDERED]
+    rows = _one_per_cell(inliers, (a, _CELL * unit_a), (b, _CELL * unit_b))[:_MAX_ORDERED]
     if len(rows) < _MIN_ORDERED:
         return -math.inf
     a, b, lines_a, lines_b = (values[rows] for values in (a, b, lines_a, lines_b))
@@ -161,7 +161,7 @@ def homography_significance(
         transfer_error(homography, points_a, points_b) / unit_b,
     )
     rows = np.argsort(error, kind="stable")
-    rows = _one_each(rows, (points_a, threshold), (points_b, threshold))
+    rows = _one_per_cell(rows, (points_a, threshold), (points_b, threshold))
     return _fit_significance(error[rows], max(unit_a, unit_b), threshold, 4, 1, power=1.5)
 
 
@@ -182,7 +182,7 @@ def pose_significance(
     the size of the threshold count once.
     """
     _, point, tries = np.unique(points, axis=0, return_inverse=True, return_counts=True)
-    rows = _one_each(np.argsort(errors, kind="stable"), (points, threshold))
+    rows = _one_per_cell(np.argsort(errors, kind="stable"), (points, threshold))
     band = max(_POSE_BAND * max(image_size), _BAND_THRESHOLDS * threshold)
     near = rows[errors[rows] < band]
     chances = tries[point.ravel()[near]] * (np.maximum(errors[near], _PIXEL) / band) ** 2
@@ -243,7 +243,7 @@ def _distance(lines: Array, points: Array) -> Array:
     return np.asarray(np.abs((lines[:, :2] * points).sum(axis=1) + lines[:, 2]), dtype=np.float64)
 
 
-def _one_each(rows: Rows, *grids: tuple[Array, float]) -> Rows:
+def _one_per_cell(rows: Rows, *grids: tuple[Array, float]) -> Rows:
     """The first row of each cell, for one grid (points, cell size) after the other."""
     for points, size in grids:
         x, y = np.floor(points[rows] / size).T

@@ -1,7 +1,8 @@
 """From a photo's file to its samples: pillow, and OpenCV where pillow would drop bits.
 
 `d2net.io.images` is the public interface. Samples are as stored in the file: H x W grey or
-H x W x 3 RGB; uint8, uint16, int32 or float. Alpha is dropped here.
+H x W x 3 RGB; uint8, uint16, int32 or float. Alpha is dropped here. The range of float samples is
+decided in `images._float_pixels`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The pose of a query photo from its matches with photos of a map."""
+"""The pose of a query photo from its matches with photos of a map.
+
+The query's verdict is decided in `localize._verdict`.
+"""
 
 from __future__ import annotations
 

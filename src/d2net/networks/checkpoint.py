@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"{path} asks for {asked[1]} to be run when it is loaded, which is never done "
                 "here: use a file that holds tensors only (torch.save of a state dict)"
             ) from None
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict of tensors")
     if isinstance(arguments := loaded.get("args"), argparse.Namespace):
@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(entries, metadata, len(data), hashlib.sha256(data).hexdigest())
 
 
-def damaged(path: Path, error: Exception) -> WeightsError:
+def damaged_error(path: Path, error: Exception) -> WeightsError:
     """The error for a file that cannot be read for the reason `error`."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return WeightsError(
@@ -146,11 +146,11 @@ def _read(path: Path) -> bytes:
 
 
 def unpack(data: bytes) -> bytes:
-    """The ordinary safetensors file of a packed one; other files are returned unchanged.
+    """Unpack a packed safetensors file; other files are returned unchanged.
 
-    A packed file names packaged weights as its base and lacks the arrays that equal theirs. It
-    stores the low bytes of its half-precision numbers before the high ones, so that wheels compress
-    better. Its header holds the ordinary header. `tools/pack_weights.py` packs files.
+    A packed file names packaged weights as its base and omits the arrays that it shares with them.
+    It stores the low bytes of its half-precision numbers before the high ones, so that wheels
+    compress better. Its header holds the ordinary header. `tools/pack_weights.py` packs files.
     """
     metadata = json.loads(header_of(data)).get("__metadata__") or {}
     if "packed" not in metadata:
@@ -180,7 +180,7 @@ def header_of(data: bytes) -> bytes:
 
 
 def _spans(header: bytes) -> dict[str, tuple[int, int]]:
-    """First and last byte of each array after the header, in order."""
+    """Begin and end of each array after the header, in order."""
     entries = json.loads(header)
     spans = {name: entries[name]["data_offsets"] for name in entries if name != "__metadata__"}
     return dict(sorted(spans.items(), key=lambda item: item[1]))

@@ -1,4 +1,4 @@
-"""The small network `light`: keypoints and descriptors at a twentieth of VGG's cost.
+"""The small network `light`: keypoints and descriptors in a fifteenth of the default's time.
 
 `d2net distill` trains it to imitate larger networks. All maps are centred: cell 0 of a map of
 stride s lies at pixel (s - 1) / 2, because convolutions of stride 2 have a kernel of 4 and a
@@ -32,14 +32,14 @@ _PEAK_RADIUS = 2
 """A keypoint is the most probable pixel of the 5 x 5 around it."""
 
 _MIN_PROBABILITY = 1e-4
-"""Smallest probability of a keypoint. Flat areas have up to 5e-5, by rounding alone in bfloat16.
-Where photos have structure, the best 4,096 keypoints have more."""
+"""Smallest probability of a keypoint. In flat areas rounding in bfloat16 alone gives up to 5e-5. In
+structured photos the best 4,096 keypoints exceed this limit."""
 
 _UNCERTAINTY = 0.5
 """Standard deviation per axis of a keypoint, in pixels of its level."""
 
 _ROWS_AT_ONCE = 256
-_WINOGRAD_CHANNELS = 128  # of a block's input; narrower ones are not faster
+_WINOGRAD_CHANNELS = 128  # of its input; Winograd does not speed up narrower blocks
 _CELLS_AT_ONCE = 4000  # of the map at 1/8, in a band of the score head
 _BAND_BORDER = 2  # rows at 1/8 beside a band that its logits depend on
 
@@ -173,8 +173,8 @@ class ScoreHead(nn.Module):
     def _logits(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
         context = F.relu(self.from_middle(middle) + upsample(self.from_coarse(coarse)))
         mixed = self.mix(torch.cat([fine, upsample(self.narrow(context))], 1))
-        # One convolution of stride 2 equals `logits` at 2 x 2 cells. CPUs are slow at
-        # four output channels.
+        # Computed as one stride-2 convolution with 16 outputs, equal to `logits` on 2 x 2 cells:
+        # CPUs are slow at four outputs.
         w, bias = self.logits.weight, cast(Tensor, self.logits.bias)
         shifted = torch.stack([F.pad(w, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)])
         kernels = shifted.view(2, 2, 2, 2, *shifted.shape[2:]).transpose(1, 2).flatten(0, 3)
@@ -288,7 +288,7 @@ class Light(Network):
     def describe_batch(self, maps: Maps, positions: Tensor) -> Tensor:
         """Descriptors, B x N x D, at B x N x 2 positions (x, y) in pixels, differentiable."""
         strides = zip(maps[:3], (2, 4, 8), strict=True)
-        samples = [sample(part, positions, stride) for part, stride in strides]
+        samples = [sample_centred(part, positions, stride) for part, stride in strides]
         return cast(Tensor, self.descriptor_head(torch.cat(samples, -1)))
 
     def score_map(self, maps: Maps) -> Tensor:
@@ -320,7 +320,7 @@ class LightDetector:
         self._network = network
 
     def detect(self, view: View) -> Detections:
-        """All local maxima of a view, at the mean of the 3 x 3 pixels weighted by probability."""
+        """All local maxima, moved to the probability-weighted mean of their 3 x 3 pixels."""
         probability = self._network.score_map(view.maps)
         height, width = view.pixels.shape[:2]
         peak = probability == largest_around(probability, _PEAK_RADIUS)
@@ -351,7 +351,7 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def sample(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
+def sample_centred(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
     """Bilinear samples of a centred map B x C x h x w; positions outside count as on its border.
 
     Args:

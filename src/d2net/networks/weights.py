@@ -22,7 +22,7 @@ from d2net.errors import InputError, WeightsError
 from d2net.io.atomic import output_errors, replacing
 from d2net.networks.base import Network
 from d2net.networks.catalogue import CATALOGUE, DEFAULT, NORMALISATIONS, WeightsRecord
-from d2net.networks.checkpoint import Checkpoint, damaged, read_checkpoint, to_float32
+from d2net.networks.checkpoint import Checkpoint, damaged_error, read_checkpoint, to_float32
 from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
@@ -289,7 +289,7 @@ def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransfor
             state[name] = to_float32(name, found, path)
         network.load_state_dict(state)
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
     return network
 
 

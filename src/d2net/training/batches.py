@@ -16,7 +16,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.io.image_lists import find_images
 from d2net.io.resume import file_state, fingerprint
 from d2net.training.correspondences import PointPairs, corner_correspondences
-from d2net.training.loss import Correspondences
+from d2net.training.loss import PaddedCorrespondences
 from d2net.training.settings import RunSettings, SourceSettings
 from d2net.training.sources import Source, TrainingPair, open_source, pair_generator
 from d2net.training.sources.base import PairSource
@@ -38,8 +38,8 @@ class PairBatch(NamedTuple):
     """
 
     images: Tensor
-    correspondences: Correspondences
-    corners: Correspondences | None
+    correspondences: PaddedCorrespondences
+    corners: PaddedCorrespondences | None
 
 
 def collate(pairs: Sequence[TrainingPair], *, corners: bool = False) -> PairBatch:
@@ -56,7 +56,7 @@ def collate(pairs: Sequence[TrainingPair], *, corners: bool = False) -> PairBatc
     )
 
 
-def _padded(lists: Sequence[PointPairs]) -> Correspondences:
+def _padded(lists: Sequence[PointPairs]) -> PaddedCorrespondences:
     longest = max(1, *(len(a) for a, _ in lists))
     longest = -(-longest // _PADDING_STEP) * _PADDING_STEP
     points = np.zeros((2, len(lists), longest, 2), np.float32)
@@ -65,7 +65,7 @@ def _padded(lists: Sequence[PointPairs]) -> Correspondences:
         count = len(pair[0])
         points[:, i, :count], valid[i, :count] = pair, True
     a, b = torch.from_numpy(points)
-    return Correspondences(a, b, torch.from_numpy(valid))
+    return PaddedCorrespondences(a, b, torch.from_numpy(valid))
 
 
 class Subset:

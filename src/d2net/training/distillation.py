@@ -104,6 +104,7 @@ class Student(nn.Module):
 class DistillationObjective(FeatureObjective):
     """The network light, its teachers' outputs and the losses."""
 
+    settings: DistillationSettings
     network: Student
     alarms = _ALARMS
 
@@ -115,7 +116,7 @@ class DistillationObjective(FeatureObjective):
         progress: Progress = no_progress,
     ) -> None:
         super().__init__(settings, data)
-        self.settings, self._progress = settings, progress
+        self._progress = progress
         teachers = load_teachers(settings, data, "cpu")
         checksums = [teacher.sha256 for teacher in teachers]
         self._targets = StoredTargets(folder, data, settings, checksums)

@@ -45,7 +45,7 @@ Sampling = Literal["cells", "bilinear"]
 _BLOCK = 1 << 23  # similarities that are searched at a time: 32 MB
 
 
-class Correspondences(NamedTuple):
+class PaddedCorrespondences(NamedTuple):
     """Correspondences of the pairs of a batch, padded to one length.
 
     Attributes:
@@ -86,7 +86,7 @@ class Loss:
 
 def matching_loss(
     maps: Tensor,
-    correspondences: Correspondences,
+    correspondences: PaddedCorrespondences,
     *,
     sampling: Sampling = "cells",
 ) -> Loss:
@@ -189,7 +189,7 @@ def _hardest_negatives(
     return index, found
 
 
-def contrastive_loss(maps: Tensor, keypoints: Correspondences) -> tuple[Tensor, Tensor]:
+def contrastive_loss(maps: Tensor, keypoints: PaddedCorrespondences) -> tuple[Tensor, Tensor]:
     """The contrastive loss: the negative log-likelihood of the right matches of a batch.
 
     The paper's loss asks a descriptor to be nearer to its partner than to the hardest negative, and

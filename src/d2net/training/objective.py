@@ -98,7 +98,8 @@ class FeatureObjective(Objective):
 
     def __init__(self, settings: RunSettings, data: Path) -> None:
         super().__init__()
-        self.run_settings, self.data = settings, data
+        self.settings: RunSettings = settings
+        self.data = data
         self._fixed: list[TrainingPair] = []
 
     @abstractmethod
@@ -118,9 +119,9 @@ class FeatureObjective(Objective):
             over the sources of the mean over their pairs, and is also given per source as
             `loss/NAME`. `score` is the mean of both accuracies.
         """
-        if not self.run_settings.validation_sources:
+        if not self.settings.validation_sources:
             return None
-        self._fixed = self._fixed or fixed_pairs(self.run_settings, self.data)
+        self._fixed = self._fixed or fixed_pairs(self.settings, self.data)
         model, rows = self.model(), defaultdict(list)
         for pair in self._fixed:
             errors = match_errors(model, pair)

@@ -18,7 +18,7 @@ from d2net.progress import Progress
 from d2net.settings import ExtractionSettings
 from d2net.training.alarms import WINDOW, Alarm
 from d2net.training.batches import Mixture, PairBatch, PairBatches, collate, training_part
-from d2net.training.loss import Correspondences, contrastive_loss, matching_loss
+from d2net.training.loss import PaddedCorrespondences, contrastive_loss, matching_loss
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources import TrainingPair, pair_generator
@@ -67,12 +67,12 @@ class SupervisedObjective(FeatureObjective):
     Weights stay float32 and are rounded to the precision of the convolutions as they are used.
     """
 
+    settings: TrainingSettings
     network: VGGBackbone
     alarms = _ALARMS
 
     def __init__(self, settings: TrainingSettings, data: Path) -> None:
         super().__init__(settings, data)
-        self.settings = settings
         network, self.start = load_network(settings.start)
         if not isinstance(network, VGG):
             raise InputError(
@@ -131,7 +131,7 @@ class SupervisedObjective(FeatureObjective):
         device = next(self.network.parameters()).device
         batch = collate([pair])
         images = self.normalisation(batch.images.to(device).permute(0, 3, 1, 2).float())
-        known = Correspondences(*(part.to(device) for part in batch.correspondences))
+        known = PaddedCorrespondences(*(part.to(device) for part in batch.correspondences))
         maps = self.network(images.to(self._dtype))
         return float(matching_loss(maps, known, sampling=self.settings.sampling).mean())
 

@@ -13,7 +13,7 @@ from d2net.geometry.cameras import check_photo_size, from_colmap
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_photo, photos_folder
 from d2net.training.sources.reading import find_depth_map, size_of
-from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
+from d2net.training.sources.scenes import Scene, SceneOptions, ScenePairs, ScenePhoto, find_overlaps
 
 if TYPE_CHECKING:
     import pycolmap
@@ -53,7 +53,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     path = Path(options.model) if options.model else find_model(folder) or folder
     model = read_model(path)
     images = Path(options.images) if options.images else photos_folder(folder)
-    photos: list[PosedPhoto] = []
+    photos: list[ScenePhoto] = []
     missing: list[str] = []
     without_points = 0
     for image in sorted(model.images.values(), key=lambda image: image.name):
@@ -64,7 +64,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
             without_points += 1
         elif image.has_pose:
             depth_map = find_depth_map(folder, image.name) if options.depth else None
-            photo = posed_photo(model, image, file, depth_map)
+            photo = scene_photo(model, image, file, depth_map)
             # COLMAP does not turn photos upright, but they may have been turned before.
             stored = size_of(file, upright=False)
             upright = stored != photo.size == size_of(file, upright=True)
@@ -105,9 +105,9 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     return ScenePairs(folder.resolve().name, [scene], options, crop, remarks)
 
 
-def posed_photo(
+def scene_photo(
     model: pycolmap.Reconstruction, image: pycolmap.Image, path: Path, depth_map: Path | None
-) -> PosedPhoto:
+) -> ScenePhoto:
     """A photo of a model, in the pixels of its camera. The photo itself is not read."""
     camera = model.cameras[image.camera_id]
     observations = image.get_observation_points2D()
@@ -115,7 +115,7 @@ def posed_photo(
     in_photo = np.array([observations[row].xy for row in rows], np.float64).reshape(-1, 2)
     in_world = np.array([model.points3D[i].xyz for i in ids], np.float64).reshape(-1, 3)
     pose = np.asarray(image.cam_from_world().matrix(), np.float64)
-    return PosedPhoto(
+    return ScenePhoto(
         path=path,
         camera=camera,
         cam_from_world=pose,

@@ -27,9 +27,9 @@ from d2net.io.atomic import output_errors, replacing
 from d2net.io.colmap_model import find_model, read_model
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import PosedDepth
-from d2net.training.sources.colmap import posed_photo
+from d2net.training.sources.colmap import scene_photo
 from d2net.training.sources.reading import read_raw_depth, size_of
-from d2net.training.sources.scenes import PosedPhoto, Scene, SceneOptions, ScenePairs, find_overlaps
+from d2net.training.sources.scenes import Scene, SceneOptions, ScenePairs, ScenePhoto, find_overlaps
 
 if TYPE_CHECKING:
     import pycolmap
@@ -81,14 +81,14 @@ class StoredScene:
             self._ends = np.cumsum([0, *(photo["points"] for photo in self._photos)])
             self.pairs = file["pairs"][:][file["shares"][:] >= options.min_overlap]
 
-    def photo(self, number: int) -> PosedPhoto:
+    def photo(self, number: int) -> ScenePhoto:
         """A photo with its observations."""
         about = self._photos[number]
         with _open(self._path) as (file, _):
             seen = file["observations"][slice(*self._ends[number : number + 2])]
         camera = pinhole(about["intrinsics"])
         camera.width, camera.height = about["size"]
-        return PosedPhoto(
+        return ScenePhoto(
             path=self._root / about["photo"],
             camera=camera,
             cam_from_world=np.array(about["cam_from_world"]),
@@ -184,7 +184,7 @@ def prepare_megadepth(
 
 def _prepare(name: str, root: Path, dense: Path, model: Path, path: Path) -> PreparedScene:
     found = _read(dense, model)
-    photos = [photo for photo in found if isinstance(photo, PosedPhoto)]
+    photos = [photo for photo in found if isinstance(photo, ScenePhoto)]
     left_out = Counter(sorted(problem for problem in found if isinstance(problem, str)))
     pairs, shares = find_overlaps(photos, MIN_STORED_OVERLAP)
     result = PreparedScene(name, len(photos), len(pairs), dict(left_out))
@@ -223,7 +223,7 @@ def scene_list(name: str) -> list[str] | None:
     return [line for line in file.read_text(encoding="utf-8").split("\n") if line[:1].isdigit()]
 
 
-def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
+def _read(dense: Path, model_folder: Path) -> list[ScenePhoto | str]:
     """The photos with a valid depth map, and the problem of every other photo."""
     import pycolmap
 
@@ -234,7 +234,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
     edges = (max(size_of(path, upright=False)) for path in images.iterdir())
     options.max_image_size = max(edges, default=0)
 
-    def read(image: pycolmap.Image) -> PosedPhoto | str:
+    def read(image: pycolmap.Image) -> ScenePhoto | str:
         path, depth_map = images / image.name, (depths / image.name).with_suffix(".h5")
         if not image.has_pose or not image.num_points3D:
             return "no points"
@@ -242,7 +242,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
             return "no depth map"
         if not path.is_file():
             return "no photo"
-        photo = posed_photo(model, image, path, depth_map)
+        photo = scene_photo(model, image, path, depth_map)
         directions = np.hstack([rays(photo.camera, photo.points), np.ones((len(photo.points), 1))])
         camera = pycolmap.undistort_camera(options, photo.camera)
         photo = replace(photo, camera=camera, points=project(camera, directions))
@@ -253,7 +253,7 @@ def _read(dense: Path, model_folder: Path) -> list[PosedPhoto | str]:
     return [read(image) for image in sorted(model.images.values(), key=lambda image: image.name)]
 
 
-def _depth_problem(photo: PosedPhoto, depth_map: Path) -> str | None:
+def _depth_problem(photo: ScenePhoto, depth_map: Path) -> str | None:
     """What is wrong with a photo's depth map; None if nothing is."""
     try:
         depth = read_raw_depth(depth_map)

@@ -53,7 +53,7 @@ class SceneOptions(SourceOptions):
 
 
 @dataclass(frozen=True, eq=False)
-class PosedPhoto:
+class ScenePhoto:
     """A photo with its camera and its observations, in pixels of the photo as it is read.
 
     Attributes:
@@ -81,7 +81,7 @@ class PosedPhoto:
         """(width, height)."""
         return self.camera.width, self.camera.height
 
-    def reduced(self, max_edge: int | None) -> PosedPhoto:
+    def reduced(self, max_edge: int | None) -> ScenePhoto:
         """This photo with its longer edge at most `max_edge` pixels, as `read_photo` reads it."""
         size = limited_size(self.size, max_edge, None)
         if size == self.size:
@@ -101,19 +101,19 @@ class Scene(NamedTuple):
     """
 
     pairs: NDArray[np.int64]
-    photo: Callable[[int], PosedPhoto]
+    photo: Callable[[int], ScenePhoto]
 
 
-class PhotoPair(NamedTuple):
+class ScenePhotoPair(NamedTuple):
     """Two photos of a scene, and K x 2 common points in each."""
 
-    a: PosedPhoto
-    b: PosedPhoto
+    a: ScenePhoto
+    b: ScenePhoto
     points_a: Array
     points_b: Array
 
     @classmethod
-    def of(cls, a: PosedPhoto, b: PosedPhoto) -> PhotoPair:
+    def of(cls, a: ScenePhoto, b: ScenePhoto) -> ScenePhotoPair:
         """Find the common points of two photos."""
         _, rows_a, rows_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
         return cls(a, b, a.points[rows_a], b.points[rows_b])
@@ -154,14 +154,14 @@ class ScenePairs:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def photos(self, index: int, rng: np.random.Generator) -> PhotoPair:
+    def photos(self, index: int, rng: np.random.Generator) -> ScenePhotoPair:
         """The two photos of a pair."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         scene = self._scenes[number]
         row = index - int(self._ends[number])  # negative: counted from the scene's last pair
         if self._per_scene:
             row = int(rng.integers(len(scene.pairs)))
-        return PhotoPair.of(*(scene.photo(int(i)) for i in scene.pairs[row]))
+        return ScenePhotoPair.of(*(scene.photo(int(i)) for i in scene.pairs[row]))
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
         """Make crops around a random point that both photos see; see `Source.pair`."""
@@ -223,7 +223,7 @@ def median_known(values: NDArray[Any]) -> float:
 
 
 def find_overlaps(
-    photos: Sequence[PosedPhoto], min_share: float = 0.0
+    photos: Sequence[ScenePhoto], min_share: float = 0.0
 ) -> tuple[NDArray[np.int64], Array]:
     """Find the photos of one scene that see the same points.
 
