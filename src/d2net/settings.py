@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
@@ -17,6 +18,8 @@ S = TypeVar("S", bound="Settings")
 
 DescriptorType = Literal["plain", "root", "fused", "whitened", "light", "combined"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Mapper = Literal["incremental", "global"]
+CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 
 _DEFAULT_BUDGET: Any = object()
 """Stands for the default of `max_keypoints` until it is known whether `original` is set."""
@@ -53,6 +56,14 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Names and values, as saved with results."""
         return asdict(self)
+
+
+def parse_value(text: str) -> Any:  # noqa: ANN401 (any setting)
+    """A setting as typed on a command line: true, false, none, a number, or else text."""
+    try:
+        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
+    except ValueError:
+        return text
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401 (a type)

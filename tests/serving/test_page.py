@@ -14,7 +14,6 @@ from PIL import Image
 import d2net
 from d2net import D2Net
 from d2net.features import Features
-from d2net.serving.photos import best_first
 
 from ..tiny import make_tiny_model
 from .served import SIZE, Served, photo, serving
@@ -93,7 +92,7 @@ def match_two(page: Any, expected: int) -> None:
 
 def expected(model: D2Net, number: int | None = None, **arguments: Any) -> tuple[Features, Any]:
     pixels = [d2net.read_image(io.BytesIO(content)) for content in (FIRST, SECOND)]
-    a, b = (best_first(model.extract(one))[:number] for one in pixels)
+    a, b = (model.extract(one).best(number) for one in pixels)
     return a, d2net.match(a, b, verify="fundamental", **arguments).verified()
 
 

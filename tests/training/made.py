@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from d2net.errors import ImageError
-from d2net.training.sources import KINDS, SourceOptions, TrainingPair
+from d2net.training.sources import KINDS
+from d2net.training.sources.base import SourceOptions, TrainingPair
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from d2net.geometry.homography import transfer
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 H = np.array([[0.9, -0.2, 30.0], [0.15, 1.1, -12.0], [2e-4, -1e-4, 1.0]])

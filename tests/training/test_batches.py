@@ -22,7 +22,7 @@ from d2net.training.batches import (
     training_part,
 )
 from d2net.training.settings import SourceSettings, TrainingSettings
-from d2net.training.sources import TrainingPair, pair_generator
+from d2net.training.sources.base import TrainingPair, pair_generator
 
 from . import made as made
 

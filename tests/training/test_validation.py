@@ -10,7 +10,7 @@ import pytest
 
 from d2net.training.objective import fixed_pairs, match_errors
 from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 from d2net.training.supervised import SupervisedObjective
 
 from ..tiny import make_tiny_model

@@ -18,7 +18,7 @@ from d2net.training import whitening
 from d2net.training.correspondences import corner_correspondences
 from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 
 from . import made
 from .workers import SMALL

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+from d2net.settings import CameraMode, Mapper
 
 if TYPE_CHECKING:
     from d2net.evaluation.results import Result
@@ -50,6 +51,8 @@ class Evaluation:
         for output in (self.output, self.html):
             if output is not None:
                 check_output(output)
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}")
         device = options.find_device(self.device, printing)
 
         from d2net.cli import progress
@@ -139,8 +142,8 @@ def reconstruction(
     folder: Path,
     *,
     model: Path | None = None,
-    camera_mode: options.CameraMode = "auto",
-    mapper: options.Mapper = "incremental",
+    camera_mode: CameraMode = "auto",
+    mapper: Mapper = "incremental",
     refine: bool = False,
     evaluation: Evaluation,
     printing: options.Printing,

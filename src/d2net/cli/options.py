@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from d2net.matching import MatchOptions
     from d2net.matching.pair_selection import PairChoice, PairMethod
 
-CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
-Mapper: TypeAlias = Literal["incremental", "global"]
-
 _DEFAULT = ExtractionSettings()
 
 _SHARED = """

@@ -17,14 +17,9 @@ from d2net.progress import Progress, no_progress
 
 @contextmanager
 def shown(printing: Printing, *, prefix: str = "") -> Iterator[Progress]:
-    """Show the progress of a function, unless --quiet or --json is given.
+    """The callback that shows a function's progress, unless --quiet or --json is given.
 
-    Args:
-        printing: the options of the command.
-        prefix: stands before each stage.
-
-    Yields:
-        The callback to pass to the function.
+    `prefix` stands before each stage.
     """
     if not printing.progress:
         yield no_progress

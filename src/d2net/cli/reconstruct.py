@@ -10,6 +10,7 @@ import typer
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
+from d2net.settings import CameraMode, Mapper
 
 if TYPE_CHECKING:
     from d2net.matching.pair_selection import PairMethod
@@ -25,10 +26,10 @@ def reconstruct(
     poses: Path | None = None,
     masks: Path | None = None,
     matcher: str = "nearest",
-    mapper: options.Mapper = "incremental",
+    mapper: Mapper = "incremental",
     refine: bool = False,
     camera_model: str = "SIMPLE_RADIAL",
-    camera_mode: options.CameraMode = "auto",
+    camera_mode: CameraMode = "auto",
     camera_params: str | None = None,
     known_distance: tuple[str, str, float] | None = None,
     seed: int = 0,

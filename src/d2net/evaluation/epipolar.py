@@ -29,7 +29,7 @@ from d2net.evaluation.results import (
 )
 from d2net.features import Features, Matches
 from d2net.geometry import robust
-from d2net.geometry.epipolar import sampson_distance
+from d2net.geometry.epipolar import distances_from_lines, epipolar_lines, sampson_distance
 from d2net.geometry.robust import RobustOptions
 from d2net.io.image_lists import EXTENSIONS
 from d2net.progress import Progress, no_progress
@@ -72,14 +72,7 @@ class MarkedPair(PhotoPair):
 
 
 def find_pairs(folder: Path) -> list[MarkedPair]:
-    """Pairs in all folders below a folder that hold `corrs.txt` and photos `01.*` and `02.*`.
-
-    Raises:
-        InputError: no such folder, or no pair in it.
-        FormatError: a photo is missing, or `corrs.txt` does not hold rows of `x1 y1 x2 y2`.
-    """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
+    """Pairs in all folders below a folder that hold `corrs.txt` and photos `01.*` and `02.*`."""
     pairs = []
     for corrs in sorted(folder.rglob("corrs.txt")):
         here, photos = corrs.parent, []
@@ -173,10 +166,6 @@ def line_distance(F: Array, points_a: Array, points_b: Array) -> Array:
 
     F has x_b^T F x_a = 0. The distance is infinite where a point is the epipole and has no line.
     """
-    line_b = points_a @ F[:, :2].T + F[:, 2]
-    line_a = points_b @ F[:2] + F[2]
-    algebraic = np.abs(np.sum(line_b[:, :2] * points_b, axis=1) + line_b[:, 2])
-    smaller = np.minimum(*(np.hypot(line[:, 0], line[:, 1]) for line in (line_a, line_b)))
-    distances = np.full(len(algebraic), np.inf)
-    np.divide(algebraic, smaller, out=distances, where=smaller > 0)
-    return distances
+    in_a = distances_from_lines(epipolar_lines(F.T, points_b), points_a)
+    in_b = distances_from_lines(epipolar_lines(F, points_a), points_b)
+    return np.nan_to_num(np.maximum(in_a, in_b), nan=np.inf, posinf=np.inf)

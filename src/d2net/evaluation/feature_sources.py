@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from d2net.io import images
 from d2net.io.h5 import FeatureFile
 from d2net.io.resume import file_state
 from d2net.networks.weights import file_names
-from d2net.settings import ExtractionSettings
+from d2net.settings import ExtractionSettings, parse_value
 
 
 class FeatureSource(Protocol):
@@ -43,10 +42,6 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
             weights by name or path. Settings follow a colon: `ots:original`,
             `default:multiscale,max_keypoints=2000`, `aliked:weights=FILE`.
         device: device of the networks.
-
-    Raises:
-        InputError: unknown name or setting.
-        MissingPackageError: the baseline needs a package that is not installed.
     """
     settings: dict[str, Any] = {}
     name, colon, tail = specification.partition(":")
@@ -55,11 +50,7 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
         name, parts = specification, []
     for part in parts:
         key, equals, text = part.partition("=")
-        try:
-            value = json.loads({"none": "null"}.get(text.lower(), text.lower()))
-        except ValueError:
-            value = text
-        settings[key.strip()] = value if equals else True
+        settings[key.strip()] = parse_value(text) if equals else True
     if Path(name).suffix in (".h5", ".hdf5"):
         _check_settings(name, settings)
         return FileSource(Path(name))

@@ -83,13 +83,7 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
     A sequence is a folder with images named by a number (`1.ppm`, `img1.png`) and homographies
     `H_1_k` (HPatches) or `H1tokp` (Oxford). The folder itself may be one. In HPatches (more than
     100 sequences) the eight sequences of `LEFT_OUT_OF_HPATCHES` are left out.
-
-    Raises:
-        InputError: no such folder, or no sequence in it.
-        FormatError: a homography is missing, is not a 3 x 3 matrix, or is singular.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
     sequences = [path for path in sorted(folder.iterdir()) if path.is_dir() and _images(path)]
     if not sequences and _images(folder):
         sequences = [folder]

@@ -100,10 +100,6 @@ def evaluate_localization(
         group (day, night) and overall: the means; that of a limit is the percentage of queries
         within it; and `median position error` and `median rotation error` of the queries that
         have a pose.
-
-    Raises:
-        InputError: settings that make no sense, or a photo of another size than its camera.
-        FormatError: files are broken, or do not belong together.
     """
     settings = settings or LocalizationSettings()
     dataset = find_dataset(folder, settings)

@@ -101,11 +101,7 @@ class LocalizationDataset:
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path]:
-        """The files of all photos by name.
-
-        Raises:
-            FormatError: one is missing.
-        """
+        """The files of all photos by name."""
         names = {image.name for image in self.model.images.values()}
         for query in self.queries:
             names.update((query.name, *query.candidates))
@@ -146,13 +142,7 @@ def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDa
 
     Aachen: photos, `3D-models`, `queries/*_time_queries_with_intrinsics.txt` and lists of pairs
     `pairs-query-*.txt`. A scene: photos and a COLMAP model of their cameras, without lists.
-
-    Raises:
-        InputError: no such folder, none of these layouts, or settings that do not fit the layout.
-        FormatError: files are broken, or do not belong together.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
     scene_model = find_model(folder)
     if scene_model is not None and not (settings.pairs or settings.queries or settings.model):
         return read_held_out(folder, scene_model, settings.night)
@@ -187,10 +177,6 @@ def read_aachen(
         pair_lists: lists of a query and a photo of the map.
         model_path: a COLMAP model with points; None for the one in `3D-models` or in one of its
             folders.
-
-    Raises:
-        InputError: no two photos of the model see the same points.
-        FormatError: files are broken, or do not belong together.
     """
     photo_folders = [folder / "images/images_upright", folder / "images_upright", folder / "images"]
     photos = next((path for path in photo_folders if path.is_dir()), None)
@@ -251,13 +237,7 @@ def read_aachen(
 def read_held_out(folder: Path, model_path: Path, night: Path | None) -> LocalizationDataset:
     """Read a scene: photos in `images` or in the folder itself, and a COLMAP model.
 
-    Args:
-        folder: folder of the scene.
-        model_path: folder of the model. Its points, if it has any, are not used.
-        night: see `LocalizationSettings`.
-
-    Raises:
-        FormatError: there are fewer than three photos.
+    The model's points, if it has any, are not used. See `LocalizationSettings` for `night`.
     """
     import pycolmap
 

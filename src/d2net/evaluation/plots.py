@@ -51,14 +51,9 @@ def check_matplotlib() -> None:
 
 
 def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
-    """Plot the results' curve for each group.
+    """Plot the curve of methods on one protocol, with a panel for each group.
 
-    Args:
-        results: methods on one protocol, which share their curve.
-        groups: groups, each of which gets a panel.
-
-    Returns:
-        An SVG picture as a data URI; "" without a curve.
+    Returns an SVG picture as a data URI; "" without a curve.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -93,9 +88,6 @@ def draw_pair(first: Path, second: Path, drawing: Drawing) -> str:
 
     Returns:
         A JPEG picture as a data URI.
-
-    Raises:
-        ImageError: a photo cannot be read.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure

@@ -92,11 +92,6 @@ def evaluate_pose(
         epipolar geometry, for t from 1 to 10; `features` and `matches`. Per group and overall: the
         means of all but the errors; `AUC@A t=T` for A of 1, 5, 10 and 20 degrees, a mean over the
         seeds; and `median error t=T`.
-
-    Raises:
-        InputError: no pairs, or a photo of another size than its camera.
-        FormatError: ground truth that is broken, or does not belong to the photos.
-        MissingPackageError: the solver needs a package that is not installed.
     """
     options = [
         [RobustOptions(threshold=t, method=solver, seed=seed) for seed in SEEDS] for t in THRESHOLDS

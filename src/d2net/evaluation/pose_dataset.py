@@ -53,13 +53,7 @@ def find_pairs(
         pairs: file with two names a line, relative to the folder of photos; None for all pairs. A
             file in SuperGlue's format (MegaDepth-1500, ScanNet-1500) holds the ground truth itself:
             `name0 name1 rot0 rot1 K0 K1 T_0to1`, matrices row by row, pixel centres at integers.
-
-    Raises:
-        InputError: no such folder, no pairs, or arguments that do not go together.
-        FormatError: a model or a file of pairs is broken, or does not belong to the photos.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
     # SuperGlue's lines have numbers after the names.
     _, first_line = next(read_lines(pairs, "pairs"), (0, "")) if pairs else (0, "")
     if pairs is not None and len(first_line.split()) > 10:

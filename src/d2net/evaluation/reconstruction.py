@@ -89,13 +89,7 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
     Args:
         folder: a scene, or a folder of scenes.
         model: model of the true cameras, if it is elsewhere. Then the folder is one scene.
-
-    Raises:
-        InputError: no such folder, or no scene of at least two photos in it.
-        FormatError: a model is broken.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
     paths = [folder]
     if not (model or find_model(folder) or (folder / "images").is_dir()) and not any(
         "/" not in photo.name for photo in find_images([folder])
@@ -135,10 +129,6 @@ def evaluate_reconstruction(
         `SCENE_METRICS`, `mapping seconds` for verification and mapping, and with true cameras the
         figures of `CAMERA_METRICS`. Overall: means over the scenes. A scene that cannot be mapped
         has zeros and no errors.
-
-    Raises:
-        InputError: no scene, or a photo of another size than its camera.
-        FormatError: a model is broken, or does not belong to the photos.
     """
     settings = replace(settings or MappingSettings(), matcher=source.matcher)
     results: list[PairResult] = []

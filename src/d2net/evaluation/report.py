@@ -55,9 +55,6 @@ def terminal_tables(results: Sequence[Result]) -> list[RichTable]:
     """Tables of the headline metrics: all of them overall, and the first ones by group.
 
     The best figure of a column is bold. If there are more than 20 groups, only the page has them.
-
-    Raises:
-        InputError: there are no results, or they are of different protocols.
     """
     _check_one_protocol(results)
     unions, groups = group_names(results)
@@ -106,12 +103,6 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
     """Write a page on methods that were evaluated on the same data.
 
     `PairResult.photos` are relative to `photos_root`.
-
-    Raises:
-        InputError: there are no results, or they are of different protocols.
-        ImageError: a photo to be shown cannot be read.
-        OutputError: the file cannot be written.
-        MissingPackageError: matplotlib is not installed.
     """
     _check_one_protocol(results)
     plots.check_matplotlib()

@@ -176,11 +176,8 @@ def averaged(
 ) -> dict[str, Figures]:
     """Mean figures of the pairs of each group, of each union of groups, and overall.
 
-    A mean is taken over the pairs that have the figure.
-
-    Args:
-        pairs: results.
-        unions: name -> groups, such as "viewpoint" for the sequences v_*.
+    A mean is taken over the pairs that have the figure. `unions` gives the groups of a union by its
+    name, such as "viewpoint" for the sequences v_*.
     """
     groups: dict[str, list[PairResult]] = {}
     for pair in pairs:

@@ -52,10 +52,6 @@ def write_at_night(photo: Path, output: Path) -> None:
     """Simulate how a photo would look at night, and write it as PNG.
 
     The same photo and name of the output give the same pixels.
-
-    Raises:
-        ImageError: the photo cannot be read.
-        OutputError: the output cannot be written.
     """
     rng = np.random.default_rng([0, zlib.crc32(output.name.encode())])
     dark = at_night(to_pixels(photo), rng)

@@ -67,11 +67,6 @@ class AbsolutePose:
     significance: float
 
     @property
-    def num_inliers(self) -> int:
-        """How many points agree with the pose."""
-        return int(np.count_nonzero(self.inliers))
-
-    @property
     def centre(self) -> Array:
         """The camera's centre in the world."""
         return np.asarray(self.cam_from_world.inverse().translation, dtype=np.float64)

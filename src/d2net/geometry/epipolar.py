@@ -6,8 +6,16 @@ x_b^T F x_a = 0 for homogeneous points x_a and x_b of photos a and b (Hartley an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from d2net.geometry.cameras import rays
+
+if TYPE_CHECKING:
+    import pycolmap
 
 Array = NDArray[np.float64]
 
@@ -25,6 +33,22 @@ def fundamental_from_essential(essential: Array, intrinsics_a: Array, intrinsics
     return np.asarray(f, dtype=np.float64)
 
 
+def epipolar_lines(matrix: Array, points: Array) -> Array:
+    """The lines of N points in the other photo: N x 3, (x, y, 1) . l = 0, with unit normals.
+
+    `matrix` is F for points of photo a, and F^T for points of b. The row of an epipole, which has
+    no line, is not finite.
+    """
+    lines = points @ matrix[:, :2].T + matrix[:, 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(lines / np.hypot(lines[:, :1], lines[:, 1:2]), dtype=np.float64)
+
+
+def distances_from_lines(lines: Array, points: Array) -> Array:
+    """N distances of N x 2 points from lines with unit normals."""
+    return np.asarray(np.abs((lines[:, :2] * points).sum(axis=1) + lines[:, 2]), dtype=np.float64)
+
+
 def sampson_distance(fundamental: Array, points_a: Array, points_b: Array) -> Array:
     """The distance of point pairs from x_b^T F x_a = 0, to first order, in pixels.
 
@@ -40,3 +64,23 @@ def sampson_distance(fundamental: Array, points_a: Array, points_b: Array) -> Ar
             np.hypot(line_b[:, 0], line_b[:, 1]), np.hypot(line_a[:, 0], line_a[:, 1])
         )
         return np.asarray(np.abs(algebraic) / gradient, dtype=np.float64)
+
+
+def pose_distance(
+    rotation: Array,
+    translation: Array,
+    cameras: Sequence[pycolmap.Camera],
+    points: Sequence[ArrayLike],
+) -> Array:
+    """`sampson_distance` of N x 2 pixels under a pose x_b = R x_a + t, without lens distortion.
+
+    `cameras` and `points` are those of a and of b.
+    """
+    focal = [camera.mean_focal_length() for camera in cameras]
+    undistorted = [
+        f * rays(camera, np.asarray(p, dtype=np.float64))
+        for f, camera, p in zip(focal, cameras, points, strict=True)
+    ]
+    E = essential_from_pose(rotation, translation)
+    F = fundamental_from_essential(E, *(np.diag([f, f, 1.0]) for f in focal))
+    return sampson_distance(F, *undistorted)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from d2net.geometry.epipolar import distances_from_lines, epipolar_lines
 from d2net.geometry.homography import transfer_error
 
 Array = NDArray[np.float64]
@@ -118,8 +119,8 @@ def epipolar_significance(
     """
     a, b = points_a, points_b
     unit_a, unit_b = max(size_a), max(size_b)
-    lines_a, lines_b = _epipolar_lines(fundamental.T, b), _epipolar_lines(fundamental, a)
-    pixels_a, pixels_b = _distance(lines_a, a), _distance(lines_b, b)
+    lines_a, lines_b = epipolar_lines(fundamental.T, b), epipolar_lines(fundamental, a)
+    pixels_a, pixels_b = distances_from_lines(lines_a, a), distances_from_lines(lines_b, b)
     best_first = np.argsort(np.maximum(pixels_a, pixels_b), kind="stable")
 
     rows = _one_per_cell(best_first, (a, threshold), (b, threshold))
@@ -230,17 +231,6 @@ def _neighbours(points: Array) -> NDArray[np.float32]:
     marks = np.zeros(distance.shape, dtype=np.float32)
     np.put_along_axis(marks, nearest, 1, axis=1)
     return marks
-
-
-def _epipolar_lines(matrix: Array, points: Array) -> Array:
-    """N x 3 lines (x, y, 1) . l = 0 in the other photo, with unit normals."""
-    lines = points @ matrix[:, :2].T + matrix[:, 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(lines / np.hypot(lines[:, :1], lines[:, 1:2]), dtype=np.float64)
-
-
-def _distance(lines: Array, points: Array) -> Array:
-    return np.asarray(np.abs((lines[:, :2] * points).sum(axis=1) + lines[:, 2]), dtype=np.float64)
 
 
 def _one_per_cell(rows: Rows, *grids: tuple[Array, float]) -> Rows:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.settings import Settings
-
-Mapper: TypeAlias = Literal["incremental", "global"]
-CameraMode: TypeAlias = Literal["auto", "single", "per-folder", "per-image"]
+from d2net.settings import CameraMode, Mapper, Settings
 
 VERIFICATION_SIGMAS, MIN_VERIFICATION_ERROR = 5.3, 4.0
 REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0

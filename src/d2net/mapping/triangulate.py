@@ -16,13 +16,9 @@ import pycolmap
 from numpy.typing import NDArray
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import quiet_colmap, rays
+from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.geometry.epipolar import (
-    essential_from_pose,
-    fundamental_from_essential,
-    sampson_distance,
-)
+from d2net.geometry.epipolar import pose_distance
 
 Points = NDArray[np.floating[Any]]
 Rows = NDArray[np.integer[Any]]
@@ -82,7 +78,10 @@ def triangulate(
             for first, second, rows in matches:
                 a, b = images[first], images[second]
                 ends = keypoints[first][rows[:, 0]], keypoints[second][rows[:, 1]]
-                near = epipolar_distances(model, a, b, *ends) <= max_error
+                b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
+                rotation, translation = b_from_a.rotation.matrix(), b_from_a.translation
+                cameras = [model.cameras[image.camera_id] for image in (a, b)]
+                near = pose_distance(rotation, translation, cameras, ends) <= max_error
                 geometry = pycolmap.TwoViewGeometry()
                 geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
                 geometry.inlier_matches = rows[near].astype(np.uint32)
@@ -90,19 +89,3 @@ def triangulate(
         return pycolmap.triangulate_points(
             pycolmap.Reconstruction(model), path, folder, folder, options=options
         )
-
-
-def epipolar_distances(
-    model: pycolmap.Reconstruction, a: pycolmap.Image, b: pycolmap.Image, *points: Points
-) -> NDArray[np.float64]:
-    """Sampson distances of matched points in pixels, with lens distortion undone."""
-    cameras = [model.cameras[image.camera_id] for image in (a, b)]
-    focal = [camera.mean_focal_length() for camera in cameras]
-    undistorted = [
-        rays(camera, np.asarray(p, dtype=np.float64)) * f
-        for camera, p, f in zip(cameras, points, focal, strict=True)
-    ]
-    b_from_a = b.cam_from_world() * a.cam_from_world().inverse()
-    E = essential_from_pose(b_from_a.rotation.matrix(), b_from_a.translation)
-    F = fundamental_from_essential(E, *(np.diag([f, f, 1.0]) for f in focal))
-    return sampson_distance(F, *undistorted)

@@ -16,11 +16,8 @@ class Combined(Network):
     """Light detects, and the descriptors of both networks are concatenated.
 
     Its maps are those of light, then those of the VGG. Light's grid serves both: its cells are a
-    whole number of the VGG's cells, and its receptive field contains the VGG's.
-
-    Args:
-        light: the network that detects.
-        vgg: describes with its default type of descriptor.
+    whole number of the VGG's cells, and its receptive field contains the VGG's. The VGG describes
+    with its default type of descriptor.
     """
 
     grid = Light.grid

@@ -206,9 +206,6 @@ class Light(Network):
 
     Its maps are the maps at 1/2, 1/4 and 1/8 of the image, and the score's logits: 16 for each cell
     of 4 x 4 pixels.
-
-    Args:
-        widths: see `LightSettings`.
     """
 
     grid = Grid(
@@ -308,11 +305,7 @@ class Light(Network):
 
 
 class LightDetector:
-    """Keypoints are local maxima of the score's probability.
-
-    Args:
-        network: the network whose score head is used.
-    """
+    """Keypoints are local maxima of the score's probability."""
 
     border = _BORDER
 

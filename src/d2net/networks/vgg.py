@@ -177,11 +177,7 @@ def _root(descriptors: Tensor) -> Tensor:
 
 
 class DeepDetector:
-    """D2-Net's detector: a local maximum of a cell's strongest channel is a keypoint.
-
-    Args:
-        original: detect as the 2019 release.
-    """
+    """D2-Net's detector: a local maximum of a cell's strongest channel is a keypoint."""
 
     border = 0  # cells at the border of the map are no detections anyway
 

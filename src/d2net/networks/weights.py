@@ -197,14 +197,9 @@ def save_weights(
 
 
 def download_weights(name: str, progress: Progress = no_progress) -> Path:
-    """Download a named weights file unless it is on this machine already.
+    """Download weights of the catalogue unless they are on this machine already; their file.
 
-    Args:
-        name: name in the catalogue.
-        progress: called with the megabytes so far.
-
-    Returns:
-        The path of the file.
+    `progress` is called with the megabytes so far.
 
     Raises:
         WeightsError: unknown name, offline, cut off, or the server sent no weights file.

@@ -137,12 +137,7 @@ def _program(
 
 
 class _Graph(nn.Module):
-    """A model at one scale, for photos of at least 16 x 16 pixels at their own size.
-
-    Args:
-        model: its network.
-        settings: resolved; descriptor and precision are used.
-    """
+    """A model at one scale, for photos of at least 16 x 16 pixels at their own size."""
 
     def __init__(self, model: D2Net, settings: ExtractionSettings) -> None:
         super().__init__()

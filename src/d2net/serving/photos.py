@@ -75,7 +75,8 @@ class SentPhoto:
         """The photo's features by the preset's model, best score first, extracted once."""
         if preset not in self.features:
             found = model.extract(self.pixels(), max_keypoints=MAX_KEYPOINTS)
-            self.features[preset] = best_first(found)
+            best_first = found.scores.argsort(descending=True, stable=True)
+            self.features[preset] = found[best_first]  # `original` keeps the release's order
         return self.features[preset]
 
     @property
@@ -112,11 +113,6 @@ class Photos:
         memory = sum(photo.num_bytes for photo in self._photos.values())
         while memory > self._max_memory and len(self._photos) > 1:
             memory -= self._photos.popitem(last=False)[1].num_bytes
-
-
-def best_first(features: Features) -> Features:
-    """The features sorted by score (`original` keeps the order of the 2019 release)."""
-    return features[features.scores.argsort(descending=True, stable=True)]
 
 
 def match_best(

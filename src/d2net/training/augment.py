@@ -22,13 +22,8 @@ def augment(image: RGB, strength: float, rng: np.random.Generator) -> RGB:
     """Change the light and the camera of an H x W x 3 crop; no pixel moves.
 
     The changes follow the path of the light: tone and colour of the scene, shadows and night, then
-    the lens, the noise of the sensor and JPEG. Equal generators give equal crops.
-
-    Args:
-        image: the crop.
-        strength: 0 for no change, 1 for strong ones. It scales the size of each change and how
-            often the rarer ones happen.
-        rng: draws which changes happen, and their size.
+    the lens, the noise of the sensor and JPEG. Equal generators give equal crops. `strength` scales
+    the size of each change and how often the rarer ones happen: 0 for no change, 1 for strong ones.
     """
     if strength <= 0:
         return image

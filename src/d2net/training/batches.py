@@ -18,8 +18,8 @@ from d2net.io.resume import file_state, fingerprint
 from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import PaddedCorrespondences
 from d2net.training.settings import RunSettings, SourceSettings
-from d2net.training.sources import Source, TrainingPair, open_source, pair_generator
-from d2net.training.sources.base import PairSource
+from d2net.training.sources import open_source
+from d2net.training.sources.base import PairSource, Source, TrainingPair, pair_generator
 
 T = TypeVar("T")
 

@@ -47,7 +47,6 @@ class SourceReport(NamedTuple):
     """Figures of a source by name, remarks on left-out photos, warnings, and some usable pairs."""
 
     figures: dict[str, Any]
-    sift_errors: Array
     remarks: tuple[str, ...]
     warnings: tuple[str, ...]
     examples: tuple[TrainingPair, ...]
@@ -117,7 +116,7 @@ def check_source(
         if figures.get(name, 0.0) > limit:
             warnings.append(f"{name} is {figures[name]:.3g}, over {limit:g}: {advice}")
     remarks = getattr(source, "remarks", ())
-    return SourceReport(figures, errors, remarks, tuple(warnings), tuple(kept))
+    return SourceReport(figures, remarks, tuple(warnings), tuple(kept))
 
 
 def sift_errors(pair: TrainingPair) -> Array:

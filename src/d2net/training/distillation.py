@@ -30,7 +30,7 @@ from d2net.training.batches import PairBatches
 from d2net.training.muon import Muon
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import DistillationSettings, RunSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 from d2net.training.sources.distillation import (
     DistillationPairs,
     StudentPair,

@@ -69,7 +69,6 @@ class Loss:
         inactive: 2B, share of the cells of each crop whose channels are all zero.
         peak: 2B, largest share of a crop's score in one cell.
         similarity: 2B, mean cosine between descriptors of different cells; near 1 if collapsed.
-        scores: 2B x h x w soft detection scores, first crops first.
     """
 
     per_pair: Tensor
@@ -77,7 +76,6 @@ class Loss:
     inactive: Tensor
     peak: Tensor
     similarity: Tensor
-    scores: Tensor
 
     def mean(self) -> Tensor:
         """Mean over the usable pairs; 0, with a zero gradient, if none is usable."""
@@ -149,7 +147,6 @@ def matching_loss(
             inactive=(cells.amax(3) <= 0).float().mean((1, 2)),
             peak=scores.amax((1, 2)),
             similarity=(square - lengths) / max(1, count * (count - 1)),
-            scores=scores.detach(),
         )
 
 

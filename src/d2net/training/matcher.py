@@ -33,7 +33,7 @@ from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import interpolate
 from d2net.training.objective import Objective, fixed_pairs, header, mean_over_processes
 from d2net.training.settings import MatcherTrainingSettings, RunSettings
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 from d2net.training.state import TrainingState
 from d2net.training.stored_pairs import (
     Labels,

@@ -24,7 +24,7 @@ from d2net.training.batches import Drawn, Mixture, open_part
 from d2net.training.correspondences import interpolate
 from d2net.training.crops import Array
 from d2net.training.settings import RunSettings
-from d2net.training.sources import TrainingPair, pair_generator
+from d2net.training.sources.base import TrainingPair, pair_generator
 from d2net.training.state import TrainingState
 
 THRESHOLDS = (3, 10)

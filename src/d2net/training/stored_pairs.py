@@ -25,7 +25,7 @@ from d2net.networks.matcher import KeypointBatch
 from d2net.progress import Progress
 from d2net.training.batches import Drawn, Mixture, training_part
 from d2net.training.settings import MatcherTrainingSettings
-from d2net.training.sources import TrainingPair, pair_generator
+from d2net.training.sources.base import TrainingPair, pair_generator
 
 _MIN_KEYPOINTS = 16  # of a crop, and of a part of it
 _MAX_DRAWS = 20  # pairs in a row with fewer keypoints, or of the same place

@@ -21,7 +21,7 @@ from d2net.training.batches import Mixture, PairBatch, PairBatches, collate, tra
 from d2net.training.loss import PaddedCorrespondences, contrastive_loss, matching_loss
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
 from d2net.training.settings import TrainingSettings
-from d2net.training.sources import TrainingPair, pair_generator
+from d2net.training.sources.base import TrainingPair, pair_generator
 from d2net.training.state import TrainingState
 from d2net.training.whitening import learn_whitening
 

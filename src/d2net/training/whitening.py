@@ -18,7 +18,7 @@ from d2net.errors import TrainingError
 from d2net.networks.vgg import VGG, WHITENING_INPUTS, Whitening
 from d2net.training.correspondences import corner_correspondences
 from d2net.training.crops import RGB
-from d2net.training.sources import TrainingPair
+from d2net.training.sources.base import TrainingPair
 
 DIMENSIONS = 384
 """Dimensions of whitened descriptors."""

@@ -16,7 +16,8 @@ from PIL import Image
 
 from d2net.errors import FormatError, InputError
 from d2net.training.check_pairs import check_source
-from d2net.training.sources import detect_kind, open_source, pair_generator
+from d2net.training.sources import detect_kind, open_source
+from d2net.training.sources.base import pair_generator
 from d2net.training.sources.megadepth import prepare_megadepth, scene_list
 from d2net.training.sources.reading import read_depth_map
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from d2net.errors import FormatError, ImageError, InputError
 from d2net.training.check_pairs import sift_errors
-from d2net.training.sources import detect_kind, open_source, pair_generator
+from d2net.training.sources import detect_kind, open_source
+from d2net.training.sources.base import pair_generator
 
 from ...tiny import DATA
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
 from d2net.io.colmap_model import find_model
+from d2net.settings import parse_value
 from d2net.training.sources import colmap, megadepth, planar
-from d2net.training.sources.base import Source, SourceOptions, TrainingPair, pair_generator
+from d2net.training.sources.base import Source, SourceOptions
 from d2net.training.sources.scenes import SceneOptions
-
-__all__ = [
-    "KINDS",
-    "Source",
-    "SourceOptions",
-    "TrainingPair",
-    "detect_kind",
-    "open_source",
-    "pair_generator",
-    "parse_options",
-]
 
 KINDS: dict[str, tuple[Callable[..., Source], type[SourceOptions]]] = {
     "colmap": (colmap.open_colmap, colmap.ColmapOptions),
@@ -45,19 +34,13 @@ def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) ->
 
 
 def parse_options(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse options from `name=value` as typed on a command line.
-
-    A value is true, false, a number, or else text.
-    """
+    """Parse options from `name=value` as typed on a command line; see `parse_value`."""
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"an option must be given as name=value, not {text!r}")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
+        options[name] = parse_value(value)
     return options
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.geometry import coordinates
-from d2net.geometry.cameras import rays
 from d2net.geometry.coordinates import Size
-from d2net.geometry.epipolar import essential_from_pose, sampson_distance
+from d2net.geometry.epipolar import pose_distance
 from d2net.io.images import limited_size
 from d2net.training.correspondences import (
     DepthWarp,
@@ -198,10 +197,8 @@ class ScenePairs:
         a, b, in_a, in_b = photos
         rotation = b.cam_from_world[:, :3] @ a.cam_from_world[:, :3].T
         translation = b.cam_from_world[:, 3] - rotation @ a.cam_from_world[:, 3]
-        essential = essential_from_pose(rotation, translation)
-        distances = sampson_distance(essential, rays(a.camera, in_a), rays(b.camera, in_b))
-        focal = (a.camera.mean_focal_length() + b.camera.mean_focal_length()) / 2
-        figures = {"track_error_pixels": focal * median_known(distances)}
+        distances = pose_distance(rotation, translation, (a.camera, b.camera), (in_a, in_b))
+        figures = {"track_error_pixels": median_known(distances)}
         warp = photos.depth_warp(self._options)
         if warp is None:
             return figures
