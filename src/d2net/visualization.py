@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,6 +49,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 _BACKGROUND = (24, 24, 24)
 _TEXT = (240, 240, 240)
+_RIGHT, _WRONG = (47, 155, 255), (255, 106, 31)  # distinct for colour-blind people, too
 
 
 def plot_matches(
@@ -108,17 +110,11 @@ def plot_matches(
         colours[mask] = scale.colours(matches.confidence.cpu().numpy())[mask]
         picture.write_scale("colour: probability that a match is right", scale, row=2)
     elif mask.any():
-        hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)  # from red down to violet
-        hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 255)], axis=1)
-        colours[mask] = cv2.cvtColor(hsv[None, mask], cv2.COLOR_HSV2RGB_FULL)[0]
-
-    def spread(rows: NDArray[np.intp], max_count: int) -> NDArray[np.intp]:
-        by_height = rows[np.argsort(heights[rows], kind="stable")]
-        return by_height[evenly_spaced(len(rows), max_count)]
+        colours[mask] = _colours_by_height(heights[mask])
 
     inliers = np.flatnonzero(mask)
-    lined = spread(inliers, lines)
-    outliers = spread(np.flatnonzero(~mask), lines - len(lined))
+    lined = _spread(inliers, heights, lines)
+    outliers = _spread(np.flatnonzero(~mask), heights, lines - len(lined))
     for rows, opacity in ((outliers, 0.25), (lined, 0.8)):
         picture.draw_lines(ends_a[rows], ends_b[rows], colours[rows], opacity)
     for ends in (ends_a, ends_b):
@@ -133,6 +129,56 @@ def plot_matches(
         notes.append(f"{len(lined) + len(outliers)} lines drawn")
     picture.write(1, "; ".join(notes))
     return picture.finish(path)
+
+
+def plot_points(
+    images: tuple[ImageLike, ImageLike],
+    points: tuple[Values, Values],
+    right: NDArray[np.bool_] | None = None,
+    *,
+    lines: int = MAX_LINES,
+    max_width: int = _MAX_WIDTH,
+    names: Sequence[str] = (),
+) -> Image.Image:
+    """Two photos side by side with lines between their points, N x 2 in each photo.
+
+    If it is known which lines are right, those are blue and the others orange, and the same share
+    of both is drawn. Otherwise the colour follows the height in the first photo, and all points get
+    dots. The names stand above the photos.
+    """
+    photos = [np.rint(to_pixels(image)).astype(np.uint8) for image in images]
+    picture = _Picture(photos, caption_rows=1 if names else 0, max_width=max_width)
+    starts, ends = (
+        column.canvas_from_photo(p) for column, p in zip(picture.columns, points, strict=True)
+    )
+    heights = points[0][:, 1] / len(photos[0])
+    colours = _colours_by_height(heights)
+    if right is not None:
+        colours = np.where(right[:, None], _RIGHT, _WRONG).astype(np.uint8)
+    kinds = [np.full(len(heights), True)] if right is None else [~right, right]
+    for kind in kinds:
+        rows = np.flatnonzero(kind)
+        lined = _spread(rows, heights, round(len(rows) * min(1, lines / max(len(heights), 1))))
+        picture.draw_lines(starts[lined], ends[lined], colours[lined], 0.8)
+        dotted = rows if right is None else lined
+        for at in (starts, ends):
+            picture.draw_dots(at[dotted], colours[dotted])
+    for name, column in zip(names, picture.columns, strict=False):
+        picture.write(0, "", column, name=name)
+    return picture.finish(None)
+
+
+def _colours_by_height(heights: Values) -> Colours:
+    """Colours from red for 0, the top of a photo, to violet for 1."""
+    hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)
+    hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 255)], axis=1)
+    return np.asarray(cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB_FULL)[0], np.uint8)
+
+
+def _spread(rows: NDArray[np.intp], heights: Values, max_count: int) -> NDArray[np.intp]:
+    """At most `max_count` of the rows, evenly spread over the heights."""
+    by_height = rows[np.argsort(heights[rows], kind="stable")]
+    return by_height[evenly_spaced(len(rows), max_count)]
 
 
 def plot_keypoints(
@@ -196,16 +242,19 @@ class _Column:
 class _Picture:
     """Photos side by side (`canvas`), with a caption above them."""
 
-    def __init__(self, photos: list[Canvas], caption_rows: int = 2) -> None:
+    def __init__(
+        self, photos: list[Canvas], caption_rows: int = 2, max_width: int = _MAX_WIDTH
+    ) -> None:
         aspects = [min(photo.shape[1] / photo.shape[0], _MAX_ASPECT) for photo in photos]
         height: float = min(max(_MIN_HEIGHT, *(len(photo) for photo in photos)), _MAX_HEIGHT)
-        height = min(height, (_MAX_WIDTH - _GAP * (len(photos) - 1)) / sum(aspects))
+        height = min(height, (max_width - _GAP * (len(photos) - 1)) / sum(aspects))
         resized = []
         for photo, aspect in zip(photos, aspects, strict=True):
             factor = min(height / photo.shape[0], height * aspect / photo.shape[1])
             rows, columns = (max(1, round(factor * edge)) for edge in photo.shape[:2])
             resized.append(np.asarray(resize(photo, (columns, rows)), np.uint8))
-        widths = [max(small.shape[1], _MIN_COLUMN) for small in resized]
+        min_width = _MIN_COLUMN if caption_rows else 0
+        widths = [max(small.shape[1], min_width) for small in resized]
         rows = max(len(small) for small in resized)
         shape = rows, sum(widths) + _GAP * (len(photos) - 1), 3
         self.canvas: Canvas = np.full(shape, _BACKGROUND, np.uint8)
@@ -331,8 +380,6 @@ def _summary(matches: Matches) -> str:
     total = count(len(matches), "match")
     if matches.inliers is None:
         return total
-    if matches.model is None:  # the inliers come from known truth
-        return f"{matches.num_inliers:,} right of {total}"
     if matches.model == "pose":
         return f"{matches.num_inliers:,} of {total} agree with the pose"
     model = f"{matches.model} matrix" if matches.model != "homography" else "homography"

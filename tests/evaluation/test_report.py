@@ -266,9 +266,10 @@ def test_a_match_is_drawn_between_its_ends_in_its_colour(tmp_path: Path) -> None
     )
     with Image.open(decoded(draw_pair(tmp_path / "a.png", tmp_path / "b.png", drawing))) as image:
         canvas = np.asarray(image.convert("RGB")).astype(int)
-    scale = canvas.shape[0] / 100
+    scale = (canvas.shape[1] - 8) / 300  # the photos are 8 pixels apart
+    top = canvas.shape[0] - 100 * scale
     for height, first, second in ((20, 2, 0), (80, 0, 2)):  # blue above, red below
-        y = round((height + 0.5) * scale - 0.5)
+        y = round(top + (height + 0.5) * scale - 0.5)
         for x in (20, canvas.shape[1] / scale - 50):
             around = canvas[y - 2 : y + 3, round((x + 0.5) * scale - 0.5)]
             assert (around[:, first] - around[:, second]).max() > 60

@@ -6,20 +6,14 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
 from d2net.errors import MissingPackageError
 from d2net.evaluation.results import Drawing, Result
-from d2net.geometry import coordinates
-from d2net.io.images import resize, to_pixels
+from d2net.visualization import plot_points
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-CORRECT, WRONG = "#2f9bff", "#ff6a1f"  # distinct for colour-blind people too
 _GREY = "#7d848c"  # readable on white and on black
 _STYLE: Any = {
     "svg.hashsalt": "d2net",  # equal plots give equal bytes
@@ -34,9 +28,7 @@ _STYLE: Any = {
 }
 _MARKERS = "os^Dv*"
 
-_PAIR_WIDTH, _PAIR_HEIGHT, _GAP = 1000, 420, 6  # of a picture in pixels, at most
-_MAX_LINES = 200  # more cannot be told apart
-_DPI = 100
+_PAIR_WIDTH = 1000  # pixels, of a picture of two photos
 _JPEG_QUALITY = 60
 
 
@@ -78,52 +70,20 @@ def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
         figure.legend(panels[0].lines, methods, loc="lower center")
         figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.97, wspace=0.12)
         figure.subplots_adjust(bottom=(0.75 + 0.25 * len(results)) / figure.get_figheight())
-        return _data_uri(figure, "svg+xml", transparent=True, metadata={"Date": None})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        return _data_uri(buffer, "svg+xml")
 
 
 def draw_pair(first: Path, second: Path, drawing: Drawing) -> str:
-    """Both photos side by side, with correct matches in blue and wrong ones in orange.
-
-    At most about 200 matches are drawn, the same share of the correct and of the wrong ones.
-
-    Returns:
-        A JPEG picture as a data URI.
-    """
-    from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
-
-    photos = [to_pixels(path) for path in (first, second)]
-    aspects = [photo.shape[1] / photo.shape[0] for photo in photos]
-    height = min(_PAIR_HEIGHT, (_PAIR_WIDTH - _GAP) / sum(aspects))
-    sizes = [(max(1, round(height * aspect)), max(1, round(height))) for aspect in aspects]
-    canvas = np.full((sizes[0][1], sizes[0][0] + _GAP + sizes[1][0], 3), 128, np.uint8)
-    ends = []
-    for photo, size, points, left in zip(
-        photos, sizes, (drawing.points_a, drawing.points_b), (0, sizes[0][0] + _GAP), strict=True
-    ):
-        canvas[:, left : left + size[0]] = np.rint(resize(photo, size))
-        small_from_photo = coordinates.resize((photo.shape[1], photo.shape[0]), size)
-        ends.append(small_from_photo(torch.from_numpy(points)).numpy() + np.array([left, 0]))
-    figure = Figure(figsize=(canvas.shape[1] / _DPI, canvas.shape[0] / _DPI), dpi=_DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(canvas, alpha=0.8)  # lines stand out from a paler photo
-    axes.set_axis_off()
-    share = min(1.0, _MAX_LINES / max(len(drawing.correct), 1))
-    for correct, colour in ((False, WRONG), (True, CORRECT)):
-        rows = np.flatnonzero(drawing.correct == correct)
-        rows = rows[np.argsort(drawing.points_a[rows, 1], kind="stable")]  # spread by height
-        rows = rows[np.linspace(0, len(rows) - 1, round(share * len(rows))).astype(int)]
-        lines = np.stack([ends[0][rows], ends[1][rows]], axis=1)
-        axes.add_collection(
-            LineCollection([*lines], colors=colour, linewidths=0.8, alpha=0.65), autolim=False
-        )
-        x, y = lines.reshape(-1, 2).T
-        axes.scatter(x, y, s=10, color=colour, linewidths=0)
-    return _data_uri(figure, "jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
-
-
-def _data_uri(figure: Figure, media_type: str, **options: Any) -> str:  # noqa: ANN401
+    """Both photos side by side with their matches: a JPEG picture as a data URI."""
+    points = drawing.points_a, drawing.points_b
+    picture = plot_points((first, second), points, drawing.correct, max_width=_PAIR_WIDTH)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=media_type.partition("+")[0], dpi=_DPI, **options)
+    picture.save(buffer, "jpeg", quality=_JPEG_QUALITY)
+    return _data_uri(buffer, "jpeg")
+
+
+def _data_uri(buffer: io.BytesIO, media_type: str) -> str:
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{media_type};base64,{encoded}"

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from d2net.errors import D2NetError, InputError
-from d2net.features import Features, Matches
 from d2net.io.drawn_pictures import write_picture
 from d2net.progress import Progress, no_progress
-from d2net.training.correspondences import Points, interpolate
-from d2net.training.crops import RGB, Array
+from d2net.training.correspondences import interpolate
+from d2net.training.crops import Array
 from d2net.training.sources.base import Source, TrainingPair, pair_generator
 from d2net.training.sources.scenes import ScenePairs, median_known
-from d2net.visualization import plot_matches
+from d2net.visualization import plot_points
 
 AGREEMENT_PIXELS = 5.0
 """A SIFT match agrees if it ends within this distance of the interpolated correspondence."""
@@ -152,23 +150,12 @@ def sift_errors(pair: TrainingPair) -> Array:
 
 def draw_pairs(pairs: Sequence[TrainingPair], output: Path) -> None:
     """Draw training pairs with their correspondences, two in a row."""
-    tiles = [_draw_pair(pair) for pair in pairs]
+    tiles = []
+    for pair in pairs:
+        images, points = (pair.image_a, pair.image_b), (pair.points_a, pair.points_b)
+        names = [Path(photo).name for photo in pair.photos]
+        tiles.append(np.asarray(plot_points(images, points, lines=30, names=names)))
     blank = np.zeros_like(tiles[0]) if tiles else np.zeros((32, 32, 3), np.uint8)
     tiles += [blank] * (len(tiles) % 2 or 2 * (not tiles))
     rows = [np.hstack(tiles[i : i + 2]) for i in range(0, len(tiles), 2)]
     write_picture(output, Image.fromarray(np.vstack(rows)))
-
-
-def _draw_pair(pair: TrainingPair) -> RGB:
-    def features(points: Points) -> Features:
-        zero = torch.zeros(len(points))
-        edges = pair.image_a.shape[1], pair.image_a.shape[0]
-        return Features(torch.from_numpy(points), zero, zero, zero[:, None], edges, zero)
-
-    pictures: list[Any] = [Image.fromarray(pair.image_a), Image.fromarray(pair.image_b)]
-    for picture, photo in zip(pictures, pair.photos, strict=True):
-        picture.filename = photo  # is written above it
-    rows = torch.arange(len(pair.points_a)).repeat(2, 1).T
-    matches = Matches(rows, torch.ones(len(rows)))
-    a, b = features(pair.points_a), features(pair.points_b)
-    return np.asarray(plot_matches(pictures[0], pictures[1], a, b, matches, lines=30))
