@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Draw training pairs with their correspondences, and print statistics.
 
-    Shows wrong poses, depth maps or alignment before a night of training. The exit code is 1 if
+    Reveals wrong poses, depth maps or alignment before a night of training. The exit code is 1 if
     something looks wrong.
 
     Options:
@@ -80,16 +80,16 @@ def megadepth(
     from d2net.training.sources.megadepth import prepare_megadepth
 
     with progress.shown(printing) as report:
-        done = prepare_megadepth(root, output, scenes, report)
+        prepared = prepare_megadepth(root, output, scenes, report)
     rows = []
-    for scene in done:
+    for scene in prepared:
         counts = [f"{number} with {reason}" for reason, number in scene.left_out.items()]
         left_out = f"left out: {', '.join(counts)}" if counts else ""
         rows += [(scene.name, count(scene.photos, "photo"), count(scene.pairs, "pair"), left_out)]
-    failed = [scene for scene in done if scene.error]
+    failed = [scene for scene in prepared if scene.error]
     printing.result(
-        [asdict(scene) for scene in done],
-        *console.columns(row for row, scene in zip(rows, done, strict=True) if not scene.error),
+        [asdict(scene) for scene in prepared],
+        *console.columns(row for row, scene in zip(rows, prepared, strict=True) if not scene.error),
         *(f"warning: {scene.name}: {scene.error}" for scene in failed),
     )
     if failed:

@@ -16,7 +16,7 @@ app = options.app("Export results and the network to other programs.")
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What programs for structure from motion read.
+    """The files to export.
 
     Options:
         features FILE: Features file (h5).

@@ -181,9 +181,9 @@ def kornia_baseline(
     max_edge: int = 1600,
     weights: str | None = None,
 ) -> Baseline:
-    """ALIKED-n16 (Zhao et al., 2023), or XFeat (Potje et al., CVPR 2024) if `name` starts so.
+    """ALIKED-n16 (Zhao et al., 2023), or XFeat (Potje et al., CVPR 2024).
 
-    kornia downloads the weights unless `weights` is a file.
+    `name` begins with that of the method. kornia downloads the weights unless `weights` is a file.
     """
     try:
         import kornia
@@ -219,7 +219,7 @@ def kornia_baseline(
     return Baseline(
         name.replace(weights, Path(weights).name) if weights else name,
         detect,
-        multiple=32 if is_xfeat else 1,  # else XFeat resizes the photo, and ignores the half pixel
+        multiple=32 if is_xfeat else 1,  # XFeat would resize the photo and ignore the half pixel
         version=f"kornia {kornia.__version__}",
         max_keypoints=max_keypoints,
         max_edge=max_edge,

@@ -60,7 +60,7 @@ class Curve:
     description: str
 
     def metric(self, threshold: float) -> Metric:
-        """Such as "MMA@3"."""
+        """The metric at a threshold, such as "MMA@3"."""
         return Metric(f"{self.name}@{threshold:g}", self.description)
 
     def figures(self, shares: Iterable[float]) -> Figures:
@@ -81,7 +81,7 @@ class Protocol:
         description: one paragraph.
         item: singular and plural of the items that are evaluated, a `PairResult` each.
         group: singular of the groups of items.
-        correct: when a drawn match is correct.
+        correct: what makes a drawn match correct, such as "within 3 px".
     """
 
     name: str
@@ -108,7 +108,7 @@ class PairResult:
     Attributes:
         group: sequence, scene or kind, over which figures are averaged.
         photos: paths of both photos relative to the evaluated folder. A reconstruction has one
-            `PairResult` for each photo, with its path alone.
+            `PairResult` for each photo, with one path.
         figures: values by metric.
         drawing: matches for the report; not saved as JSON.
     """

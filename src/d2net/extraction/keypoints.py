@@ -64,19 +64,19 @@ def find_keypoints(
     limit: int | None = None,
     cells_per_tile: int | None = None,
 ) -> list[Keypoints]:
-    """Detect and describe in a batch of photos.
+    """Detect and describe keypoints in a batch of photos.
 
     Args:
         network: on the device of `photos`.
         photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
-        settings: resolved by the network; size limits and budget are left to the caller.
-        limit: the number of keypoints that the caller will consider at most, so that memory does
-            not grow with the candidates of a large photo. None: all.
+        settings: resolved by the network. The caller applies the size limits and the budget.
+        limit: the largest number of keypoints that the caller uses. Others may be dropped, so that
+            memory does not grow with the size of a photo. None: all.
         cells_per_tile: larger maps are computed in tiles, with the same result. None: the
             network's limit.
 
     Returns:
-        The keypoints of each photo, by rank.
+        The keypoints of each photo, sorted by rank.
     """
     _, height, width, _ = photos.shape
     factors = PYRAMID if settings.multiscale else (1.0,)
@@ -110,7 +110,7 @@ def _search_tile(
     pyramid: Sequence[Level],
     owned: Sequence[Window],
 ) -> Iterator[tuple[int, Keypoints]]:
-    """Index of photo, and the keypoints in the cells that a tile owns."""
+    """For each level and photo: the photo's index, and the keypoints in the cells of a tile."""
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     detector = network.detector(original=settings.original)
     rule = CellSuppression if settings.original else RadiusSuppression

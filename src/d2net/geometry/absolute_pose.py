@@ -1,9 +1,9 @@
 """Absolute pose: where a camera is, from points of its photo whose 3D positions are known.
 
 The estimator is COLMAP's: LO-RANSAC over P3P (P4Pf if the focal length is unknown), followed by a
-refinement with a robust loss. In addition, a point is an inlier if it is within the threshold of
-the final pose, a pose that its inliers do not determine is discarded, and the covariance is scaled
-by the noise of the inliers.
+refinement with a robust loss. Three things are added: inliers are all points within the threshold
+of the final pose; a pose that its inliers do not determine is discarded; and the covariance is
+scaled by the noise of the inliers.
 """
 
 from __future__ import annotations

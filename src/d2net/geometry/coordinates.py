@@ -2,10 +2,10 @@
 
 Pixel centres are at integers: the centre of the top-left pixel is (0, 0), so a photo of width w
 spans -0.5 .. w - 0.5. Every change of grid in the package (resize, crop, map cell to pixel, COLMAP)
-is an `AxisMap` per axis made here.
+is made here, with one `AxisMap` per axis.
 
-The 2019 release left the half pixel out in several places; its rules are here too, marked
-`original`, because reproducing it exactly needs them.
+The 2019 release left the half pixel out in several places. Its rules are here, too, because
+`original` reproduces them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AxisMap:
     shift: float
 
     def inverse(self) -> AxisMap:
-        """source_from_target."""
+        """The map source_from_target."""
         return AxisMap(1 / self.scale, -self.shift / self.scale)
 
     def after(self, first: AxisMap) -> AxisMap:
@@ -64,7 +64,7 @@ class GridMap:
         return points * scale + shift
 
     def inverse(self) -> GridMap:
-        """source_from_target."""
+        """The map source_from_target."""
         return GridMap(self.x.inverse(), self.y.inverse())
 
     def after(self, first: GridMap) -> GridMap:
@@ -100,7 +100,7 @@ class Rotation:
         return min(abs(self.cosine), abs(self.sine)) < 1e-9
 
     def inverse(self) -> Rotation:
-        """source_from_target."""
+        """The map source_from_target."""
         return Rotation(self.cosine, -self.sine, self.target_centre, self.source_centre)
 
 
@@ -119,7 +119,7 @@ def resize_ratio(source: Size, target: Size) -> GridMap:
 
 
 def resize_corners(source: Size, target: Size) -> GridMap:
-    """target_from_source of a resize with `align_corners=True`: corner centres stay corners."""
+    """target_from_source of a resize with `align_corners=True`: corner pixels keep their centre."""
 
     def axis(a: int, b: int) -> AxisMap:
         return AxisMap((b - 1) / (a - 1) if a > 1 and b > 1 else 1.0, 0.0)
@@ -148,7 +148,7 @@ def crop(left: float, top: float) -> GridMap:
 
 
 def pixels_from_cells(stride: float, first_centre: float) -> GridMap:
-    """Image from map: cell c of a dense map is centred at pixel stride * c + first_centre."""
+    """Cell c of a dense map is centred at pixel stride * c + first_centre."""
     axis = AxisMap(stride, first_centre)
     return GridMap(axis, axis)
 

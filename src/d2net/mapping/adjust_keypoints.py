@@ -24,8 +24,8 @@ from d2net.progress import Progress, no_progress
 _ROUNDS = 2  # the second round warps patches more accurately, because it starts nearer to the truth
 
 _BLOCK = 4
-"""Pairs between this many photos and as many others are processed together, so photos are read few
-times. Twice as many photos are in memory, with 12 MB per megapixel of the extracted size."""
+"""Photos of a block. The pairs between two blocks are processed together, so each photo is read
+only a few times. Both blocks are in memory, with 12 MB per megapixel of the extracted size."""
 
 
 def adjust_map_keypoints(
@@ -41,8 +41,8 @@ def adjust_map_keypoints(
     `photo` returns a photo by its name; `upright` is the setting of the features.
 
     Returns:
-        All features without descriptors. Keypoints on which matches agree are moved, and their
-        uncertainty is that between photos.
+        All features without descriptors. Keypoints on which matches agree are moved, and are
+        at least as certain as a fit.
     """
     adjusted = {
         name: replace(

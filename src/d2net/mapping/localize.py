@@ -40,12 +40,13 @@ NUM_RETRIEVED = 20
 
 POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 """RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
-COLMAP's 12 px are 8 sigma of a VGG's keypoints in photos of full size. With points known to 0.4 px,
-3 px place queries 1.5 times as accurately as 8 px (docs/experiments.md, Maps)."""
+COLMAP's 12 px are 8 sigma of a VGG's keypoints in photos of full size. In maps whose points are
+known to 0.4 px, a threshold of 3 px places queries 1.5 times as accurately as one of 8 px
+(docs/experiments.md, Maps)."""
 
 LOCALIZED, DOUBTFUL = 10.0, 2.0
-"""Limits of a pose's significance. A query above the first one is localized if its rotation is also
-known well enough. A query up to the second one is lost, and one between them is doubtful."""
+"""Limits of a pose's significance. Above the first one, a query is localized if its rotation is
+also known well enough. Between them it is doubtful, and below the second one it is lost."""
 
 MAX_ROTATION_DEVIATION = 1.0
 """Largest standard deviation of a localized query's rotation, in degrees."""
@@ -189,7 +190,7 @@ class Map:
 
         Args:
             path: the map's folder.
-            weights: name or file of the map's weights; None finds them by the name in the map.
+            weights: name or file of the map's weights. None: the weights that the map records.
             device: where the network runs and descriptors are compared.
             matcher: how queries are matched, see `match`.
 

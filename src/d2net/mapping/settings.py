@@ -15,8 +15,8 @@ VERIFICATION_SIGMAS, MIN_VERIFICATION_ERROR = 5.3, 4.0
 REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 """Thresholds in standard deviations of a keypoint's position, and their minimum in pixels. They are
 8 and 4 px for a VGG's keypoints (1.5 px), and 4 and 1.4 px for light's (0.5 px). Chosen on training
-scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px, which is made for SIFT,
-makes the errors of cameras from points known to 0.4 px 1.5 times as large."""
+scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px is made for SIFT. With
+points known to 0.4 px, it makes the errors of cameras 1.5 times as large."""
 
 MIN_INLIERS = 15
 """Verified matches that a pair needs (COLMAP's min_num_inliers)."""

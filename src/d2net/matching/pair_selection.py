@@ -95,10 +95,6 @@ def choose_pairs(
         photos: their files, for gps. A list may name only these photos and those in `names`.
         features: their features, for retrieval.
         descriptors: their global descriptors if they exist already, in place of `features`.
-
-    Raises:
-        InputError: the method lacks an input, or a list names other photos.
-        FormatError: the list or the model is broken.
     """
 
     def by_retrieval() -> list[Pair]:

@@ -130,12 +130,7 @@ class GreyPhoto:
 
     @classmethod
     def read(cls, photo: ImageLike, image_size: Size, *, upright: bool = True) -> GreyPhoto:
-        """Read and prepare a photo with features of this image size (width, height).
-
-        Raises:
-            InputError: the photo has another size.
-            ImageError: the photo cannot be read.
-        """
+        """Read and prepare a photo with features of this image size (width, height)."""
         pixels = to_pixels(photo, upright=upright)
         size = (pixels.shape[1], pixels.shape[0])
         if size != image_size:

@@ -49,11 +49,7 @@ class Codebook:
 
     @classmethod
     def learn(cls, features: Mapping[str, Features], names: Sequence[str]) -> Codebook:
-        """Learn a codebook by k-means; the same photos give the same codebook.
-
-        Raises:
-            InputError: the photos have no features at all.
-        """
+        """Learn a codebook by k-means; the same photos give the same codebook."""
         sampled = [features[names[row]] for row in evenly_spaced(len(names), _TRAINING_PHOTOS)]
         share = -(-_TRAINING_DESCRIPTORS // max(1, len(sampled)))
         # Evenly: a codebook from the descriptors with the highest scores retrieves worse.
@@ -72,11 +68,7 @@ class Codebook:
         return cls(centres, sampled[-1].descriptor_id)
 
     def describe(self, features: Features) -> Array:
-        """The photo's vector: float32 of unit length, or zero for a photo without features.
-
-        Raises:
-            InputError: the features have descriptors of another type than the codebook.
-        """
+        """The photo's vector: float32 of unit length, or zero for a photo without features."""
         descriptors, scores = as_numpy(features.descriptors.float()), as_numpy(features.scores)
         ids = {self.descriptor_id, features.descriptor_id} - {None}
         if descriptors.shape[1] != self.centres.shape[1] or len(ids) > 1:
@@ -129,9 +121,6 @@ class GlobalDescriptors:
         Args:
             features: features by photo, for example a `FeatureFile`.
             names: the photos; None for all.
-
-        Raises:
-            InputError: no photo has features, or their descriptors are of different types.
         """
         names = tuple(features if names is None else names)
         codebook = Codebook.learn(features, names)

@@ -82,12 +82,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The contents of a safetensors file, or of a state dict or training checkpoint of torch.
-
-    Raises:
-        WeightsError: the file is missing, damaged, of another kind, or asks for something to be
-            executed.
-    """
+    """The contents of a safetensors file, or of a state dict or training checkpoint of torch."""
     data = _read(path)
     # A safetensors file may begin like a pickle, so look for its header first.
     is_safetensors = data[_LENGTH : _LENGTH + 1] == b"{"

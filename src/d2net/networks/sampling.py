@@ -1,4 +1,4 @@
-"""Bilinear samples of dense maps, and dense maps on another grid."""
+"""Bilinear sampling of dense maps: at points, and on another grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
     Args:
         maps: h x w x C, any float type.
         positions: N x 2 (x, y) in cells; positions outside the map are moved to its border.
-        around: offsets in cells along either axis; samples at all pairs of offsets are added.
+        around: offsets in cells, for x and for y; the samples at all (dx, dy) are added.
 
     Returns:
         N x C float32.
@@ -41,8 +41,8 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
 def sample_batch(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) -> Tensor:
     """`sample` of a batch of dense maps, differentiable with respect to the maps.
 
-    Each sample is one weighted sum of rows of a table. That is many times faster than gathering the
-    rows first, forward and backward.
+    A sample is one weighted sum of rows of a table. Forward and backward, that is many times faster
+    than gathering the rows first.
 
     Args:
         maps: B x h x w x C float32, contiguous.

@@ -145,11 +145,7 @@ def load_network(
 
 
 def load_matcher(path: str | os.PathLike[str]) -> tuple[MatchingTransformer, Weights]:
-    """The matcher of a file; `metadata["descriptor_id"]` names the descriptors that it matches.
-
-    Raises:
-        WeightsError: the file is missing, damaged or not a matcher's.
-    """
+    """The matcher of a file; `metadata["descriptor_id"]` names the descriptors that it matches."""
     loaded = load_weights(path)
     if not isinstance(loaded.network, MatchingTransformer):
         raise WeightsError(

@@ -51,9 +51,6 @@ class Monitor:
 
         Returns:
             The problems, then the alarms, each of them once in a run.
-
-        Raises:
-            TrainingError: the run cannot succeed.
         """
         self._steps += 1
         loss, gradient = figures["loss"], figures["gradient"]

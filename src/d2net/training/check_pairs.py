@@ -56,11 +56,7 @@ def check_source(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> SourceReport:
-    """Draw pairs of a source and measure them.
-
-    Raises:
-        InputError: `count` is less than 1, or no pair at all can be made.
-    """
+    """Draw pairs of a source and measure them."""
     if count < 1:
         raise InputError(f"the number of pairs to draw must be at least 1, not {count}")
     kept: list[TrainingPair] = []

@@ -79,16 +79,10 @@ def run(
         objective: network, batches and loss.
         settings: settings of the run; an interrupted run resumes with the same settings only.
         output: folder of all files that the run writes.
-        photos: stands for the photos; an interrupted run resumes with the same ones only.
+        photos: fingerprint of the photos; an interrupted run resumes with the same ones only.
         device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.
         workers: number of processes that prepare batches ahead of time; 0: this one prepares them.
         progress: called after every step.
-
-    Raises:
-        InputError: impossible settings, or no usable training pairs.
-        OutputError: the output belongs to a run with other settings, or cannot be written.
-        TrainingError: the training diverged or cannot succeed.
-        MissingPackageError: Lightning Fabric is not installed.
     """
     fabric = _launch(device)
     if settings.batch % fabric.world_size:
@@ -112,12 +106,12 @@ def run(
 
     with _deterministic_on_cpu(), _locked(output, fabric):
         # Begin a new run, or resume an interrupted one.
-        began_now = TrainingState(settings.to_dict(), objective.start, photos)
-        state = load_state(output / "last") or began_now
-        if state is began_now and weights.exists():
+        new_run = TrainingState(settings.to_dict(), objective.start, photos)
+        state = load_state(output / "last") or new_run
+        if state is new_run and weights.exists():
             raise OutputError(
-                f"{weights} exists, and no run that it came from: choose another output, so that "
-                "it is not overwritten"
+                f"{weights} exists, but not the run that made it: choose another output, so that "
+                "the file is not overwritten"
             )
         before = {**state.settings, "starting weights": state.start, "photos": state.photos}
         now = {**settings.to_dict(), "starting weights": objective.start, "photos": photos}
@@ -242,7 +236,7 @@ def _launch(device: str) -> Fabric:
 def _validate(
     objective: Objective, state: TrainingState, best: Path, log: RunLog | None, fabric: Fabric
 ) -> None:
-    """Validate in the main process, and save the weights if none were better."""
+    """Validate in the main process, and save the weights if they are the best so far."""
     figures = objective.validate() if log is not None else None
     if log is not None and figures is not None:
         entry = {"step": state.step, **figures}

@@ -1,6 +1,6 @@
 """Training of the learned matcher, on the features of a frozen network.
 
-Keypoints are extracted from the crops of training pairs as users extract them, once, and stored.
+Keypoints are extracted from the crops of training pairs once, as users extract them, and stored.
 The pair's correspondences determine which keypoints match. The loss is LightGlue's (section 3.4):
 at every layer, the negative log-likelihood of the true matches and of the keypoints without a
 partner.
@@ -54,8 +54,8 @@ Keypoints between both distances are ignored."""
 
 _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, others do not
 _WEIGHT_DECAY = 1e-4
-_MIN_JUDGED = 200  # matches from which a calibration is fitted
-_BINS = 15
+_MIN_JUDGED = 200  # right matches, and as many wrong ones, that a calibration needs
+_BINS = 15  # of the calibration error
 _VALIDATION_SCALE = 1.5
 """Edge of a validation crop relative to a training crop. A user's photos have more keypoints than
 training crops, and a calibration holds for about the number of keypoints that it was fitted on."""
@@ -65,8 +65,8 @@ class GroundTruth(NamedTuple):
     """Which keypoints of two crops match.
 
     Attributes:
-        errors: N x M, distance of each keypoint of b from the partner of each keypoint of a in
-            pixels; infinite if crop b does not show it; NaN if it is unknown.
+        errors: N x M distances in pixels of the keypoints of b from the partners of those of a;
+            infinite for crops of different places; NaN where the partner is unknown.
         labels: which keypoints match.
     """
 
@@ -116,7 +116,7 @@ def _partners(
 
 
 def assignment_loss(assignment: Assignment, labels: Sequence[Labels]) -> Tensor:
-    """B losses of one layer's assignment (LightGlue, equation 10)."""
+    """The loss of each of B pairs for one layer's assignment (LightGlue, equation 10)."""
     similarity = assignment.similarity.float()
     of_a, of_b = assignment.matchability_a.float(), assignment.matchability_b.float()
     over_b, over_a = similarity.logsumexp(2), similarity.logsumexp(1)
@@ -137,7 +137,7 @@ def assignment_loss(assignment: Assignment, labels: Sequence[Labels]) -> Tensor:
 
 
 class Example(NamedTuple):
-    """The features of two crops, each with at least one keypoint, and which of them match."""
+    """The features of two crops, of one place or of `different` ones, and which of them match."""
 
     a: Features
     b: Features
@@ -186,7 +186,7 @@ class MatcherObjective(Objective):
         self._fixed: list[Example] = []
 
     def dataset(self, rank: int, processes: int) -> PartBatches:
-        """See `Objective.dataset`; first, the features of pairs that are missing are extracted."""
+        """See `Objective.dataset`. Features that are not stored yet are extracted first."""
 
         def features(pair: TrainingPair) -> tuple[Features, Features, Labels]:
             a, b, truth = self._features(pair, self.settings.keypoints)
@@ -236,13 +236,13 @@ class MatcherObjective(Objective):
         """
         if not self.settings.validation_sources:
             return None
-        right, judged, true, wrong, losses = 0, 0, 0, [], []
+        right, judged, true, of_different, losses = 0, 0, 0, [], []
         for example in self._fixed_examples():
             loss, probability, labels = _judge(self.network, example)
             losses.append(loss)
             labels = labels[probability > 0.5]
             if example.different:
-                wrong.append(len(labels))
+                of_different.append(len(labels))
             else:
                 right, judged = right + int((labels == 1).sum()), judged + int((labels >= 0).sum())
                 true += len(example.truth.labels.matches)
@@ -251,7 +251,7 @@ class MatcherObjective(Objective):
             "loss": float(np.mean(losses)),
             "precision": right / max(1, judged),
             "recall": right / max(1, true),
-            "different": float(np.mean(wrong)) if wrong else 0.0,
+            "different": float(np.mean(of_different)) if of_different else 0.0,
         }
 
     def _fixed_examples(self) -> list[Example]:

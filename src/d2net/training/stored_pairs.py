@@ -1,6 +1,6 @@
 """Training pairs of the learned matcher: their features are extracted once and stored.
 
-Every step sees random parts of stored pairs, so that few pairs show many situations.
+Each step of training draws random parts of stored pairs, so few pairs give many examples.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from d2net.training.settings import MatcherTrainingSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 
 _MIN_KEYPOINTS = 16  # of a crop, and of a part of it
-_MAX_DRAWS = 20  # pairs in a row with fewer keypoints, or of the same place
-_WHOLE, _SMALLEST = 0.3, 0.5  # how often a part is the whole crop, and its smallest edge otherwise
-_BEST = 0.4  # how often the best keypoints of a part are used, and not random ones
+_MAX_DRAWS = 20  # attempts to draw a pair with enough keypoints, or a crop of another place
+_WHOLE = 0.3  # probability that a part is the whole crop
+_SMALLEST = 0.5  # smallest edge of other parts, as a share of the crop's
+_BEST = 0.4  # probability that a part keeps its best keypoints; otherwise it keeps random ones
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class Labels(NamedTuple):
 
     Attributes:
         matches: K x 2 int64, rows of both.
-        unmatched_a: N bool, whether a keypoint has no match. Other keypoints are ignored.
+        unmatched_a: N bool, keypoints that certainly have no match. Keypoints that are neither
+            matched nor marked here are ignored.
         unmatched_b: M bool.
     """
 
@@ -50,7 +52,7 @@ class Labels(NamedTuple):
 
 
 def no_matches(count_a: int, count_b: int) -> Labels:
-    """The labels of keypoints of two places."""
+    """The labels of crops of two places: no keypoint has a match."""
     alone_a, alone_b = (torch.ones(n, dtype=torch.bool) for n in (count_a, count_b))
     return Labels(torch.empty(0, 2, dtype=torch.int64), alone_a, alone_b)
 
@@ -58,7 +60,7 @@ def no_matches(count_a: int, count_b: int) -> Labels:
 def places_of(
     photos: Sequence[str], settings: MatcherTrainingSettings, data: Path
 ) -> frozenset[int]:
-    """The numbers of the sources whose folders have one of the photos."""
+    """The numbers of the sources whose folders contain one of the photos."""
     sources = (*settings.training_sources, *settings.validation_sources)
     folders = [(data / source.path).resolve() for source in sources]
     paths = [Path(photo).resolve() for photo in photos]
@@ -94,7 +96,7 @@ class CropKeypoints(NamedTuple):
 
 
 class StoredPair(NamedTuple):
-    """Two crops with labels, and their places: numbers of the sources that have their photos."""
+    """Two crops with labels; `places` are the numbers of the sources that contain their photos."""
 
     a: CropKeypoints
     b: CropKeypoints
@@ -105,7 +107,7 @@ class StoredPair(NamedTuple):
 class StoredPairs:
     """The pairs of a run, one file per pair.
 
-    A file is written whole or not at all, and again after a photo or the settings have changed.
+    A file is written whole or not at all. It is written anew when a photo or the settings change.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class StoredPairs:
                 )
             places = places_of(pair.photos, self._settings, self._data)
             arrays = {
-                "made": np.array(self._made(pair.photos)),
+                "made": np.array(self._fingerprint(pair.photos)),
                 "photos": np.array(pair.photos),
                 "places": np.array(sorted(places), np.int64),
                 **{name: value.cpu().numpy() for name, value in labels._asdict().items()},
@@ -164,13 +166,14 @@ class StoredPairs:
                 np.savez(stream, **arrays)
         progress("features of training pairs", len(numbers), len(numbers))
 
-    def _made(self, photos: Sequence[str]) -> str:
+    def _fingerprint(self, photos: Sequence[str]) -> str:
         return fingerprint([self._made_by, [file_state(Path(photo)) for photo in photos]])
 
     def _is_current(self, number: int) -> bool:
         try:
             with np.load(self._path(number)) as arrays:
-                return bool(str(arrays["made"]) == self._made([str(p) for p in arrays["photos"]]))
+                photos = [str(photo) for photo in arrays["photos"]]
+                return bool(str(arrays["made"]) == self._fingerprint(photos))
         except (OSError, ValueError, KeyError):
             return False
 
@@ -225,8 +228,8 @@ class PartBatches(Dataset[Drawn | D2NetError]):
 def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
     """A random window of each crop, with at most `limit` keypoints.
 
-    If keypoints match, both windows contain a random match. A keypoint whose partner lies outside
-    of the other window, or was dropped, has no match.
+    If any keypoints match, both windows contain one of the matches. A keypoint has no match if its
+    partner lies outside the other window or was dropped.
     """
     matches, *unmatched = pair.labels
     if len(matches):

@@ -1,4 +1,4 @@
-"""MegaDepth: its preparation, in place of the 2019 release's scripts, and the prepared scenes.
+"""MegaDepth: preparing it, in place of the 2019 release's scripts, and reading the result.
 
 Li and Snavely, "MegaDepth: Learning Single-View Depth Prediction from Internet Photos", CVPR 2018.
 The published photos and depth maps are undistorted, but the published models are not. Cameras and
@@ -44,7 +44,7 @@ MIN_STORED_OVERLAP = 0.1
 """Pairs of photos with a smaller overlap in both orders are not stored."""
 
 _PAIRS_PER_SCENE = 100  # as in the release
-_MAX_DEPTH_ERROR = 0.1  # median difference of a sound depth map to its photo's points, a share
+_MAX_DEPTH_ERROR = 0.1  # largest median difference of a depth map from the points, as a share
 _MIN_POINTS = 10  # with fewer points on known depth the median is not judged
 _HEADER = "d2net-scene-2"  # attribute of the file; other versions have another name
 _OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
@@ -123,7 +123,7 @@ def is_stored_scene(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class PreparedScene:
-    """Numbers of usable photos, ordered pairs, and photos left out by reason; or the error."""
+    """Numbers of usable photos, of ordered pairs and, by reason, of other photos; or the error."""
 
     name: str
     photos: int = 0
