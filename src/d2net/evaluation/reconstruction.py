@@ -84,11 +84,8 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
     """The scenes in a folder: itself, or each of its subfolders.
 
     A scene is a folder with photos in `images`, or anywhere in it. A COLMAP model of the true
-    cameras may be in `model`, `sparse/0`, `sparse` or the folder itself.
-
-    Args:
-        folder: a scene, or a folder of scenes.
-        model: model of the true cameras, if it is elsewhere. Then the folder is one scene.
+    cameras may be in `model`, `sparse/0`, `sparse` or the folder itself. If `model` names another
+    place, the folder is one scene.
     """
     paths = [folder]
     if not (model or find_model(folder) or (folder / "images").is_dir()) and not any(

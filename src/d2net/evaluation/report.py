@@ -228,14 +228,10 @@ def overall_table(results: Sequence[Result]) -> Table:
 
 
 def published_tables(protocol: str, dataset: str | None = None) -> list[Mapping[str, Any]]:
-    """Published tables of a protocol.
+    """Published tables of a protocol, on one dataset or on all.
 
     Different tables must not be merged. Aachen's reference poses, for example, changed in summer
     2020, and the same method has other figures before and after.
-
-    Args:
-        protocol: name of the protocol.
-        dataset: leave out tables of other datasets; None for all tables.
 
     Returns:
         Tables with the keys `data` (name of the data and its ground truth), `note` (what to know
@@ -248,11 +244,9 @@ def published_tables(protocol: str, dataset: str | None = None) -> list[Mapping[
 
 
 def as_table(table: Mapping[str, Any], metrics: Sequence[Metric]) -> Table:
-    """Published rows by group, with their sources.
+    """A published table's rows by group, with their sources.
 
-    Args:
-        table: one of `published_tables`.
-        metrics: columns. If the table has none of them, all its own figures are shown.
+    If it has none of the metrics, all its own figures are shown.
     """
     every = [figures for row in table["rows"] for figures in row["figures"].values()]
     known = dict.fromkeys(name for figures in every for name in figures)

@@ -28,10 +28,7 @@ class CellSuppression:
     def apply(self, found: Detections, level: Level, window: Window) -> Detections:
         """The well-located detections of a level that no coarser level suppresses.
 
-        Args:
-            found: detections, in pixels of the level's image.
-            level: the next finer level at each call.
-            window: the cells that were searched.
+        Each call is for the next finer level. `window` has the cells that were searched.
         """
         first = found.anchors.new_tensor([window.cols.start, window.rows.start])
         cols, rows = (found.anchors // self._grid.stride - first).unbind(1)

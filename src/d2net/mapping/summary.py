@@ -85,11 +85,9 @@ class MapSummary:
 
 
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
-    """Photos and figures of maps.
+    """Photos and figures of maps, given the largest first.
 
-    Args:
-        clouds: the points and photos of all maps, the largest first.
-        failed: name -> reason of the photos that are in no map.
+    `failed` gives the reason for each photo that is in no map.
     """
     photos = {name: PhotoStatus(name, reason) for name, reason in failed.items()}
     for photo in (photo for cloud in reversed(clouds) for photo in cloud.photos):

@@ -118,9 +118,7 @@ class GlobalDescriptors:
     ) -> GlobalDescriptors:
         """Describe photos by their local features, with a codebook that is learned from them.
 
-        Args:
-            features: features by photo, for example a `FeatureFile`.
-            names: the photos; None for all.
+        `features` has those of each photo, such as a `FeatureFile`. `names` None: all photos.
         """
         names = tuple(features if names is None else names)
         codebook = Codebook.learn(features, names)

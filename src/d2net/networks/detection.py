@@ -39,11 +39,8 @@ def soft_scores(maps: Tensor) -> Tensor:
     The exponent of equation 4 is divided by the largest value of the image, as in the release;
     otherwise it overflows. Cells where every channel is zero score zero.
 
-    Args:
-        maps: B x C x h x w, before the ReLU.
-
-    Returns:
-        B x h x w, not negative; each image sums to one (to zero if nothing is active).
+    The maps are B x C x h x w, before the ReLU. The scores are B x h x w; those of an image sum to
+    one (to zero if nothing is active).
     """
     batch, channels, height, width = maps.shape
     if maps.numel() == 0:
@@ -133,16 +130,11 @@ def detect(maps: Tensor, *, original: bool = False, min_rise: float = MIN_RISE) 
 
 
 def quadratic_step(patch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From 3 x 3 values to the peak of the quadratic through them.
+    """From N x 3 x 3 values around local maxima to the peaks of the quadratics through them.
 
     Brown and Lowe, BMVC 2002: step = -H^-1 g. Where the determinant is not positive there is no
-    peak, and the step is zero.
-
-    Args:
-        patch: N x 3 x 3 values around a local maximum.
-
-    Returns:
-        Determinant (N) and trace (N) of the Hessian, and the step (N x 2: columns, rows).
+    peak, and the step is zero. Returns the determinant (N) and the trace (N) of the Hessian, and
+    the step (N x 2: columns, rows).
     """
     up, centre, down = patch[:, 0, 1], patch[:, 1, 1], patch[:, 2, 1]
     left, right = patch[:, 1, 0], patch[:, 1, 2]

@@ -345,15 +345,10 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def sample_centred(maps: Tensor, positions: Tensor, stride: int) -> Tensor:
-    """Bilinear samples of a centred map B x C x h x w; positions outside count as on its border.
+    """Bilinear samples, B x N x C float32, of a map B x C x h x w of any float type.
 
-    Args:
-        maps: any float type; cell 0 is at pixel (stride - 1) / 2.
-        positions: B x N x 2 (x, y) in pixels.
-        stride: pixels from one cell to the next.
-
-    Returns:
-        B x N x C, float32.
+    Cell 0 of the map is at pixel (stride - 1) / 2. Positions are B x N x 2 (x, y) in pixels; those
+    outside the map count as on its border.
     """
     height, width = maps.shape[-2:]
     x, y = ((2 * positions + 1) / stride).unbind(-1)

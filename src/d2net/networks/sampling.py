@@ -77,8 +77,8 @@ def resample(
 
     Args:
         maps: B x H x W x C, the source.
-        rows: rows of the window of the target grid.
-        cols: columns of the window of the target grid.
+        rows: rows of the window, on the target grid.
+        cols: columns of the window.
         source_from_target: maps target positions to source positions; positions outside the
             source are moved to its border.
         out: B x rows x cols x C to add the result to, instead of a new tensor.

@@ -67,28 +67,17 @@ class VGGBackbone(nn.Module):
     def forward(self, images: Tensor, stride: int = TRAINING_STRIDE) -> Tensor:
         """Dense map before the last ReLU, differentiable, in plain torch.
 
-        Args:
-            images: B x 3 x H x W, normalised as the weights want it.
-            stride: 8 (training) or 4 (extraction).
-
-        Returns:
-            B x C x h x w, h = H // 8 at stride 8 and H // 4 - 1 at stride 4.
+        Images are B x 3 x H x W, normalised as the weights want it. The map is B x C x h x w with
+        h = H // 8 at stride 8 (training), and h = H // 4 - 1 at stride 4 (extraction).
         """
         return self.layers(images, self.names, stride)
 
     def layers(self, x: Tensor, names: Sequence[str], stride: int = TRAINING_STRIDE) -> Tensor:
         """Some consecutive convolutions, with the ReLUs and pools between them.
 
-        Training computes the frozen layers without a graph and continues with the others.
-
-        Args:
-            x: images for conv1_1, else the output of the layer before the first one, in the
-                precision of the computation.
-            names: consecutive convolutions.
-            stride: as in `forward`.
-
-        Returns:
-            The map of the last convolution, before its ReLU.
+        Training computes the frozen layers without a graph and continues with the others. `x` are
+        the images for conv1_1, else the output of the layer before the first one, in the precision
+        of the computation. The result is the map of the last convolution, before its ReLU.
         """
         for name in names:
             i, stage = next((i, stage) for i, stage in enumerate(self.stages) if name in stage)

@@ -77,15 +77,9 @@ def _output_transform(x: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: 
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution, stride 1, padding 1.
+    """3x3 convolution, stride 1, padding 1, of H x W x I of any float type to H x W x O float32.
 
-    Args:
-        x: H x W x I, any float type and strides.
-        weight: 36 x I x O of `transform_weight`; its type is that of the products.
-        bias: O.
-
-    Returns:
-        H x W x O float32.
+    The weight is 36 x I x O of `transform_weight`; its type is that of the products.
     """
     height, width, inputs = x.shape
     outputs = weight.shape[2]

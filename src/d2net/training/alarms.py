@@ -43,14 +43,10 @@ class Monitor:
         self._steps = 0
 
     def step(self, figures: Mapping[str, float], problems: Iterable[str] = ()) -> list[str]:
-        """Check the figures of a step.
+        """Check the figures of a step: `loss`, `gradient` (its norm), and those that alarms name.
 
-        Args:
-            figures: `loss`, `gradient` (its norm), and those that the alarms name.
-            problems: sentences about the data of the step.
-
-        Returns:
-            The problems, then the alarms, each of them once in a run.
+        Returns the problems, which are sentences about the data of the step, then the alarms: each
+        of them once in a run.
         """
         self._steps += 1
         loss, gradient = figures["loss"], figures["gradient"]

@@ -119,9 +119,7 @@ class Drawn(NamedTuple):
 class Mixture(Generic[T]):
     """Draws pairs from several sources: a source by its weight, then any of its pairs.
 
-    Args:
-        sources: at least one source.
-        weights: relative frequency of each source; None for equal ones.
+    `weights` are the relative frequencies of the sources; None: equal ones.
     """
 
     def __init__(

@@ -155,18 +155,10 @@ class DepthWarp:
 
 
 def interpolate(points: NDArray[Any], known_a: NDArray[Any], known_b: NDArray[Any]) -> Array:
-    """Map points of the first crop to the second, by known correspondences around them.
+    """Map N x 2 points of the first crop to the second, by K known correspondences around them.
 
-    Each point is mapped by the affine map that fits its nearest correspondences, provided that it
-    fits all of them.
-
-    Args:
-        points: N x 2 (x, y) in the first crop.
-        known_a: K x 2, correspondences in the first crop.
-        known_b: K x 2, their partners in the second.
-
-    Returns:
-        N x 2 float64; NaN where too few correspondences are near or where they disagree.
+    Each point is mapped by the affine map that fits its nearest correspondences. The result is
+    N x 2 float64; NaN where too few correspondences are near, or the map does not fit all of them.
     """
     result = np.full((len(points), 2), np.nan)
     if len(points) == 0 or len(known_a) < _MIN_NEIGHBOURS:

@@ -77,7 +77,7 @@ def run(
 
     Args:
         objective: network, batches and loss.
-        settings: settings of the run; an interrupted run resumes with the same settings only.
+        settings: an interrupted run resumes with the same settings only.
         output: folder of all files that the run writes.
         photos: fingerprint of the photos; an interrupted run resumes with the same ones only.
         device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.

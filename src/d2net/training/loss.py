@@ -88,13 +88,13 @@ def matching_loss(
     *,
     sampling: Sampling = "cells",
 ) -> Loss:
-    """The loss of a batch of pairs.
+    """The loss of a batch of B pairs.
 
     Args:
         maps: 2B x C x h x w at stride 8 before the ReLU, those of all first crops, then those of
             all second crops. Hardest negatives are searched in their precision; everything else is
             computed in float32.
-        correspondences: correspondences of the B pairs.
+        correspondences: those of each pair.
         sampling: "cells" takes descriptors and scores of the nearest cell, as the release does;
             "bilinear" interpolates both at the point itself.
     """

@@ -167,11 +167,8 @@ def mean_over_processes(values: Tensor, usable: Tensor | None = None) -> Tensor:
     """This process's contribution to the mean over the usable values of all processes.
 
     The gradients of the processes are averaged. For the result to be the gradient of the joint
-    mean, each process counts for as many values as it has usable ones.
-
-    Args:
-        values: N losses, 0 where not usable.
-        usable: N bool; by default all are usable.
+    mean, each process counts for as many values as it has usable ones. The N values are 0 where
+    they are not usable; by default all are usable.
     """
     count = torch.tensor(len(values), device=values.device) if usable is None else usable.sum()
     processes = 1

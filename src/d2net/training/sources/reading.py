@@ -73,14 +73,10 @@ def find_depth_map(folder: Path, name: str) -> Path | None:
 
 @lru_cache(maxsize=_KEPT)
 def read_depth_map(path: Path, png_unit: float) -> DepthMap:
-    """Read a depth map; read-only.
+    """Read a depth map as a read-only array; unknown, negative and infinite depths are 0.
 
-    Args:
-        path: COLMAP's .bin, an .h5 file with the dataset `depth` as in MegaDepth, or a 16-bit png.
-        png_unit: length that the value 1 of a png stands for, in the unit of the poses.
-
-    Returns:
-        The depths. Unknown, negative and infinite ones are 0.
+    The file is COLMAP's .bin, an .h5 file with the dataset `depth` as in MegaDepth, or a 16-bit png
+    in which the value 1 stands for the length `png_unit`, in the unit of the poses.
     """
     unit = png_unit if path.suffix == ".png" else 1.0
     depth: DepthMap = np.multiply(read_raw_depth(path), np.float32(unit), dtype=np.float32)
