@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from d2net.errors import InputError, OutputError
 from d2net.features import Features, Matches
-from d2net.visualization import plot_keypoints, plot_matches
+from d2net.visualization import plot_keypoints, plot_matches, plot_points
 
 DATA = Path(__file__).parent / "data"
 GRAF1, GRAF3 = DATA / "graf1.jpg", DATA / "graf3.jpg"
@@ -215,6 +215,9 @@ def test_no_keypoints_at_all():
     none = features(np.zeros((0, 2)))
     assert plot_matches(GRAF1, GRAF3, none, none, pairs(0)).width == 1608
     assert plot_keypoints(GRAF1, none, score_map=np.zeros((4, 5))).width == 1608
+    points = np.zeros((0, 2)), np.zeros((0, 2))
+    for right in (None, np.zeros(0, bool)):
+        assert plot_points((GRAF1, GRAF3), points, right).width == 1608
 
 
 def test_keypoints_are_circles_of_their_scale(grey):

@@ -109,7 +109,7 @@ def plot_matches(
         scale = _ColourScale(np.repeat([0.0, 1.0], 100), cv2.COLORMAP_PLASMA, darkest=90)
         colours[mask] = scale.colours(matches.confidence.cpu().numpy())[mask]
         picture.write_scale("colour: probability that a match is right", scale, row=2)
-    elif mask.any():
+    else:
         colours[mask] = _colours_by_height(heights[mask])
 
     inliers = np.flatnonzero(mask)
@@ -170,6 +170,8 @@ def plot_points(
 
 def _colours_by_height(heights: Values) -> Colours:
     """Colours from red for 0, the top of a photo, to violet for 1."""
+    if not len(heights):  # OpenCV refuses empty arrays
+        return np.empty((0, 3), np.uint8)
     hues = np.rint(215 * np.clip(heights, 0, 1)).astype(np.uint8)
     hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 255)], axis=1)
     return np.asarray(cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB_FULL)[0], np.uint8)
