@@ -182,6 +182,13 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_exporter_prints_nothing_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "d2net", "export", "onnx", str(tmp_path / "model"), "--quiet"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
 def test_the_network_light_is_exported_with_ordinary_operators(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = D2Net(Light(LightSettings(channels=(8, 8, 8, 8, 8), neck=16, hidden=16, dimension=12)))

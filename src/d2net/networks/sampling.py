@@ -26,7 +26,7 @@ def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) ->
     """
     if maps.dtype == torch.float32 and not torch.compiler.is_exporting():
         return sample_batch(maps[None], positions[None], around)[0]
-    total = maps.new_zeros(len(positions), maps.shape[2], dtype=torch.float32)
+    total = maps.new_zeros(positions.shape[0], maps.shape[2], dtype=torch.float32)
     for dy in around:
         for dx in around:
             left, right, u = _neighbours(positions[:, 0] + dx, maps.shape[1])
