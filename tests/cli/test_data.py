@@ -37,6 +37,14 @@ def test_check_in_json_with_options(d2net: Run, scene: Path) -> None:
     assert plain["pairs"] < d2net(*arguments).json["pairs"]
 
 
+def test_check_of_blank_photos_in_json(d2net: Run, here: Path) -> None:
+    (here / "blank").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (200, 150), "gray").save(here / "blank" / name)
+    run = d2net("data", "check", "blank", "--crop", 128, "--pairs", 2, "--json")
+    assert run.json["sift_error_median"] is None
+
+
 def test_check_warns_of_wrong_depth(d2net: Run, scene: Path) -> None:
     for number, name in enumerate(NAMES):
         write_depth_png(scene / "depth" / name, Plane(size=(320, 256)).depth(number))

@@ -430,7 +430,7 @@ def test_an_output_of_other_settings_is_left_alone(
 
 def test_a_damaged_record_is_reported(tiny_model: D2Net, photos: Path) -> None:
     (photos / "d2net.json").write_text("{")
-    with pytest.raises(FormatError, match=r"d2net\.json cannot be read or is damaged"):
+    with pytest.raises(FormatError, match=r"d2net\.json is damaged"):
         run(tiny_model, photos, photos, format="npz")
 
 

@@ -6,7 +6,7 @@ import pytest
 from filelock import FileLock
 
 from d2net.cli.outputs import check_output
-from d2net.errors import InputError, OutputError
+from d2net.errors import InputError, OutputBusyError, OutputError
 from d2net.io.atomic import locked, new_folder, replacing
 from d2net.io.h5 import FeatureFile
 from d2net.training.settings import read_toml
@@ -126,3 +126,15 @@ def test_a_pipe_or_a_device_is_neither_read_nor_replaced(tmp_path):
             use(pipe)
     assert names_in(tmp_path) == ["pipe"]
     assert pipe.is_fifo()
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    file, link = tmp_path / "elsewhere" / "out.txt", tmp_path / "link.txt"
+    file.write_text("old")
+    link.symlink_to(file)
+    with locked(link), pytest.raises(OutputBusyError):
+        write_to(file)
+    write_to(link)
+    assert (link.is_symlink(), file.read_text()) == (True, "new")
+    assert names_in(tmp_path / "elsewhere") == ["out.txt"]

@@ -115,7 +115,7 @@ def interrupted_at_the_end(kind, path):
 
 def test_a_work_file_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "features.h5.partial").write_text("something else\n" * 100)
-    with pytest.raises(OutputError, match=r"partial cannot be read.*; delete it, and run again"):
+    with pytest.raises(OutputError, match=r"partial cannot be used.*: delete it, and run again"):
         workers.write_features(tmp_path / "features.h5")
 
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from d2net.errors import FormatError, OutputError
+from d2net.errors import FormatError, InputError, OutputError
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
 from d2net.io.resume import WorkRecord, file_state, fingerprint
 
@@ -90,3 +90,20 @@ def test_a_damaged_record_is_one_sentence(tmp_path):
     path.write_text("{")
     with pytest.raises(FormatError, match="damaged"):
         WorkRecord(path)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    WorkRecord(tmp_path / "work.json").finish("step")
+    (tmp_path / "features.h5").touch()
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)  # chmod does not stop the superuser
+    monkeypatch.setattr("h5py.File", refuse)
+    with pytest.raises(PermissionError):
+        WorkRecord(tmp_path / "work.json")
+    with (
+        pytest.raises(InputError, match=r"\(Permission denied\); expected a file of features\.$"),
+        FeatureWriter(tmp_path / "features.h5", {}),
+    ):
+        pass

@@ -36,8 +36,9 @@ def say(line: str) -> None:
 
 
 def print_json(values: object) -> None:
-    """Print one JSON document on standard output; paths become text."""
-    out.out(json.dumps(values, indent=2, default=str))
+    """Print one JSON document on standard output; paths become text, and NaN null."""
+    finite = json.loads(json.dumps(values, default=str), parse_constant=lambda _: None)
+    out.out(json.dumps(finite, indent=2))
 
 
 def columns(rows: Iterable[tuple[str, ...]]) -> list[str]:

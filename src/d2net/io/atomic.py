@@ -55,10 +55,11 @@ def locked(path: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, however it ends. OutputBusyError
     if another process, or another writer in this one, holds it.
     """
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
+    target = Path(os.path.realpath(path))
+    lock = FileLock(f"{target}.lock", timeout=0, thread_local=False)
     with output_errors(path):
-        if not path.parent.is_dir():  # filelock might create it
-            next(path.parent.iterdir(), None)
+        if not target.parent.is_dir():  # filelock might create it
+            next(target.parent.iterdir(), None)
         try:
             lock.acquire()
         except Timeout as error:
@@ -82,7 +83,8 @@ def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
     After an error the temporary file is removed, and an old `path` stays as it was. `lock` is False
     if the caller holds a lock. Any OSError in the block becomes an OutputError.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    target = Path(os.path.realpath(path))  # a link stays, and the file that it leads to is written
+    temporary = target.with_name(target.name + ".tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):
         check_regular(path)
         if path.is_dir():  # say so before the work, not after it
@@ -91,12 +93,12 @@ def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
             temporary.write_bytes(b"")
             yield temporary
             _flush(temporary)
-            temporary.replace(path)
+            temporary.replace(target)
         except BaseException:
             with suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
             raise
-        _flush(path.parent)
+        _flush(target.parent)
 
 
 def write_text(path: Path, text: str, *, lock: bool = True) -> None:

@@ -91,12 +91,12 @@ def find_photo(folders: Iterable[Path], name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def named_photo(folders: Sequence[Path], name: str, source: object) -> Path:
+def named_photo(folders: Sequence[Path], name: str, source: object, remedy: str = "") -> Path:
     """As `find_photo`; FormatError if the photo that the `source` names is missing."""
     path = find_photo(folders, name)
     if path is None:
         where = " or ".join(map(str, folders)) or "any known folder"
-        raise FormatError(f"{source} names the photo {name}, which is not in {where}")
+        raise FormatError(f"{source} names the photo {name}, which is not in {where}{remedy}")
     return path
 
 

@@ -205,7 +205,7 @@ class EntryWriter:
             if self.path.exists():
                 try:
                     existing = stack.enter_context(self.reader(self.path))
-                except D2NetError as error:
+                except FormatError as error:
                     raise OutputError(f"{error} Delete it or choose another output.") from error
                 if existing.settings is None:
                     raise OutputError(
@@ -292,11 +292,10 @@ class EntryWriter:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            is_full = isinstance(error, sqlite3.OperationalError)
-            remedy = "free some space on the disk" if is_full else "delete it"
-            raise OutputError(
-                f"{self._partial} cannot be used ({error}): {remedy}, and run again."
-            ) from error
+            is_damaged = not isinstance(error, sqlite3.OperationalError)
+            remedy = "delete it, and run again"
+            reason = remedy if is_damaged else "the disk is full, or the path is too long"
+            raise OutputError(f"{self._partial} cannot be used ({error}): {reason}.") from error
 
 
 def write_h5_file(

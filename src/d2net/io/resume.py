@@ -58,13 +58,10 @@ class WorkRecord:
         self.path = path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             content = {}
-        except (OSError, ValueError) as error:
-            raise FormatError(
-                f"{path} cannot be read or is damaged ({error}). Delete it, and the work is done "
-                "again."
-            ) from error
+        except ValueError as error:
+            raise FormatError(f"{path} is damaged ({error}). Delete it and run again.") from error
         if not isinstance(content, dict) or not isinstance(content.get("done", {}), dict):
             raise FormatError(f"{path} is not a record of work by d2net. Delete it.")
         self.settings: Settings | None = content.pop("settings", None)

@@ -48,7 +48,8 @@ class MapFolder:
 
     def photo(self, name: str) -> Path:
         """The file of a photo; FormatError if it is missing."""
-        return named_photo(self.photo_folders, name, f"the map {self.path}")
+        remedy = f"; if it was moved, run d2net reconstruct PHOTOS --output {self.path} again"
+        return named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
 
     @property
     def finished(self) -> frozenset[str]:
