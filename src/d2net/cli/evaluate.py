@@ -189,7 +189,7 @@ def localization(
             queries/*_time_queries_with_intrinsics.txt in DIR.
         model PATH: Folder of the map's COLMAP model. Default: found in DIR/3D-models.
         truth FILE: True poses of the queries: name qw qx qy qz tx ty tz.
-        night DIR: Scenes: also localize simulated night photos of the queries; DIR receives them.
+        night DIR: Scenes: also localize the queries as simulated night photos, written to DIR.
         submission FILE: Write the poses in the format of visuallocalization.net.
         threshold PIXELS: Largest reprojection error of an inlier. Default: 12 for Aachen; for
             scenes it follows from the keypoints' uncertainty.

@@ -34,7 +34,7 @@ def fundamental_from_essential(essential: Array, intrinsics_a: Array, intrinsics
 
 
 def epipolar_lines(matrix: Array, points: Array) -> Array:
-    """The lines of N points in the other photo: N x 3, (x, y, 1) . l = 0, with unit normals.
+    """The epipolar lines of N points in the other photo: N x 3, (x, y, 1) . l = 0, unit normals.
 
     `matrix` is F for points of photo a, and F^T for points of b. The row of an epipole, which has
     no line, is not finite.

@@ -41,8 +41,8 @@ def adjust_map_keypoints(
     `photo` returns a photo by its name; `upright` is the setting of the features.
 
     Returns:
-        All features without descriptors. Keypoints on which matches agree are moved, and are
-        at least as certain as a fit.
+        All features without descriptors. Keypoints on which matches agree are moved; their
+        uncertainty is at most that of a fit.
     """
     adjusted = {
         name: replace(

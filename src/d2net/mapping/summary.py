@@ -85,7 +85,7 @@ class MapSummary:
 
 
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
-    """Photos and figures of maps, given the largest first.
+    """Photos and figures of maps, of which the largest comes first.
 
     `failed` gives the reason for each photo that is in no map.
     """

@@ -118,7 +118,7 @@ class GlobalDescriptors:
     ) -> GlobalDescriptors:
         """Describe photos by their local features, with a codebook that is learned from them.
 
-        `features` has those of each photo, such as a `FeatureFile`. `names` None: all photos.
+        `features` may be a `FeatureFile`. Without `names` all its photos are described.
         """
         names = tuple(features if names is None else names)
         codebook = Codebook.learn(features, names)

@@ -39,7 +39,7 @@ _UNCERTAINTY = 0.5
 """Standard deviation per axis of a keypoint, in pixels of its level."""
 
 _ROWS_AT_ONCE = 256
-_WINOGRAD_CHANNELS = 128  # of its input; Winograd does not speed up narrower blocks
+_WINOGRAD_CHANNELS = 128  # of a block's input; Winograd does not speed up narrower ones
 _CELLS_AT_ONCE = 4000  # of the map at 1/8, in a band of the score head
 _BAND_BORDER = 2  # rows at 1/8 beside a band that its logits depend on
 

@@ -44,7 +44,7 @@ conv3_1 on in float32, from conv4_1 on in bfloat16 (measured on two cores)."""
 
 
 class VGGBackbone(nn.Module):
-    """The convolutions conv1_1 to conv4_3; `stages` gives the output channels of each stage's."""
+    """The convolutions conv1_1 to conv4_3; `stages` has their output channels, stage by stage."""
 
     def __init__(self, stages: Sequence[Sequence[int]] = VGG16_STAGES) -> None:
         super().__init__()

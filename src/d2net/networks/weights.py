@@ -193,7 +193,7 @@ def save_weights(
 
 
 def download_weights(name: str, progress: Progress = no_progress) -> Path:
-    """Download weights of the catalogue unless they are on this machine already; their file.
+    """Download weights of the catalogue unless this machine has them already. Returns their file.
 
     `progress` is called with the megabytes so far.
 
