@@ -93,7 +93,7 @@ def limited_size(
 
 
 def match(a: Features, b: Features) -> Array:
-    """K x 2 rows of mutual nearest neighbours, without a ratio test, which is best for D2-Net."""
+    """K x 2 rows of mutual nearest neighbours; D2-Net matches best without a ratio test."""
     if len(a.scores) == 0 or len(b.scores) == 0:
         return np.empty((0, 2), np.int64)
     similarity = a.descriptors @ b.descriptors.T

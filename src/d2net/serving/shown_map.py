@@ -56,11 +56,10 @@ class ShownMap:
         """Localize a photo.
 
         Returns:
-            JSON: `Localization.to_dict`, and
-            `shape`: the photo's camera as `map.js` draws it; null without a pose.
-            `partner`: the map photo with the most inliers; null without inliers. Its name, its
-            size, and the matched `query_points` and `points` as x, y, x, y, ..., the `inliers`
-            first.
+            `Localization.to_dict`, to which two entries are added. `shape` is the photo's camera as
+            `map.js` draws it; null without a pose. `partner` is the map photo with the most
+            inliers: its name, its size, and the matched `query_points` and `points` as x, y, x, y,
+            ..., the `inliers` first; null without inliers.
         """
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.pixels())
