@@ -76,7 +76,7 @@ class LocalizationDataset:
         name: name of the benchmark; "" for other photos.
         photos: the folder that names of photos are relative to.
         queries: the queries in the order of their lists.
-        limits: the limits whose percentages of queries the benchmark reports.
+        limits: the benchmark reports the percentage of queries within each of them.
         threshold: usual largest reprojection error of an inlier in pixels; None to choose it by
             the uncertainty of a query's keypoints, as `d2net localize` does.
         model: poses and cameras of the map's photos.
@@ -123,8 +123,8 @@ class LocalizationSettings:
         model: folder of a COLMAP model of the map, found likewise.
         truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
             judged, except in a scene, whose model has the true poses.
-        night: folder to write simulated night photos of a scene's queries to, which are queries
-            too; None for no night photos.
+        night: folder for simulated night photos of a scene's queries, which become queries, too;
+            None: no night photos.
         threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
             one.
     """
