@@ -254,4 +254,4 @@ def test_a_learned_matcher_gives_confidences(d2net: Run, photos: Path) -> None:
     assert run.code == 0, run.err
     found = json.loads(Path("m.json").read_text())
     assert len(found["confidence"]) == run.json["matches"]
-    assert all(0.1 <= confidence <= 1 for confidence in found["confidence"])
+    assert all(0 < confidence <= 1 for confidence in found["confidence"])
