@@ -61,6 +61,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def model_of(folder: Path) -> pycolmap.Reconstruction:
     return read_model(folder / "sparse" / "0")
 
@@ -398,6 +402,38 @@ def test_another_photo_of_a_known_name_is_not_taken_for_the_map_s(
     (new / "photo06.png").replace(new / "photo02.png")
     with pytest.raises(InputError, match="another photo of the map"):
         add_photos(tmp_path / "map", new, model=network())
+
+
+def test_a_map_is_not_used_with_newer_features(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    photos = write_photos(tmp_path / "photos", range(6))
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, "match_pairs", interrupt)
+        reconstruct(photos, tmp_path / "map", model=network())
+    with pytest.raises(InputError, match="reconstruct again, which was stopped"):
+        Map(MapFolder(tmp_path / "map"), network())
+    with pytest.raises(InputError, match="reconstruct again, which was stopped"):
+        add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
+    reconstruct(photos, tmp_path / "map", model=network())
+    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
+
+
+def test_photos_are_not_added_to_the_database_of_another_run(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    fewer = shutil.copytree(made / "photos", tmp_path / "fewer")
+    (fewer / "photo02.png").unlink()
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, "run_mapper", interrupt)
+        reconstruct(fewer, tmp_path / "map", model=network())
+    with pytest.raises(InputError, match="d2net reconstruct was stopped"):
+        add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
+    reconstruct(fewer, tmp_path / "map", model=network())
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    assert add_photos(tmp_path / "map", tmp_path / "new", model=both).num_registered == 6
 
 
 def test_a_map_made_anew_reads_the_photos_that_were_given(made: Path, tmp_path: Path) -> None:

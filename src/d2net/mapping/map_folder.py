@@ -14,6 +14,7 @@ import pycolmap
 from d2net.errors import InputError
 from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
+from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import named_photo
 from d2net.io.resume import WorkRecord
 from d2net.mapping.georeference import Georeference
@@ -76,24 +77,53 @@ class MapFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def read_models(self) -> list[tuple[pycolmap.Reconstruction, Georeference | None]]:
-        """All models and their places on the earth, the largest first; InputError without any."""
+        """All models and their places on the earth, the largest first.
+
+        InputError if there are none, or if features were extracted again since, after which a run
+        was stopped: the models count on the rows of the old ones.
+        """
         if not (self.sparse / "0").is_dir():
             raise InputError(
                 f"{self.path} is not a finished map: {self.sparse.name}/0 is missing; make a map "
                 "with d2net reconstruct PHOTOS --output MAP"
             )
+        with FeatureFile(self.features) as features:
+            for name, inputs in self.record.values.get("features", {}).items():
+                if name not in features or features.inputs(name) != inputs:
+                    raise InputError(
+                        f"{self.path} has new features of {name}, but no new map: start d2net "
+                        "reconstruct again, which was stopped"
+                    )
         folders = [path for path in self.sparse.iterdir() if path.name.isdigit()]
         folders.sort(key=lambda path: int(path.name))
         return [(read_model(folder), Georeference.read(folder)) for folder in folders]
+
+    def check_database(self) -> None:
+        """InputError if the database has other photos than the models, after a run was stopped."""
+        numbers = {}
+        if self.database.exists():
+            with pycolmap.Database.open(self.database) as database:
+                numbers = {image.image_id: image.name for image in database.read_all_images()}
+        for model, _ in self.read_models():
+            if any(numbers.get(image.image_id) != image.name for image in model.images.values()):
+                raise InputError(
+                    f"the map {self.path} has no database of its models, because d2net reconstruct "
+                    "was stopped or was given known poses: run it again without them"
+                )
 
     def save_models(
         self,
         models: Sequence[pycolmap.Reconstruction],
         places: Sequence[Georeference | None] = (),
     ) -> None:
-        """Replace the models. A kill leaves the old ones, none or the new ones."""
+        """Replace the models. A kill leaves the old ones, none or the new ones.
+
+        The caller saves the record, which then knows the features that the models were made from.
+        """
         with new_folder(self.sparse, replace=True) as sparse:
             for number, (model, place) in enumerate(zip_longest(models, places)):
                 write_model(model, sparse / str(number))
                 if place is not None:
                     place.write(sparse / str(number))
+        with FeatureFile(self.features) as features:
+            self.record.values["features"] = {name: features.inputs(name) for name in features}

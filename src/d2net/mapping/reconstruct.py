@@ -144,6 +144,7 @@ def add_photos(
         raise InputError("refine needs a new map; photos cannot be added to a map with it")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
+        folder.check_database()
         given = _find_photos(Path(photos))
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
