@@ -73,6 +73,19 @@ def test_files_of_the_wrong_kind(d2net: Run, files: tuple[str, str], to: str) ->
 
 
 @pytest.mark.parametrize("to", ["colmap", "kapture"])
+def test_matches_of_other_features_are_refused(d2net: Run, files: tuple[str, str], to: str) -> None:
+    features, matches = files
+    d2net("extract", "photos", "-o", "few.h5", "--max-keypoints", "9")
+    Path("photos/a.png").write_bytes(Path("photos/day 1/ü b.png").read_bytes())
+    d2net("extract", "photos", "-o", features)
+    for file in (features, "few.h5"):
+        run = d2net("export", to, "--features", file, "--matches", matches, "out")
+        assert (run.code, "match them again" in run.err) == (2, True)
+    assert d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "n.h5").code == 0
+    assert d2net("export", to, "--features", features, "--matches", "n.h5", "out").code == 0
+
+
+@pytest.mark.parametrize("to", ["colmap", "kapture"])
 def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to: str) -> None:
     run = d2net("export", to, "--features", files[0], "none/out")
     assert run.code == 2

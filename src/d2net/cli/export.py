@@ -39,6 +39,8 @@ class Files:
             num_pairs = len(pairs.pairs_among(photos)) if pairs else 0
             if pairs and not num_pairs:
                 raise InputError(f"{pairs.path} holds no pair of the photos in {photos.path}")
+            if pairs:
+                pairs.check_features(photos)
             write(output, photos, pairs)
             printing.result(
                 {"photos": len(photos), "pairs": num_pairs, "output": str(output)},

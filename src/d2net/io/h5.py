@@ -18,6 +18,7 @@ match_features.py and utils/io.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from d2net.io.resumable_h5 import (
     Record,
     check_name,
 )
+from d2net.io.resume import fingerprint
 
 
 class FeatureFile(H5File, Mapping[str, Features]):
@@ -187,6 +189,21 @@ class MatchFile(H5File):
                 )
             yield first, second, matches
 
+    def check_features(self, features: FeatureFile) -> None:
+        """InputError if pairs were matched with other features of these photos."""
+        if self.settings is None:  # nothing is known
+            return
+        is_other = self.settings.get("features") not in (None, features.settings)
+        inputs_of = cache(features.inputs)
+        for pair in self.pairs_among(features):
+            matched = self.read_attributes(group_name(*pair)).get(INPUTS, "")
+            present = pair_inputs(inputs_of(name) for name in pair)
+            if is_other or (matched and present and matched != present):
+                raise InputError(
+                    f"{self.path} was matched with other features of {pair[0]} and {pair[1]} than "
+                    f"those in {features.path}: match them again"
+                )
+
     def __len__(self) -> int:
         return len(self.entries())
 
@@ -315,6 +332,12 @@ class MatchWriter(EntryWriter):
 def typical_uncertainty(features: Features) -> float:
     """The uncertainty in pixels that hloc stores per photo: the median, or 1 without keypoints."""
     return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
+
+
+def pair_inputs(inputs: Iterable[str]) -> str:
+    """The fingerprint of a pair's features by the `inputs` of both photos; "" if one is unknown."""
+    both = list(inputs)
+    return fingerprint(both) if all(both) else ""
 
 
 def group_name(first: str, second: str) -> str:

@@ -14,9 +14,8 @@ import torch
 from d2net.cluster import share
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.io.h5 import FeatureFile, MatchWriter
+from d2net.io.h5 import FeatureFile, MatchWriter, pair_inputs
 from d2net.io.pair_lists import Pair
-from d2net.io.resume import fingerprint
 from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.progress import Progress, no_progress
@@ -100,8 +99,7 @@ def match_pairs(
         with MatchWriter(os.fspath(output), settings) as writer:
             for pair in wanted:
                 stored = pair[::-1] if pair[::-1] in writer.done() else pair
-                both = [inputs_of(name) for name in stored]
-                inputs = fingerprint(both) if all(both) else ""
+                inputs = pair_inputs(inputs_of(name) for name in stored)
                 if not writer.is_done(*stored, inputs):
                     todo[stored] = pair, inputs
             progress("matching", 0, len(todo))
