@@ -1,8 +1,8 @@
 """Options that several commands share, and the way in which functions become commands.
 
 A command is a function. Its positional parameters are the arguments and its keywords the options;
-parameters that are dataclasses stand for the options in their fields. Docstrings are the help:
-entries `name METAVAR: Sentence.` in a section that is headed by the panel in the help.
+parameters that are dataclasses stand for the options in their fields. The help comes from
+docstrings: a section is a panel of options, and an entry `name METAVAR: Sentence.` in it is one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ Matching:
             for the features of light. FILE: weights of another learned matcher.
 
 Network:
-    weights NAME|FILE: A name that `d2net weights` lists, or a file; LIGHT+VGG describes with both.
+    weights NAME|FILE: A name that `d2net weights` lists, or a file. Two joined by +, such as
+        light+seasons: the first detects, and both describe.
     device DEVICE: cpu, cuda, cuda:1 or mps. auto takes cuda if there is one, else mps, else cpu.
 """
 

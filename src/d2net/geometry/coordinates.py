@@ -1,4 +1,4 @@
-"""The one place where half pixels are added.
+"""The half pixels of all resizing, map cells and file formats.
 
 Pixel centres are at integers: the centre of the top-left pixel is (0, 0), so a photo of width w
 spans -0.5 .. w - 0.5. Every change of grid in the package (resize, crop, map cell to pixel, COLMAP)

@@ -58,7 +58,7 @@ def locked(path: Path) -> Iterator[None]:
     target = Path(os.path.realpath(path))
     lock = FileLock(f"{target}.lock", timeout=0, thread_local=False)
     with output_errors(path):
-        if not target.parent.is_dir():  # filelock might create it
+        if not target.parent.is_dir():  # raises; filelock might create the folder
             next(target.parent.iterdir(), None)
         try:
             lock.acquire()

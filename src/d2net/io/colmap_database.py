@@ -93,7 +93,7 @@ def _write_photos(
         if cameras is None or id(camera) not in written:
             numbered = copy(camera)
             numbered.camera_id = database.write_camera(camera)
-            rig = pycolmap.Rig()  # since COLMAP 3.12 cameras are parts of rigs, photos of frames
+            rig = pycolmap.Rig()  # since COLMAP 3.12 cameras belong to rigs, and photos to frames
             rig.add_ref_sensor(numbered.sensor_id)
             written[id(camera)] = numbered.camera_id, database.write_rig(rig)
         camera_id, rig_id = written[id(camera)]

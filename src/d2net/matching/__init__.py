@@ -44,7 +44,7 @@ def match(
             features of `light`, or the weights file of another learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
-        threshold: see `verify`, also for the arguments below.
+        threshold: see the function `d2net.verify`, as for `intrinsics` and `seed`.
         intrinsics: 3 x 3 camera matrices of both photos, for "essential".
         seed: seed of the random samples.
 

@@ -15,16 +15,16 @@ from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
-"""Largest number of keypoints of a photo, those with the highest scores, because time and memory
-grow with the square of the number."""
+"""At most this many keypoints of a photo are matched, those with the highest scores, because time
+and memory grow with the square of the number."""
 
 MIN_CONFIDENCE = 0.01
 """Less likely matches are dropped. LightGlue's 0.1 also drops right ones across sensors."""
 
 _MIN_DISTANCE = 2.5
-"""Smallest distance of two keypoints of a photo, in pixels of the level. Of closer keypoints, which
-confuse attention (arXiv 2602.08430), the one with the highest score stays. The network light needs
-no limit: its detector keeps one in 5 x 5 pixels."""
+"""Smallest distance of two keypoints of a photo, in pixels of the finest level. Of closer
+keypoints, which confuse attention (arXiv 2602.08430), the one with the highest score stays. The
+network light needs no limit: its detector keeps one in 5 x 5 pixels."""
 
 
 class LearnedMatcher:

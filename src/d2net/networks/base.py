@@ -56,7 +56,8 @@ class Detections:
         scores: N float32, larger is better.
         anchors: N x 2 int64 (x, y), the pixel that the detection belongs to. It decides which tile
             owns the detection.
-        channels: N int64, the channel of the map that was detected; zero if there are no channels.
+        channels: N int64, the channel of the map in which the keypoint was detected; zero if there
+            are no channels.
         located: N bool, False where the sub-pixel position lies outside of the detection's own cell
             or cannot be described.
     """
@@ -131,7 +132,7 @@ class Network(nn.Module, ABC):
         """Length of each type of descriptor that these weights can make, the default first."""
 
     def statistics(self, photos: Tensor) -> Tensor:
-        """Figures of whole photos (B x H x W x 3) that the maps of their parts depend on, B x K."""
+        """B x K numbers of whole photos (B x H x W x 3) that the maps of a part also need."""
         return photos.new_empty(len(photos), 0, dtype=torch.float32)
 
     @abstractmethod

@@ -75,7 +75,7 @@ class Weights:
 
 
 def file_names(weights: str | os.PathLike[str]) -> list[str]:
-    """The names or paths of the files that `weights` stands for, which + joins."""
+    """The names or paths of the files that `weights` stands for; + joins two."""
     names = DEFAULT if weights == "default" else str(weights)
     first, plus, second = names.partition("+")  # a path may contain a +, too
     is_pair = plus and not Path(names).exists() and (first in CATALOGUE or Path(first).is_file())
@@ -248,10 +248,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> WeightsRecord | None:
 def _unknown(name: str) -> WeightsError:
     names = ["default", *CATALOGUE]
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}, or" if near else "give one of them or"
-    return WeightsError(
-        f"there are no weights called {name!r}, only {', '.join(names)}: {hint} the path of a file?"
-    )
+    hint = f"did you mean {near[0]!r}?" if near else "give one of them, or the path of a file"
+    return WeightsError(f"there are no weights called {name!r}, only {', '.join(names)}: {hint}")
 
 
 def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransformer:
@@ -274,7 +272,7 @@ def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransfor
                 shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 shape = "none" if found is None else shape
                 raise WeightsError(
-                    f"{path} does not hold its network: {name} should have shape "
+                    f"{path} does not fit its network: {name} should have shape "
                     f"{tuple(expected.shape)}, but the file has {shape}"
                 )
             state[name] = to_float32(name, found, path)
