@@ -33,6 +33,12 @@ def test_queries_of_one_name_need_a_root(d2net: Run, photos: Path) -> None:
     assert "map is not a map" in d2net("localize", "map", *queries, "--root", photos).err
 
 
+def test_queries_whose_pictures_would_have_one_name_are_refused(d2net: Run, here: Path) -> None:
+    write_photos(here / "photos", "a.tif", "a.tif.jpg")
+    run = d2net("localize", "map", "photos", "--pictures", "out")
+    assert (run.code, "would share a picture" in run.err) == (2, True)
+
+
 @dataclass
 class Answer:
     """What a map says about a query."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def test_a_full_disk_leaves_no_half_scene(root: Path, tmp_path: Path, cut: str) 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_photos_that_would_get_one_name_stay_apart(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "map", tmp_path / "map")
+    folder = MapFolder(tmp_path / "map")
+    model = folder.read_models()[0][0]
+    for image, name in zip(list(model.images.values())[:2], ("q.tif", "q.tif.jpg"), strict=True):
+        Image.open(folder.photo(image.name)).convert("RGB").save(root / "photos" / name)
+        image.name = name
+    folder.save_models([model])
+    export_scene(folder.path, tmp_path / "scene")
+    assert len(list((tmp_path / "scene" / "images").iterdir())) == model.num_reg_images()
 
 
 def test_a_full_disk_keeps_the_old_models(root: Path) -> None:

@@ -77,6 +77,8 @@ def localize(
     for file in (output, doubtful):
         check_output(file, intrinsics, *(photo.path for photo in photos))
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
+    if len(set(drawings.values())) < len(drawings):
+        raise InputError("two queries, such as a.tif and a.tif.jpg, would share a picture: rename")
     for drawing in drawings.values():
         drawing.parent.mkdir(parents=True, exist_ok=True)
         check_output(drawing)

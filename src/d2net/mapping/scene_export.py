@@ -46,6 +46,7 @@ def export_scene(
         pinhole.camera_id = number
         model.cameras[number].mergedict(pinhole.todict())
     posed = sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name)
+    names = {image.name for image in posed}
     with new_folder(Path(output)) as scene:
         for done, image in enumerate(posed):
             progress(f"undistorting {image.name}", done, len(posed))
@@ -63,6 +64,8 @@ def export_scene(
                     point.xy = xy
             if Path(image.name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
                 image.name += ".jpg"
+                while image.name in names:
+                    image.name += ".jpg"
             path = scene / "images" / image.name
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(undistorted.to_array()).save(path, quality=_JPEG_QUALITY)
