@@ -436,6 +436,16 @@ def test_photos_are_not_added_to_the_database_of_another_run(
     assert add_photos(tmp_path / "map", tmp_path / "new", model=both).num_registered == 6
 
 
+@pytest.mark.parametrize("name", ["features.h5", "matches.h5", "retrieval.h5", "map.json"])
+def test_a_file_of_the_map_that_was_deleted_is_made_again(
+    made: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    (tmp_path / "map" / name).unlink()
+    reconstruct(made / "photos", tmp_path / "map", model=network())
+    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
+
+
 def test_a_map_made_anew_reads_the_photos_that_were_given(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     new = write_photos(tmp_path / "new", range(6))

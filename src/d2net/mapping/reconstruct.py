@@ -182,8 +182,9 @@ def opened(path: Path) -> Iterator[MapFolder]:
         path.mkdir(parents=True, exist_ok=True)
     with locked(path / "map"):
         folder = MapFolder(path)
+        is_ours = folder.features.exists() or folder.record.path.exists()
         for output in (folder.database, folder.sparse, folder.pairs, folder.matches):
-            if output.exists() and not folder.features.exists():  # the first output of a map
+            if output.exists() and not is_ours:
                 raise OutputError(
                     f"{path} holds {output.name}, but no map by d2net: choose another folder, so "
                     "that nothing of another program is overwritten"
