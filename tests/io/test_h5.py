@@ -475,7 +475,7 @@ def test_hlocs_matches_are_read(matches_path):
     with MatchFile(matches_as_hloc(matches_path, pairs)) as file:
         assert as_set(file.get("q/a_1.jpg", "db/b_2.jpg")) == {(1, 0, 0.5), (3, 2, 0.25)}
         assert as_set(file.get("c.jpg", "db/b_2.jpg")) == {(1, 1, 0.5), (2, 3, 0.25)}
-        with pytest.raises(FormatError, match="does not store the photos' names"):
+        with pytest.raises(FormatError, match="ask for each pair by name"):
             _ = file.pairs
         assert file.pairs_among(["c.jpg", "db/b_2.jpg", "q/a_1.jpg"]) == sorted(pairs)
         assert file.pairs_among(["c.jpg", "q/a_1.jpg"]) == []

@@ -83,8 +83,9 @@ def train(
 
     A recipe says what is trained and how; the options under Recipe replace its values. Without
     --config, the weights seasons are adapted. The result is RUN/weights.safetensors, for --weights
-    of the other commands; --weights light+RUN/weights.safetensors adds the network light. A run
-    that was stopped continues when the same command is started again.
+    of the other commands; --weights light+RUN/weights.safetensors adds the network light. The file
+    of a matcher is for --matcher. A run that was stopped continues when the same command is started
+    again.
 
     Options:
         data DATA: Folder with a COLMAP model and its photos, with aligned photos, or with any

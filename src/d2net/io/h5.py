@@ -213,8 +213,8 @@ class MatchFile(H5File):
     def get(self, first: str, second: str) -> Matches:
         """The matches of a pair of photos, whichever order it is stored in.
 
-        Verified pairs have only their inliers. A similarity that the file lacks is 1, as in files
-        with confidences.
+        Verified pairs have only their inliers. If the file has confidences or no
+        scores, the similarity is 1.
 
         Raises:
             NoSuchEntryError: the pair is not in the file (an InputError and a KeyError).
@@ -262,8 +262,8 @@ class MatchFile(H5File):
         pair = attributes.get("name0"), attributes.get("name1")
         if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise FormatError(
-                f"{self.path} does not store the photos' names of {entry!r}, as in hloc's files; "
-                "ask for each pair by name."
+                f"{self.path} does not store the names of the two photos of {entry!r} (hloc's "
+                "files never do); ask for each pair by name."
             )
         return pair[0], pair[1]
 

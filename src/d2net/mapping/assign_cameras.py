@@ -21,8 +21,8 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
 
     Args:
         path: the photo; None if it is not a file.
-        size: (width, height) of the photo as its features were extracted, which may be turned.
-            COLMAP itself does not turn photos.
+        size: (width, height) of the photo from which features were extracted: upright, unless
+            stored orientation was asked for. COLMAP itself does not rotate photos.
         model: COLMAP's name of the camera model.
     """
     check_camera_model(model)
@@ -55,14 +55,14 @@ def assign_cameras(
             if settings.camera_params is None:
                 cameras[name] = photo_camera(path, size, settings.camera_model)
             else:
-                first = next(iter(cameras), name)  # one size for all
+                first = next(iter(cameras), name)  # known parameters fit one size
                 cameras[name] = known_camera(settings.camera_model, size, settings.camera_params)
         camera = cameras[first]
         if (camera.width, camera.height) != size:
             raise InputError(
                 f"{first} ({camera.width} x {camera.height}) and {name} ({size[0]} x {size[1]}) "
-                "cannot share a camera; choose camera mode auto or per-image, and leave known "
-                "parameters out or make one map of each size"
+                "cannot share a camera; use camera mode auto or per-image without known "
+                "parameters, or make one map of each size"
             )
         cameras.setdefault(name, camera)
     return cameras

@@ -1,4 +1,4 @@
-"""A map's place on the earth: upright, in metres and north up where the photos have GPS positions.
+"""A map's place on the earth: upright; with GPS positions in its photos, in metres and to north.
 
 A map by COLMAP has an arbitrary frame. Its cameras say which direction is up, because people hold
 cameras level. North, position and scale come from GPS, whose errors are metres or more.
@@ -97,7 +97,7 @@ def georeference(
     positions: Mapping[str, Position],
     known_distance: KnownDistance | None = None,
 ) -> Georeference | None:
-    """Turn a model upright in place, and with GPS positions to metres and north up.
+    """Turn a model upright in place; with GPS positions, also to metres and to north.
 
     A known distance sets the scale, except for a model without one of its photos.
 

@@ -76,7 +76,7 @@ def reconstruct(
         poses: folder of a COLMAP model with cameras and poses of the photos. They are kept, and
             points are triangulated, as the localization benchmarks build their maps.
         known_distance: names of two photos and the distance of their cameras in metres, which sets
-            the map's scale. Without it, GPS positions in EXIF set it. It excludes `poses`.
+            the map's scale; otherwise GPS positions in EXIF do. Not together with `poses`.
         progress: called as the work goes on.
         **options: fields of `MappingSettings`.
 
@@ -135,13 +135,13 @@ def add_photos(
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
 ) -> MapSummary:
-    """Add a folder of photos with new names to a finished map, as `reconstruct` makes one.
+    """Add photos, under names that the map does not have yet, to a map made by `reconstruct`.
 
     The map's photos keep their poses. `refine` is refused: no keypoints are moved.
     """
     settings = MappingSettings(**options)
     if settings.refine:
-        raise InputError("refine needs a new map; photos cannot be added to a map with it")
+        raise InputError("refine is only for new maps; add photos without it")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
         folder.check_database()
@@ -356,7 +356,7 @@ class Stages:
     ) -> list[pycolmap.Reconstruction]:
         """Run COLMAP's mapper; the largest model comes first.
 
-        New models are turned upright, and to metres and north up as far as these are known.
+        New models are turned upright, and scaled to metres and turned to north if these are known.
         """
         folder = self._folder
         self._depend_on(positions, known_distance)

@@ -137,7 +137,7 @@ def figure_lines(summary: MapSummary) -> list[str]:
     place = summary.georeference
     if place is not None:
         lines.append(
-            f"in metres, north up: {place.num_agreeing} of {place.num_positions} GPS positions "
+            f"in metres, y is north: {place.num_agreeing} of {place.num_positions} GPS positions "
             f"agree, with errors of {place.error:.1f} m"
         )
     if summary.insignificant_pairs:

@@ -68,7 +68,7 @@ class Checkpoint:
     """The contents of a weights file.
 
     Attributes:
-        entries: the arrays by their names in the file. Their values may be anything.
+        entries: what the file has under each name; not checked to be arrays.
         metadata: the strings of a safetensors header. A training checkpoint of the 2019 release
             has its preprocessing as `normalisation`.
         bytes: size of the unpacked file.
@@ -182,7 +182,7 @@ def _spans(header: bytes) -> dict[str, tuple[int, int]]:
 
 
 def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
-    """A contiguous float32 copy; NaN, infinity and other types of numbers are refused."""
+    """A contiguous float32 copy; other types than floats, NaN and infinity are refused."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")

@@ -145,7 +145,7 @@ def sift_errors(pair: TrainingPair) -> Array:
 
 
 def draw_pairs(pairs: Sequence[TrainingPair], output: Path) -> None:
-    """Draw training pairs with their correspondences, two in a row."""
+    """Draw training pairs with their correspondences, two per row."""
     tiles = []
     for pair in pairs:
         images, points = (pair.image_a, pair.image_b), (pair.points_a, pair.points_b)
