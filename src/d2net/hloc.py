@@ -61,7 +61,7 @@ def conf(
             hloc reads the photos itself.
 
     Raises:
-        InputError: a setting is unknown or impossible, or hloc reads the photos itself.
+        InputError: a setting is unknown, impossible or one of the three above.
     """
     _check(settings)
     given: dict[str, Any] = {"weights": weights} if weights != "default" else {}

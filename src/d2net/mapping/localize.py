@@ -86,7 +86,7 @@ class Localization(QueryPose):
         return None if self.pose is None else self.pose.cam_from_world
 
     def matches(self, photo: str) -> Matches:
-        """The matches with one map photo that gave correspondences, with inliers marked."""
+        """With one map photo: the matches that gave correspondences, with inliers marked."""
         shown = self.correspondences.photos == self.photos.index(photo)
         chosen = self.correspondences[shown]
         return Matches(

@@ -15,8 +15,8 @@ from d2net.settings import DescriptorType
 class Combined(Network):
     """Light detects, and the descriptors of both networks are concatenated.
 
-    Its maps are those of light, then those of the VGG. Light's grid serves both: its cells are a
-    whole number of the VGG's cells, and its receptive field contains the VGG's. The VGG describes
+    Its maps are those of light, then those of the VGG. Light's grid serves both: each of its cells
+    covers two by two of the VGG's, and its receptive field contains the VGG's. The VGG describes
     with its default type of descriptor.
     """
 

@@ -211,9 +211,9 @@ class DistillationObjective(FeatureObjective):
     def _score_loss(self, score: Tensor, batch: StudentPair, matched: Tensor) -> Tensor:
         """Cross-entropy of the cells that lie on the photo.
 
-        The target of a keypoint is the teachers' score times the probability of its right match
-        between the crops, so the student learns to score keypoints that can be matched. Keypoints
-        that only one crop shows get the mean probability of their pair.
+        The target of a keypoint is the teachers' score times a factor that grows with the
+        probability of its right match between the crops, so the student learns to score keypoints
+        that can be matched. Keypoints that only one crop shows get their pair's mean probability.
         """
         chance = torch.zeros(batch.valid.shape, device=score.device)
         chance = chance.masked_scatter(batch.valid, matched)
