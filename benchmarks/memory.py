@@ -26,7 +26,7 @@ print(len(features), 1024 * peak)
 
 
 def peak(width: int, height: int, weights: str) -> tuple[int, int]:
-    """Keypoints and peak resident bytes of a process that extracts one photo."""
+    """Number of keypoints of a photo, and peak memory in bytes of the process that extracts it."""
     command = [sys.executable, "-c", SCRIPT, str(PHOTO), str(width), str(height), weights]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     keypoints, size = map(int, run.stdout.split())

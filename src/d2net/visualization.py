@@ -152,10 +152,11 @@ def plot_points(
         column.canvas_from_photo(p) for column, p in zip(picture.columns, points, strict=True)
     )
     heights = points[0][:, 1] / len(photos[0])
-    colours = _colours_by_height(heights)
-    if right is not None:
+    if right is None:
+        colours, kinds = _colours_by_height(heights), [np.full(len(heights), True)]
+    else:
         colours = np.where(right[:, None], _RIGHT, _WRONG).astype(np.uint8)
-    kinds = [np.full(len(heights), True)] if right is None else [~right, right]
+        kinds = [~right, right]
     for kind in kinds:
         rows = np.flatnonzero(kind)
         lined = _spread(rows, heights, round(len(rows) * min(1, lines / max(len(heights), 1))))

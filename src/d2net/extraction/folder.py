@@ -206,8 +206,8 @@ def _find_masks(
                 found.setdefault(photo.name, mask)
     if not found:
         raise InputError(
-            f"there is no mask of any of the photos in the folder {os.fspath(folder)!r}; for "
-            "a.jpg, name the mask a.jpg.png or a.png, in the same subfolder"
+            f"there is no mask of any of the photos in the folder {os.fspath(folder)!r}; the "
+            "mask of a photo a.jpg is called a.jpg.png or a.png and lies in the same subfolder"
         )
     masks = {mask.resolve() for mask in found.values()}
     photos = [photo for photo in photos if photo.path.resolve() not in masks]

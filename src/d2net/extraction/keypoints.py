@@ -70,8 +70,8 @@ def find_keypoints(
         network: on the device of `photos`.
         photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
         settings: resolved by the network. The caller applies the size limits and the budget.
-        limit: the largest number of keypoints that the caller uses. Others may be dropped, so that
-            memory does not grow with the size of a photo. None: all.
+        limit: the caller uses at most this many keypoints. Others may be dropped, so memory does
+            not grow with the size of a photo. None: no limit.
         cells_per_tile: larger maps are computed in tiles, with the same result. None: the
             network's limit.
 

@@ -58,7 +58,10 @@ def match(
         WeightsError: the file holds no matcher.
     """
     if not (isinstance(a, Features) and isinstance(b, Features)):
-        raise InputError(f"match takes two Features of D2Net.extract, not {type(a)} and {type(b)}")
+        raise InputError(
+            "match takes the Features of two photos, as D2Net.extract returns them, not "
+            f"{type(a).__name__} and {type(b).__name__}"
+        )
     if verify is None and (threshold is not None or intrinsics is not None):
         raise InputError(
             "threshold and intrinsics are options of verification, which is off; add for example "

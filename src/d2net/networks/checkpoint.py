@@ -68,7 +68,7 @@ class Checkpoint:
     """The contents of a weights file.
 
     Attributes:
-        entries: what the file has under each name; not checked to be arrays.
+        entries: the file's values by name; nothing has checked that they are arrays.
         metadata: the strings of a safetensors header. A training checkpoint of the 2019 release
             has its preprocessing as `normalisation`.
         bytes: size of the unpacked file.

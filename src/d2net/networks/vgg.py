@@ -177,7 +177,7 @@ def _root(descriptors: Tensor) -> Tensor:
 
 
 class DeepDetector:
-    """D2-Net's detector: a local maximum of a cell's strongest channel is a keypoint."""
+    """D2-Net's detector: cells where the strongest channel has a local maximum are keypoints."""
 
     border = 0  # cells at the border of the map are no detections anyway
 
