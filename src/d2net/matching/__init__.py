@@ -59,7 +59,7 @@ def match(
     """
     if not (isinstance(a, Features) and isinstance(b, Features)):
         raise InputError(
-            "match takes the Features of two photos, as D2Net.extract returns them, not "
+            "match takes two Features, as D2Net.extract returns them, not "
             f"{type(a).__name__} and {type(b).__name__}"
         )
     if verify is None and (threshold is not None or intrinsics is not None):
