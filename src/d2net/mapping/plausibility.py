@@ -23,7 +23,8 @@ MapVerdict: TypeAlias = Literal["good", "doubtful"]
 _MIN_PHOTO_POINTS = 10  # a photo with fewer points could be anywhere
 _MAX_DEVIATION, _MAX_SMALLEST_DEVIATION = 0.2, 0.1  # degrees; docs/experiments.md, Maps
 _MAX_DEVIATION_PHOTOS = 200  # the covariance takes 2.5 s of CPU, and cubic time
-_MAX_FLAT_SHARE, _MAX_CONTRADICTING_SHARE = 0.5, 0.1
+_MAX_FLAT_SHARE = 0.5  # of the pairs
+_MAX_CONTRADICTING_SHARE = 0.1  # of the verified matches; docs/experiments.md, Maps
 _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
 _KNOWN_CAMERAS = "--camera-params, or --camera-mode single if one camera took all photos"
 
@@ -112,16 +113,18 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
         name: np.array([point.point3D_id for point in image.points2D], np.uint64)
         for name, image in images.items()
     }
-    contradicting = 0
+    contradicting = []  # numbers of matches
     for first, second, geometry in pairs:
         rows, others = geometry.inlier_matches.T
         points = observed[first][rows]
         common = (points == observed[second][others]) & (points != pycolmap.INVALID_POINT3D_ID)
-        contradicting += common.mean() < _MIN_COMMON_SHARE
-    if contradicting > _MAX_CONTRADICTING_SHARE * len(pairs):
+        if common.mean() < _MIN_COMMON_SHARE:
+            contradicting.append(len(common))
+    num_matches = sum(len(geometry.inlier_matches) for _, _, geometry in pairs)
+    if sum(contradicting) > _MAX_CONTRADICTING_SHARE * num_matches:
         reasons.append(
-            f"{contradicting} of {len(pairs)} pairs contradict the map, which has points for few "
-            "of their matches; parts of the scene may look alike"
+            f"{len(contradicting)} of {len(pairs)} pairs contradict the map, which has points for "
+            "few of their matches; parts of the scene may look alike"
             + (f", or focal lengths are wrong: give {_KNOWN_CAMERAS}" if guessed else "")
         )
     smallest = zip(images, deviations.min(axis=0), strict=True)
