@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from d2net.io.drawn_pictures import write_picture
 
 from .conftest import Run
 
@@ -19,6 +22,10 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
     Path("pairs.txt").write_text("p.png day 1/ü b.png\n")
     Path("list.txt").write_text("a.png\nb.png\n")
     Path("cameras.txt").write_text("a.png PINHOLE 96 80 100 100 48 40\n")
+    for text in ("map/map.json", "photos/seq/H_1_2", "model/cameras.txt"):
+        Path(text).parent.mkdir(exist_ok=True)
+        Path(text).write_text("1 0 0 0 1 0 0 0 1\n")
+    write_picture(Path("drawn.png"), Image.new("RGB", (96, 80)))
     return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
@@ -40,10 +47,21 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
         "localize map a.png -o other.png",
         "localize map a.png --intrinsics cameras.txt -o cameras.txt",
         "localize map a.png --pictures .",
+        "localize map a.png -o map/map.json",
         "data check photos -o other.png",
         "evaluate homography photos -o other.png",
         "evaluate homography photos --html other.png",
         "evaluate localization photos --submission other.png",
+        "evaluate homography photos -o photos/seq/H_1_2",
+        "evaluate epipolar photos --html photos/seq/../seq/H_1_2",
+        "evaluate epipolar . -o pairs.txt",
+        "evaluate pose photos --pairs pairs.txt -o pairs.txt",
+        "evaluate pose photos --pairs pairs.txt --html pairs.txt",
+        "evaluate reconstruction photos --model model -o model/cameras.txt",
+        "evaluate localization photos --truth list.txt --submission list.txt",
+        "evaluate localization photos --queries list.txt --pairs pairs.txt -o pairs.txt",
+        "evaluate localization photos --queries list.txt --html list.txt",
+        "evaluate localization photos --submission photos/seq/H_1_2",
     ],
 )
 def test_files_of_the_user_are_not_overwritten(
@@ -54,6 +72,46 @@ def test_files_of_the_user_are_not_overwritten(
     output = command.split()[-1]
     assert ("a.png" if output == "." else output) in run.err
     assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.usefixtures("files")
+def test_a_picture_by_d2net_that_is_the_query_is_not_overwritten(d2net: Run) -> None:
+    content = Path("drawn.png").read_bytes()
+    run = d2net("localize", "map", "drawn.png", "--pictures", ".")
+    assert run.code == 2
+    assert "the input drawn.png" in run.err
+    assert Path("drawn.png").read_bytes() == content
+
+
+@pytest.mark.usefixtures("files")
+def test_a_file_in_a_linked_folder_of_the_data_is_not_overwritten(d2net: Run, here: Path) -> None:
+    Path("photos/seq").rename("elsewhere")
+    Path("photos/seq").symlink_to(here / "elsewhere")
+    Path("linked").symlink_to(here / "photos")
+    for folder in ("photos", "linked", "photos/../photos"):
+        run = d2net("evaluate", "homography", folder, "-o", "photos/seq/H_1_2")
+        assert run.code == 2
+        assert "photos/seq/H_1_2" in run.err
+        assert Path("elsewhere/H_1_2").read_text() == "1 0 0 0 1 0 0 0 1\n"
+
+
+@pytest.mark.parametrize("options", ["-o x --html ./x", "--submission x -o x", "--html x -o link"])
+@pytest.mark.usefixtures("files")
+def test_two_outputs_in_one_file_are_refused_before_the_work(d2net: Run, options: str) -> None:
+    Path("link").symlink_to("x")
+    run = d2net("evaluate", "localization", "photos", *options.split())
+    assert run.code == 2
+    assert "give two files" in run.err
+    assert "device" not in run.err
+    assert not Path("x").exists()
+
+
+@pytest.mark.usefixtures("files")
+def test_an_output_beside_the_data_is_replaced(d2net: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not refused as an output: the folder holds no sequence."""
+    Path("f.json").write_text("[]")
+    monkeypatch.chdir("photos/seq")
+    assert "holds no sequence" in d2net("evaluate", "homography", ".", "-o", "../../f.json").err
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,25 @@ class Evaluation:
     output: Path | None = None
     html: Path | None = None
 
-    def run(self, evaluate: Protocol, folder: Path, printing: options.Printing) -> None:
+    def run(
+        self,
+        evaluate: Protocol,
+        folder: Path,
+        printing: options.Printing,
+        *inputs: Path | None,
+        submission: Path | None = None,
+    ) -> None:
         """Evaluate every source, print the table, and write the files."""
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError(f"--max-keypoints must be at least 1, not {self.max_keypoints}")
-        for output in (self.output, self.html):
+        files = {"--output": self.output, "--html": self.html, "--submission": submission}
+        outputs: dict[Path, str] = {}
+        for option, output in files.items():
             if output is not None:
-                check_output(output)
+                check_output(output, folder, *inputs)
+                other = outputs.setdefault(output.resolve(), option)
+                if other != option:
+                    raise InputError(f"{other} and {option} both name {output}; give two files")
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}")
         device = options.find_device(self.device, printing)
@@ -135,7 +147,7 @@ def pose(
     from d2net.evaluation.pose import evaluate_pose
 
     evaluate = partial(evaluate_pose, model=model, pairs=pairs, solver=solver)
-    evaluation.run(evaluate, folder, printing)
+    evaluation.run(evaluate, folder, printing, model, pairs)
 
 
 def reconstruction(
@@ -162,7 +174,7 @@ def reconstruction(
 
     settings = MappingSettings(camera_mode=camera_mode, mapper=mapper, refine=refine)
     evaluate = partial(evaluate_reconstruction, model=model, settings=settings)
-    evaluation.run(evaluate, folder, printing)
+    evaluation.run(evaluate, folder, printing, model)
 
 
 def localization(
@@ -194,10 +206,8 @@ def localization(
         threshold PIXELS: Largest reprojection error of an inlier. Default: 12 for Aachen; for
             scenes it follows from the keypoints' uncertainty.
     """
-    if submission is not None:
-        if evaluation.compare:
-            raise InputError("--submission writes the poses of one source: leave out --compare")
-        check_output(submission)
+    if submission is not None and evaluation.compare:
+        raise InputError("--submission writes the poses of one source: leave out --compare")
     from d2net.evaluation.localization import evaluate_localization
     from d2net.evaluation.localization_dataset import LocalizationSettings
 
@@ -210,7 +220,8 @@ def localization(
         threshold=threshold,
     )
     evaluate = partial(evaluate_localization, settings=settings, submission=submission)
-    evaluation.run(evaluate, folder, printing)
+    lists = (*settings.pairs, *settings.queries)
+    evaluation.run(evaluate, folder, printing, model, truth, *lists, submission=submission)
 
 
 for _command in (homography, epipolar, pose, reconstruction, localization):

@@ -74,14 +74,15 @@ def localize(
             raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")
     check_photo_sizes((photo.path, cameras[photo.name]) for photo in photos if cameras)
     doubtful = output.with_name(f"{output.stem}_doubtful{output.suffix}")
+    of_map = [map_folder / "pairs.txt", *map_folder.glob("*.json"), *map_folder.glob("*.html")]
     for file in (output, doubtful):
-        check_output(file, intrinsics, *(photo.path for photo in photos))
+        check_output(file, intrinsics, *of_map, *(photo.path for photo in photos))
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     if len(set(drawings.values())) < len(drawings):
         raise InputError("two queries, such as a.tif and a.tif.jpg, would share a picture: rename")
-    for drawing in drawings.values():
-        drawing.parent.mkdir(parents=True, exist_ok=True)
-        check_output(drawing)
+    for photo in photos if drawings else ():
+        drawings[photo.name].parent.mkdir(parents=True, exist_ok=True)
+        check_output(drawings[photo.name], photo.path)
     device = options.find_device(device, printing)
     opened_map = Map.open(map_folder, weights=weights, device=device, matcher=matcher)
     answers: dict[str, Localization] = {}

@@ -32,7 +32,7 @@ def pairs(
         method METHOD: Method of selection, see above.
         output FILE: Text file with two names per line.
     """
-    check_output(output, source)
+    check_output(output, source if source.is_file() else None)
     choice = pairing.choose(method)
 
     from d2net.io.h5 import FeatureFile
