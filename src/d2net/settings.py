@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
@@ -51,7 +51,8 @@ class Settings:
         for name in changes:
             if name not in known:
                 raise InputError(f"unknown setting {name!r}; known are {', '.join(known)}")
-        return replace(self, **changes)
+        lists = {name: tuple(value) for name, value in changes.items() if isinstance(value, list)}
+        return replace(self, **{**changes, **lists})
 
     def to_dict(self) -> dict[str, Any]:
         """Names and values, as saved with results."""
@@ -67,8 +68,21 @@ def parse_value(text: str) -> Any:  # noqa: ANN401 (any setting)
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401 (a type)
-    """Refuse a value that its annotation excludes; only plain types and Literals are checked."""
-    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    """Refuse a value that its annotation excludes.
+
+    Plain types, Literals, and lists and tables of them are checked.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (tuple, Sequence, Mapping):
+        expected = (Mapping, "a table") if origin is Mapping else (list | tuple, "a list")
+        if not isinstance(value, expected[0]):
+            raise InputError(f"{name} must be {expected[1]}, not {value!r}")
+        if origin is tuple and ... not in arguments and len(value) != len(arguments):
+            raise InputError(f"{name} must have {len(arguments)} values, not {len(value)}")
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_type(f"each value of {name}", item, arguments[origin is Mapping])
+        return
+    options = arguments if origin in (UnionType, Union) else (hint,)
     choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
     plain = tuple(option for option in options if option in (bool, int, float, str, type(None)))
     if len(plain) + sum(get_origin(option) is Literal for option in options) < len(options):

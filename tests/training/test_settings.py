@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from d2net.errors import InputError
+from d2net.networks.light import LightSettings
+from d2net.networks.matcher import MatcherSettings
 from d2net.training.recipes import read_recipe
-from d2net.training.settings import DistillationSettings, TrainingSettings
+from d2net.training.settings import (
+    DistillationSettings,
+    MatcherTrainingSettings,
+    SourceSettings,
+    TrainingSettings,
+)
 from d2net.training.sources import KINDS
+from d2net.training.sources.distillation import find_teacher_photos
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -75,12 +83,54 @@ def test_options_of_a_source_are_kept_apart(tmp_path: Path) -> None:
         ({"sources": [{"kind": "photos", "path": ".", "hold_out": 1}]}, "hold_out must be"),
         ({"shares": {"x": 1}, "sources": [{"kind": "photos", "path": "."}]}, "has no share"),
         ({"shares": {"x": 0}}, "share of 'x'"),
+        ({"shares": {"x": True}}, "each value of shares must be a number"),
+        ({"shares": 3}, "shares must be a table"),
+        ({"groups": "cc-by-nc"}, "groups must be a list"),  # it contains "cc-by"
+        ({"layers": [3]}, "each value of layers must be text"),
+        ({"sources": "ph"}, "[[sources]]"),
+        ({"sources": ["ph"]}, "[[sources]]"),
+        ({"validation": {"kind": "photos", "path": "."}}, "[[validation]], not [validation]"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         TrainingSettings.from_dict(values)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["taught", "left_out"])
+def test_patterns_of_photos_are_a_list(option: str, tmp_path: Path) -> None:
+    """In a text each letter would be a pattern: "1*" would be every photo, a name none."""
+    table = {"kind": "photos", "path": ".", option: "1*"}
+    with pytest.raises(InputError, match=f"{option} must be a list, not '1"):
+        find_teacher_photos(SourceSettings.from_dict(table), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teachers": "light"},
+        {"teachers": {"name": "light", "keypoints": 5}},
+        {"teachers": [{"keypoints": 5}]},
+        {"student": 3},
+        {"points": 0},
+        {"photo_edge": 8},
+        {"photo_edge": -5},
+    ],
+)
+def test_impossible_distillations_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        DistillationSettings.from_dict({"teachers": [{"name": "light", "keypoints": 5}], **changes})
+
+
+def test_impossible_widths_are_refused() -> None:
+    for student in ({"x": 1}, {"channels": 3}, {"channels": [3]}, {"neck": 0}):
+        with pytest.raises(InputError):
+            LightSettings.from_dict(student)
+    with pytest.raises(InputError):
+        MatcherSettings.from_dict({"width": 7, "heads": 2})
+    with pytest.raises(InputError, match="widths must be a table"):
+        MatcherTrainingSettings.from_dict({"widths": 3})
 
 
 def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ padding of 1.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +59,10 @@ class LightSettings(Settings):
     dimension: int = 192
     """Length of the descriptors."""
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LightSettings:
-        """Settings from names and values, as read from JSON."""
-        return super().from_dict({**values, "channels": tuple(values["channels"])})
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(*self.channels, self.neck, self.hidden, self.dimension) < 1:
+            raise InputError(f"the widths of light must be at least 1, not {self.to_dict()}")
 
 
 class ConvBlock(nn.Sequential):

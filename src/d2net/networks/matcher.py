@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2net.errors import InputError
 from d2net.settings import Settings
 
 _CROSS_GAIN = 1.3
@@ -43,6 +44,14 @@ class MatcherSettings(Settings):
 
     layers: int = 3
     """Number of layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.to_dict().values()) < 1 or self.width % (2 * self.heads):
+            raise InputError(
+                "a matcher needs values of at least 1 and a width that is a multiple of 2 x heads, "
+                f"not {self.to_dict()}"
+            )
 
 
 class KeypointBatch(NamedTuple):

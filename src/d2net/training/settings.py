@@ -22,6 +22,9 @@ else:
 
 R = TypeVar("R", bound="RunSettings")
 
+MIN_PHOTO_EDGE = 32
+"""Teachers do not see photos with a shorter edge in pixels: their maps would be empty."""
+
 
 @dataclass(frozen=True)
 class SourceSettings(Settings):
@@ -109,8 +112,8 @@ class RunSettings(Settings):
     """Sources of the training pairs."""
 
     validation: tuple[SourceSettings, ...] = ()
-    """Sources of the validation pairs, besides those that `sources` hold out. No scene of `sources`
-    may be among them."""
+    """Sources of the validation pairs, besides those that `sources` hold out. They should show
+    other scenes than `sources`."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
     """Share of the pairs that the sources of each part give together. Empty: only the sources'
@@ -180,7 +183,7 @@ class RunSettings(Settings):
         if self.crop % 8:
             raise InputError(f"crop must be a multiple of 8 pixels, not {self.crop}")
         for part, share in self.shares.items():
-            if not (isinstance(share, int | float) and 0 < share < math.inf):
+            if not 0 < share < math.inf:
                 raise InputError(f"the share of {part!r} must be a number above 0, not {share!r}")
         for source in self.sources if self.shares else ():
             if source.part not in self.shares:
@@ -198,9 +201,12 @@ class RunSettings(Settings):
                 raise InputError(f"unknown setting {name!r}; known are {', '.join(sorted(known))}")
 
         def read(name: str, value: Any) -> Any:  # noqa: ANN401 (any field's type)
-            if name in _TABLES:
-                return tuple(_TABLES[name].from_dict(table) for table in value)
-            return tuple(value) if isinstance(value, list) else value
+            if name not in _TABLES:
+                return tuple(value) if isinstance(value, list) else value
+            if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+                found = f"[{name}]" if isinstance(value, dict) else repr(value)
+                raise InputError(f"{name} must be tables, each headed [[{name}]], not {found}")
+            return tuple(_TABLES[name].from_dict(table) for table in value)
 
         return cls(**{name: read(name, value) for name, value in values.items()})
 
@@ -335,6 +341,13 @@ class DistillationSettings(RunSettings):
             raise InputError("distillation needs [[teachers]], one of them with keypoints above 0")
         if self.crop % 32:
             raise InputError(f"crop must be a multiple of 32 pixels, not {self.crop}")
+        if not all(teacher.name for teacher in self.teachers):
+            raise InputError('each of [[teachers]] needs name = "...": weights by name or file')
+        if self.points < 1 or self.photo_edge < MIN_PHOTO_EDGE or not 0 <= self.other_photo <= 1:
+            raise InputError(
+                f"points must be at least 1, photo_edge at least {MIN_PHOTO_EDGE} and other_photo "
+                f"0 to 1, not {self.points}, {self.photo_edge} and {self.other_photo}"
+            )
         if any(source.hold_out for source in self.sources):
             raise InputError("hold_out is not for distillation: name sources in validation")
 
