@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import FormatError, InputError, OutputError
 from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.localization import evaluate_localization
 from d2net.evaluation.localization_dataset import LocalizationSettings
 from d2net.evaluation.results import Result
 from d2net.evaluation.simulated_night import at_night
 from d2net.features import Features
+from d2net.io.image_lists import find_images
 
 from ..mapping.made import nothing, seen, write_photos
 from ..mapping.test_reconstruct import POSES, true_model
@@ -93,6 +94,38 @@ def test_the_same_photos_at_night_are_placed_beside_the_day(scene: Path) -> None
     for pair in result.pairs[2:]:
         with Image.open(scene / pair.photos[0]) as image:
             assert image.size == (640, 480)
+
+
+def test_a_night_photo_is_written_again_only_after_its_photo_changed(scene: Path) -> None:
+    evaluate(scene, EXACT)
+    first, second = (scene.parent / "night" / f"photo{i:02}.png.png" for i in QUERIES)
+    old = first.stat(), second.stat()
+    Image.new("RGB", (640, 480), "red").save(scene / "images/photo04.png")
+    evaluate(scene, EXACT)
+    assert (first.stat().st_mtime_ns, first.stat().st_ino) == (old[0].st_mtime_ns, old[0].st_ino)
+    assert second.stat().st_mtime_ns > old[1].st_mtime_ns
+    assert not find_images([scene.parent / "night"])  # simulated photos do not count as photos
+
+
+def test_a_night_photo_never_replaces_a_file_of_the_user(scene: Path) -> None:
+    night = scene.parent / "night"
+    night.mkdir()
+    own = night / "photo04.png.png"
+    own.write_bytes((scene / "images/photo00.png").read_bytes())
+    with pytest.raises(OutputError, match=r"photo04\.png\.png .*another folder"):
+        evaluate(scene, EXACT)
+    assert list(night.iterdir()) == [own]
+    assert own.read_bytes() == (scene / "images/photo00.png").read_bytes()
+
+
+@pytest.mark.parametrize("below", ["images", "images/night", "linked"])
+def test_night_photos_stay_apart_from_the_photos(scene: Path, below: str) -> None:
+    (scene / "linked").symlink_to(scene / "images")
+    photos = sorted(scene.rglob("*"))
+    source = CachedSource(Prepared(EXACT, EXACT), scene.parent / "cache")
+    with pytest.raises(InputError, match="night photos"):
+        evaluate_localization(source, scene, LocalizationSettings(night=scene / below))
+    assert sorted(scene.rglob("*")) == photos
 
 
 def test_a_broken_scene_is_reported(scene: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.simulated_night import write_at_night
+from d2net.evaluation.simulated_night import check_may_write, write_at_night
 from d2net.geometry.alignment import spread_of
 from d2net.io.colmap_model import find_model, is_model, read_model
 from d2net.io.image_lists import photos_folder
@@ -255,6 +255,13 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
         queries.append(Query(name, "day", model.cameras[images[name].camera_id]))
         true_poses[name] = images[name].cam_from_world()
     if night is not None:
+        if night.resolve().is_relative_to(photos.resolve()):
+            raise InputError(
+                f"the night photos would be written to {night}, among the photos in {photos}; "
+                "choose another folder"
+            )
+        for query in queries:
+            check_may_write(night / f"{query.name}.png")
         for query in list(queries):
             dark = query._replace(name=f"night/{query.name}", group="night")
             elsewhere[dark.name] = night / f"{query.name}.png"

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2net.io.atomic import output_errors, replacing
+from d2net.errors import OutputError
+from d2net.io.atomic import output_errors
+from d2net.io.drawn_pictures import is_own_picture, write_picture
 from d2net.io.images import Pixels, to_pixels
 
 WHITE_ELECTRONS = 40.0
@@ -48,14 +50,24 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
     return night
 
 
+def check_may_write(output: Path) -> None:
+    """OutputError if a file exists that d2net did not draw."""
+    if output.exists() and not is_own_picture(output):
+        raise OutputError(
+            f"the night photo {output} would replace a file that d2net did not make; choose "
+            "another folder"
+        )
+
+
 def write_at_night(photo: Path, output: Path) -> None:
     """Simulate how a photo would look at night, and write it as PNG.
 
-    The same photo and name of the output give the same pixels.
+    The same photo and name of the output give the same pixels. A file that has them stays, so that
+    its features need not be extracted again.
     """
     rng = np.random.default_rng([0, zlib.crc32(output.name.encode())])
     dark = at_night(to_pixels(photo), rng)
     with output_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as temporary:
-        Image.fromarray(dark).save(temporary, format="png")
+    if not (output.exists() and np.array_equal(to_pixels(output), dark)):
+        write_picture(output, Image.fromarray(dark))
