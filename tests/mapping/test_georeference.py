@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from d2net.errors import FormatError
 from d2net.geometry.alignment import rotation_angle
 from d2net.io.exif import Position
 from d2net.mapping.georeference import Georeference, georeference
@@ -58,12 +59,16 @@ def model_of(centres: Array, rotations: Array) -> pycolmap.Reconstruction:
 
 
 def fixes(
-    centres: Array, noise: float, outliers: Sequence[int] = (), seed: int = 1
+    centres: Array,
+    noise: float,
+    outliers: Sequence[int] = (),
+    seed: int = 1,
+    origin: Sequence[float] = PLACE,
 ) -> dict[str, Position]:
     """GPS positions of the cameras with noise in metres; those of outliers are 200 m off."""
     measured = centres + np.random.default_rng(seed).normal(0, noise, centres.shape)
     measured[list(outliers), :2] += 200
-    on_earth = pycolmap.GPSTransform().enu_to_ellipsoid(measured, *PLACE)
+    on_earth = pycolmap.GPSTransform().enu_to_ellipsoid(measured, *origin)
     return {f"{i}.jpg": Position(*map(float, place)) for i, place in enumerate(on_earth)}
 
 
@@ -77,7 +82,11 @@ def poses(model: pycolmap.Reconstruction) -> tuple[Array, Array]:
 
 
 def check(
-    model: pycolmap.Reconstruction, place: Georeference | None, centres: Array, rotations: Array
+    model: pycolmap.Reconstruction,
+    place: Georeference | None,
+    centres: Array,
+    rotations: Array,
+    origin: Sequence[float] = PLACE,
 ) -> None:
     """Metric to one percent, and north and up to one degree."""
     assert place is not None
@@ -90,7 +99,7 @@ def check(
     for point, true in zip(mine, centres, strict=True):
         position = place.position(point)
         east, north, _ = pycolmap.GPSTransform().ellipsoid_to_enu(
-            np.array([[position.latitude, position.longitude, position.altitude]]), *PLACE
+            np.array([[position.latitude, position.longitude, position.altitude]]), *origin
         )[0]
         assert np.hypot(east - true[0], north - true[1]) < 4 * place.deviation(point)
 
@@ -147,6 +156,22 @@ def test_noise_and_wrong_fixes_do_not_matter(seed: int) -> None:
     assert place is not None
     assert (place.num_positions, place.num_agreeing) == (20, 18)
     assert 3 < place.error < 7
+
+
+@pytest.mark.parametrize("latitude", [-16.8, 65.0])
+def test_the_antimeridian_is_a_place_like_others(latitude: float) -> None:
+    origin = latitude, 180.0, 20.0
+    centres, rotations = walk(18)
+    positions = fixes(centres, 2.0, origin=origin)
+    assert np.count_nonzero([fix.longitude > 0 for fix in positions.values()]) == 9
+    model = model_of(centres, rotations)
+    check(model, georeference(model, positions), centres, rotations, origin)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "georeference.json").write_text('{"latitude": 48.8')
+    with pytest.raises(FormatError, match=r"georeference\.json is damaged"):
+        Georeference.read(tmp_path)
 
 
 def test_a_street_without_altitudes_is_upright() -> None:

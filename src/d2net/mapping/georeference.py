@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from d2net.errors import InputError
+from d2net.errors import FormatError, InputError
 from d2net.io.exif import Position
 
 Array = NDArray[np.float64]
@@ -89,7 +89,10 @@ class Georeference:
     def read(cls, folder: Path) -> Georeference | None:
         """Read the georeference of a model; None if the model has none."""
         path = folder / FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"{path} is damaged ({error}): make the map again") from error
 
 
 def georeference(
@@ -126,8 +129,10 @@ def georeference(
     on_earth = np.array([[*positions[name][:2], positions[name].altitude or 0.0] for name in names])
     if any(positions[name].altitude is None for name in names):
         on_earth[:, 2] = 0
-    reference = np.median(on_earth, axis=0)
     transform = pycolmap.GPSTransform()
+    # Not the median of degrees: longitudes jump from 180 to -180 in the Pacific.
+    middle = np.median(transform.ellipsoid_to_ecef(on_earth), axis=0)
+    reference = transform.ecef_to_ellipsoid(middle[None])[0]
     targets = transform.ellipsoid_to_enu(on_earth, *reference)
     sources = np.asarray(turn * np.array([centres[name] for name in names]))
     aligned, n = None, 0
