@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pycolmap
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import check_camera_model, known_camera
+from d2net.geometry.cameras import check_camera_model, known_camera, possible_focal_length
 from d2net.geometry.coordinates import Size
 from d2net.io.colmap_database import guessed_camera
 from d2net.io.exif import camera_name, photo_size
@@ -17,7 +18,7 @@ from d2net.mapping.settings import MappingSettings
 
 
 def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
-    """A photo's camera with the focal length from EXIF, or with COLMAP's guess.
+    """A photo's camera with the focal length from EXIF if it is possible, or with COLMAP's guess.
 
     Args:
         path: the photo; None if it is not a file.
@@ -27,12 +28,11 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
     """
     check_camera_model(model)
     if path is not None:
-        try:
+        with suppress(RuntimeError, ValueError):  # COLMAP reads fewer file formats than Pillow
             inferred = pycolmap.infer_camera_from_image(path)
-        except (RuntimeError, ValueError):  # COLMAP reads fewer file formats than Pillow
-            return guessed_camera(size, model)
-        if inferred.has_prior_focal_length and {inferred.width, inferred.height} == set(size):
-            return guessed_camera(size, model, inferred.mean_focal_length())
+            is_known = inferred.has_prior_focal_length and possible_focal_length(inferred)
+            if is_known and {inferred.width, inferred.height} == set(size):
+                return guessed_camera(size, model, inferred.mean_focal_length())
     return guessed_camera(size, model)
 
 
