@@ -361,6 +361,23 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
 
 
+def test_known_poses_with_fewer_pairs_use_only_these(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "poses").mkdir()
+    true_model().write_text(tmp_path / "poses")
+    write_pairs(tmp_path / "pairs.txt", [("photo02.png", "photo03.png")])
+    chosen = PairChoice("list", file=tmp_path / "pairs.txt")
+    for pairs in (None, chosen):
+        reconstruct(
+            made / "photos",
+            tmp_path / "map",
+            model=network(),
+            pairs=pairs,
+            poses=tmp_path / "poses",
+        )
+    tracks = model_of(tmp_path / "map").points3D.values()
+    assert {point.track.length() for point in tracks} == {2}
+
+
 def test_known_poses_that_give_no_points_are_an_error(made: Path, tmp_path: Path) -> None:
     wrong = true_model()
     for frame in wrong.frames.values():
@@ -417,6 +434,18 @@ def test_a_map_is_not_used_with_newer_features(
     with pytest.raises(InputError, match="reconstruct again, which was stopped"):
         add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
     reconstruct(photos, tmp_path / "map", model=network())
+    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
+
+
+def test_a_map_is_not_used_with_the_retrieval_of_other_photos(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    photos = write_photos(tmp_path / "photos", range(6, 9))
+    features = [*(seen(pose) for pose in POSES), *(seen(QUERY, other=True) for _ in range(3))]
+    with pytest.raises(MappingError):
+        reconstruct(photos, tmp_path / "map", model=network(features))
+    with pytest.raises(InputError, match="run it again"):
+        Map(MapFolder(tmp_path / "map"), network())
+    reconstruct(made / "photos", tmp_path / "map", model=network())
     assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
 
 

@@ -409,10 +409,15 @@ class Stages:
         ):
             keypoints = {name: features[name].keypoints.numpy() for name in names}
             counts = {name: len(points) for name, points in keypoints.items()}
+            selected = {frozenset(pair) for pair in read_pairs(folder.pairs)}
             model = triangulate(
                 known,
                 keypoints,
-                ((a, b, found.indices.numpy()) for a, b, found in matches.among(counts)),
+                (
+                    (a, b, found.indices.numpy())
+                    for a, b, found in matches.among(counts)
+                    if frozenset((a, b)) in selected
+                ),
                 max_error=self.limits.reprojection,
                 seed=self._settings.seed,
             )
