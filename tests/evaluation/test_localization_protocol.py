@@ -308,6 +308,13 @@ def test_broken_datasets_are_told(folder, breaking, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("threshold", [0, -1, float("nan"), float("inf")])
+def test_an_impossible_threshold_is_refused_before_the_work(folder, threshold):
+    with pytest.raises(InputError, match="threshold must be a positive number"):
+        evaluate(folder, threshold=threshold)
+    assert not (folder.parent / "cache").exists()
+
+
 def test_a_model_without_points_is_told(folder):
     model = true_model()
     for i in list(model.points3D):

@@ -102,6 +102,8 @@ def evaluate_localization(
         have a pose.
     """
     settings = settings or LocalizationSettings()
+    if settings.threshold is not None:
+        AbsolutePoseOptions(threshold=settings.threshold)  # checks it
     dataset = find_dataset(folder, settings)
     true_poses = dataset.true_poses
     if settings.truth is not None:
