@@ -46,6 +46,10 @@ def test_unknown_names_and_settings() -> None:
         open_source("ots:colour=red")
     with pytest.raises(InputError, match="rootsift has no setting 'colour'"):
         open_source("rootsift:colour=red")
+    for setting in ("max_keypoints=x", "max_keypoints=-3", "max_keypoints=none", "max_edge=0"):
+        for method in ("rootsift", "aliked"):
+            with pytest.raises(InputError, match=setting.partition("=")[0]):
+                open_source(f"{method}:{setting}")
 
 
 def test_rootsift(photo: Path) -> None:
