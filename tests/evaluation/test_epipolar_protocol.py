@@ -104,10 +104,11 @@ def test_line_distance_is_the_larger_of_the_two():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no rows"),
-        ("1 2 3 4\n1 2 3\n", "does not hold rows of four numbers"),
-        ("1 2 3 x\n", "does not hold rows of four numbers"),
-        ("1 2 3 nan\n", "not finite"),
+        ("", "is empty"),
+        ("1 2 3 4\n1 2 3\n", "line 2"),
+        ("1 2 3 x\n", "line 1"),
+        ("1 2 3 4\n\n1 2 3 nan\n", "line 3"),
+        ("1 2 3 4 5\n" * 4, "line 1.* x1 y1 x2 y2"),  # twenty numbers
     ],
 )
 def test_broken_marks_are_told_in_one_sentence(folder, text, message):
@@ -121,11 +122,17 @@ def test_broken_marks_are_told_in_one_sentence(folder, text, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("01.png", "no photo 01"), ("02.jpg", "no photo 02")],
+    [("01.png", "one photo 01"), ("02.jpg", "one photo 02")],
 )
 def test_what_a_pair_lacks_is_told(folder, name, message):
     (folder / "night/tower" / name).unlink()
     with pytest.raises(FormatError, match=message):
+        find_pairs(folder)
+
+
+def test_two_photos_of_one_number_are_told(folder):
+    (folder / "night/tower/01.JPG").write_bytes(b"another")
+    with pytest.raises(FormatError, match=r"01\.JPG, 01\.png"):
         find_pairs(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,10 @@ def test_hpatches_proper_leaves_eight_sequences_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no homography H_1_2"),
-        ("1 2 3", "not a 3 x 3 matrix"),
-        ("a b c d e f g h i", "not a 3 x 3 matrix"),
-        ("0 0 0 0 0 0 0 0 0", "singular"),
+        (None, "needs one homography, H_1_2"),
+        ("1 2 3", "3 x 3"),
+        ("a b c d e f g h i", "3 x 3"),
+        ("0 0 0 0 0 0 0 0 0", "rank 3"),
         ("nan 0 0 0 1 0 0 0 1", "finite"),
     ],
 )
@@ -225,6 +226,19 @@ def test_broken_truth_is_one_sentence(tmp_path: Path, content: str | None, messa
         path.write_text(content)
     with pytest.raises(FormatError, match=message):
         find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("copy", "of"),
+    [("2.png", "2.ppm"), ("img2.ppm", "2.ppm"), ("01.ppm", "1.ppm"), ("H1to2p", "H_1_2")],
+)
+def test_two_files_of_one_number_are_told(tmp_path: Path, copy: str, of: str) -> None:
+    write_sequence(tmp_path, "v_one", {2: H})
+    shutil.copy(tmp_path / "v_one" / of, tmp_path / "v_one" / copy)
+    with pytest.raises(FormatError) as error:
+        find_pairs(tmp_path)
+    assert copy in str(error.value)
+    assert of in str(error.value)
 
 
 def test_no_sequences(tmp_path: Path) -> None:

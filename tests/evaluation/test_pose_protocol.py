@@ -165,6 +165,8 @@ def test_superglue_pairs_need_no_model(folder):
         (superglue_line(rotation=2 * R), "does not begin with a rotation"),
         (superglue_line(intrinsics=np.eye(3) - 2 * K), "camera matrix"),
         (superglue_line().replace("a.jpg", "c.jpg"), "photo images/c.jpg, which is not in"),
+        (superglue_line() + superglue_line(R.T), r"line 2: .*a\.jpg images/b\.jpg occurs before"),
+        (superglue_line().replace("b.jpg", "a.jpg"), r"pairs\.txt pairs .*a\.jpg with itself"),
     ],
 )
 def test_broken_superglue_pairs_are_told(folder, line, message):
@@ -178,6 +180,12 @@ def test_a_listed_photo_without_a_pose_is_told(folder):
     put_model(folder / "model", {"a.jpg": POSES["a.jpg"]})
     (folder / "pairs.txt").write_text("a.jpg b.jpg\n")
     with pytest.raises(FormatError, match=r"has no pose of the photo b\.jpg"):
+        find_pairs(folder, pairs=folder / "pairs.txt")
+
+
+def test_a_photo_paired_with_itself_is_told(folder):
+    (folder / "pairs.txt").write_text("a.jpg b.jpg\nb.jpg b.jpg\n")
+    with pytest.raises(FormatError, match=r"pairs\.txt pairs .*b\.jpg with itself"):
         find_pairs(folder, pairs=folder / "pairs.txt")
 
 

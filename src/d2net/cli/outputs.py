@@ -31,13 +31,7 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
             )
     with output.open("rb") as file:
         is_text = b"\0" not in file.read(8192)  # photos and databases contain zero bytes
-    if appends or is_text:
-        return
+    if not (appends or is_text):
+        from d2net.io.drawn_pictures import check_replaceable
 
-    from d2net.io.drawn_pictures import is_own_picture
-
-    if not is_own_picture(output):
-        raise OutputError(
-            f"the output {output} exists and was not made by this command; choose another output, "
-            "or delete the file"
-        )
+        check_replaceable(output)

@@ -32,6 +32,7 @@ from d2net.geometry import robust
 from d2net.geometry.epipolar import distances_from_lines, epipolar_lines, sampson_distance
 from d2net.geometry.robust import RobustOptions
 from d2net.io.image_lists import EXTENSIONS
+from d2net.io.text_lists import finite_numbers, read_lines
 from d2net.progress import Progress, no_progress
 
 WITHIN = Curve(
@@ -43,6 +44,7 @@ THRESHOLD, MAX_ITERATIONS = 1.0, 20_000
 """Threshold of MAGSAC in pixels."""
 DRAWN_AS_CORRECT = 5.0
 """A match is drawn as correct within this distance (pixels) of the geometry of the marks."""
+_ROWS = "lines of x1 y1 x2 y2"
 
 PROTOCOL = Protocol(
     "epipolar",
@@ -78,15 +80,18 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
         here, photos = corrs.parent, []
         for name in ("01", "02"):
             files = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
-            if not files:
-                raise FormatError(f"{here} has no photo {name} (as {name}.png or {name}.jpg)")
+            if len(files) != 1:
+                found = ", ".join(file.name for file in files) or "none"
+                raise FormatError(f"{here} needs one photo {name}, as {name}.png, but has {found}")
             photos.append(files[0])
-        try:
-            marks = np.array(corrs.read_text(encoding="utf-8").split(), np.float64).reshape(-1, 4)
-        except ValueError as error:
-            raise FormatError(f"{corrs} does not hold rows of four numbers x1 y1 x2 y2") from error
-        if not len(marks) or not np.isfinite(marks).all():
-            raise FormatError(f"{corrs} holds no rows x1 y1 x2 y2, or numbers that are not finite")
+        rows = []
+        for number, line in read_lines(corrs, _ROWS):
+            rows.append(finite_numbers(line.split(), 4))
+            if rows[-1] is None:
+                raise FormatError(f"{corrs}, line {number}: expected {_ROWS}, not {line[:80]!r}")
+        if not rows:
+            raise FormatError(f"{corrs} is empty; expected {_ROWS}")
+        marks = np.array(rows)
         group = "." if here == folder else here.parent.relative_to(folder).as_posix()
         group = folder.resolve().name if group == "." else group
         pairs.append(MarkedPair(group, (photos[0], photos[1]), marks[:, :2], marks[:, 2:]))

@@ -33,6 +33,7 @@ from d2net.features import Features, Matches
 from d2net.geometry import robust
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.image_lists import EXTENSIONS
+from d2net.io.text_lists import finite_numbers, read_lines
 from d2net.matching import match
 from d2net.matching.refine import refine
 from d2net.progress import Progress, no_progress
@@ -97,20 +98,17 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
         first = images.pop(1)
         for k, image in sorted(images.items()):
             names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
-            path = next((sequence / name for name in names if (sequence / name).is_file()), None)
-            if path is None:
+            paths = [sequence / name for name in names if (sequence / name).is_file()]
+            if len(paths) != 1:
+                found = " and ".join(path.name for path in paths) or "none"
                 raise FormatError(
-                    f"{sequence} has an image {k} but no homography {names[0]} or {names[1]}"
+                    f"the image {k} in {sequence} needs one homography, {names[0]} or {names[1]}, "
+                    f"but has {found}"
                 )
-            try:
-                H = np.array(path.read_text().split(), dtype=np.float64).reshape(3, 3)
-            except ValueError as error:
-                raise FormatError(f"{path} is not a 3 x 3 matrix of numbers") from error
-            if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
-                raise FormatError(
-                    f"{path} is not a homography: the matrix is singular or its numbers are not "
-                    "finite"
-                )
+            lines = read_lines(paths[0], "a matrix")
+            H = finite_numbers(" ".join(line for _, line in lines).split(), 3, 3)
+            if H is None or np.linalg.matrix_rank(H) < 3:
+                raise FormatError(f"{paths[0]} is not a matrix of 3 x 3 finite numbers with rank 3")
             pairs.append(HomographyPair(sequence.name, (first, image), H))
     if not pairs:
         raise InputError(
@@ -121,11 +119,13 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
 
 
 def _images(folder: Path) -> dict[int, Path]:
-    images = {}
+    images: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         number = re.fullmatch(r"(?:img)?(\d+)", path.stem)
         if number and path.suffix.lower() in EXTENSIONS:
-            images[int(number[1])] = path
+            other = images.setdefault(int(number[1]), path)
+            if other != path:
+                raise FormatError(f"two files are image {int(number[1])}: {other} and {path}")
     return images
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from d2net.errors import FormatError, InputError
-from d2net.evaluation.simulated_night import check_may_write, write_at_night
+from d2net.evaluation.simulated_night import write_at_night
 from d2net.geometry.alignment import spread_of
 from d2net.io.colmap_model import find_model, is_model, read_model
+from d2net.io.drawn_pictures import check_replaceable
 from d2net.io.image_lists import photos_folder
 from d2net.io.intrinsics import read_intrinsics
 from d2net.io.pair_lists import Pair, read_pairs
@@ -261,7 +262,7 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
                 "choose another folder"
             )
         for query in queries:
-            check_may_write(night / f"{query.name}.png")
+            check_replaceable(night / f"{query.name}.png")
         for query in list(queries):
             dark = query._replace(name=f"night/{query.name}", group="night")
             elsewhere[dark.name] = night / f"{query.name}.png"

@@ -52,11 +52,8 @@ def evaluate_pairs(
         photos.match(by_names, progress)
         for done, ((first, second), pair) in enumerate(by_names.items()):
             progress(f"evaluating: {pair.group}", done, len(pairs))
-            a, b, matches = (
-                photos.features(first),
-                photos.features(second),
-                photos.matches(first, second),
-            )
+            a, b = photos.features(first), photos.features(second)
+            matches = photos.matches(first, second)
             figures, drawing = judge(pair, a, b, matches)
             figures["features"] = (len(a) + len(b)) / 2
             figures["matches"] = float(len(matches))

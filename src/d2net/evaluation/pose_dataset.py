@@ -17,7 +17,7 @@ from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import named_photo, photos_folder
 from d2net.io.pair_lists import read_pairs
-from d2net.io.text_lists import read_lines
+from d2net.io.text_lists import finite_numbers, read_lines
 
 if TYPE_CHECKING:
     import pycolmap
@@ -74,6 +74,9 @@ def find_pairs(
         raise InputError(
             f"{pairs or folder} holds no pair of photos; a scene needs two with known cameras"
         )
+    for pair in posed_pairs:
+        if pair.photos[0] == pair.photos[1]:
+            raise FormatError(f"{pairs} pairs {pair.photos[0]} with itself; remove that line")
     return posed_pairs
 
 
@@ -98,13 +101,11 @@ def _pairs_of(scene: Path, model: Path | None, pair_list: Path | None) -> Iterat
 
 def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
     pairs = []
+    known: dict[tuple[Path, Path], Array] = {}
     for number, line in read_lines(path, "pairs with poses"):
         words, where = line.split(), f"{path}, line {number}"
-        try:
-            values = np.array(words[2:], dtype=np.float64)
-        except ValueError:
-            values = np.empty(0)
-        if len(values) != _NUMBERS or not np.isfinite(values).all():
+        values = finite_numbers(words[2:], _NUMBERS)
+        if values is None:
             raise FormatError(
                 f"{where}: two names and {_NUMBERS} numbers are expected, "
                 "name0 name1 rot0 rot1 K0 K1 T_0to1"
@@ -124,5 +125,9 @@ def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
         if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
             raise FormatError(f"{where}: T_0to1 does not begin with a rotation")
         a, b = (named_photo([folder], name, path) for name in words[:2])
+        if (known.setdefault((a, b), values) != values).any():
+            raise FormatError(
+                f"{where}: the pair {words[0]} {words[1]} occurs before with other numbers"
+            )
         pairs.append(PosedPair(folder.resolve().name, (a, b), cameras, rotation, pose[:3, 3]))
     return pairs

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2net.errors import OutputError
 from d2net.io.atomic import output_errors
-from d2net.io.drawn_pictures import is_own_picture, write_picture
+from d2net.io.drawn_pictures import write_picture
 from d2net.io.images import Pixels, to_pixels
 
 WHITE_ELECTRONS = 40.0
@@ -48,15 +47,6 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
     shown = np.clip(BRIGHTEST * electrons / white, 0, 1) ** (1 / _GAMMA)
     night: Pixels = np.rint(255 * shown).astype(np.uint8)
     return night
-
-
-def check_may_write(output: Path) -> None:
-    """OutputError if a file exists that d2net did not draw."""
-    if output.exists() and not is_own_picture(output):
-        raise OutputError(
-            f"the night photo {output} would replace a file that d2net did not make; choose "
-            "another folder"
-        )
 
 
 def write_at_night(photo: Path, output: Path) -> None:

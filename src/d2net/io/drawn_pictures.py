@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
+from d2net.errors import OutputError
 from d2net.io.atomic import replacing
 
 _MARK = "d2net"
@@ -39,3 +40,12 @@ def is_own_picture(path: Path) -> bool:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
     return _MARK in marks
+
+
+def check_replaceable(output: Path) -> None:
+    """OutputError if the output exists and `write_picture` did not write it."""
+    if output.exists() and not is_own_picture(output):
+        raise OutputError(
+            f"the output {output} exists and was not made by this command; choose another output, "
+            "or delete the file"
+        )

@@ -15,7 +15,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
-from d2net.io.text_lists import read_lines
+from d2net.io.text_lists import finite_numbers, read_lines
 
 if TYPE_CHECKING:
     import pycolmap
@@ -48,11 +48,8 @@ def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
     poses: dict[str, pycolmap.Rigid3d] = {}
     for number, line in read_lines(path, _EXPECTED):
         name, *words = line.rsplit(None, 7)
-        try:
-            values = np.array(words, dtype=np.float64)
-        except ValueError:
-            values = np.empty(0)
-        if len(values) != 7 or not np.isfinite(values).all() or not values[:4].any():
+        values = finite_numbers(words, 7)
+        if values is None or not values[:4].any():
             raise FormatError(f"{path}, line {number}: expected {_EXPECTED}")
         if name in poses:
             raise FormatError(f"{path}, line {number}: the photo {name} occurs twice")

@@ -7,8 +7,11 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from d2net.errors import FormatError, InputError
 
@@ -55,3 +58,12 @@ def read_lines(
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path} cannot be read ({reason}); expected {expected}") from error
+
+
+def finite_numbers(words: Sequence[str], *shape: int) -> NDArray[np.float64] | None:
+    """The words as an array of a shape; None if they are too few, too many or no finite numbers."""
+    try:
+        values = np.array(words, dtype=np.float64).reshape(shape)
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None
