@@ -138,7 +138,7 @@ def test_a_picture_in_the_folder_of_a_map_is_not_overwritten(d2net: Run, photos:
     content = (photos / "map.png").read_bytes()
     run = d2net("reconstruct", photos, "-o", photos)
     assert run.code == 2
-    assert "map.png exists" in run.err
+    assert "map.png is of no map" in run.err
     assert (photos / "map.png").read_bytes() == content
 
 

@@ -15,7 +15,7 @@ import pycolmap
 import pytest
 import torch
 
-from d2net.errors import InputError, MappingError, OutputError
+from d2net.errors import FormatError, InputError, MappingError, OutputError
 from d2net.features import Features
 from d2net.geometry.alignment import camera_errors
 from d2net.io.colmap_model import read_model
@@ -287,14 +287,66 @@ def test_no_map_says_why_and_keeps_what_there_is(
     assert not (tmp_path / "map" / "sparse").exists()
 
 
-@pytest.mark.parametrize("name", ["database.db", "sparse/0/images.bin", "pairs.txt"])
-def test_a_project_of_another_program_is_kept(made: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["database.db", "sparse/0/images.bin", "pairs.txt", "report.json", "map.png", "map1.html"],
+)
+def test_files_of_the_user_in_the_output_are_kept(made: Path, tmp_path: Path, name: str) -> None:
+    shutil.copyfile(made / "map" / "features.h5", tmp_path / "features.h5")
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(OutputError, match="no map by d2net"):
         reconstruct(made / "photos", tmp_path, model=network())
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["sparse/aligned/images.bin", "sparse/0/notes.txt", "map1.png"])
+def test_files_of_the_user_in_a_map_are_kept(made: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    mine = tmp_path / "map" / name
+    mine.parent.mkdir(exist_ok=True)
+    shutil.copyfile(made / "photos" / "photo00.png", mine)
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    with pytest.raises(OutputError, match="no map by d2net"):
+        add_photos(tmp_path / "map", new, model=both)
+    assert mine.read_bytes() == (made / "photos" / "photo00.png").read_bytes()
+    mine.unlink()
+    if mine.parent.name == "aligned":
+        mine.parent.rmdir()
+    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
+
+
+def test_a_map_json_of_another_program_is_kept(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(FormatError, match="not a record of work"):
+        reconstruct(made / "photos", tmp_path, model=network())
+    assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
+
+
+def test_a_map_does_not_replace_the_model_that_it_is_made_from(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    for model in (tmp_path / "map", tmp_path / "map" / "sparse" / "0"):
+        with pytest.raises(InputError, match="would replace the model"):
+            reconstruct(made / "photos", tmp_path / "map", model=network(), poses=model)
+        covisible = PairChoice("covisibility", model=model)
+        with pytest.raises(InputError, match="would replace the model"):
+            reconstruct(made / "photos", tmp_path / "map", model=network(), pairs=covisible)
+
+
+@pytest.mark.parametrize("keep", [0, 6000])
+def test_a_damaged_database_is_made_again(made: Path, tmp_path: Path, keep: int) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    database = tmp_path / "map" / "database.db"
+    database.write_bytes(database.read_bytes()[:keep])
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    with pytest.raises(InputError, match="damaged"):
+        add_photos(tmp_path / "map", new, model=both)
+    assert reconstruct(made / "photos", tmp_path / "map", model=network()).num_registered == 6
+    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
 
 
 def test_one_photo_is_no_map(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,23 @@ def test_points_behind_a_camera_have_no_error_there() -> None:
     assert np.isnan(cloud.errors).tolist() == [False] * 20 + [True]
     assert summarise([cloud], {}).mean_reprojection_error_px == pytest.approx(0)
     json.dumps(page_data(cloud), allow_nan=False)
+
+
+def test_a_folder_of_photos_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    cloud = read_cloud(upright(ball(), front_row()))
+    write_report([cloud], tmp_path, summarise([cloud], {}), [Path(os.fsdecode(b"/photos\xff"))])
+    assert "photos?" in (tmp_path / "map.html").read_text()
+
+
+def test_pages_of_an_earlier_run_go_and_photos_of_the_user_stay(tmp_path: Path) -> None:
+    cloud = read_cloud(upright(ball(), front_row()))
+    names = tuple(photo.name for photo in cloud.photos)
+    summary = replace(summarise([cloud], {}), maps=(MapTrust(names, "good"),) * 2)
+    write_report([cloud, cloud], tmp_path, summary)
+    Image.new("RGB", (9, 9)).save(tmp_path / "map2.png")
+    write_report([cloud], tmp_path, summarise([cloud], {}))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["map.html", "map.png", "map2.png", "report.json"]
 
 
 def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:

@@ -67,7 +67,6 @@ def reconstruct(
     choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
     folder = into or output or Path("map")
     if folder.exists():
-        check_output(folder / "map.png")
         check_output(folder / "pairs.txt", pair_file)
 
     from d2net.cli import progress

@@ -59,13 +59,13 @@ class WorkRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            content = {}
+            content = {"done": {}}
         except ValueError as error:
             raise FormatError(f"{path} is damaged ({error}). Delete it and run again.") from error
-        if not isinstance(content, dict) or not isinstance(content.get("done", {}), dict):
-            raise FormatError(f"{path} is not a record of work by d2net. Delete it.")
+        if not isinstance(content, dict) or not isinstance(content.get("done"), dict):
+            raise FormatError(f"{path} is not a record of work by d2net. Choose another folder.")
         self.settings: Settings | None = content.pop("settings", None)
-        self._done: dict[str, str] = content.pop("done", {})
+        self._done: dict[str, str] = content.pop("done")
         self.values: dict[str, Any] = content
         if settings is not None:
             given = as_settings(settings)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -14,10 +16,15 @@ import pycolmap
 from d2net.errors import InputError
 from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
+from d2net.io.drawn_pictures import is_own_picture
 from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import named_photo
 from d2net.io.resume import WorkRecord
 from d2net.mapping.georeference import Georeference
+
+_VIEW = re.compile(r"map\d*\.(png|html)")  # of one of the map's models
+_MODEL_FILE = re.compile(r"\d+(/(.*\.bin|georeference\.json))?|(.*/)?\..*")
+"""Files and folders in `sparse` that a map may replace, and hidden ones."""
 
 
 class MapFolder:
@@ -98,17 +105,38 @@ class MapFolder:
         folders.sort(key=lambda path: int(path.name))
         return [(read_model(folder), Georeference.read(folder)) for folder in folders]
 
+    def foreign_files(self) -> list[Path]:
+        """The files that writing a map would replace, and that are not of a map by d2net."""
+        views = (file for file in self.path.iterdir() if _VIEW.fullmatch(file.name))
+        foreign = [file for file in views if not is_own_picture(file.with_suffix(".png"))]
+        if self.record.path.exists() or is_own_picture(self.path / "map.png"):
+            models = ((file.relative_to(self.sparse), file) for file in self.sparse.rglob("*"))
+            return foreign + [f for name, f in models if not _MODEL_FILE.fullmatch(name.as_posix())]
+        files = (self.database, self.sparse, self.pairs, self.matches, self.retrieval)
+        return foreign + [f for f in (*files, self.path / "report.json") if f.exists()]
+
+    def has_database(self) -> bool:
+        """Whether there is a database of photos that SQLite can read to its end."""
+        if not self.database.exists():
+            return False
+        try:
+            with closing(sqlite3.connect(self.database)) as database:
+                database.execute("SELECT name FROM images")
+                return bool(database.execute("PRAGMA quick_check").fetchone() == ("ok",))
+        except sqlite3.DatabaseError:
+            return False
+
     def check_database(self) -> None:
-        """InputError if the database has other photos than the models, after a run was stopped."""
+        """InputError if the database is damaged, or has other photos than the models."""
         numbers = {}
-        if self.database.exists():
+        if self.has_database():
             with pycolmap.Database.open(self.database) as database:
                 numbers = {image.image_id: image.name for image in database.read_all_images()}
         for model, _ in self.read_models():
             if any(numbers.get(image.image_id) != image.name for image in model.images.values()):
                 raise InputError(
-                    f"the map {self.path} has no database of its models, because d2net reconstruct "
-                    "was stopped or was given known poses: run it again without them"
+                    f"the map {self.path} has no database of its models, because it is damaged, or "
+                    "d2net reconstruct was stopped or given known poses: run it again without them"
                 )
 
     def save_models(

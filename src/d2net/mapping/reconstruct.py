@@ -99,6 +99,10 @@ def reconstruct(
                 "a known distance names two of the photos and a positive number of metres, and "
                 f"excludes known poses, which set the scale themselves; given was {known_distance}"
             )
+    for source in (poses, pairs.model if pairs else None):
+        found_model = source and find_model(source)
+        if found_model and (Path(output) / "sparse").resolve() in found_model.resolve().parents:
+            raise InputError(f"the map would replace the model {source}: choose another output")
     model = model or D2Net.from_pretrained()
     if poses is None:
         check_cameras(found, settings, model.settings.upright)
@@ -177,18 +181,18 @@ def _find_photos(folder: Path) -> list[FoundImage]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[MapFolder]:
-    """A map's folder, locked."""
+    """A map's folder, locked; OutputError if a map would replace files of the user there."""
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path / "map"):
         folder = MapFolder(path)
-        is_ours = folder.features.exists() or folder.record.path.exists()
-        for output in (folder.database, folder.sparse, folder.pairs, folder.matches):
-            if output.exists() and not is_ours:
-                raise OutputError(
-                    f"{path} holds {output.name}, but no map by d2net: choose another folder, so "
-                    "that nothing of another program is overwritten"
-                )
+        foreign = folder.foreign_files()
+        if foreign:
+            raise OutputError(
+                f"{foreign[0]} is of no map by d2net, and the map would replace it: move it, or "
+                "choose another folder"
+            )
+        folder.record.save()
         yield folder
 
 
@@ -293,7 +297,7 @@ class Stages:
     def verify(self, *, adding: bool = False) -> None:
         """Write COLMAP's database with the verified matches of the selected pairs."""
         folder, settings = self._folder, self._settings
-        if folder.record.is_done("verification", self.inputs) and folder.database.exists():
+        if folder.record.is_done("verification", self.inputs) and folder.has_database():
             return
         self._progress("verifying", 0, None)
         with (

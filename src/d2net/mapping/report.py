@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2net.io.atomic import write_text
-from d2net.io.drawn_pictures import write_picture
+from d2net.io.drawn_pictures import is_own_picture, write_picture
 from d2net.mapping.picture.drawing import (
     CAMERA_COLOUR,
     TAN_HALF_FOV,
@@ -44,6 +43,7 @@ def write_report(
     write_text(folder / "report.json", text)
     names = [photos.parent if photos.name == "images" else photos for photos in photo_folders]
     title = ", ".join(path.resolve().name for path in names)
+    title = title.encode(errors="replace").decode()  # a folder's name may be no Unicode
     loader = PackageLoader("d2net.mapping.picture")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     template = pages.get_template("map.html.j2")
@@ -67,10 +67,11 @@ def write_report(
                 data=page_data(coloured),
             ),
         )
-    for old in folder.iterdir():  # of an earlier run with more maps
-        name = re.fullmatch(r"map([1-9]\d*)\.(png|html)", old.name)
-        if name and int(name[1]) >= len(clouds):
+    for old in folder.glob("map*.png"):  # of an earlier run with more maps
+        digits = old.stem.removeprefix("map")
+        if digits.isdecimal() and int(digits) >= len(clouds) and is_own_picture(old):
             old.unlink()
+            old.with_suffix(".html").unlink(missing_ok=True)
 
 
 def page_data(cloud: Cloud) -> dict[str, Any]:
