@@ -103,7 +103,30 @@ def test_a_run_on_other_photos_is_not_passed_off_as_this_one(tmp_path: Path) -> 
         run(FitLine(), SETTINGS, tmp_path, "9 (b)", workers=0)
 
 
-def test_weights_of_the_user_are_not_overwritten(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("weights.safetensors", "best.safetensors", "unfinished.safetensors", "log.jsonl"),
+        *("last/mine.safetensors", "tensorboard/events", "teachers/a.npz", "pairs/000000.npz"),
+    ],
+)
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(OutputError, match="not overwritten"):
+        run(FitLine(), SETTINGS, tmp_path, workers=0)
+    assert file.read_text() == "mine"
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {file}
+
+
+def test_weights_of_the_user_beside_an_interrupted_run(tmp_path: Path) -> None:
+    def interrupt(_: str, done: int, __: int | None) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FitLine(), SETTINGS, tmp_path, workers=0, progress=interrupt)
     (tmp_path / "weights.safetensors").write_text("mine")
     with pytest.raises(OutputError, match="not overwritten"):
         run(FitLine(), SETTINGS, tmp_path, workers=0)

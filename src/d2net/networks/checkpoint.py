@@ -174,6 +174,14 @@ def header_of(data: bytes) -> bytes:
     return data[_LENGTH : _LENGTH + int.from_bytes(data[:_LENGTH], "little")]
 
 
+def with_sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order; safetensors writes a random order."""
+    unsorted = header_of(data)
+    header = json.dumps(json.loads(unsorted), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _LENGTH)  # arrays begin at a multiple of eight bytes
+    return len(header).to_bytes(_LENGTH, "little") + header + data[_LENGTH + len(unsorted) :]
+
+
 def _spans(header: bytes) -> dict[str, tuple[int, int]]:
     """Begin and end of each array after the header, in order."""
     entries = json.loads(header)

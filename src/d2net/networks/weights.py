@@ -22,7 +22,13 @@ from d2net.errors import InputError, WeightsError
 from d2net.io.atomic import output_errors, replacing
 from d2net.networks.base import Network
 from d2net.networks.catalogue import CATALOGUE, DEFAULT, NORMALISATIONS, WeightsRecord
-from d2net.networks.checkpoint import Checkpoint, damaged_error, read_checkpoint, to_float32
+from d2net.networks.checkpoint import (
+    Checkpoint,
+    damaged_error,
+    read_checkpoint,
+    to_float32,
+    with_sorted_header,
+)
 from d2net.networks.combined import Combined
 from d2net.networks.light import Light, LightSettings
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
@@ -189,7 +195,7 @@ def save_weights(
         to_float32(name, array, "the weights to be saved in half precision")
     data = safetensors.torch.save(arrays, {"format": "pt", **metadata, **about})
     with replacing(Path(path)) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(with_sorted_header(data))
 
 
 def download_weights(name: str, progress: Progress = no_progress) -> Path:

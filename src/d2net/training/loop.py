@@ -34,10 +34,16 @@ from d2net.training.batches import load
 from d2net.training.objective import Objective
 from d2net.training.run_log import RunLog
 from d2net.training.settings import RunSettings
-from d2net.training.state import TrainingState, load_state, restore_tensors, save_state
+from d2net.training.state import TrainingState, load_state, restore_tensors, save_state, write_state
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+_FILES = (
+    *("weights.safetensors", "best.safetensors", "unfinished.safetensors"),
+    *("last/*.safetensors", "log.jsonl", "tensorboard", "teachers", "pairs"),
+)
+"""The files and folders of a run, besides `last/state.json`, which is written first."""
 
 _RECORD_EVERY = 20  # steps; their mean is recorded
 
@@ -91,28 +97,29 @@ def run(
             "batch a multiple of the number of processes"
         )
     output = Path(output)
-    weights, best = output / "weights.safetensors", output / "best.safetensors"
+    weights, best, unfinished, *_ = (output / name for name in _FILES)
 
     def warn(sentence: str) -> None:
         if log is not None:
             log.write("alarm", state.step, {"alarm": sentence})
         _logger.warning("%s", sentence)
 
-    def finish(path: Path) -> None:
+    def finish(path: Path, name: str) -> None:
         try:
             objective.finish(path, progress)
         except TrainingError as error:  # the weights are worth keeping without it
-            warn(f"{path.name}: {error}")
+            warn(f"{name}: {error}")
 
     with _deterministic_on_cpu(), _locked(output, fabric):
         # Begin a new run, or resume an interrupted one.
         new_run = TrainingState(settings.to_dict(), objective.start, photos)
         state = load_state(output / "last") or new_run
-        if state is new_run and weights.exists():
-            raise OutputError(
-                f"{weights} exists, but not the run that made it: choose another output, so that "
-                "the file is not overwritten"
-            )
+        for file in (file for name in _FILES for file in output.glob(name)):
+            if state is new_run or (file == weights and state.step < settings.steps):
+                raise OutputError(
+                    f"{file} was not made by a run in this folder: choose another output, so that "
+                    "the file is not overwritten"
+                )
         before = {**state.settings, "starting weights": state.start, "photos": state.photos}
         now = {**settings.to_dict(), "starting weights": objective.start, "photos": photos}
         for name, value in now.items():
@@ -121,14 +128,21 @@ def run(
                     f"{output} holds a run with other settings ({name} was {before.get(name)!r} "
                     f"and is now {value!r}): give the same settings to resume it, or another output"
                 )
+        if weights.exists():
+            return TrainingResult(weights, best if best.exists() else None, state)
         learned = [p for p in objective.network.parameters() if p.requires_grad]
         optimizer = objective.optimizer(settings)
         if state.step:
             restore_tensors(output / "last" / state.tensors, objective.network, optimizer)
         forward, fabric_optimizer = fabric.setup(objective, optimizer)
+        fabric.barrier()  # no process may find files that another one has just made
+        if state is new_run and fabric.is_global_zero:
+            with output_errors(output / "last"):
+                (output / "last").mkdir(exist_ok=True)
+            write_state(output / "last", state)
         dataset = objective.dataset(fabric.global_rank, fabric.world_size)
         batches = load(dataset, range(state.step, settings.steps), workers)
-        log = RunLog(output, state.step) if fabric.is_global_zero else None
+        log = RunLog(output, state.step or -1) if fabric.is_global_zero else None
         monitor = Monitor(objective.alarms)
         recent: deque[dict[str, float]] = deque(maxlen=_RECORD_EVERY)
         first_step, seconds_before, waited = state.step, state.seconds, 0.0
@@ -191,13 +205,16 @@ def run(
                 fabric.barrier()
 
         if fabric.is_global_zero:
-            objective.save(weights, state)
-            finish(weights)
+            # The result gets its name when it is complete: a run that has it is finished.
+            if state.best is not None and state.best["step"] < state.step:
+                finish(best, best.name)
+            objective.save(unfinished, state)
+            finish(unfinished, weights.name)
             if state.best is not None and state.best["step"] == state.step:
                 with replacing(best) as temporary:
-                    shutil.copyfile(weights, temporary)
-            elif state.best is not None:
-                finish(best)
+                    shutil.copyfile(unfinished, temporary)
+            with output_errors(weights):
+                unfinished.replace(weights)
         fabric.barrier()
     return TrainingResult(weights, best if best.exists() else None, state)
 

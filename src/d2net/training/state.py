@@ -58,17 +58,20 @@ def save_state(
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     # A new name for each step: the file that the current state.json names is never touched.
     state.tensors = f"state-{state.step:09d}.safetensors"
     with replacing(folder / state.tensors) as temporary:
         temporary.write_bytes(data)
-    write_text(folder / "state.json", json.dumps(asdict(state), indent=1))
+    write_state(folder, state)
     with output_errors(folder):
         for old in folder.glob("state-*.safetensors"):
             if old.name != state.tensors:
                 old.unlink()
+
+
+def write_state(folder: Path, state: TrainingState) -> None:
+    """Replace the state without its tensors."""
+    write_text(folder / "state.json", json.dumps(asdict(state), indent=1))
 
 
 def load_state(folder: Path) -> TrainingState | None:
@@ -102,7 +105,7 @@ def restore_tensors(path: Path, network: nn.Module, optimizer: torch.optim.Optim
 
 def _damaged(path: Path, error: Exception) -> FormatError:
     return FormatError(
-        f"the training state {path} is damaged ({error}); delete its folder to start over"
+        f"the training state {path} is damaged ({error}); choose another output to start over"
     )
 
 
