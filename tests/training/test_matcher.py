@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +162,7 @@ def test_the_loss_of_one_batch_falls(data: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_features_are_stored_and_made_again_for_a_photo_that_has_changed(
+def test_features_are_stored_and_made_again_if_they_are_damaged(
     network: str, data: Path, tmp_path: Path
 ) -> None:
     def fill() -> dict[str, int]:
@@ -173,11 +172,19 @@ def test_features_are_stored_and_made_again_for_a_photo_that_has_changed(
     first = fill()
     assert len(first) == 4
     assert fill() == first
-    os.utime(data / "graf" / "graf1.jpg", ns=(1, 1))
-    (tmp_path / "pairs" / "000003.npz").write_bytes(b"damaged")
-    changed = {name for name, time in fill().items() if time != first[name]}
-    assert "000003.npz" in changed
-    assert 1 < len(changed) <= 4
+    whole = (tmp_path / "pairs" / "000001.npz").read_bytes()
+    damaged = {"000001.npz": whole[:-9], "000002.npz": b"", "000003.npz": b"damaged"}
+    for name, content in damaged.items():
+        (tmp_path / "pairs" / name).write_bytes(content)
+    assert {name for name, time in fill().items() if time != first[name]} == damaged.keys()
+
+
+def test_pairs_of_different_places_need_two_places(
+    network: str, data: Path, tmp_path: Path
+) -> None:
+    sources = [{"kind": "photos", "path": path} for path in ("graf", ".")]
+    with pytest.raises(InputError, match="different = 0"):
+        MatcherObjective(make_settings(network, sources=sources), data, tmp_path / "pairs")
 
 
 def test_a_run_resumes_with_the_same_bits_and_its_file_matches(

@@ -119,7 +119,7 @@ class DistillationObjective(FeatureObjective):
         self._progress = progress
         teachers = load_teachers(settings, data, "cpu")
         checksums = [teacher.sha256 for teacher in teachers]
-        self._targets = StoredTargets(folder, data, settings, checksums)
+        self._targets = StoredTargets(folder, data, settings)
         if settings.start == "none":
             widths = LightSettings.from_dict(settings.student) if settings.student else None
             with torch.random.fork_rng(devices=[]):
@@ -146,16 +146,16 @@ class DistillationObjective(FeatureObjective):
         found = (find_teacher_photos(source, self.data) for source in sources)
         photos = sorted({photo.path for part in found for photo in part})
         mine = photos[rank::processes]
-        if not all(self._targets.path(photo).exists() for photo in mine):
+        if not all(self._targets.has(photo) for photo in mine):
             device = str(self.network.projection.device)
             teachers = load_teachers(self.settings, self.data, device)
             self._targets.compute(mine, teachers, device, self._progress)
         if processes > 1:
             torch.distributed.barrier()
         if not self.network.projection.any():
-            known = [photo for photo in photos if self._targets.path(photo).exists()]
+            known = [photo for photo in photos if self._targets.has(photo)]
             if not known:
-                raise InputError(f"none of the photos in {self.data} can be read")
+                raise InputError(f"none of the photos in {self.data} can be used")
             # The directions in which the teachers' descriptors have the most energy.
             total = 0.0
             for i in evenly_spaced(len(known), _PROJECTION_PHOTOS):

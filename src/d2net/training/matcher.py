@@ -9,7 +9,7 @@ partner.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +182,15 @@ class MatcherObjective(Objective):
             self.network = MatchingTransformer(
                 MatcherSettings.from_dict({**settings.widths, "descriptor_length": length})
             )
-        self._stored = StoredPairs(folder, data, settings, self.descriptor_id)
+        if settings.different:
+            folders = [str(data / source.path) for source in settings.training_sources]
+            places = [places_of([folder], settings, data) for folder in folders]
+            if not any(are_different(a, b) for a, b in combinations(places, 2)):
+                raise InputError(
+                    f"different is {settings.different}, but no two of the sources are folders of "
+                    "different places: name another source, or set different = 0"
+                )
+        self._stored = StoredPairs(folder, data, settings)
         self._fixed: list[Example] = []
 
     def dataset(self, rank: int, processes: int) -> PartBatches:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from torch.utils.data import Dataset
 from d2net.errors import D2NetError, InputError
 from d2net.features import Features
 from d2net.io.atomic import output_errors, replacing
-from d2net.io.resume import file_state, fingerprint
 from d2net.networks.matcher import KeypointBatch
 from d2net.progress import Progress
 from d2net.training.batches import Drawn, Mixture, training_part
@@ -105,17 +105,10 @@ class StoredPair(NamedTuple):
 
 
 class StoredPairs:
-    """The pairs of a run, one file per pair.
+    """The pairs of a run, one file per pair. A file is written whole or not at all."""
 
-    A file is written whole or not at all. It is written anew when a photo or the settings change.
-    """
-
-    def __init__(
-        self, folder: Path, data: Path, settings: MatcherTrainingSettings, descriptor_id: str
-    ) -> None:
+    def __init__(self, folder: Path, data: Path, settings: MatcherTrainingSettings) -> None:
         self._folder, self._data, self._settings = folder, data, settings
-        sources = [source.to_dict() for source in settings.training_sources]
-        self._made_by = [descriptor_id, sources, settings.crop, settings.keypoints, settings.seed]
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.npz"
@@ -126,13 +119,13 @@ class StoredPairs:
         features: Callable[[TrainingPair], tuple[Features, Features, Labels]],
         progress: Progress,
     ) -> None:
-        """Make the pairs that are missing or out of date."""
+        """Make the pairs that are missing or damaged."""
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         mixture: Mixture[TrainingPair] | None = None
         for done, number in enumerate(numbers):
             progress("features of training pairs", done, len(numbers))
-            if self._is_current(number):
+            if is_zipfile(self._path(number)):
                 continue
             mixture = mixture or Mixture.open(
                 self._settings, training_part(self._settings, self._data)
@@ -152,8 +145,6 @@ class StoredPairs:
                 )
             places = places_of(pair.photos, self._settings, self._data)
             arrays = {
-                "made": np.array(self._fingerprint(pair.photos)),
-                "photos": np.array(pair.photos),
                 "places": np.array(sorted(places), np.int64),
                 **{name: value.cpu().numpy() for name, value in labels._asdict().items()},
             }
@@ -165,17 +156,6 @@ class StoredPairs:
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)
         progress("features of training pairs", len(numbers), len(numbers))
-
-    def _fingerprint(self, photos: Sequence[str]) -> str:
-        return fingerprint([self._made_by, [file_state(Path(photo)) for photo in photos]])
-
-    def _is_current(self, number: int) -> bool:
-        try:
-            with np.load(self._path(number)) as arrays:
-                photos = [str(photo) for photo in arrays["photos"]]
-                return bool(str(arrays["made"]) == self._fingerprint(photos))
-        except (OSError, ValueError, KeyError):
-            return False
 
     def read(self, number: int) -> StoredPair:
         """Read a pair."""
@@ -189,7 +169,7 @@ class StoredPairs:
                 )
                 labels = Labels(*(torch.from_numpy(arrays[name]) for name in Labels._fields))
                 return StoredPair(a, b, labels, frozenset(arrays["places"].tolist()))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged file may cause any
             raise InputError(
                 f"the stored pair {self._path(number)} cannot be read: {error}; start the run again"
             ) from error

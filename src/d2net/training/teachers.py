@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ from torch import Tensor
 
 from d2net.errors import D2NetError, ImageError, MissingPackageError, WeightsError
 from d2net.io.atomic import output_errors, replacing
-from d2net.io.resume import file_state, fingerprint
+from d2net.io.resume import fingerprint
 from d2net.networks.base import Network, View
 from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_network
 from d2net.progress import Progress
 from d2net.training.crops import RGB
-from d2net.training.settings import DistillationSettings
+from d2net.training.settings import MIN_PHOTO_EDGE, DistillationSettings
 from d2net.training.sources.reading import read_photo
 
 _ALIKED_OFFSETS = {"aliked-n16": (1.30, -2.05), "aliked-n16rot": (0.47, -0.02)}
@@ -77,7 +78,7 @@ class NetworkTeacher:
             near_border = (found.positions - last / 2).abs() > last / 2 - detector.border
             found = found[found.located & ~near_border.any(1)]
             found = found[found.scores.argsort(descending=True, stable=True)[:keypoints]]
-            positions, scores = found.positions, found.scores / found.scores.amax().clamp_min(1e-6)
+            positions, scores = found.positions, found.scores / found.scores[:1].clamp_min(1e-6)
         return TeacherOutput(positions, scores, lambda at: network.describe(maps, at, self._type))
 
 
@@ -187,24 +188,13 @@ def compute_targets(
 
 
 class StoredTargets:
-    """The targets of a run, stored in one file per photo.
+    """The targets of a run, stored in one file per photo."""
 
-    A file's name is the fingerprint of the photo's file, the checksums of the teachers and the
-    settings, so the targets are computed again after the photo has changed.
-    """
-
-    def __init__(
-        self, folder: Path, data: Path, settings: DistillationSettings, teachers: Sequence[str]
-    ) -> None:
+    def __init__(self, folder: Path, data: Path, settings: DistillationSettings) -> None:
         self._folder, self._data, self._settings = folder, data, settings
-        entries = [entry.to_dict() for entry in settings.teachers]
-        sizes = (settings.photo_edge, _RANDOM_POINTS, settings.precision)
-        self._made_by = [entries, *teachers, *sizes]
 
-    def path(self, photo: Path) -> Path:
-        """The file with a photo's targets."""
-        name = os.path.relpath(photo, self._data)
-        return self._folder / f"{fingerprint([self._made_by, name, file_state(photo)])}.npz"
+    def _path(self, photo: Path) -> Path:
+        return self._folder / f"{fingerprint(os.path.relpath(photo, self._data))}.npz"
 
     def compute(
         self, photos: Sequence[Path], teachers: Sequence[Teacher], device: str, progress: Progress
@@ -214,8 +204,8 @@ class StoredTargets:
             self._folder.mkdir(parents=True, exist_ok=True)
         for number, photo in enumerate(photos):
             progress("running teachers", number, len(photos))
-            file = self.path(photo)
-            if file.exists():
+            file = self._path(photo)
+            if self.has(photo):
                 continue
             rng = np.random.default_rng(int(file.stem, 16))
             try:
@@ -223,18 +213,25 @@ class StoredTargets:
             except D2NetError as error:
                 _log.warning("a photo is left out: %s", error)
                 continue
-            targets = compute_targets(pixels, teachers, self._settings, device, rng)
+            is_large = min(pixels.shape[:2]) >= MIN_PHOTO_EDGE
+            targets = is_large and compute_targets(pixels, teachers, self._settings, device, rng)
+            if not targets or not targets.scores.any():
+                _log.warning("a photo is left out: %s has no keypoints for the student", photo)
+                continue
             with replacing(file, lock=False) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **targets._asdict())
         progress("running teachers", len(photos), len(photos))
 
+    def has(self, photo: Path) -> bool:
+        """Whether a photo has targets."""
+        return is_zipfile(self._path(photo))
+
     def read(self, photo: Path) -> Targets:
         """The targets of a photo."""
         try:
-            with np.load(self.path(photo)) as arrays:
+            with np.load(self._path(photo)) as arrays:
                 return Targets(**arrays)
-        except OSError as error:
+        except Exception as error:  # a damaged file may cause any
             raise ImageError(
-                f"there are no teachers' outputs for {photo}: it is not a photo, or has "
-                "changed since the run began; start the run again"
+                f"there are no teachers' outputs for {photo}: the photo or its outputs are damaged"
             ) from error
