@@ -22,9 +22,10 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
     Path("pairs.txt").write_text("p.png day 1/ü b.png\n")
     Path("list.txt").write_text("a.png\nb.png\n")
     Path("cameras.txt").write_text("a.png PINHOLE 96 80 100 100 48 40\n")
-    for text in ("map/map.json", "photos/seq/H_1_2", "model/cameras.txt"):
+    Path("table.json").write_text("{}\n")
+    for text in ("map/map.json", "photos/seq/H_1_2", "model/cameras.txt", "model/pairs.txt"):
         Path(text).parent.mkdir(exist_ok=True)
-        Path(text).write_text("1 0 0 0 1 0 0 0 1\n")
+        Path(text).write_text("a b\n" if "pairs" in text else "1 0 0 0 1 0 0 0 1\n")
     write_picture(Path("drawn.png"), Image.new("RGB", (96, 80)))
     return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
@@ -34,6 +35,7 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
     [
         "match a.png b.png -o b.png",
         "match a.png b.png -o other.png",
+        "match a.png b.png -o table.json",
         "match --features f.h5 --pairs pairs.txt -o f.h5",
         "match --features f.h5 --pairs pairs.txt -o pairs.txt",
         "show a.png -o a.png",
@@ -42,12 +44,15 @@ def files(photos: Path, d2net: Run) -> dict[Path, bytes]:
         "extract --image-list list.txt -o list.txt",
         "pairs photos --method exhaustive -o photos/p.png",
         "pairs f.h5 --method exhaustive -o f.h5",
+        "pairs photos --method exhaustive -o model/cameras.txt",
+        "pairs photos --method covisibility --model model -o model/pairs.txt",
         "reconstruct photos -o . --pairs pairs.txt",
         "localize map a.png -o a.png",
         "localize map a.png -o other.png",
         "localize map a.png --intrinsics cameras.txt -o cameras.txt",
         "localize map a.png --pictures .",
         "localize map a.png -o map/map.json",
+        "localize map a.png -o table.json",
         "data check photos -o other.png",
         "evaluate homography photos -o other.png",
         "evaluate homography photos --html other.png",
@@ -142,7 +147,17 @@ def test_a_picture_in_the_folder_of_a_map_is_not_overwritten(d2net: Run, photos:
     assert (photos / "map.png").read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["matches.png", "matches.jpg"])
+@pytest.mark.parametrize("command", ["match a.png a.png -o", "localize map a.png -o"])
+@pytest.mark.usefixtures("files")
+def test_a_folder_is_no_output(d2net: Run, command: str) -> None:
+    run = d2net(*command.split(), "model")
+    assert (run.code, "model cannot be written: it is a folder" in run.err) == (2, True)
+    assert "device" not in run.err
+
+
+@pytest.mark.parametrize(
+    "name", [f"matches.{kind}" for kind in ("png", "jpg", "npz", "csv", "json")]
+)
 def test_own_results_are_replaced(d2net: Run, photos: Path, name: str) -> None:
     for _ in range(2):
         assert d2net("match", photos / "a.png", photos / "a.png", "-o", name).code == 0

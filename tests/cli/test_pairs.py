@@ -114,3 +114,11 @@ def test_bad_input(d2net: Run, frames: Path, line: str, message: str) -> None:
     assert run.err.startswith("error: ")
     assert message in run.err
     assert not Path("pairs.txt").exists()
+
+
+def test_a_file_that_is_called_like_a_method_is_no_list(d2net: Run, here: Path) -> None:
+    Path("auto").write_text("a.png b.png\n")
+    Path("empty").mkdir()
+    command = ("reconstruct", "empty", "--num-matched", "3")
+    assert "at least two photos" in d2net(*command).err
+    assert "not for list" in d2net(*command, "--pairs", "./auto").err

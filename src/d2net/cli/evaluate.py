@@ -59,7 +59,7 @@ class Evaluation:
         outputs: dict[Path, str] = {}
         for option, output in files.items():
             if output is not None:
-                check_output(output, folder, *inputs)
+                check_output(output, folder, *inputs, is_own=Path.read_text)
                 other = outputs.setdefault(output.resolve(), option)
                 if other != option:
                     raise InputError(f"{other} and {option} both name {output}; give two files")

@@ -41,6 +41,7 @@ def extract(
             list, the current folder.
         half: Store descriptors in half precision (h5).
     """
+    from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images, read_image_list
 
     if (image_list is None) == (not paths):
@@ -53,7 +54,7 @@ def extract(
     else:
         photos = find_images(paths or [], root)
     if format == "h5":
-        check_output(output, image_list, *(photo.path for photo in photos), appends=True)
+        check_output(output, is_own=FeatureFile)
     model = extraction.model(printing)
 
     from d2net.cli import progress

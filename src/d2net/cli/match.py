@@ -58,16 +58,15 @@ def match(
             "(d2net match --features F.h5 --pairs pairs.txt --output M.h5)"
         )
     output = output or Path("matches.png")
-    check_output(output, *photos)
-
     from d2net.geometry.significance import VERDICT_TEXT
-    from d2net.io.match_tables import MATCH_TABLES, write_matches
+    from d2net.io.match_tables import MATCH_TABLES, is_match_table, write_matches
     from d2net.matching import match as match_photos
     from d2net.matching import refine as refinement
     from d2net.matching import verification
     from d2net.visualization import picture_path, plot_matches
 
     as_table = output.suffix.lower() in MATCH_TABLES
+    check_output(output, *photos, is_own=is_match_table if as_table else None)
     if not as_table:
         picture_path(output)
     first, second = photos
@@ -117,10 +116,11 @@ def _match_file(
     printing: options.Printing,
 ) -> None:
     from d2net.cli import progress
+    from d2net.io.h5 import MatchFile
     from d2net.io.pair_lists import read_pairs
     from d2net.matching.match_pairs import match_pairs
 
-    check_output(output, features, pairs, appends=True)
+    check_output(output, features, is_own=MatchFile)
     listed = read_pairs(pairs)
     device = options.find_device(device, printing)
     with progress.shown(printing) as report:

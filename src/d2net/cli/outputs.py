@@ -1,25 +1,29 @@
-"""Protection of the user's files: no command writes over its inputs or over a photo."""
+"""Protection of the user's files: a command replaces only results of its own kind."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from d2net.errors import OutputError
 from d2net.io.atomic import check_regular, output_errors
 
 
-def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> None:
+def check_output(
+    output: Path, *inputs: Path | None, is_own: Callable[[Path], object] | None = None
+) -> None:
     """Raise OutputError before any work is done if a file may not be written.
 
-    It may not if its folder is missing, if it is one of the inputs or exists in an input folder, or
-    if it exists and is neither text nor a picture by d2net. With `appends`, the writer checks an
-    existing file (HDF5) itself.
+    It may not if its folder is missing, or if it is an input or lies in a folder that is one. An
+    existing file must be a result of the same kind, see `check_replaceable`.
     """
     with output_errors(output):
         output.parent.stat()
         check_regular(output)
-    if not output.is_file():
+        if output.is_dir():
+            raise IsADirectoryError
+    if not output.exists():
         return
     places = (output, *Path(os.path.normpath(output.absolute())).parents, *output.resolve().parents)
     for path in inputs:
@@ -29,9 +33,7 @@ def check_output(output: Path, *inputs: Path | None, appends: bool = False) -> N
                 f"the output {output} {place} {path} of the same command; choose another output, "
                 "so that no input is overwritten"
             )
-    with output.open("rb") as file:
-        is_text = b"\0" not in file.read(8192)  # photos and databases contain zero bytes
-    if not (appends or is_text):
-        from d2net.io.drawn_pictures import check_replaceable
 
-        check_replaceable(output)
+    from d2net.io.drawn_pictures import check_replaceable, is_own_picture
+
+    check_replaceable(output, is_own or is_own_picture)

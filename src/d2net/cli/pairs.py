@@ -32,14 +32,14 @@ def pairs(
         method METHOD: Method of selection, see above.
         output FILE: Text file with two names per line.
     """
-    check_output(output, source if source.is_file() else None)
     choice = pairing.choose(method)
 
     from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images
-    from d2net.io.pair_lists import write_pairs
+    from d2net.io.pair_lists import read_pairs, write_pairs
     from d2net.matching.pair_selection import choose_pairs
 
+    check_output(output, pairing.model, is_own=read_pairs)
     names: Sequence[str]
     if source.is_file():
         with FeatureFile(source) as features:

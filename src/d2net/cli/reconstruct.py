@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast, get_args
 
 import typer
 
@@ -11,9 +11,6 @@ from d2net.cli import console, options
 from d2net.cli.outputs import check_output
 from d2net.errors import InputError
 from d2net.settings import CameraMode, Mapper
-
-if TYPE_CHECKING:
-    from d2net.matching.pair_selection import PairMethod
 
 
 def reconstruct(
@@ -63,11 +60,14 @@ def reconstruct(
         raise InputError(
             "--into adds photos to a map: leave out --output, --pairs, --poses and --known-distance"
         )
-    pair_file = Path(pairs) if Path(pairs).is_file() else None
-    choice = pairing.choose("list" if pair_file else cast("PairMethod", pairs), pair_file)
+    from d2net.io.pair_lists import read_pairs
+    from d2net.matching.pair_selection import PairMethod
+
+    pair_file = Path(pairs) if pairs not in get_args(PairMethod) and Path(pairs).is_file() else None
+    choice = pairing.choose("list" if pair_file else cast(PairMethod, pairs), pair_file)
     folder = into or output or Path("map")
     if folder.exists():
-        check_output(folder / "pairs.txt", pair_file)
+        check_output(folder / "pairs.txt", pair_file, is_own=read_pairs)
 
     from d2net.cli import progress
     from d2net.mapping.reconstruct import add_photos

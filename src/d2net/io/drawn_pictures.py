@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
 
-from d2net.errors import OutputError
+from d2net.errors import D2NetError, OutputError
 from d2net.io.atomic import replacing
 
 _MARK = "d2net"
@@ -42,10 +44,17 @@ def is_own_picture(path: Path) -> bool:
     return _MARK in marks
 
 
-def check_replaceable(output: Path) -> None:
-    """OutputError if the output exists and `write_picture` did not write it."""
-    if output.exists() and not is_own_picture(output):
-        raise OutputError(
-            f"the output {output} exists and was not made by this command; choose another output, "
-            "or delete the file"
-        )
+def check_replaceable(output: Path, is_own: Callable[[Path], object] = is_own_picture) -> None:
+    """OutputError if a file exists, is not empty, and is not a result that the command may replace.
+
+    For other files than such results, `is_own` returns False or raises a D2NetError.
+    """
+    if not output.exists() or output.stat().st_size == 0:
+        return
+    with suppress(D2NetError, ValueError):  # ValueError: not text
+        if is_own(output) is not False:
+            return
+    raise OutputError(
+        f"the output {output} exists and was not made by this command; choose another output, or "
+        "delete the file"
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from d2net.io.arrays import as_numpy
 from d2net.io.atomic import replacing, write_text
 
 MATCH_TABLES = (".npz", ".csv", ".json")
+_BEGINNING = re.compile(rb'PK.{28}points_a|{"points_a"|x_a,y_a,x_b,y_b', re.DOTALL)
+
+
+def is_match_table(path: Path) -> bool:
+    """Whether a file begins as those by `write_matches`."""
+    with path.open("rb") as file:
+        return _BEGINNING.match(file.read(64)) is not None
 
 
 def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matches: Matches) -> None:
