@@ -9,7 +9,7 @@ import pycolmap
 import pytest
 
 from d2net.cli.localize import picture_file
-from d2net.io.poses import read_poses
+from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 
@@ -82,18 +82,58 @@ def test_poses_are_those_of_localized_photos(
 
     monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
     for old in ("poses_doubtful.txt", "poses_map1.txt"):  # of an earlier run
-        Path(old).write_text("c.png 1 0 0 0 0 0 0\n")
-    Path("poses_map2.txt").write_text("the user's own notes\n")
+        write_poses(old, {"c.png": pycolmap.Rigid3d()}, beside=Path("poses.txt"))
+    Path("poses_map.txt").write_text("the user's own notes\n")
     run = d2net("localize", "map", "photos", "--json")
     assert run.code == code
     assert [run.json["queries"][name]["verdict"] for name in names] == list(verdicts)
     assert [line.split()[0] for line in Path("poses.txt").read_text().splitlines()] == written
     assert not Path("poses_map1.txt").exists()
-    assert Path("poses_map2.txt").read_text() == "the user's own notes\n"
+    assert Path("poses_map.txt").read_text() == "the user's own notes\n"
     if doubtful is None:
         assert not Path("poses_doubtful.txt").exists()
     else:
         assert list(read_poses("poses_doubtful.txt")) == doubtful
+
+
+@pytest.mark.parametrize("name", ["poses_map1.txt", "poses_doubtful.txt", "poses_map12.txt"])
+def test_poses_of_another_run_are_not_replaced(
+    d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_photos(here / "photos", "a.png")
+
+    class ManyMaps:
+        map_number = 0
+
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer("localized", map_number=self.map_number)
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: ManyMaps())
+    assert d2net("localize", "map", "photos", "-o", name).code == 0
+    content = Path(name).read_bytes()
+    run = d2net("localize", "map", "photos")
+    assert (run.code, f"{name} exists" in run.err) == (2, True)
+    assert Path(name).read_bytes() == content
+    assert not Path("poses.txt").exists()
+    Path(name).unlink()
+    ManyMaps.map_number = 1
+    for _ in range(2):
+        assert d2net("localize", "map", "photos").code == 0
+        assert list(read_poses("poses_map1.txt")) == ["a.png"]
+
+
+def test_queries_of_one_name_are_told_apart_even_if_one_is_lost(
+    d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(here / "photos", "a/x.png", "b/x.png", "b/y.png")
+
+    class KnowingMap:
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer("lost" if path.parent.name == "a" else "localized")
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
+    assert d2net("localize", "map", "photos").code == 0
+    assert list(read_poses("poses.txt")) == ["b/x.png", "y.png"]
 
 
 def test_a_pose_counts_although_its_picture_cannot_be_drawn(

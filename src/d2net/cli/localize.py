@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import typer
 
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
-from d2net.errors import FormatError, InputError
+from d2net.errors import InputError
 
 if TYPE_CHECKING:
     import pycolmap
@@ -58,7 +58,7 @@ def localize(
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
-    from d2net.io.poses import read_poses, write_poses
+    from d2net.io.poses import is_beside, read_poses, write_poses
     from d2net.io.text_lists import as_known
     from d2net.mapping.localize import Map
     from d2net.visualization import plot_matches
@@ -73,10 +73,13 @@ def localize(
         if cameras and photo.name not in cameras:
             raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")
     check_photo_sizes((photo.path, cameras[photo.name]) for photo in photos if cameras)
-    doubtful = output.with_name(f"{output.stem}_doubtful{output.suffix}")
-    of_map = [map_folder / "pairs.txt", *map_folder.glob("*.json"), *map_folder.glob("*.html")]
-    for file in (output, doubtful):
-        check_output(file, intrinsics, *of_map, *(photo.path for photo in photos))
+    inputs = (intrinsics, *(photo.path for photo in photos))
+    check_output(output, *inputs, is_own=read_poses)
+    stem, suffix = re.escape(output.stem), re.escape(output.suffix)
+    other = re.compile(rf"{stem}(_doubtful(_map\d+)?|_map\d+){suffix}")
+    earlier = [file for file in output.parent.iterdir() if other.fullmatch(file.name)]
+    for file in earlier:
+        check_output(file, *inputs, is_own=partial(is_beside, output))
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     if len(set(drawings.values())) < len(drawings):
         raise InputError("two queries, such as a.tif and a.tif.jpg, would share a picture: rename")
@@ -116,18 +119,16 @@ def localize(
     poses: dict[Path, dict[str, pycolmap.Rigid3d]] = {output: {}}
     for name, answer in answers.items():
         if answer.cam_from_world is not None and answer.verdict != "lost":
-            file = output if answer.verdict == "localized" else doubtful
+            file = output
+            if answer.verdict == "doubtful":
+                file = file.with_stem(f"{file.stem}_doubtful")
             if answer.map_number:  # each map has a frame of its own
                 file = file.with_stem(f"{file.stem}_map{answer.map_number}")
             poses.setdefault(file, {})[name] = answer.cam_from_world
-    stem, suffix = re.escape(output.stem), re.escape(output.suffix)
-    for file in output.absolute().parent.glob("*"):
-        if re.fullmatch(rf"{stem}(_doubtful|(_doubtful)?_map\d+){suffix}", file.name):
-            with suppress(FormatError):  # a file of the user with such a name stays
-                read_poses(file)
-                file.unlink()  # of an earlier run
+    for file in earlier:
+        file.unlink()
     for file, written in poses.items():
-        write_poses(file, written)
+        write_poses(file, written, photos=names, beside=None if file == output else output)
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
     values |= {name: {"verdict": "failed", "reason": reason} for name, reason in failed.items()}
     lines = console.columns(

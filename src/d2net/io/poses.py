@@ -7,7 +7,7 @@ without folders (https://www.visuallocalization.net/submission).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,21 @@ if TYPE_CHECKING:
 _EXPECTED = "lines of name qw qx qy qz tx ty tz"
 
 
-def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None:
+def write_poses(
+    path: str | Path,
+    poses: Mapping[str, pycolmap.Rigid3d],
+    *,
+    photos: Iterable[str] = (),
+    beside: Path | None = None,
+) -> None:
     """Write poses by the photos' paths.
 
-    The file name is written, or the whole path if photos in different folders have the same one.
+    The file name is written, or the whole path if another photo has the same file name: one of the
+    poses, or one of the `photos` that have none. With `beside`, a comment says that the file
+    supplements that other one; `is_beside` reads it.
     """
-    file_names = Counter(PurePosixPath(photo).name for photo in poses)
-    lines = []
+    file_names = Counter(PurePosixPath(photo).name for photo in {*poses, *photos})
+    lines = [] if beside is None else [_comment(beside)]
     for photo, pose in poses.items():
         file_name = PurePosixPath(photo).name
         name = file_name if file_names[file_name] == 1 else photo
@@ -39,6 +47,16 @@ def write_poses(path: str | Path, poses: Mapping[str, pycolmap.Rigid3d]) -> None
         numbers = (w, x, y, z, *pose.translation)
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]) + "\n")
     write_text(Path(path), "".join(lines))
+
+
+def is_beside(output: Path, path: Path) -> bool:
+    """Whether `write_poses` wrote the file at `path` beside `output`."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline() == _comment(output)
+
+
+def _comment(output: Path) -> str:
+    return f"# d2net localize wrote these poses beside {output.name!r}\n"
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
