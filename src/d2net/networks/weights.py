@@ -282,7 +282,7 @@ def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransfor
                     f"{tuple(expected.shape)}, but the file has {shape}"
                 )
             state[name] = to_float32(name, found, path)
-        network.load_state_dict(state)
+        network.float().load_state_dict(state)  # float32, whatever torch's default type is
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
         raise damaged_error(path, error) from error
     return network

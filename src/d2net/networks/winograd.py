@@ -83,7 +83,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     height, width, inputs = x.shape
     outputs = weight.shape[2]
-    out = torch.empty(height, width, outputs)
+    out = torch.empty(height, width, outputs, dtype=torch.float32)
     tile_rows, tile_cols = -(-height // 4), -(-width // 4)
     blocks = -(-tile_rows // max(1, round(TILES_PER_BLOCK / tile_cols)))
     n = -(-tile_rows // blocks)  # tile rows of a block; blocks are as equal as possible
@@ -146,15 +146,17 @@ class Convolution:
     """A 3x3 convolution that keeps its transformed weight until the weight or the dtype changes."""
 
     def __init__(self) -> None:
-        self._version, self._transformed = -1, torch.empty(0)
+        self._kept: tuple[Tensor, Tensor] | None = None  # a weight, and its transform
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """B x I x H x W to B x O x H x W float32, channels last; the products are in `dtype`."""
-        if self._version != weight._version or self._transformed.dtype != dtype:
-            self._version = weight._version
-            self._transformed = transform_weight(weight.detach(), dtype)
-        maps = [convolve(y.permute(1, 2, 0), self._transformed, bias) for y in x]
+        # Values are compared, because a tensor's version number does not count changes of `.data`.
+        kept = self._kept
+        if kept is None or kept[1].dtype != dtype or not torch.equal(kept[0], weight):
+            kept = weight.detach().clone(), transform_weight(weight.detach(), dtype)
+            self._kept = kept  # assigned at once, because threads may share a model
+        maps = [convolve(y.permute(1, 2, 0), kept[1], bias) for y in x]
         joined = maps[0][None] if len(maps) == 1 else torch.stack(maps)
         return joined.permute(0, 3, 1, 2)
