@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from d2net import D2Net, ExtractionSettings, ImageError, InputError, WeightsError
+from d2net.networks.light import Light
+from d2net.networks.weights import save_weights
 
 from ..tiny import make_tiny_model
 
@@ -299,12 +301,31 @@ def test_a_wrong_call_says_what_to_give(tiny_model: D2Net) -> None:
         copy.deepcopy(tiny_model).bfloat16().extract(np.zeros((64, 64, 3), np.uint8))
 
 
-def test_the_default_type_of_torch_does_not_matter(tiny_model: D2Net, photo: np.ndarray) -> None:
-    expected = tiny_model.extract(photo, multiscale=True, turns=3)
-    torch.set_default_dtype(torch.float64)
-    try:
+@pytest.mark.parametrize("default", [torch.float64, torch.float16])
+def test_the_default_type_of_torch_does_not_matter(
+    tiny_model: D2Net, photo: np.ndarray, tmp_path: Path, default: torch.dtype
+) -> None:
+    save_weights(tmp_path / "w.safetensors", Light(), {"name": "w"})
+
+    def results() -> list[torch.Tensor]:
         found = tiny_model.extract(photo, multiscale=True, turns=3)
+        light = D2Net.from_pretrained(tmp_path / "w.safetensors")
+        image = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float32)
+        by_light = light.extract(photo)
+        return [
+            found.keypoints,
+            found.descriptors,
+            by_light.keypoints,
+            by_light.descriptors,
+            light({"image": image})["keypoints"],
+            light.score_map(photo),
+        ]
+
+    torch.manual_seed(0)
+    expected = results()
+    torch.set_default_dtype(default)
+    try:
+        found = results()
     finally:
         torch.set_default_dtype(torch.float32)
-    torch.testing.assert_close(found.keypoints, expected.keypoints)
-    torch.testing.assert_close(found.descriptors, expected.descriptors)
+    torch.testing.assert_close(found, expected)

@@ -90,6 +90,18 @@ def test_matches_lie_within_a_tenth_of_a_pixel(photo, name, deviation):
     assert torch.equal(refined_a.keypoints, a.keypoints)
 
 
+def test_the_default_type_of_torch_does_not_matter(photo):
+    H = np.array(WARPS["shift"], float)
+    a, b, matches = pair(H, 1.0)
+    expected = refine(a, b, matches, photo, warped(photo, H))[1]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = refine(a, b, matches, photo, warped(photo, H))[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.keypoints, expected.keypoints)
+
+
 def test_what_is_not_verified_stays(photo):
     H = np.array(WARPS["seen askew"], float)
     a, b, matches = pair(H, 1.0, wrong=40)

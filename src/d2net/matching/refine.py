@@ -151,9 +151,8 @@ class GreyPhoto:
     @property
     def scales(self) -> Tensor:
         """2 x 2, diagonal: size of a pixel of the reduced photo in pixels of the photo."""
-        return torch.diag(
-            torch.tensor([self.photo_from_grey.x.scale, self.photo_from_grey.y.scale])
-        )
+        x, y = self.photo_from_grey.x.scale, self.photo_from_grey.y.scale
+        return torch.diag(self.maps.new_tensor([x, y]))
 
     def sample(self, points: Tensor, channels: slice) -> Tensor:
         """C x K x M values at K x M x 2 points, bilinearly."""
@@ -310,7 +309,7 @@ def _gauss_newton_step(
     slope = slope - (slope * weights[:, None]).sum(dim=1, keepdim=True)
     gain = (slope * (patches * weights)[..., None]).sum(dim=1, keepdim=True)
     slope = slope - patches[..., None] * gain
-    normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2)
+    normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2, dtype=torch.float32)
     gradient = torch.einsum("kmi,km,m->ki", slope, pattern - patches, weights)
     steps = torch.linalg.solve(normal, gradient)
     return steps / steps.norm(dim=1, keepdim=True).clamp(min=1), normal
