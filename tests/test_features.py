@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,42 @@ def test_wrong_shapes_and_types_are_refused(name: str, value: torch.Tensor) -> N
         replace(make(), **{name: value})
 
 
+@pytest.mark.parametrize("name", ["keypoints", "scores", "scales", "uncertainty"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_must_be_finite(name: str, value: float) -> None:
+    array = getattr(make(), name).clone()
+    array[2] = value
+    with pytest.raises(InputError, match=f"{name} must be finite"):
+        replace(make(), **{name: array})
+
+
+@pytest.mark.parametrize("name", ["scales", "uncertainty"])
+def test_lengths_must_not_be_negative(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} must be 0 or more"):
+        replace(make(), **{name: torch.full((5,), -1.0)})
+
+
+def test_numpy_arrays_are_refused_as_such() -> None:
+    with pytest.raises(InputError, match="keypoints must be a tensor, not ndarray"):
+        Features(**make().numpy(), image_size=(640, 480))
+    with pytest.raises(InputError, match="indices must be a tensor, not ndarray"):
+        Matches(np.zeros((0, 2), np.int64), torch.zeros(0))
+
+
+def test_gradients_are_left_out() -> None:
+    arrays = {name: torch.from_numpy(array) for name, array in make().numpy().items()}
+    features = Features(
+        **{name: array.requires_grad_() for name, array in arrays.items()}, image_size=(640, 480)
+    )
+    assert np.array_equal(features.numpy()["keypoints"], make().numpy()["keypoints"])
+    assert not features.descriptors.requires_grad
+
+
+@pytest.mark.parametrize("size", [[640, 480], torch.tensor([640, 480]), np.array([640.0, 480.0])])
+def test_the_size_may_be_any_pair(size: object) -> None:
+    assert replace(make(), image_size=size).image_size == (640, 480)
+
+
 def test_rows_stay_together() -> None:
     some = make()[torch.tensor([3, 1])]
     assert len(some) == 2
@@ -49,6 +86,8 @@ def test_rows_stay_together() -> None:
 
 def test_best_goes_by_score() -> None:
     assert make().best(2).scores.tolist() == [4, 3]
+    with pytest.raises(InputError, match="0 or more"):
+        make().best(-1)
     assert make().best(None).scores.tolist() == make().best(9).scores.tolist() == [0, 1, 2, 3, 4]
 
 

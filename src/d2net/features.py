@@ -23,7 +23,7 @@ _ARRAYS = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
 class Features:
     """The local features of one photo.
 
-    All tensors are on one device and have N rows. N = 0 is an ordinary result.
+    All tensors are on one device, have N rows and no gradient. N = 0 is an ordinary result.
 
     Attributes:
         keypoints: N x 2 float32, (x, y) in pixels of the photo as given (upright unless asked
@@ -54,6 +54,15 @@ class Features:
             _check(name, getattr(self, name), (n,), torch.float32)
         length = self.descriptors.shape[-1] if self.descriptors.ndim == 2 else "D"
         _check("descriptors", self.descriptors, (n, length), torch.float32, torch.float16)
+        for name in _ARRAYS:
+            array = getattr(self, name).detach()
+            if name != "descriptors" and not array.isfinite().all():
+                raise InputError(f"{name} must be finite, but some are NaN or infinite")
+            if name in ("scales", "uncertainty") and (array < 0).any():
+                raise InputError(f"{name} must be 0 or more, but the least is {array.min():g}")
+            object.__setattr__(self, name, array)
+        width, height = (int(edge) for edge in self.image_size)
+        object.__setattr__(self, "image_size", (width, height))
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -71,6 +80,8 @@ class Features:
         """The n features with the highest scores, best first; all as they are if n is None."""
         if n is None or len(self) <= n:
             return self
+        if n < 0:
+            raise InputError(f"n must be 0 or more, not {n}")
         return self[self.scores.argsort(descending=True, stable=True)[:n]]
 
     def to(self, device: str | torch.device) -> Features:
@@ -208,6 +219,9 @@ class Matches:
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], *dtypes: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        kind = type(tensor).__name__
+        raise InputError(f"{name} must be a tensor, not {kind}; torch.from_numpy makes one")
     if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
         given = f"{_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
         expected = f"{' or '.join(map(_name, dtypes))} of shape {shape}"
