@@ -269,7 +269,7 @@ def test_what_is_no_score_map_is_refused(bad):
 @pytest.mark.parametrize("extension", ["png", "jpg", "JPEG"])
 def test_written_file_is_the_picture(tmp_path, extension):
     output = tmp_path / f"matches.{extension}"
-    output.write_text("an older picture")
+    output.touch()
     a = random_features(20)
     picture = plot_matches(GRAF1, GRAF3, a, a, pairs(20), output=output)
     with Image.open(output) as written:
@@ -317,3 +317,22 @@ def test_matches_without_evidence_are_not_coloured():
         found = replace(matches, significance=significance)
         picture = plot_matches(grey, grey, a, a, found)
         assert (saturation(photos_of(picture)).max() > 100) == coloured
+
+
+@pytest.mark.parametrize("format", ["jpg", "png"])
+def test_photos_are_not_replaced_but_pictures_are(tmp_path, format):
+    photo, other = tmp_path / f"in.{format}", tmp_path / f"other.{format}"
+    for path in (photo, other):
+        Image.open(GRAF1).save(path)
+    before, a = photo.read_bytes(), random_features(20)
+    for output in (photo, other):
+        with pytest.raises(OutputError, match=output.name):
+            plot_keypoints(photo, a, output=output)
+        with pytest.raises(OutputError, match=output.name):
+            plot_matches(photo, photo, a, a, pairs(20), output=str(output))
+        assert output.read_bytes() == before
+    picture = tmp_path / f"picture.{format}"
+    plot_keypoints(photo, a, output=picture)
+    drawn = picture.read_bytes()
+    plot_matches(photo, photo, a, a, pairs(20), output=picture)
+    assert picture.read_bytes() != drawn

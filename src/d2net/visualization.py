@@ -20,7 +20,7 @@ from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap
 from d2net.geometry.significance import VERDICT_TEXT
 from d2net.io.arrays import evenly_spaced
-from d2net.io.drawn_pictures import write_picture
+from d2net.io.drawn_pictures import check_replaceable, write_picture
 from d2net.io.images import ImageLike, resize, to_pixels
 from d2net.matching.verification import check_rows
 from d2net.wording import count
@@ -87,7 +87,7 @@ def plot_matches(
         ImageError: a photo cannot be read.
         InputError: a photo has another size than its features, the matches belong to other
             features, `lines` is negative, or the file extension is unknown.
-        OutputError: the picture cannot be written.
+        OutputError: the picture cannot be written, or would replace a photo.
     """
     path = picture_path(output)
     if lines < 0:
@@ -412,7 +412,10 @@ def _name(image: ImageLike) -> str:
 
 
 def picture_path(output: PathLike | None) -> Path | None:
-    """The path of a picture; InputError if its extension is unknown. Call this before long work."""
+    """The path of a picture. Call this before long work.
+
+    InputError if the extension is unknown, OutputError if the picture would replace a photo.
+    """
     if output is None:
         return None
     path = Path(output)
@@ -421,4 +424,5 @@ def picture_path(output: PathLike | None) -> Path | None:
             f"a picture can be written as {', '.join(_EXTENSIONS)}, not as {path.name!r}; choose "
             "one of these extensions"
         )
+    check_replaceable(path)
     return path

@@ -309,7 +309,7 @@ def _gauss_newton_step(
     slope = slope - (slope * weights[:, None]).sum(dim=1, keepdim=True)
     gain = (slope * (patches * weights)[..., None]).sum(dim=1, keepdim=True)
     slope = slope - patches[..., None] * gain
-    normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2, dtype=torch.float32)
+    normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2).to(slope)
     gradient = torch.einsum("kmi,km,m->ki", slope, pattern - patches, weights)
     steps = torch.linalg.solve(normal, gradient)
     return steps / steps.norm(dim=1, keepdim=True).clamp(min=1), normal
