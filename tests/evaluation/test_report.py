@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from d2net.errors import ImageError, InputError, MissingPackageError
+from d2net.errors import ImageError, MissingPackageError
 from d2net.evaluation.homography import MMA, PROTOCOL
 from d2net.evaluation.plots import curves, draw_pair
 from d2net.evaluation.reconstruction import SCENE_METRICS
@@ -179,18 +179,6 @@ def test_smaller_errors_are_better() -> None:
     assert not re.search(r"\x1b\[1m\s*2\.50", text)
     assert "∞" in text
     assert "position error (m)" in text
-
-
-@pytest.mark.parametrize("results", [[], ["homography", "pose"]])
-def test_results_of_several_protocols_or_none_are_refused(
-    results: list[str], tmp_path: Path
-) -> None:
-    given = [result("a", [pair("wall", 0.5)], protocol=Protocol(n, n, "")) for n in results]
-    with pytest.raises(InputError, match="one protocol"):
-        terminal_tables(given)
-    with pytest.raises(InputError, match="one protocol"):
-        write_html(tmp_path / "page.html", given, PHOTOS)
-    assert not (tmp_path / "page.html").exists()
 
 
 # --- The page --------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from d2net.errors import InputError
 from d2net.evaluation import plots
 from d2net.evaluation.results import OVERALL, Figures, Metric, Result
 from d2net.io.atomic import write_text
@@ -56,7 +55,6 @@ def terminal_tables(results: Sequence[Result]) -> list[RichTable]:
 
     The best figure of a column is bold. If there are more than 20 groups, only the page has them.
     """
-    _check_one_protocol(results)
     unions, groups = group_names(results)
     shown = [name for name in unions if name != OVERALL]
     if len(groups) <= _TERMINAL_GROUPS:
@@ -104,7 +102,6 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
 
     `PairResult.photos` are relative to `photos_root`.
     """
-    _check_one_protocol(results)
     plots.check_matplotlib()
     environment = Environment(
         loader=PackageLoader("d2net.evaluation"),
@@ -134,15 +131,6 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         details=[(result.method, _details(result)) for result in results],
     )
     write_text(path, page)
-
-
-def _check_one_protocol(results: Sequence[Result]) -> None:
-    protocols = sorted({result.protocol.name for result in results})
-    if len(protocols) != 1:
-        given = f"these are of {', '.join(protocols)}" if protocols else "there are none"
-        raise InputError(
-            f"a report needs results of one protocol, but {given}; write a report for each protocol"
-        )
 
 
 def _gallery(result: Result, photos_root: Path) -> dict[str, Any]:
