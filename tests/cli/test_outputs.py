@@ -106,7 +106,7 @@ def test_two_outputs_in_one_file_are_refused_before_the_work(d2net: Run, options
     Path("link").symlink_to("x")
     run = d2net("evaluate", "localization", "photos", *options.split())
     assert run.code == 2
-    assert "give two files" in run.err
+    assert "the same file" in run.err
     assert "device" not in run.err
     assert not Path("x").exists()
 

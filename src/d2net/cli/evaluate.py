@@ -55,14 +55,11 @@ class Evaluation:
         """Evaluate every source, print the table, and write the files."""
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError(f"--max-keypoints must be at least 1, not {self.max_keypoints}")
-        files = {"--output": self.output, "--html": self.html, "--submission": submission}
-        outputs: dict[Path, str] = {}
-        for option, output in files.items():
-            if output is not None:
-                check_output(output, folder, *inputs, is_own=Path.read_text)
-                other = outputs.setdefault(output.resolve(), option)
-                if other != option:
-                    raise InputError(f"{other} and {option} both name {output}; give two files")
+        outputs = [path for path in (self.output, self.html, submission) if path is not None]
+        for output in outputs:
+            check_output(output, folder, *inputs, is_own=Path.read_text)
+        if len({output.resolve() for output in outputs}) < len(outputs):
+            raise InputError("two of --output, --html and --submission name the same file")
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}")
         device = options.find_device(self.device, printing)

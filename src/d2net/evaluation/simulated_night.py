@@ -52,8 +52,7 @@ def at_night(photo: Pixels, rng: np.random.Generator) -> Pixels:
 def write_at_night(photo: Path, output: Path) -> None:
     """Simulate how a photo would look at night, and write it as PNG.
 
-    The same photo and name of the output give the same pixels. A file that has them stays, so that
-    its features need not be extracted again.
+    The same photo and name of the output give the same pixels. A file that has them is kept.
     """
     rng = np.random.default_rng([0, zlib.crc32(output.name.encode())])
     dark = at_night(to_pixels(photo), rng)
