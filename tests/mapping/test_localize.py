@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,14 @@ def test_a_camera_of_another_size_is_refused(root: Path) -> None:
     small = pycolmap.Camera(model="SIMPLE_RADIAL", width=64, height=48, params=[77, 32, 24, 0.0])
     with pytest.raises(InputError, match="must be the same"):
         opened(root, seen(QUERY)).localize(photo(0), camera=small)
+
+
+@pytest.mark.parametrize("focal_length", [-500.0, 0.0, math.nan, math.inf])
+def test_an_impossible_camera_is_refused(root: Path, focal_length: float) -> None:
+    lens = copy.deepcopy(LENS)
+    lens.params = [focal_length, *LENS.params[1:]]
+    with pytest.raises(InputError, match="positive focal length"):
+        opened(root, seen(QUERY)).localize(photo(0), camera=lens)
 
 
 def test_photos_of_two_scenes_are_not_mixed(tmp_path: Path) -> None:

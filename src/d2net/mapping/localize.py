@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.absolute_pose import AbsolutePoseOptions
-from d2net.geometry.cameras import check_photo_size
+from d2net.geometry.cameras import check_photo_size, known_camera
 from d2net.io.h5 import FeatureFile
 from d2net.io.images import ImageLike
 from d2net.mapping.assign_cameras import photo_camera
@@ -245,8 +244,8 @@ class Map:
             path = Path(image) if isinstance(image, str | os.PathLike) else None
             camera = photo_camera(path, features.image_size)
         else:
-            camera = deepcopy(camera)
-            camera.has_prior_focal_length = True
+            check_photo_size("the photo", features.image_size, camera)
+            camera = known_camera(camera.model_name, features.image_size, camera.params.tolist())
         return self.localize_features(features, camera, num_retrieved=num_retrieved, seed=seed)
 
     def localize_features(
