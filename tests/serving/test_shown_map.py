@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,11 +70,52 @@ def test_a_photo_of_another_scene_is_lost_and_has_no_camera(root: Path) -> None:
 
 def test_the_focal_length_is_read_from_exif(root: Path) -> None:
     exif, buffer = Image.Exif(), io.BytesIO()
-    exif[0x8769] = {0xA405: 42}  # 768 px of 640
+    exif[0x8769] = {0xA405: 42}
     Image.new("RGB", SIZE).save(buffer, "PNG", exif=exif)
     answer = shown(root / "map").localize(SentPhoto.read(buffer.getvalue()))
     assert answer["camera"]["known"]
-    assert answer["camera"]["params"][0] == 768
+    diagonal = math.hypot(*SIZE) / math.hypot(36, 24)  # pixels per millimetre of 35 mm film
+    assert answer["camera"]["params"][0] == pytest.approx(42 * diagonal)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["unknown", (42, 43), b"\1", math.nan, math.inf, 1e-300, -35.0],
+    ids=str,
+)
+def test_an_impossible_focal_length_is_estimated(root: Path, value: object) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x8769] = {0xA405: value}
+    Image.new("RGB", SIZE).save(buffer, "JPEG", exif=exif)
+    answer = shown(root / "map").localize(SentPhoto.read(buffer.getvalue()))
+    assert not answer["camera"]["known"]
+    assert answer["verdict"] == "localized"
+
+
+def float_tiff(bits: int) -> bytes:
+    return cv2.imencode(".tiff", np.zeros((SIZE[1], SIZE[0], 3), f"float{bits}"))[1].tobytes()
+
+
+def png_with_text(text: bytes, *, whole: bool = True) -> bytes:
+    """A black PNG with a text of which pillow refuses the length or the checksum."""
+    checksum = zlib.crc32(b"tEXt" + text) ^ (not whole)
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", checksum)
+    return query(0)[:33] + chunk + query(0)[33:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        float_tiff(32),
+        float_tiff(64),
+        png_with_text(b"Comment\0hello", whole=False),
+        png_with_text(b"Comment\0" + b"x" * 2_000_000),
+    ],
+    ids=["float32", "float64", "checksum", "long text"],
+)
+def test_each_photo_that_is_shown_is_localized(root: Path, content: bytes) -> None:
+    answer = shown(root / "map").localize(SentPhoto.read(content))
+    assert answer["verdict"] == "localized"
 
 
 def test_the_map_is_asked_for_over_http(root: Path, tmp_path: Path) -> None:

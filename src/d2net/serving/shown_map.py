@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
-from PIL.ExifTags import IFD, Base
-
 from d2net.features import Features
-from d2net.io.colmap_database import guessed_camera
 from d2net.io.images import read_image
+from d2net.mapping.assign_cameras import photo_camera
 from d2net.mapping.localize import Map
 from d2net.mapping.picture.drawing import add_colours, frustums
 from d2net.mapping.reconstruction_arrays import Cloud, posed_photo, read_cloud
@@ -64,10 +62,10 @@ class ShownMap:
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.pixels())
         features = photo.features[_PRESET]
-        with Image.open(io.BytesIO(photo.content)) as image:
-            in_35mm = image.getexif().get_ifd(IFD.Exif).get(Base.FocalLengthIn35mmFilm)
-        focal_length = float(in_35mm) / 35 * max(features.image_size) if in_35mm else None
-        camera = guessed_camera(features.image_size, focal_length=focal_length)
+        with TemporaryDirectory() as folder:  # COLMAP reads EXIF data from files
+            path = Path(folder) / "photo"
+            path.write_bytes(photo.content)
+            camera = photo_camera(path, features.image_size)
         answer = self.map.localize_features(features, camera)
         shape = partner = None
         if answer.pose is not None:
