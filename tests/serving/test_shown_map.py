@@ -74,7 +74,7 @@ def test_the_focal_length_is_read_from_exif(root: Path) -> None:
     Image.new("RGB", SIZE).save(buffer, "PNG", exif=exif)
     answer = shown(root / "map").localize(SentPhoto.read(buffer.getvalue()))
     assert answer["camera"]["known"]
-    diagonal = math.hypot(*SIZE) / math.hypot(36, 24)  # pixels per millimetre of 35 mm film
+    diagonal = math.hypot(*SIZE) / 43.27  # pixels per millimetre of 35 mm film
     assert answer["camera"]["params"][0] == pytest.approx(42 * diagonal)
 
 
