@@ -120,7 +120,7 @@ def test_the_learned_matcher_in_hloc(hloc: SimpleNamespace, tmp_path: Path) -> N
     network = MatchingTransformer(MatcherSettings(8, width=32, heads=2, layers=1))
     save_weights(tmp_path / "m.safetensors", network, {"name": "m", "descriptor_id": "x"})
     conf = hloc.plugin.matcher_conf(tmp_path / "m.safetensors")
-    assert conf["output"] == "matches-d2net-m"
+    assert conf["output"].startswith("matches-d2net-m")
     matchers = importlib.import_module("hloc.matchers")
     model = hloc.base_model.dynamic_load(matchers, conf["model"]["name"])(conf["model"]).eval()
     ones = torch.ones(40)
@@ -160,6 +160,22 @@ def test_other_choices_are_kept_in_another_file(hloc: SimpleNamespace) -> None:
     outputs = [choice["output"] for choice in choices]
     assert len(set(outputs)) == len(outputs)
     assert not any("/" in output for output in outputs)
+
+
+def test_weights_files_of_one_name_are_kept_apart(hloc: SimpleNamespace, tmp_path: Path) -> None:
+    files = []
+    for run in ("run1", "run2", "copy of run2"):
+        files.append(tmp_path / run / "weights.safetensors")
+        files[-1].parent.mkdir()
+        files[-1].write_bytes(b"weights of " + run[-4:].encode())
+    for choose in (lambda weights: hloc.plugin.conf(weights=weights), hloc.plugin.matcher_conf):
+        first, second, same = (choose(file) for file in files)
+        assert len({first["output"], second["output"]}) == 2
+        assert second["output"] == same["output"]
+        assert choose(str(files[0])) == first
+        assert "/" not in first["output"]
+        joined = [choose(f"light+{file}")["output"] for file in files[:2]]
+        assert joined[0] != joined[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.io.h5 import typical_uncertainty
 from d2net.matching import match
+from d2net.networks.catalogue import CATALOGUE
+from d2net.networks.weights import file_names
 from d2net.settings import ExtractionSettings
 
 if TYPE_CHECKING:
@@ -44,14 +47,14 @@ _EXTRACTORS, _MATCHERS = f"hloc.extractors.{NAME}", f"hloc.matchers.{NAME}"
 
 def conf(
     *,
-    weights: str = "default",
+    weights: str | Path = "default",
     resize_max: int | None = 1600,
     **settings: Unpack[ExtractionOptions],
 ) -> dict[str, Any]:
     """Make a configuration for hloc's `extract_features.main`.
 
-    The name of its output contains all settings that differ from the defaults, because hloc skips
-    photos that a features file contains, whatever their settings were.
+    The name of its output contains all settings that differ from the defaults, and the beginning of
+    the checksums of weights files, because hloc skips photos that a features file contains.
 
     Args:
         weights: as for `D2Net.from_pretrained`.
@@ -64,15 +67,12 @@ def conf(
         InputError: a setting is unknown, impossible or one of the three above.
     """
     _check(settings)
-    given: dict[str, Any] = {"weights": weights} if weights != "default" else {}
+    given: dict[str, Any] = {} if weights == "default" else {"weights": _identity(weights)}
     given |= settings
-    # The names of weights files are enough; a path would make folders.
-    if "weights" in given:
-        given["weights"] = "+".join(Path(part).name for part in weights.split("+"))
     parts = [f"r{resize_max}", *(f"{key}={value}" for key, value in given.items())]
     return {
         "output": "-".join(["feats-d2net", *parts]),
-        "model": {"name": NAME, "weights": weights, **settings},
+        "model": {"name": NAME, "weights": str(weights), **settings},
         "preprocessing": {
             "grayscale": False,
             "resize_max": resize_max,
@@ -84,9 +84,20 @@ def conf(
 def matcher_conf(weights: str | Path) -> dict[str, Any]:
     """Make a configuration for hloc's `match_features.main`; `weights` is "learned" or a file."""
     return {
-        "output": f"matches-d2net-{Path(weights).stem}",
+        "output": f"matches-d2net-{_identity(weights)}",
         "model": {"name": NAME, "weights": str(weights)},
     }
+
+
+def _identity(weights: str | Path) -> str:
+    """The names of the weights without folders; files have a part of their checksum."""
+    names = []
+    for part in file_names(weights):
+        path = Path(part).expanduser()
+        is_file = part not in CATALOGUE and path.is_file()
+        checksum = f"-{sha256(path.read_bytes()).hexdigest()[:8]}" if is_file else ""
+        names.append(path.name + checksum)
+    return "+".join(names)
 
 
 class Extractor(BaseModel):  # type: ignore[misc] # hloc has no types
