@@ -131,6 +131,18 @@ def test_a_photo_named_like_another_ones_folder(path, first, second):
         assert file.names == (first,)
 
 
+@pytest.mark.parametrize("folder", ["keypoints", "scene/keypoints", "scene/scores/keypoints"])
+def test_a_folder_of_photos_that_is_named_like_a_dataset(path, folder):
+    names = {f"{folder}/a.jpg", f"{folder}/b.jpg", "c.jpg"}
+    with FeatureWriter(path, SETTINGS) as writer:
+        for name in names:
+            writer.add(name, make_features())
+    with FeatureFile(path) as file:
+        assert set(file) == names
+        assert "scene" not in file
+        assert len(file[f"{folder}/a.jpg"]) == len(make_features())
+
+
 def test_the_same_photo_twice_is_refused(path):
     with FeatureWriter(path, SETTINGS) as writer:
         writer.add("a", make_features())

@@ -128,7 +128,7 @@ class H5File:
         """Whether there is an entry `name`."""
         with suppress(InputError), self._format_errors():
             group = self._file.get(check_name(name))
-            return isinstance(group, h5py.Group) and self.marker in group
+            return isinstance(group, h5py.Group) and self._is_entry(group)
         return False
 
     def read_record(self, name: str) -> Record:
@@ -149,10 +149,14 @@ class H5File:
         with self._format_errors(name):
             return _read_attributes(self._file[name])
 
+    def _is_entry(self, group: h5py.Group) -> bool:
+        # A folder of photos may have the marker's name.
+        return group.get(self.marker, getclass=True) is h5py.Dataset
+
     def _walk(self, group: h5py.Group, prefix: str) -> Iterator[str]:
         for key, child in group.items():
             if isinstance(child, h5py.Group):
-                if self.marker in child:
+                if self._is_entry(child):
                     yield prefix + key
                 else:
                     yield from self._walk(child, f"{prefix}{key}/")
