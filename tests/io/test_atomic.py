@@ -138,3 +138,14 @@ def test_a_link_stays_and_its_file_is_written(tmp_path):
     write_to(link)
     assert (link.is_symlink(), file.read_text()) == (True, "new")
     assert names_in(tmp_path / "elsewhere") == ["out.txt"]
+
+
+def test_a_link_to_an_empty_folder_stays_and_the_folder_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    with new_folder(link) as folder:
+        (folder / "out.txt").write_text("new")
+    assert link.is_symlink()
+    assert names_in(tmp_path / "elsewhere") == ["out.txt"]
+    assert names_in(tmp_path) == ["elsewhere", "link"]

@@ -113,7 +113,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     OutputError if `path` exists and is not an empty folder, unless the new folder may replace it.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(target.name + ".tmp")
     with locked(path), output_errors(path):
         if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise OutputError(f"{path} exists already; delete it or choose another folder.")
@@ -122,8 +123,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             if replace:
-                shutil.rmtree(path, ignore_errors=True)
-            temporary.replace(path)
+                shutil.rmtree(target, ignore_errors=True)
+            temporary.replace(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
