@@ -130,6 +130,23 @@ def test_photos_that_would_get_one_name_stay_apart(root: Path, tmp_path: Path) -
     assert len(list((tmp_path / "scene" / "images").iterdir())) == model.num_reg_images()
 
 
+def test_photos_of_16_bits(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "map", tmp_path / "map")
+    shutil.copytree(root / "photos", tmp_path / "photos")
+    folder = MapFolder(tmp_path / "map")
+    folder.record.values["photos"] = [str(tmp_path / "photos")]
+    folder.record.save()
+    photo = tmp_path / "photos" / "photo00.png"
+    grey = np.asarray(Image.open(photo).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(photo)
+    export_scene(folder.path, tmp_path / "scene")
+    written, before = (
+        np.asarray(Image.open(path / "scene" / "images" / "photo00.png").convert("L"), np.float32)
+        for path in (tmp_path, root)
+    )
+    assert np.abs(written - before).max() <= 1
+
+
 def test_a_full_disk_keeps_the_old_models(root: Path) -> None:
     folder = MapFolder(root / "map")
     models = [model for model, _ in folder.read_models()]

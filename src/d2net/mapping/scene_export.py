@@ -53,7 +53,7 @@ def export_scene(
             lens = lenses[image.camera_id]
             pixels = to_pixels(folder.photo(image.name), upright=upright)
             check_photo_size(image.name, (pixels.shape[1], pixels.shape[0]), lens)
-            bitmap = pycolmap.Bitmap.from_array(pixels)
+            bitmap = pycolmap.Bitmap.from_array(np.rint(pixels).astype(np.uint8))
             with quiet_colmap():
                 undistorted, _ = pycolmap.undistort_image(options, bitmap, lens)
             if len(image.points2D):
