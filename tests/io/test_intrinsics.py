@@ -46,6 +46,13 @@ def test_broken_lists_are_told(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_names_that_a_list_would_misread_have_a_dot_and_a_slash_in_front(tmp_path):
+    names = [" b  c.jpg", "#a.jpg"]
+    lines = [f"./{name} SIMPLE_PINHOLE 10 10 9 5 5\n" for name in names]
+    (tmp_path / "q.txt").write_text("".join(lines))
+    assert list(read_intrinsics(tmp_path / "q.txt")) == names
+
+
 def test_a_missing_list_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_intrinsics(tmp_path / "q.txt")

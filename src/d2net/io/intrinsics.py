@@ -29,7 +29,7 @@ def read_intrinsics(path: str | Path) -> dict[str, pycolmap.Camera]:
         match = CAMERA_LINE.fullmatch(line)
         if match is None:
             raise FormatError(f"{where}: expected {_EXPECTED}, not {line[:80]!r}")
-        name = match["name"]
+        name = match["name"].removeprefix("./")
         if name in cameras:
             raise FormatError(f"{where}: the photo {name} occurs twice")
         size = int(match["width"]), int(match["height"])
