@@ -150,6 +150,8 @@ def test_full_resolution_lifts_both_limits(d2net: Run, photos: Path) -> None:
         assert file.settings is not None
         assert file.settings["extraction"]["max_edge"] is None
         assert file.settings["extraction"]["max_sum_edges"] is None
+    run = d2net("extract", photos, "-o", "g.h5", "--full-resolution", "--max-edge", "100")
+    assert (run.code, "--max-edge or --full-resolution" in run.err) == (2, True)
 
 
 def test_image_list_and_root(d2net: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

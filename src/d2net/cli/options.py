@@ -125,6 +125,8 @@ class Extraction:
         elif self.max_keypoints == 0:
             values["max_keypoints"] = None
         if self.full_resolution:
+            if self.max_edge != _DEFAULT.max_edge:
+                raise InputError("give --max-edge or --full-resolution, not both")
             values |= {"max_edge": None, "max_sum_edges": None}
         settings = ExtractionSettings(**values).to_dict()  # checked before the slow imports
 
