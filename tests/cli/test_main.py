@@ -182,6 +182,12 @@ def test_an_error_is_a_json_document_too(real: Real) -> None:
     assert_error(run.err)
 
 
+def test_ctrl_c_during_the_imports_is_no_traceback(real: Real) -> None:
+    (real.folder / "typer.py").write_text("raise KeyboardInterrupt")
+    run = real("--version")
+    assert (run.code, run.out, run.err) == (130, "", "")
+
+
 def test_names_that_would_garble_the_terminal_are_escaped(d2net: Run) -> None:
     run = d2net("extract", "a\n\x1b[31mb.png", "-o", "f.h5")
     assert_error(run.err)
