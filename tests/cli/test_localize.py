@@ -82,7 +82,7 @@ def test_poses_are_those_of_localized_photos(
 
     monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
     for old in ("poses_doubtful.txt", "poses_map1.txt"):  # of an earlier run
-        write_poses(old, {"c.png": pycolmap.Rigid3d()}, beside=Path("poses.txt"))
+        write_poses(old, {"c.png": pycolmap.Rigid3d()}, beside=True)
     Path("poses_map.txt").write_text("the user's own notes\n")
     run = d2net("localize", "map", "photos", "--json")
     assert run.code == code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def localize(
     other = re.compile(rf"{stem}(_doubtful(_map\d+)?|_map\d+){suffix}")
     earlier = [file for file in output.parent.iterdir() if other.fullmatch(file.name)]
     for file in earlier:
-        check_output(file, *inputs, is_own=partial(is_beside, output))
+        check_output(file, *inputs, is_own=is_beside)
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     if len(set(drawings.values())) < len(drawings):
         raise InputError("two queries, such as a.tif and a.tif.jpg, would share a picture: rename")
@@ -128,7 +127,7 @@ def localize(
     for file in earlier:
         file.unlink()
     for file, written in poses.items():
-        write_poses(file, written, photos=names, beside=None if file == output else output)
+        write_poses(file, written, photos=names, beside=file != output)
     values: dict[str, Any] = {name: answer.to_dict() for name, answer in answers.items()}
     values |= {name: {"verdict": "failed", "reason": reason} for name, reason in failed.items()}
     lines = console.columns(

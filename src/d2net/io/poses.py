@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pycolmap
 
 _EXPECTED = "lines of name qw qx qy qz tx ty tz"
+_BESIDE = "# d2net localize wrote this file beside its output\n"
 
 
 def write_poses(
@@ -28,16 +29,16 @@ def write_poses(
     poses: Mapping[str, pycolmap.Rigid3d],
     *,
     photos: Iterable[str] = (),
-    beside: Path | None = None,
+    beside: bool = False,
 ) -> None:
     """Write poses by the photos' paths.
 
     The file name is written, or the whole path if another photo has the same file name: one of the
-    poses, or one of the `photos` that have none. With `beside`, a comment says that the file
-    supplements that other one; `is_beside` reads it.
+    poses, or one of the `photos` that have none. With `beside`, a comment marks the file as one
+    beside the output of a command.
     """
     file_names = Counter(PurePosixPath(photo).name for photo in {*poses, *photos})
-    lines = [] if beside is None else [_comment(beside)]
+    lines = [_BESIDE] if beside else []
     for photo, pose in poses.items():
         file_name = PurePosixPath(photo).name
         name = file_name if file_names[file_name] == 1 else photo
@@ -49,14 +50,10 @@ def write_poses(
     write_text(Path(path), "".join(lines))
 
 
-def is_beside(output: Path, path: Path) -> bool:
-    """Whether `write_poses` wrote the file at `path` beside `output`."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.readline() == _comment(output)
-
-
-def _comment(output: Path) -> str:
-    return f"# d2net localize wrote these poses beside {output.name!r}\n"
+def is_beside(path: Path) -> bool:
+    """Whether `write_poses` wrote the file with `beside`."""
+    with path.open("rb") as file:
+        return file.readline() == _BESIDE.encode()
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
