@@ -87,12 +87,13 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     opened = open_source(source.kind, data / source.path, crop, source.options)
     if not source.hold_out:
         return opened
+    if len(opened) < 2:
+        raise InputError(
+            f"{source.path} has a single pair, too few for training and validation: add photos, "
+            "or use a recipe with hold_out = 0"
+        )
     last = min(source.hold_out, len(opened)) - 1  # at least one, however few there are
     indices = [i for i in range(len(opened)) if (i % source.hold_out == last) == held_out]
-    if not indices:
-        raise InputError(
-            f"{source.path} has a single pair, too few for training and validation: remove hold_out"
-        )
     return Subset(opened, indices)
 
 

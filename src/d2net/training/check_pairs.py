@@ -107,8 +107,10 @@ def check_source(
             "wrong, or the scene is repetitive; look at the picture"
         )
     for name, (limit, advice) in _AUDIT_LIMITS.items():
-        if figures.get(name, 0.0) > limit:
-            warnings.append(f"{name} is {figures[name]:.3g}, over {limit:g}: {advice}")
+        value = figures.get(name, 0.0)
+        if not value <= limit:  # NaN if no point has an error
+            found = f"{value:.3g}, over {limit:g}" if value > limit else "unknown"
+            warnings.append(f"{name} is {found}: {advice}")
     remarks = getattr(source, "remarks", ())
     return SourceReport(figures, remarks, tuple(warnings), tuple(kept))
 

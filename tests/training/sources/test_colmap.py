@@ -229,6 +229,38 @@ def test_what_is_wrong_is_told(tmp_path):
         opened(folder)
 
 
+def test_photos_that_observe_missing_points(tmp_path):
+    folder = Plane().write(tmp_path / "scene")
+    text = folder / "text"
+    text.mkdir()
+    Plane().reconstruction().write_text(text)
+    lines = (text / "points3D.txt").read_text().splitlines(keepends=True)
+    (text / "points3D.txt").write_text("".join(lines[:3] + lines[3::2]))
+    source = opened(folder, model=str(text))
+    assert source.pair(0, pair_generator(0, 0)) is not None
+    (text / "points3D.txt").write_text("# none\n")
+    with pytest.raises(InputError, match="4 of the 4 photos see no point"):
+        opened(folder, model=str(text))
+
+
+def test_a_camera_without_a_size(tmp_path):
+    folder = Plane().write(tmp_path / "scene")
+    model = Plane().reconstruction()
+    model.cameras[1].width = model.cameras[1].height = 0
+    model.write_binary(folder / "sparse")
+    with pytest.raises(InputError, match="has no size"):
+        opened(folder)
+
+
+def test_a_model_without_any_track_error_is_warned_of(tmp_path):
+    folder = Plane("PINHOLE").write(tmp_path / "scene")
+    model = Plane("PINHOLE").reconstruction()
+    model.cameras[1].params = np.array([1e-4, 1e-4, *model.cameras[1].params[2:]])
+    model.write_binary(folder / "sparse")
+    warnings = check_source(opened(folder), 4).warnings
+    assert any("track_error_pixels" in warning for warning in warnings)
+
+
 def test_no_two_photos_see_the_same(tmp_path):
     plane = Plane()
     folder = plane.write(tmp_path / "scene")

@@ -16,6 +16,7 @@ from d2net.training.sources.base import pair_generator
 from ...tiny import DATA
 
 CROP = 128
+LISTED = '[{{"a": "a.png", "b": "b.png", "H_a_to_b": {}}}]'
 STILL = {"rotation": 0.0, "scale": 1.0, "perspective": 0.0, "photometric": 0.0}
 
 
@@ -134,14 +135,34 @@ def test_what_is_wrong_is_told(tmp_path, graf):
             "names the photo z.png, which is not in",
         ),
         ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "an invertible matrix"),
+        (LISTED.format("[[Infinity, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible matrix"),
+        (LISTED.format("[[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1]]"), "an invertible matrix"),
+        (LISTED.format("[[NaN, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible matrix"),
+        ("null", r"must contain \[...\], not null"),
+        ("3", r"must contain \[...\], not 3"),
     ):
         file.write_text(text)
         with pytest.raises(FormatError, match=message):
             opened(tmp_path, "aligned")
     file.unlink()
-    (tmp_path / "offsets.json").write_text('{"a.png": 3}')
-    with pytest.raises(FormatError, match=r"offset of a\.png is not two numbers"):
-        opened(tmp_path, "aligned")
+    for text, message in (
+        ('{"a.png": 3}', r"offset of a\.png is not two numbers"),
+        ('{"a.png": "12"}', r"offset of a\.png is not two numbers"),
+        ('{"a.png": [NaN, 0]}', r"offset of a\.png is not two numbers"),
+        ("null", r"must contain {...}, not null"),
+        ("[1, 2]", r"must contain {...}, not \[1, 2\]"),
+    ):
+        (tmp_path / "offsets.json").write_text(text)
+        with pytest.raises(FormatError, match=message):
+            opened(tmp_path, "aligned")
+
+
+@pytest.mark.parametrize("matrix", ["[1, 0, 0, 0, 1, 0, 0, 0, 1]", "[[[1,0,0],[0,1,0],[0,0,1]]]"])
+def test_homographies_in_another_shape(tmp_path, graf, matrix):
+    for name in ("a.png", "b.png"):
+        graf.save(tmp_path / name)
+    (tmp_path / "pairs.json").write_text(LISTED.format(matrix))
+    assert opened(tmp_path, "aligned", **STILL).pair(0, pair_generator(0, 0)) is not None
 
 
 def test_a_photo_gone_since_is_told(tmp_path, graf):

@@ -60,11 +60,12 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
         file = find_photo([images], image.name) or images / image.name
         if image.has_pose and not file.is_file():
             missing.append(image.name)
-        elif image.has_pose and not image.num_points3D:
-            without_points += 1
         elif image.has_pose:
             depth_map = find_depth_map(folder, image.name) if options.depth else None
             photo = scene_photo(model, image, file, depth_map)
+            if not len(photo.ids):
+                without_points += 1
+                continue
             # COLMAP does not turn photos upright, but they may have been turned before.
             stored = size_of(file, upright=False)
             upright = stored != photo.size == size_of(file, upright=True)
@@ -110,10 +111,13 @@ def scene_photo(
 ) -> ScenePhoto:
     """A photo of a model, in the pixels of its camera. The photo itself is not read."""
     camera = model.cameras[image.camera_id]
-    observations = image.get_observation_points2D()
+    if not camera.width * camera.height:
+        raise InputError(f"the camera of the photo {path} has no size: give it the photo's")
+    points = model.points3D
+    observations = [p for p in image.get_observation_points2D() if p.point3D_id in points]
     ids, rows = np.unique([point.point3D_id for point in observations], return_index=True)
     in_photo = np.array([observations[row].xy for row in rows], np.float64).reshape(-1, 2)
-    in_world = np.array([model.points3D[i].xyz for i in ids], np.float64).reshape(-1, 3)
+    in_world = np.array([points[i].xyz for i in ids], np.float64).reshape(-1, 3)
     pose = np.asarray(image.cam_from_world().matrix(), np.float64)
     return ScenePhoto(
         path=path,

@@ -30,6 +30,7 @@ from d2net.training.sources.reading import size_of
 
 PAIRS_FILE, OFFSETS_FILE = "pairs.json", "offsets.json"
 
+_MAX_CONDITION = 1e15  # of a homography; others cannot be inverted
 _POINT_ATTEMPTS = 20  # random points that are tried before one outside photo b is accepted
 
 
@@ -163,11 +164,12 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     file = folder / PAIRS_FILE
     if file.is_file():
         folders = [folder / "images", folder]
-        for number, entry in enumerate(_read_json(file), start=1):
+        for number, entry in enumerate(_read_json(file, list), start=1):
             try:
                 a, b = (named_photo(folders, str(entry[key]), file) for key in ("a", "b"))
-                matrix = np.array(entry["H_a_to_b"], np.float64)
-                np.linalg.inv(matrix.reshape(3, 3))
+                matrix = np.array(entry["H_a_to_b"], np.float64).reshape(3, 3)
+                if not np.linalg.cond(matrix) < _MAX_CONDITION:
+                    raise ValueError  # noqa: TRY301
             except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
                 raise FormatError(
                     f"{file}, pair {number}: a, b and H_a_to_b (an invertible matrix of 3 x 3 "
@@ -179,9 +181,9 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     for file in views:
         offsets: list[tuple[Path, float, float]] = []
         folders = [file.parent / "images", file.parent]
-        for name, offset in dict(_read_json(file)).items():
+        for name, offset in _read_json(file, dict).items():
             try:
-                x, y = map(float, offset)
+                x, y = np.asarray_chkfinite(offset, np.float64)
             except (TypeError, ValueError) as error:
                 raise FormatError(f"{file}: the offset of {name} is not two numbers") from error
             offsets.append((named_photo(folders, name, file), x, y))
@@ -203,8 +205,12 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
     return pairs
 
 
-def _read_json(file: Path) -> Any:  # noqa: ANN401 (a list or dict of anything)
+def _read_json(file: Path, kind: type) -> Any:  # noqa: ANN401 (a list or dict of anything)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, kind):
+        brackets = "[...]" if kind is list else "{...}"
+        raise FormatError(f"{file} must contain {brackets}, not {json.dumps(content)[:60]}")
+    return content

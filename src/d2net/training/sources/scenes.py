@@ -235,8 +235,9 @@ def find_overlaps(
     ids = np.concatenate([photo.ids for photo in photos])
     counts = np.array([len(photo.ids) for photo in photos])
     rows = np.repeat(np.arange(len(photos)), counts)
-    _, columns = np.unique(ids, return_inverse=True)
-    seen = sparse.csr_array((np.ones(len(ids), np.int32), (rows, columns)))
+    points, columns = np.unique(ids, return_inverse=True)
+    shape = len(photos), len(points)
+    seen = sparse.csr_array((np.ones(len(ids), np.int32), (rows, columns)), shape)
     common = sparse.triu(seen @ seen.T, k=1).tocoo()
     pairs = np.stack([common.row, common.col], axis=1).astype(np.int64)
     shares = common.data[:, None] / counts[pairs]
