@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -47,13 +48,36 @@ def test_an_error_leaves_the_old_file_alone_and_nothing_beside_it(tmp_path, erro
 
 def test_what_a_killed_run_left_is_overwritten(tmp_path):
     path = tmp_path / "out.txt"
-    (tmp_path / "out.txt.tmp").write_text("left behind by a killed run")
-    (tmp_path / "out.txt.lock").touch()
+    (tmp_path / "out.txt.d2net-tmp").write_text("left behind by a killed run")
+    (tmp_path / "out.txt.d2net-lock").touch()
     with replacing(path) as temporary:
         assert temporary.read_text() == ""
         temporary.write_text("new")
     assert names_in(tmp_path) == ["out.txt"]
     assert path.read_text() == "new"
+
+
+def test_files_of_the_user_beside_the_output_stay(tmp_path):
+    beside = [tmp_path / f"out{end}" for end in (".tmp", ".lock", ".bak", "~")]
+    for path in beside:
+        path.write_text("mine")
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("new")
+    (tmp_path / "out").unlink()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert [path.read_text() for path in beside] == ["mine"] * len(beside)
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_a_folder_without_a_name_of_its_own(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").touch()
+    with pytest.raises(OutputError), new_folder(Path(name)):
+        pass
+    with pytest.raises(OutputError), replacing(Path(name)):
+        pass
+    assert names_in(tmp_path) == ["mine.txt"]
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):
@@ -121,7 +145,7 @@ def test_a_drive_without_locks_is_named(tmp_path, monkeypatch):
 def test_a_pipe_or_a_device_is_neither_read_nor_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for use in (write_to, FeatureFile, read_toml, lambda path: check_output(path, appends=True)):
+    for use in (write_to, FeatureFile, read_toml, check_output):
         with pytest.raises(InputError, match="is a pipe or a device"):
             use(pipe)
     assert names_in(tmp_path) == ["pipe"]

@@ -150,7 +150,7 @@ def test_an_existing_database_is_replaced_only_on_demand(tmp_path):
     assert path.read_bytes() == old
     # What a crashed program left would be replayed into the new database.
     (tmp_path / "database.db-wal").write_bytes(b"old")
-    (tmp_path / "database.db.tmp-wal").write_bytes(b"old")
+    (tmp_path / "database.db.d2net-tmp-wal").write_bytes(b"old")
     write_database(path, {"b": make_features()}, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["database.db"]
     with pycolmap.Database.open(path) as database:
@@ -169,7 +169,7 @@ def test_what_sqlite_could_not_merge_is_an_error(tmp_path, processes):
     """
     ready = processes.Event()
     reader = processes.Process(
-        target=workers.read_database, args=(tmp_path / "database.db.tmp", ready)
+        target=workers.read_database, args=(tmp_path / "database.db.d2net-tmp", ready)
     )
 
     class Photos(dict):

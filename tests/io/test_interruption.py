@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_sentence_and_a_resume(kind, processes, undisturbed, 
             assert ending.startswith("OutputError: "), ending
             assert "the disk is full" in ending
             assert not path.exists()
-            assert not path.with_name("full.h5.tmp").exists()
+            assert not path.with_name("full.h5.d2net-tmp").exists()
         else:
             break
     assert endings[-1] == "done"
@@ -175,7 +175,7 @@ def test_two_processes_on_one_output(processes, tmp_path):
         workers.write_features(path)
     process.kill()
     process.join()
-    assert (tmp_path / "features.h5.lock").exists()  # left by the kill, and in nobody's way
+    assert (tmp_path / "features.h5.d2net-lock").exists()  # left by the kill, and in nobody's way
     workers.write_features(path)
     assert_nothing_left_beside(path)
 

@@ -1,6 +1,7 @@
 """Safe writing: an output is complete or absent, and only one process writes it at a time.
 
-The temporary name is fixed, so that the next run overwrites the file of a killed run.
+The temporary name is fixed, so that the next run overwrites the file of a killed run. It contains
+d2net, so that no file of the user has it.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ def output_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the output `path`: the file `path`.lock, removed afterwards.
+    """Hold the lock of the output `path`: the file `path`.d2net-lock, removed afterwards.
 
     The operating system releases the lock when the process ends, however it ends. OutputBusyError
     if another process, or another writer in this one, holds it.
     """
     target = Path(os.path.realpath(path))
-    lock = FileLock(f"{target}.lock", timeout=0, thread_local=False)
+    lock = FileLock(f"{target}.d2net-lock", timeout=0, thread_local=False)
     with output_errors(path):
         if not target.parent.is_dir():  # raises; filelock might create the folder
             next(target.parent.iterdir(), None)
@@ -84,7 +85,7 @@ def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
     if the caller holds a lock. Any OSError in the block becomes an OutputError.
     """
     target = Path(os.path.realpath(path))  # a link stays, and the file that it leads to is written
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = Path(f"{target}.d2net-tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):
         check_regular(path)
         if path.is_dir():  # say so before the work, not after it
@@ -114,7 +115,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     OutputError if `path` exists and is not an empty folder, unless the new folder may replace it.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = Path(f"{target}.d2net-tmp")
     with locked(path), output_errors(path):
         if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise OutputError(f"{path} exists already; delete it or choose another folder.")
