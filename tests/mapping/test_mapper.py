@@ -59,9 +59,15 @@ def test_it_starts_again_while_photos_are_missing(
 
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
     chain = [(str(i), str(i + 1), None) for i in range(connected - 1)]
+    chain.append(("left out", "0", None))
     monkeypatch.setattr(mapper, "verified_pairs", lambda _: chain)
+    names = [str(i) for i in range(connected)]
     models = run_mapper(
-        tmp_path / "database.db", tmp_path, Thresholds(4, 1), MappingSettings(seed=7)
+        tmp_path / "database.db",
+        tmp_path / "new",
+        MappingSettings(seed=7),
+        names,
+        limits=Thresholds(4, 1),
     )
     assert used == seeds
     assert (models[0].num_reg_images() if models else None) == best

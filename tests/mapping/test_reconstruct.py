@@ -22,6 +22,7 @@ from d2net.io.colmap_model import read_model
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.pair_lists import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
+from d2net.mapping.georeference import Georeference
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import add_photos, reconstruct
@@ -461,6 +462,67 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert errors(model)[0] < 0.1
     opened = Map(MapFolder(tmp_path / "map"), network(both))
     assert "photo06.png" in opened.names
+
+
+PLACES = [*(seen(pose) for pose in POSES), *(seen(pose, other=True) for pose in POSES)]
+
+
+def frames_of(folder: Path) -> list[dict[str, pycolmap.Rigid3d]]:
+    """The poses of each of a map's models, by photo."""
+    models = [read_model(path) for path in sorted((folder / "sparse").iterdir())]
+    return [{image.name: image.cam_from_world() for image in m.images.values()} for m in models]
+
+
+def check_frames(old: list[dict[str, pycolmap.Rigid3d]], folder: Path) -> None:
+    """The old photos are where they were, in the same models."""
+    new = frames_of(folder)
+    names = [name for frame in new for name in frame]
+    assert len(names) == len(set(names))
+    for before, after in zip(old, new, strict=False):
+        for name, pose in before.items():
+            np.testing.assert_allclose(after[name].matrix(), pose.matrix(), atol=1e-6)
+
+
+def test_both_places_of_a_map_grow_where_they_are(tmp_path: Path) -> None:
+    first = write_photos(tmp_path / "photos", [0, 1, 2, 3, 4, 6, 7, 8, 9])
+    reconstruct(first, tmp_path / "map", model=network(PLACES))
+    old = frames_of(tmp_path / "map")
+    new = write_photos(tmp_path / "new", [5, 10, 11])
+    summary = add_photos(tmp_path / "map", new, model=network(PLACES))
+    assert [len(part.photos) for part in summary.maps] == [6, 6]
+    check_frames(old, tmp_path / "map")
+
+
+def test_a_larger_new_place_does_not_take_the_old_one_s_number(tmp_path: Path) -> None:
+    reconstruct(write_photos(tmp_path / "photos", range(4)), tmp_path / "map", model=network())
+    old = frames_of(tmp_path / "map")
+    place = Georeference(48.0, 11.0, 500.0, 4, 4, 1.0, 10.0)
+    place.write(tmp_path / "map" / "sparse" / "0")
+    new = write_photos(tmp_path / "new", range(6, 12))
+    summary = add_photos(tmp_path / "map", new, model=network(PLACES))
+    assert [len(part.photos) for part in summary.maps] == [4, 6]
+    check_frames(old, tmp_path / "map")
+    assert [found for _, found in MapFolder(tmp_path / "map").read_models()] == [place, None]
+
+
+def test_masks_of_added_photos_are_used(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", range(6))
+    masks = write_photos(tmp_path / "masks", range(7))
+    reconstruct(photos, tmp_path / "map", model=network(), masks=masks)
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    with pytest.raises(InputError, match="no mask"):
+        add_photos(tmp_path / "map", new, model=both, masks=tmp_path / "missing")
+    assert add_photos(tmp_path / "map", new, model=both, masks=masks).num_registered == 7
+
+
+def test_a_known_distance_to_a_photo_that_is_in_no_map_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = write_photos(tmp_path / "photos", [0, 1, 2, 3, 6])
+    ends = "photo00.png", "photo06.png", 2.0
+    reconstruct(photos, tmp_path / "map", model=network(PLACES), known_distance=ends)
+    assert "photo06.png" in caplog.text
 
 
 def test_another_photo_of_a_known_name_is_not_taken_for_the_map_s(

@@ -56,9 +56,11 @@ def reconstruct(
         known_distance A B METRES: Distance between the cameras of photos A and B. It sets the
             scale. Default: GPS positions in EXIF set it.
     """
-    if into is not None and (output or poses or known_distance or pairs != "auto"):
+    of_new_maps = output, poses, known_distance, pairs != "auto", pairing.num_matched
+    if into is not None and any(of_new_maps):
         raise InputError(
-            "--into adds photos to a map: leave out --output, --pairs, --poses and --known-distance"
+            "--into adds photos to a map: leave out --output, --pairs, --num-matched, --poses and "
+            "--known-distance"
         )
     from d2net.io.pair_lists import read_pairs
     from d2net.matching.pair_selection import PairMethod
@@ -87,7 +89,7 @@ def reconstruct(
     model = extraction.model(printing)
     with progress.shown(printing) as report:
         if into is not None:
-            summary = add_photos(into, photos, model=model, progress=report, **mapping)
+            summary = add_photos(into, photos, model=model, masks=masks, progress=report, **mapping)
         else:
             summary = make_map(
                 photos,

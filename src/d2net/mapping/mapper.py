@@ -107,26 +107,30 @@ def flat_configurations() -> frozenset[int]:
 def run_mapper(
     database: Path,
     output: Path,
-    limits: Thresholds,
     settings: MappingSettings,
+    names: Collection[str],
     *,
+    limits: Thresholds,
     existing: Path | None = None,
     progress: Progress = no_progress,
 ) -> list[pycolmap.Reconstruction]:
-    """Map from a database of verified matches; the model with the most photos comes first.
+    """Map photos from a database of verified matches; the largest model comes first.
 
     Args:
         database: with two-view geometries.
-        output: an empty folder for COLMAP's files.
-        limits: largest errors.
+        output: a new folder for COLMAP's files.
         settings: of the mapping.
-        existing: folder of a model to which the other photos are added. Its photos have the same
-            ids in the database.
+        names: the photos.
+        limits: largest errors.
+        existing: folder of a model to which the other photos are added, and no other model is made.
+            Its photos are among the names, and have the same ids in the database.
         progress: called by the incremental mapper with the number of photos in the growing model.
     """
+    output.mkdir()
     refine = settings.camera_params is None
     if settings.mapper == "global" and existing is None:
         options = pycolmap.GlobalPipelineOptions()
+        options.image_names = sorted(names)
         options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
         steps = options.mapper
         steps.bundle_adjustment.refine_focal_length = refine
@@ -142,6 +146,8 @@ def run_mapper(
         return sorted(found.values(), key=_size, reverse=True)
     groups: list[set[str]] = []  # of photos that verified pairs connect
     for pair in verified_pairs(database):
+        if not {*pair[:2]}.issubset(names):
+            continue
         joined = set(pair[:2]).union(*(group for group in groups if not group.isdisjoint(pair[:2])))
         groups = [*(group for group in groups if group.isdisjoint(joined)), joined]
     connected = max(map(len, groups), default=0)
@@ -162,12 +168,14 @@ def run_mapper(
         folder = output / str(attempt)
         folder.mkdir()
         seeded = replace(settings, seed=settings.seed + attempt)
+        incremental = _incremental_options(limits, seeded, refine, existing, connected)
+        incremental.image_names = sorted(names)
         with quiet_colmap():
             found = pycolmap.incremental_mapping(
                 database,
                 folder,
                 folder,
-                _incremental_options(limits, seeded, refine, existing, connected),
+                incremental,
                 input_path=existing or "",
                 initial_image_pair_callback=begin,
                 next_image_callback=register,
@@ -191,6 +199,7 @@ def _incremental_options(
     options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
     options.max_num_models, options.max_model_overlap = _MAX_MODELS, _MAX_MODEL_OVERLAP
     options.fix_existing_frames = existing is not None
+    options.multiple_models = existing is None
     options.structure_less_registration_fallback = False  # minutes for photos that do not fit
     options.ba_global_frames_ratio = options.ba_global_points_ratio = _GROWTH_BETWEEN_ADJUSTMENTS
     options.ba_global_max_refinements = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -55,21 +55,23 @@ def camera_fault(camera: pycolmap.Camera) -> str | None:
 
 
 def remove_impossible_photos(
-    models: Sequence[pycolmap.Reconstruction], *, refine: bool
+    models: Sequence[pycolmap.Reconstruction], *, refine: bool, kept: Set[str] = frozenset()
 ) -> tuple[list[pycolmap.Reconstruction], dict[str, str]]:
     """Remove photos with impossible cameras, or with next to no points, and adjust the others.
 
-    Returns the models that still have enough photos, and the reasons of the removed photos by name.
+    The photos `kept` stay where they are, and so do the others in their models. Returns the models
+    that still have enough photos, and the reasons of the removed photos by name.
     """
     removed = {}
     for model in models:
+        is_free = kept.isdisjoint(image.name for image in model.images.values())
         while model.num_reg_images() >= MIN_PHOTOS:
             faulty = []
             for image in (model.images[number] for number in model.reg_image_ids()):
                 reason = camera_fault(model.cameras[image.camera_id])
                 if reason is None and image.num_points3D < _MIN_PHOTO_POINTS:
                     reason = f"only {count(image.num_points3D, 'point')} in the map"
-                if reason is not None:
+                if reason is not None and image.name not in kept:
                     removed[image.name] = reason
                     faulty.append(image.frame_id)
             if not faulty:
@@ -77,7 +79,7 @@ def remove_impossible_photos(
             for frame in faulty:
                 model.deregister_frame(frame)
             model.tear_down()  # COLMAP computes no covariance beside photos without a pose
-            if model.num_reg_images() >= MIN_PHOTOS:
+            if is_free and model.num_reg_images() >= MIN_PHOTOS:
                 with quiet_colmap():  # pycolmap.bundle_adjustment logs all the same
                     _bundle_adjuster(model, refine=refine).solve()
     return [model for model in models if model.num_reg_images() >= MIN_PHOTOS], removed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ from d2net.mapping.mapper import SignificantPairs, run_mapper, verify_pairs
 from d2net.mapping.plausibility import judge_map, remove_impossible_photos
 from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
-from d2net.mapping.settings import MappingSettings, Thresholds
+from d2net.mapping.settings import MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered
 from d2net.mapping.triangulate import triangulate
 from d2net.matching.match_pairs import match_pairs
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from d2net.mapping.settings import MappingOptions
 
+_log = logging.getLogger(__name__)
 _NUM_MATCHED = 20  # most similar photos of a map that each added photo is matched with
 
 
@@ -136,6 +139,7 @@ def add_photos(
     photos: Path | str,
     *,
     model: D2Net | None = None,
+    masks: Path | None = None,
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
 ) -> MapSummary:
@@ -165,12 +169,16 @@ def add_photos(
         folder.add_photo_folder(Path(photos))
         folder.seconds.clear()
         stages = Stages(folder, settings, progress)
-        stages.extract(model, found, None)
+        stages.extract(model, found, masks)
         new = stages.usable
         stages.survey(folder.finished)
         stages.match(stages.select_added_pairs(new))
         stages.verify(adding=True)
-        return stages.finish(stages.map(existing=folder.sparse / "0"))
+        return stages.finish(stages.map(adding=True))
+
+
+def _registered(model: pycolmap.Reconstruction) -> set[str]:
+    return {model.images[number].name for number in model.reg_image_ids()}
 
 
 def _find_photos(folder: Path) -> list[FoundImage]:
@@ -356,39 +364,44 @@ class Stages:
         self,
         positions: Mapping[str, Position] | None = None,
         known_distance: KnownDistance | None = None,
-        existing: Path | None = None,
+        *,
+        adding: bool = False,
     ) -> list[pycolmap.Reconstruction]:
-        """Run COLMAP's mapper; the largest model comes first.
+        """Run COLMAP's mapper; the largest new model comes first.
 
         New models are turned upright, and scaled to metres and turned to north if these are known.
+        With `adding` they come after the old ones, which grow and keep their coordinates.
         """
         folder = self._folder
         self._depend_on(positions, known_distance)
         if folder.record.is_done("mapping", self.inputs) and folder.sparse.is_dir():
             return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
+        old = folder.read_models() if adding else []
+        held = [_registered(model) for model, _ in old]
+        free = set(self.usable).difference(*held)
+        models: list[pycolmap.Reconstruction] = []
         with folder.timed("mapping"), folder.scratch() as scratch:
-            models = run_mapper(
-                folder.database,
-                scratch,
-                self.limits,
-                self._settings,
-                existing=existing,
-                progress=self._progress,
-            )
+            run = partial(run_mapper, folder.database, limits=self.limits, progress=self._progress)
+            for number, names in enumerate(held):
+                path = folder.sparse / str(number)
+                models += run(scratch / path.name, self._settings, names | free, existing=path)
+                free -= _registered(models[-1])
+            if len(free) >= MIN_PHOTOS:
+                models += run(scratch / "new", self._settings, free)
         refine = self._settings.camera_params is None
-        models, removed = remove_impossible_photos(models, refine=refine)
+        kept = frozenset[str]().union(*held)
+        models, removed = remove_impossible_photos(models, refine=refine, kept=kept)
         if not models and removed:
             faults = ", ".join(f"{name} ({reason})" for name, reason in removed.items())
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
         if not models:
             raise MappingError(why_no_map(folder.database))
-        if existing is None:
-            places = [georeference(model, positions or {}, known_distance) for model in models]
-        else:  # the other places stay
-            old = folder.read_models()
-            models += [model for model, _ in old[1:]]
-            places = [place for _, place in old]
+        places = [place for _, place in old] + [
+            georeference(model, positions or {}, known_distance) for model in models[len(old) :]
+        ]
+        if known_distance and not any({*known_distance[:2]} <= _registered(m) for m in models):
+            _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
         folder.record.values["removed"] = removed
         folder.save_models(models, places)
         folder.record.finish("mapping", self.inputs)
