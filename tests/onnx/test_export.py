@@ -115,8 +115,13 @@ def test_photos_of_any_size(model: D2Net, exported: Any) -> None:
     apart = np.abs(expected.keypoints.numpy()[:, None] - found.keypoints[None]).max(axis=2)
     assert (apart.min(axis=1) < 1e-3).mean() > 0.98
     np.testing.assert_allclose(found.uncertainty, expected.uncertainty.numpy(), rtol=1e-6)
-    assert len(extractor.extract(photo[:15, :40]).scores) == 0
-    for part in (photo[:16, :20], np.full((60, 70, 3), 9, np.uint8)):
+    assert len(extractor.extract(photo[:7, :40]).scores) == 0
+    for part in (
+        photo[:9, :80],
+        photo[:15, :90],
+        photo[:8, :40],
+        np.full((60, 70, 3), 9, np.uint8),
+    ):
         assert len(extractor.extract(part).scores) == len(model.extract(part, max_keypoints=300))
 
 

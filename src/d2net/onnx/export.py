@@ -42,7 +42,7 @@ def export_onnx(
 ) -> None:
     """Write a model as a folder that needs neither torch nor d2net.
 
-    It holds the graph, `d2net.onnx`, which takes a photo of any size from 16 x 16 pixels, and
+    It holds the graph, `d2net.onnx`, which takes a photo of any size from 8 x 8 pixels, and
     `d2net_onnx.py`, which reads photos, runs the graph, chooses the keypoints and matches them with
     numpy. Settings, weights and licence are in the graph's metadata.
 
@@ -137,7 +137,7 @@ def _program(
 
 
 class _Graph(nn.Module):
-    """A model at one scale, for photos of at least 16 x 16 pixels at their own size."""
+    """A model at one scale, for photos of at least 8 x 8 pixels at their own size."""
 
     def __init__(self, model: D2Net, settings: ExtractionSettings) -> None:
         super().__init__()

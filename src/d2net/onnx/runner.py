@@ -3,7 +3,7 @@
     pip install onnxruntime pillow
     python d2net_onnx.py A.jpg B.jpg
 
-The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 16 x 16) and gives for all its
+The graph, d2net.onnx, takes `image` (H x W x 3, RGB, uint8, at least 8 x 8) and gives for all its
 keypoints `keypoints` (N x 2, x and y in pixels, the centre of the top-left pixel being (0, 0)),
 `scores` (N), `uncertainty` (N, pixels) and `descriptors` (N x D, unit length). This program does
 the rest: it reduces the photo, keeps the best keypoints, and matches.
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SMALLEST_SIDE = 16
+SMALLEST_SIDE = 8
 """A photo with a shorter side has no keypoints."""
 
 
