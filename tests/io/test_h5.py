@@ -34,6 +34,23 @@ def path(tmp_path):
 # What we write
 
 
+def test_closed_files_say_so(tmp_path):
+    with FeatureWriter(tmp_path / "f.h5", {}) as writer:
+        writer.add("a", make_features())
+    with MatchWriter(tmp_path / "m.h5", {}) as writer:
+        writer.add("a", "b", make_matches(), 20)
+    with FeatureFile(tmp_path / "f.h5") as features, MatchFile(tmp_path / "m.h5") as matches:
+        pass
+    for use in (
+        lambda: features["a"],
+        lambda: "a" in features,
+        lambda: matches.get("a", "b"),
+        lambda: ("a", "b") in matches,
+    ):
+        with pytest.raises(InputError, match="is closed"):
+            use()
+
+
 def test_features_come_back_as_they_were(path):
     photos = {
         "b/night.jpg": make_features(30, seed=1),

@@ -126,6 +126,8 @@ class H5File:
 
     def has_entry(self, name: str) -> bool:
         """Whether there is an entry `name`."""
+        if not self._file:
+            raise InputError(f"{self.path} is closed; read it within its `with` block")
         with suppress(InputError), self._format_errors():
             group = self._file.get(check_name(name))
             return isinstance(group, h5py.Group) and self._is_entry(group)
