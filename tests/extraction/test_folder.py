@@ -135,8 +135,8 @@ def test_a_bad_file_does_not_stop_the_others(
     assert set(summary.failed) == {"broken.png", "text.jpg", "none.jpg"}
     for name, reason in summary.failed.items():
         assert name in reason
-    assert calls[0] == ("extracting", 0, 7)
-    assert calls[1:] == [(f"extracting: {p.name}", i + 1, 7) for i, p in enumerate(listed)]
+    assert calls[1] == ("extracting", 0, 7)
+    assert calls[2:] == [(f"extracting: {p.name}", i + 1, 7) for i, p in enumerate(listed)]
     with FeatureFile(tmp_path / "f.h5") as file:
         assert set(file) == set(NAMES)
 
@@ -293,6 +293,18 @@ def test_changed_photos_are_extracted_again(
             assert_same_features(again["a.png"], new["a.png"])
     else:
         assert release_files(tmp_path / "f") == release_files(tmp_path / "new")
+
+
+@pytest.mark.parametrize("format", ["h5", "npz"])
+def test_copied_photos_are_not_extracted_again(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, format: Format
+) -> None:
+    run(tiny_model, photos, tmp_path / "f", format=format)
+    for copy in photos.rglob("*.png"):
+        os.utime(copy, ns=(1, 1))
+    summary = run(tiny_model, photos, tmp_path / "f", format=format)
+    assert not summary.extracted
+    assert sorted(summary.skipped) == sorted(NAMES)
 
 
 def test_changed_masks_are_applied(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:

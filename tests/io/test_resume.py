@@ -4,7 +4,7 @@ import pytest
 
 from d2net.errors import FormatError, InputError, OutputError
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
-from d2net.io.resume import WorkRecord, file_state, fingerprint
+from d2net.io.resume import WorkRecord, are_unchanged, fingerprint, record_files
 
 from .samples import assert_same_features, make_features, make_matches
 
@@ -15,14 +15,26 @@ def test_fingerprints_tell_different_inputs_apart(tmp_path):
     assert fingerprint(a) != fingerprint({**a, "limit": 4})
 
 
-def test_a_changed_file_has_another_state(tmp_path):
-    path = tmp_path / "a.jpg"
-    assert file_state(path) is None
-    path.write_bytes(b"old")
-    old = file_state(path)
-    assert file_state(path) == old
-    os.utime(path, ns=(1, 1))
-    assert file_state(path) != old
+def test_a_file_is_unchanged_if_its_content_is(tmp_path):
+    photo, mask = tmp_path / "a.jpg", tmp_path / "a.png"
+    photo.write_bytes(b"photo")
+    without_mask = record_files(photo, None)
+    assert are_unchanged(without_mask, photo, None)
+    assert not are_unchanged("", photo, None)
+    mask.write_bytes(b"mask")
+    assert not are_unchanged(without_mask, photo, mask)
+    with_mask = record_files(photo, mask)
+    os.utime(photo, ns=(1, 1))  # as copies have other times
+    assert are_unchanged(with_mask, photo, mask)
+    assert are_unchanged(with_mask, photo)
+    mask.write_bytes(b"other")
+    assert not are_unchanged(with_mask, photo, mask)
+    mask.write_bytes(b"MASK")
+    os.utime(mask, ns=(1, 1))
+    assert not are_unchanged(with_mask, photo, mask)
+    assert not are_unchanged(with_mask, photo, None)
+    photo.unlink()
+    assert not are_unchanged(without_mask, photo, None)
 
 
 def test_features_of_a_changed_photo_are_replaced(tmp_path):
@@ -31,14 +43,11 @@ def test_features_of_a_changed_photo_are_replaced(tmp_path):
     with FeatureWriter(path, {}) as writer:
         writer.add("a.jpg", old, "old")
         writer.add("b.jpg", old, "old")
-        assert writer.is_done("a.jpg", "old")
-        assert not writer.is_done("a.jpg", "new")
+        assert writer.inputs("a.jpg") == "old"
     with FeatureWriter(path, {}) as writer:
-        assert writer.is_done("a.jpg")
-        assert writer.is_done("b.jpg", "old")
-        assert not writer.is_done("a.jpg", "new")
+        assert writer.inputs("a.jpg") == writer.inputs("b.jpg") == "old"
         writer.add("a.jpg", new, "new")
-        assert writer.is_done("a.jpg", "new")
+        assert writer.inputs("a.jpg") == "new"
     with FeatureFile(path) as file:
         assert_same_features(file["a.jpg"], new)
         assert_same_features(file["b.jpg"], old)
@@ -53,7 +62,7 @@ def test_a_killed_run_remembers_which_photo_it_replaced(tmp_path):
         writer.add("a.jpg", make_features(20), "new")
         raise KeyboardInterrupt
     with FeatureWriter(path, {}) as writer:
-        assert writer.is_done("a.jpg", "new")
+        assert writer.inputs("a.jpg") == "new"
     with FeatureFile(path) as file:
         assert len(file["a.jpg"]) == 20
 

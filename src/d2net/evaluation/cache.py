@@ -12,7 +12,7 @@ from d2net.evaluation.feature_sources import FeatureSource
 from d2net.features import Matches
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.pair_lists import Pair
-from d2net.io.resume import file_state, fingerprint
+from d2net.io.resume import are_unchanged, fingerprint, record_files
 from d2net.matching import matcher_id
 from d2net.matching.match_pairs import match_pairs
 from d2net.networks.catalogue import cache_folder
@@ -70,8 +70,8 @@ class CachedPhotos:
         with FeatureWriter(features_path, source.provenance) as writer:
             for done, (name, photo) in enumerate(photos.items()):
                 progress("extracting", done, len(photos))
-                inputs = fingerprint(file_state(photo))
-                if not writer.is_done(name, inputs):
+                if not are_unchanged(writer.inputs(name), photo):
+                    inputs = record_files(photo)
                     found = source.source.extract(photo, name)
                     writer.add(name, found.best(source.max_keypoints), inputs)
         self._stack = ExitStack()

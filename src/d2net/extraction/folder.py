@@ -21,7 +21,7 @@ from d2net.io import release_2019
 from d2net.io.atomic import locked, output_errors
 from d2net.io.h5 import FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images, find_photo
-from d2net.io.resume import WorkRecord, file_state, fingerprint
+from d2net.io.resume import WorkRecord, are_unchanged, record_files
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 Format = Literal["h5", "npz", "mat"]
 PathLike: TypeAlias = str | os.PathLike[str]
-_Result: TypeAlias = Features | ImageError | InputError
+_Result: TypeAlias = tuple[str, str, Features | ImageError | InputError]
+"""Name and inputs (`record_files`) of a photo, and its features or why it has none."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,27 +121,28 @@ def extract_folder(
     job = _Job(model, chosen, masks_of_photos, half, str(model.device))
     provenance = {**model.provenance(chosen), "half": half, "masks": masks is not None}
     with _open_output(Path(output), format, provenance) as writer:
-        inputs = {
-            photo.name: fingerprint([file_state(photo.path), file_state(job.masks.get(photo.name))])
+        progress("comparing photos", 0, None)
+        skipped = {
+            photo.name: None
             for photo in found
+            if are_unchanged(writer.inputs(photo.name), photo.path, job.masks.get(photo.name))
         }
-        todo = [photo for photo in found if not writer.is_done(photo.name, inputs[photo.name])]
-        changed = sum(writer.is_done(photo.name) for photo in todo)
+        todo = [photo for photo in found if photo.name not in skipped]
+        changed = sum(writer.inputs(photo.name) != "" for photo in todo)
         if changed:
             _log.warning(
                 "%d of %d photos, or their masks, have changed and are extracted again",
                 *(changed, len(found)),
             )
-        skipped = inputs.keys() - {photo.name for photo in todo}
-        summary = Summary({}, {}, [name for name in inputs if name in skipped])
+        summary = Summary({}, {}, list(skipped))
         progress("extracting", 0, len(todo))
         results = _extract(job, todo) if cluster is None else _on_cluster(cluster, job, todo)
         with closing(results):
-            for number, (name, result) in enumerate(results, 1):
+            for number, (name, inputs, result) in enumerate(results, 1):
                 try:
                     if not isinstance(result, Features):
                         raise result
-                    writer.add(name, result, inputs[name])  # HDF5 cannot hold every name
+                    writer.add(name, result, inputs)  # HDF5 cannot hold every name
                     summary.extracted[name] = len(result)
                 except (ImageError, InputError) as error:
                     summary.failed[name] = str(error)
@@ -155,7 +157,7 @@ def extract_folder(
 
 def _on_cluster(
     address: str, job: _Job, photos: Sequence[FoundImage]
-) -> Generator[tuple[str, _Result], None, None]:
+) -> Generator[_Result, None, None]:
     # Other machines have other working directories, and may have no GPU until one is requested.
     photos = [FoundImage(photo.path.absolute(), photo.name) for photo in photos]
     masks = {name: path.absolute() for name, path in job.masks.items()}
@@ -164,34 +166,39 @@ def _on_cluster(
     yield from share(address, _extract_batch, job, photos, batch=_CLUSTER_BATCH, gpu=gpu)
 
 
-def _extract_batch(job: _Job, photos: list[FoundImage]) -> list[tuple[str, _Result]]:
+def _extract_batch(job: _Job, photos: list[FoundImage]) -> list[_Result]:
     """Extract some of the photos, in a process of a cluster."""
     job.model.to(job.device)
     return list(_extract(job, photos))
 
 
-def _extract(job: _Job, photos: Sequence[FoundImage]) -> Generator[tuple[str, _Result], None, None]:
+def _extract(job: _Job, photos: Sequence[FoundImage]) -> Generator[_Result, None, None]:
     """The features of each photo on the CPU, or why it has none; reads ahead in threads."""
     readers = min(_READ_AHEAD, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
     unread = deque(photos)
-    reading: deque[tuple[str, Future[PreparedPhoto]]] = deque()
+    reading: deque[tuple[str, Future[tuple[str, PreparedPhoto]]]] = deque()
     try:
         while unread or reading:
             while unread and len(reading) <= _READ_AHEAD:
                 photo = unread.popleft()
-                mask = job.masks.get(photo.name)
-                reading.append((photo.name, pool.submit(prepare, photo.path, job.settings, mask)))
+                reading.append((photo.name, pool.submit(_prepare, job, photo)))
             name, prepared = reading.popleft()
             try:
-                ready = prepared.result()
+                inputs, ready = prepared.result()
             except (ImageError, InputError) as error:
-                yield name, error
+                yield name, "", error
             else:
                 features = job.model.extract_prepared([ready])[0].to("cpu")
-                yield name, features.half() if job.half else features
+                yield name, inputs, features.half() if job.half else features
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _prepare(job: _Job, photo: FoundImage) -> tuple[str, PreparedPhoto]:
+    """Record a photo and its mask, then read them; the next run notices if they change meanwhile."""
+    mask = job.masks.get(photo.name)
+    return record_files(photo.path, mask), prepare(photo.path, job.settings, mask)
 
 
 def _find_masks(
@@ -252,8 +259,8 @@ class _ReleaseFiles:
     format: release_2019.Format
     record: WorkRecord
 
-    def is_done(self, name: str, inputs: str = "") -> bool:
-        return self._path(name).exists() and (not inputs or self.record.is_done(name, inputs))
+    def inputs(self, name: str) -> str:
+        return self.record.inputs(name) if self._path(name).exists() else ""
 
     def add(self, name: str, features: Features, inputs: str) -> None:
         path = self._path(name)

@@ -106,7 +106,7 @@ class FeatureFile(H5File, Mapping[str, Features]):
             return len(group["keypoints"]), (width, height), uncertainty
 
     def inputs(self, name: str) -> str:
-        """The fingerprint of the photo and mask that features were made from; "" if unknown."""
+        """The photo and mask that features were made from (`record_files`); "" if unknown."""
         return str(self.read_attributes(name).get(INPUTS, ""))
 
     def _check_known(self, name: str) -> None:
@@ -123,16 +123,16 @@ class FeatureWriter(EntryWriter):
         """The photos that this run or an earlier one has finished."""
         return self._entries.keys()
 
-    def is_done(self, name: str, inputs: str = "") -> bool:
-        """Whether a photo is finished, and if `inputs` are given, whether from these inputs."""
-        return self._is_done(name, inputs)
+    def inputs(self, name: str) -> str:
+        """The photo and mask that a finished photo's features were made from; "" if unknown."""
+        return str(self._entries.get(name, {}).get(INPUTS, ""))
 
     def add(self, name: str, features: Features, inputs: str = "") -> None:
         """Store one photo's features. After this returns, a kill does not lose them.
 
-        `inputs` is the fingerprint of the photo and its mask; features of the photo with another
-        fingerprint are replaced. InputError if the name is not valid, the photo is stored already,
-        or its features are NaN.
+        `inputs` is the record of the photo and its mask (`record_files`); features of the photo
+        with another record are replaced. InputError if the name is not valid, the photo is stored
+        already, or its features are NaN.
         """
         arrays = {
             "keypoints": as_numpy(features.keypoints),

@@ -41,6 +41,37 @@ def file_state(path: Path | None) -> list[int] | None:
     return None if state is None else [state.st_size, state.st_mtime_ns]
 
 
+def record_files(*paths: Path | None) -> str:
+    """Sizes, modification times and checksums of files; see `are_unchanged`."""
+    states = ([*(file_state(path) or []), _checksum(path)] for path in paths)
+    return ";".join(" ".join(map(str, state)).strip() for state in states)
+
+
+def are_unchanged(record: str, *paths: Path | None) -> bool:
+    """Whether the first files of a record have the recorded content; None stands for no file.
+
+    A checksum is computed only if the time alone differs: copies have the time of the copying.
+    """
+    return all(map(_is_unchanged, paths, record.split(";")))
+
+
+def _is_unchanged(path: Path | None, recorded: str) -> bool:
+    state = file_state(path)
+    if path is None or state is None:
+        return path is None and not recorded
+    size, time = map(str, state)
+    words = recorded.split()
+    return words[:2] == [size, time] or (words[:1] == [size] and words[-1] == _checksum(path))
+
+
+def _checksum(path: Path | None) -> str:
+    """Of a file's content; empty if the file cannot be read."""
+    try:
+        return "" if path is None else sha256(path.read_bytes()).hexdigest()[:32]
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return ""
+
+
 class WorkRecord:
     """The JSON file in a folder of work: how its contents were made, and which steps are done.
 
@@ -76,6 +107,10 @@ class WorkRecord:
     def is_done(self, step: str, inputs: str = "") -> bool:
         """Whether the step was finished from the inputs with this fingerprint."""
         return self._done.get(step) == inputs
+
+    def inputs(self, step: str) -> str:
+        """The inputs that a step was finished from; empty if it is not finished."""
+        return self._done.get(step, "")
 
     def finish(self, step: str, inputs: str = "") -> None:
         """Record that the step's outputs, made from these inputs, are complete; save the record."""
