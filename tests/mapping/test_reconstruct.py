@@ -540,6 +540,8 @@ def test_a_map_is_not_used_with_newer_features(
 ) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     photos = write_photos(tmp_path / "photos", range(6))
+    with (photos / "photo03.png").open("ab") as changed:
+        changed.write(b"as if saved by another program")
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
         stopped.setattr(stages, "match_pairs", interrupt)
         reconstruct(photos, tmp_path / "map", model=network())
@@ -688,3 +690,33 @@ def test_nothing_new_is_reported(made: Path, tmp_path: Path) -> None:
         add_photos(tmp_path / "map", made / "photos", model=network())
     with pytest.raises(InputError, match="not a finished map"):
         add_photos(tmp_path, made / "photos", model=network())
+
+
+def test_photos_of_a_moved_map_are_found_where_they_are_now(made: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(made, old)
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    reconstruct(old / "photos", old / "map", model=both)
+    before = add_photos(old / "map", write_photos(old / "added", [6]), model=both, seed=1)
+    old.rename(new)
+    with pytest.raises(FormatError, match=r"photo06\.png.* d2net reconstruct FOLDER --into "):
+        MapFolder(new / "map").photo("photo06.png")
+    for folder in ("added", "photos"):
+        summary = add_photos(new / "map", new / folder)
+        assert (summary.photos, summary.settings) == (before.photos, before.settings)
+    folder = MapFolder(new / "map")
+    assert folder.photo_folders == [new / "added", new / "photos"]
+    assert folder.photo("photo06.png") == new / "added" / "photo06.png"
+    with pytest.raises(OutputError, match="--into"):  # the added photos are still known as such
+        reconstruct(new / "photos", new / "map", model=both)
+
+
+def test_a_photo_that_was_replaced_under_its_name_is_not_used(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    photos = shutil.copytree(made / "photos", tmp_path / "photos")
+    reconstruct(photos, tmp_path / "map", model=network())
+    folder = MapFolder(tmp_path / "map")
+    assert folder.photo("photo00.png") == photos / "photo00.png"
+    (photos / "photo01.png").replace(photos / "photo00.png")
+    with pytest.raises(FormatError, match=r"photo00\.png has changed since the map"):
+        folder.photo("photo00.png")

@@ -161,10 +161,15 @@ def test_a_full_disk_keeps_the_old_models(root: Path) -> None:
     assert len(folder.read_models()) == len(models)
 
 
-def test_a_missing_photo_leaves_nothing(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_photo_that_is_missing_or_another_one_leaves_nothing(
+    root: Path, tmp_path: Path, replaced: bool
+) -> None:
     photo = root / "photos" / "photo03.png"
     photo.rename(tmp_path / "away.png")
-    with pytest.raises(FormatError, match="photo03"):
+    if replaced:
+        shutil.copyfile(root / "photos" / "photo02.png", photo)
+    with pytest.raises(FormatError, match="photo03.*changed" if replaced else "photo03.*not in"):
         export_scene(root / "map", tmp_path / "scene")
     (tmp_path / "away.png").rename(photo)
     assert not [path for path in tmp_path.iterdir() if "scene" in path.name]

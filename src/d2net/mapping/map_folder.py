@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pycolmap
 
-from d2net.errors import InputError
+from d2net.errors import FormatError, InputError
 from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
 from d2net.io.drawn_pictures import is_own_picture
 from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import named_photo
-from d2net.io.resume import WorkRecord
+from d2net.io.resume import WorkRecord, are_unchanged
 from d2net.mapping.georeference import Georeference
 
 _VIEW = re.compile(r"map\d*\.(png|html)")  # of one of the map's models
@@ -48,16 +48,31 @@ class MapFolder:
         """Folders in which a photo's name is looked up."""
         return [Path(folder) for folder in self.record.values.get("photos", [])]
 
-    def add_photo_folder(self, folder: Path) -> None:
-        """Add a folder of photos."""
+    def add_photo_folder(self, folder: Path, *, moved: bool = False) -> None:
+        """Add a folder of photos. If they were `moved`, it replaces a folder that is gone."""
         folders: list[str] = self.record.values.setdefault("photos", [])
+        gone = next((old for old in folders if moved and not Path(old).is_dir()), None)
+        if gone is not None:
+            folders.remove(gone)
         if str(folder.resolve()) not in folders:
             folders.append(str(folder.resolve()))
 
     def photo(self, name: str) -> Path:
-        """The file of a photo; FormatError if it is missing."""
-        remedy = f"; if it was moved, run d2net reconstruct PHOTOS --output {self.path} again"
-        return named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
+        """The file of a photo; FormatError if it is missing or was replaced by another photo."""
+        remedy = f"; give the folder that holds it now: d2net reconstruct FOLDER --into {self.path}"
+        path = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
+        if not self.is_photo(path, name):
+            raise FormatError(
+                f"{path} has changed since the map {self.path} was made of it: put the old photo "
+                "back, or make the map again"
+            )
+        return path
+
+    def is_photo(self, path: Path, name: str) -> bool:
+        """Whether a file has the content from which a photo's features were made."""
+        with FeatureFile(self.features) as features:
+            record = features.inputs(name) if name in features else ""
+        return not record or are_unchanged(record, path)
 
     @property
     def finished(self) -> frozenset[str]:

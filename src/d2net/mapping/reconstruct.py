@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from d2net.io.colmap_database import write_database
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, check_photo_sizes, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
-from d2net.io.image_lists import FoundImage, find_images, find_photo
+from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pair_lists import Pair, read_pairs, write_pairs
 from d2net.io.resume import fingerprint
 from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
@@ -122,6 +121,7 @@ def reconstruct(
                 f"d2net reconstruct {photos} --into {output}"
             )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
+        folder.record.values.pop("made_with", None)
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
@@ -145,30 +145,34 @@ def add_photos(
 ) -> MapSummary:
     """Add photos, under names that the map does not have yet, to a map made by `reconstruct`.
 
-    The map's photos keep their poses. `refine` is refused: no keypoints are moved.
+    The map's photos keep their poses. `refine` is refused: no keypoints are moved. After the map's
+    photos were moved, give their new folder, so that they are found there.
     """
     settings = MappingSettings(**options)
     if settings.refine:
         raise InputError("refine is only for new maps; add photos without it")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
-        folder.check_database()
         given = _find_photos(Path(photos))
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
         for photo in given:
-            known = find_photo(folder.photo_folders, photo.name)
-            if photo not in found and known and not filecmp.cmp(known, photo.path, shallow=False):
+            if photo not in found and not folder.is_photo(photo.path, photo.name):
                 raise InputError(
-                    f"{photo.path} has the name of another photo of the map, {known}: rename it"
+                    f"{photo.path} has the name of another photo of the map {map_folder}, or has "
+                    "changed since: rename it"
                 )
-        if not found:
+        if not found and Path(photos).resolve() in folder.photo_folders:
             raise InputError(f"all photos of {photos} are in the map {map_folder} already")
+        stages = Stages(folder, settings, progress)
+        folder.add_photo_folder(Path(photos), moved=not found)
+        if not found:
+            stages.survey(folder.finished)
+            return stages.finish([part for part, _ in folder.read_models()])
+        folder.check_database()
         model = model or D2Net.from_pretrained()
         check_cameras(found, settings, model.settings.upright)
-        folder.add_photo_folder(Path(photos))
         folder.seconds.clear()
-        stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
         new = stages.usable
         stages.survey(folder.finished)
@@ -457,18 +461,19 @@ class Stages:
         removed = folder.record.values.get("removed", {})
         failed = why_unregistered(folder.database, registered, self.usable)
         clouds = [read_cloud(model) for model in models]
+        settings = {
+            **self._settings.to_dict(),
+            "verification_px": self.limits.verification,
+            "reprojection_px": self.limits.reprojection,
+            "features": self.provenance,
+        }
         summary = replace(
             summarise(clouds, {**failed, **removed, **self.failed}),
             maps=tuple(maps),
             insignificant_pairs=folder.record.values.get("insignificant_pairs", 0),
             seconds=dict(folder.seconds),
             georeference=Georeference.read(folder.sparse / "0"),
-            settings={
-                **self._settings.to_dict(),
-                "verification_px": self.limits.verification,
-                "reprojection_px": self.limits.reprojection,
-                "features": self.provenance,
-            },
+            settings=folder.record.values.setdefault("made_with", settings),
         )
         write_report(clouds, folder.path, summary, folder.photo_folders)
         folder.record.values["finished"] = sorted(self.sizes)
