@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -429,6 +430,23 @@ def test_known_poses_with_fewer_pairs_use_only_these(made: Path, tmp_path: Path)
         )
     tracks = model_of(tmp_path / "map").points3D.values()
     assert {point.track.length() for point in tracks} == {2}
+
+
+def test_names_may_have_another_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    photos = write_photos(tmp_path / "photos", range(6))
+    (photos / "photo00.png").rename(photos / decomposed)
+    known = true_model()
+    known.images[1].name = composed
+    (tmp_path / "poses").mkdir()
+    known.write_text(tmp_path / "poses")
+    summary = reconstruct(photos, tmp_path / "a", model=network(), poses=tmp_path / "poses")
+    assert summary.num_registered == 6
+    distance = (composed, "photo01.png", 7.0)
+    reconstruct(photos, tmp_path / "b", model=network(), known_distance=distance)
+    images = {image.name: image for image in model_of(tmp_path / "b").images.values()}
+    ends = [images[name].projection_center() for name in (decomposed, "photo01.png")]
+    assert np.linalg.norm(ends[0] - ends[1]) == pytest.approx(7)
 
 
 def test_known_poses_that_give_no_points_are_an_error(made: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from d2net.evaluation.simulated_night import write_at_night
 from d2net.geometry.alignment import spread_of
 from d2net.io.colmap_model import find_model, is_model, read_model
 from d2net.io.drawn_pictures import check_replaceable
-from d2net.io.image_lists import photos_folder
+from d2net.io.image_lists import find_images, photos_folder
 from d2net.io.intrinsics import read_intrinsics
 from d2net.io.pair_lists import Pair, read_pairs
 from d2net.matching.pair_selection import from_covisibility
@@ -243,7 +243,7 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
     import pycolmap
 
     photos = photos_folder(folder)
-    model = read_model(model_path)
+    model = read_model(model_path, {photo.name for photo in find_images([photos])})
     images = {image.name: image for image in model.images.values() if image.has_pose}
     names = sorted(images)
     if len(names) < QUERY_EVERY:

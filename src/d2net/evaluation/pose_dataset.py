@@ -17,7 +17,7 @@ from d2net.geometry.cameras import pinhole
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import named_photo, photos_folder
 from d2net.io.pair_lists import read_pairs
-from d2net.io.text_lists import finite_numbers, read_lines
+from d2net.io.text_lists import as_known, finite_numbers, read_lines
 
 if TYPE_CHECKING:
     import pycolmap
@@ -84,7 +84,8 @@ def _pairs_of(scene: Path, model: Path | None, pair_list: Path | None) -> Iterat
     path, photos = model or find_model(scene) or scene, photos_folder(scene)
     known = read_model(path)
     images = {image.name: image for image in known.images.values() if image.has_pose}
-    for pair in read_pairs(pair_list) if pair_list else combinations(sorted(images), 2):
+    for listed in read_pairs(pair_list) if pair_list else combinations(sorted(images), 2):
+        pair = [as_known(name, images) for name in listed]
         for name in pair:
             if name not in images:
                 raise FormatError(f"the model {path} has no pose of the photo {name}")

@@ -97,7 +97,8 @@ def find_scenes(folder: Path, model: Path | None = None) -> list[Scene]:
         photos, true_model = photos_folder(path), model or find_model(path)
         found = tuple(find_images([photos]))
         if len(found) > 1:
-            cameras = None if true_model is None else read_model(true_model)
+            names = {photo.name for photo in found}
+            cameras = None if true_model is None else read_model(true_model, names)
             scenes.append(Scene(path.resolve().name, photos, found, cameras))
     if not scenes:
         raise InputError(

@@ -13,11 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import check_camera_model
+from d2net.io.text_lists import as_known
 
 if TYPE_CHECKING:
     import pycolmap
@@ -34,8 +36,8 @@ def is_model(folder: Path) -> bool:
     return any((folder / f"images{extension}").is_file() for extension in (".txt", ".bin"))
 
 
-def read_model(folder: Path) -> pycolmap.Reconstruction:
-    """Read the model in a folder, text or binary."""
+def read_model(folder: Path, photos: Container[str] = ()) -> pycolmap.Reconstruction:
+    """Read the model in a folder, text or binary; with the names of `photos` as they are there."""
     import pycolmap
 
     if not is_model(folder):
@@ -61,6 +63,8 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
     for camera in model.cameras.values():
         check_camera_model(camera.model.name)
+    for image in model.images.values():
+        image.name = as_known(image.name, photos)
     return model
 
 

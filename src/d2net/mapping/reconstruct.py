@@ -25,6 +25,7 @@ from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pair_lists import Pair, read_pairs, write_pairs
 from d2net.io.resume import fingerprint
+from d2net.io.text_lists import as_known
 from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
 from d2net.mapping.assign_cameras import assign_cameras, check_cameras
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
@@ -89,13 +90,15 @@ def reconstruct(
     """
     settings = MappingSettings(**options)
     found = _find_photos(Path(photos))
+    files = {photo.name: photo.path for photo in found}
     if len(found) < 2:
         raise InputError(
             f"a map needs at least two photos of one scene, and {photos} holds {len(found)}"
         )
     if known_distance is not None:
-        *ends, metres = known_distance
-        known = len({*ends} & {photo.name for photo in found})
+        a, b, metres = known_distance
+        known_distance = as_known(a, files), as_known(b, files), metres
+        known = len(files.keys() & known_distance[:2])
         if known < 2 or not 0 < metres < float("inf") or poses is not None:
             raise InputError(
                 "a known distance names two of the photos and a positive number of metres, and "
@@ -109,8 +112,7 @@ def reconstruct(
     if poses is None:
         check_cameras(found, settings, model.settings.upright)
     else:
-        files = {photo.name: photo.path for photo in found}
-        known_poses = read_model(find_model(poses) or poses).images.values()
+        known_poses = read_model(find_model(poses) or poses, files).images.values()
         check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
     with opened(Path(output)) as folder:
         added = sorted(folder.finished - {photo.name for photo in found})
@@ -414,7 +416,7 @@ class Stages:
     def triangulate(self, poses: Path) -> pycolmap.Reconstruction:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
-        known = read_model(find_model(poses) or poses)
+        known = read_model(find_model(poses) or poses, self.uncertainty)
         names = sorted(image.name for image in known.images.values() if image.has_pose)
         missing = [name for name in names if name not in self.uncertainty]
         if missing:

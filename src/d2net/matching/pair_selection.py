@@ -107,6 +107,7 @@ def choose_pairs(
         return from_retrieval(built, choice.num_matched)
 
     method = choice.method
+    known = set(names)
     can_retrieve = features is not None or descriptors is not None
     if method == "auto":
         few = len(names) <= MAX_EXHAUSTIVE or not can_retrieve
@@ -123,9 +124,8 @@ def choose_pairs(
     if method == "retrieval":
         return by_retrieval()
     if choice.model is not None:
-        model = read_model(find_model(choice.model) or choice.model)
+        model = read_model(find_model(choice.model) or choice.model, known)
         return from_covisibility(model, choice.num_matched, names=names)
-    known = set(names)
     if choice.file is not None:
         all_names = known | {photo.name for photo in photos or ()}  # some may have no features
         pairs = read_pairs(choice.file)
