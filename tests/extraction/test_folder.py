@@ -153,6 +153,15 @@ def test_a_name_that_h5_cannot_hold_fails_alone(
     assert len(summary.extracted) == len(NAMES) - 1
 
 
+def test_a_name_that_is_too_long_for_a_file_fails_alone(tiny_model: D2Net, tmp_path: Path) -> None:
+    long = "x" * 250 + ".png"  # no room for .d2-net
+    photos = write_photos(tmp_path / "photos", "a.png", long)
+    summary = run(tiny_model, photos, tmp_path / "f", format="npz")
+    assert list(summary.extracted) == ["a.png"]
+    assert "is too long; choose a shorter one" in summary.failed[long]
+    assert set(release_files(tmp_path / "f")) == {"a.png.d2-net", "d2net.json"}
+
+
 def test_nothing_is_written_when_no_photo_can_be_read(tiny_model: D2Net, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "text.jpg").write_text("no photo")

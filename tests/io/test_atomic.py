@@ -93,7 +93,6 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
         ("missing/out.txt", "the folder .*missing does not exist"),
         ("folder", "it is a folder"),
         ("file/out.txt", "Not a directory"),
-        ("x" * 300, "File name too long"),
     ],
 )
 def test_places_that_cannot_be_written_are_one_sentence(tmp_path, place, reason):
@@ -104,6 +103,14 @@ def test_places_that_cannot_be_written_are_one_sentence(tmp_path, place, reason)
         write_to(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path):
+    path = tmp_path / ("x" * 251)  # fits itself, but not with the name of its lock
+    for write in (write_to, lambda path: new_folder(path).__enter__()):
+        with pytest.raises(InputError, match=r"xxx cannot be written: .*xxx\.lock is too long"):
+            write(path)
+    assert names_in(tmp_path) == []
 
 
 def test_no_permission_is_one_sentence(processes, tmp_path):

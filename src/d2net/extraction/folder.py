@@ -21,7 +21,7 @@ from d2net.io import release_2019
 from d2net.io.atomic import locked, output_errors
 from d2net.io.h5 import FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images, find_photo
-from d2net.io.resume import WorkRecord, are_unchanged, record_files
+from d2net.io.resume import WorkRecord, are_unchanged, file_state, record_files
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
 
@@ -196,7 +196,7 @@ def _extract(job: _Job, photos: Sequence[FoundImage]) -> Generator[_Result, None
 
 
 def _prepare(job: _Job, photo: FoundImage) -> tuple[str, PreparedPhoto]:
-    """Record a photo and its mask, then read them; the next run notices if they change meanwhile."""
+    """Read a photo and its mask. They are recorded first, because they may change meanwhile."""
     mask = job.masks.get(photo.name)
     return record_files(photo.path, mask), prepare(photo.path, job.settings, mask)
 
@@ -260,7 +260,7 @@ class _ReleaseFiles:
     record: WorkRecord
 
     def inputs(self, name: str) -> str:
-        return self.record.inputs(name) if self._path(name).exists() else ""
+        return self.record.inputs(name) if file_state(self._path(name)) else ""
 
     def add(self, name: str, features: Features, inputs: str) -> None:
         path = self._path(name)

@@ -30,10 +30,18 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn any OSError in the block into an OutputError: one sentence about `path`."""
+    """Turn any OSError in the block into an OutputError: one sentence about `path`.
+
+    A name that is too long is an InputError, so that other photos are not stopped by it.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{path} cannot be written: the name of the file {error.filename or path} is too "
+                "long; choose a shorter one."
+            ) from error
         if error.errno in _DISK_FULL:
             reason = "the disk is full; free some space and run again"
         elif isinstance(error, FileNotFoundError) and not path.parent.exists():
