@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,24 @@ def test_queries_of_one_name_are_told_apart_even_if_one_is_lost(
     monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
     assert d2net("localize", "map", "photos").code == 0
     assert list(read_poses("poses.txt")) == ["b/x.png", "y.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_query_whose_name_cannot_be_written_fails_alone(
+    d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(here / "photos", "a.png", "b\n.png", "\udcff.png")
+
+    class KnowingMap:
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer("localized")
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: KnowingMap())
+    run = d2net("localize", "map", "photos", "--json")
+    assert run.code == 1
+    verdicts = [query["verdict"] for _, query in sorted(run.json["queries"].items())]
+    assert verdicts == ["localized", "failed", "failed"]
+    assert list(read_poses("poses.txt")) == ["a.png"]
 
 
 def test_a_pose_counts_although_its_picture_cannot_be_drawn(

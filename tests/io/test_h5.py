@@ -138,6 +138,13 @@ def test_names_that_no_photo_can_have(path, name):
             file[name]
 
 
+def test_a_name_that_python_misreads_is_not_called_invalid(path, monkeypatch):
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    misread = "é.jpg".encode().decode("ascii", "surrogateescape")
+    with pytest.raises(InputError, match="as ascii here; set PYTHONUTF8=1"):
+        write(path, {misread: make_features()})
+
+
 @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b/c", "a"), ("a/b/c", "a/b")])
 def test_a_photo_named_like_another_ones_folder(path, first, second):
     with FeatureWriter(path, SETTINGS) as writer:

@@ -57,7 +57,7 @@ def localize(
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
-    from d2net.io.poses import is_beside, read_poses, write_poses
+    from d2net.io.poses import check_pose_name, is_beside, read_poses, write_poses
     from d2net.io.text_lists import as_known
     from d2net.mapping.localize import Map
     from d2net.visualization import plot_matches
@@ -94,6 +94,7 @@ def localize(
         report("localizing", 0, len(photos))
         for done, photo in enumerate(photos, 1):
             try:
+                check_pose_name(photo.name)
                 camera = cameras.get(photo.name)
                 answer = opened_map.localize(
                     photo.path, camera=camera, num_retrieved=num_retrieved, seed=seed

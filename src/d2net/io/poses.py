@@ -15,6 +15,7 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
+from d2net.io.resumable_h5 import check_name
 from d2net.io.text_lists import finite_numbers, read_lines
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 _EXPECTED = "lines of name qw qx qy qz tx ty tz"
 _BESIDE = "# d2net localize wrote this file beside its output\n"
+
+
+def check_pose_name(name: str) -> str:
+    """Return the name of a photo that a list of poses can hold; else InputError."""
+    if len(check_name(name).splitlines()) > 1:
+        raise InputError(f"{name!r} cannot be in a list of poses: it contains a line break")
+    return name
 
 
 def write_poses(
@@ -41,9 +49,7 @@ def write_poses(
     lines = [_BESIDE] if beside else []
     for photo, pose in poses.items():
         file_name = PurePosixPath(photo).name
-        name = file_name if file_names[file_name] == 1 else photo
-        if len(name.splitlines()) > 1:
-            raise InputError(f"{name!r} cannot be in a list of poses: it contains a line break")
+        name = check_pose_name(file_name if file_names[file_name] == 1 else photo)
         x, y, z, w = pose.rotation.quat
         numbers = (w, x, y, z, *pose.translation)
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]) + "\n")

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,7 +54,11 @@ def check_name(name: str) -> str:
             "without empty, '.' or '..' parts."
         )
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
-        raise InputError(f"{name!r} cannot name a photo: it is not valid Unicode; rename the file.")
+        encoding = sys.getfilesystemencoding()
+        reason = "it is not valid Unicode; rename the file"
+        if encoding != "utf-8":  # then Python misreads names that are valid
+            reason = f"Python reads names of files as {encoding} here; set PYTHONUTF8=1"
+        raise InputError(f"{name!r} cannot name a photo: {reason}.")
     return name
 
 
