@@ -145,6 +145,7 @@ def test_features_of_another_program(tmp_path: Path, photos: dict[str, Features]
         ([], {}, "no pairs"),
         ([("a.jpg", "a.jpg")], {}, "no pairs"),
         (PAIRS, {"device": "cuda:77"}, "cannot use device 'cuda:77'"),
+        (PAIRS, {"device": "meta"}, "cannot use device 'meta'"),
         (PAIRS, {"device": "abacus"}, "cannot use device 'abacus'"),
         (PAIRS, {"ratio": 2.0}, "ratio"),
         (PAIRS, {"threshold": 3.0}, "threshold"),

@@ -132,7 +132,7 @@ def _match(
     """Each pair with its matches, on the CPU, and the number of keypoints of its first photo."""
     _, options, device = job
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # the device "meta" holds no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"cannot use device {device!r}: {reason}") from error
