@@ -158,7 +158,6 @@ def test_pixels_can_be_given_to_torch(rgb, tmp_path):
         (torch.full((3, 5, 6), torch.nan), "NaN"),
         (torch.zeros(3, 5, 6).to_sparse(), "sparse"),
         (torch.zeros(3, 5, 6, device="meta"), "meta"),
-        (np.ma.masked_less(np.zeros((5, 6)), 1), r"image\.filled\(0\) and mask="),
         (None, "not NoneType"),
         (b"a.jpg", "not bytes"),
         ([[1, 2], [3, 4]], "not list"),
@@ -167,6 +166,22 @@ def test_pixels_can_be_given_to_torch(rgb, tmp_path):
 def test_unsuitable_input_is_refused(image, expected):
     with pytest.raises(InputError, match=expected):
         to_pixels(image)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 3), (2, 3, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_advice_for_masked_arrays_works(shape, masked):
+    image = np.ma.MaskedArray(np.full(shape, 0.5))
+    if masked:
+        image[(0,) * len(shape)] = np.ma.masked  # of a colour photo, one channel
+    with pytest.raises(InputError, match="masked arrays") as refused:
+        to_pixels(image)
+    allowed = eval(str(refused.value).partition("mask=")[2], {"np": np, "image": image})
+    found = read_mask(allowed, (3, 2))
+    assert found[0].tolist() == [not masked, True, True]
+    assert found[1].all()
+    with pytest.raises(InputError, match=r"mask\.filled"):
+        read_mask(image, (3, 2))
 
 
 # --- Sizes and resizing ----------------------------------------------------------------------

@@ -92,7 +92,9 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
             (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         )
     if isinstance(image, np.ndarray):
-        _check_unmasked(image)
+        if isinstance(image, np.ma.MaskedArray):
+            mask = "~np.ma.getmaskarray(image)" + ".any(axis=2)" * (image.ndim == 3)
+            raise InputError(f"masked arrays are not read: give image.filled(0) and mask={mask}")
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
             raise InputError(
                 f"an image array must be H x W or H x W x 1, 3 or 4, not of shape {image.shape}"
@@ -122,7 +124,8 @@ def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArra
         InputError: the mask has another type, or another size than the photo.
     """
     if isinstance(mask, np.ndarray):
-        _check_unmasked(mask)
+        if isinstance(mask, np.ma.MaskedArray):
+            raise InputError("masked arrays are not read: give mask.filled(0)")
         if mask.ndim not in (2, 3):
             raise InputError(f"a mask must be H x W or H x W x C, not of shape {mask.shape}")
         has_alpha = mask.ndim == 3 and mask.shape[2] in (2, 4)
@@ -227,11 +230,6 @@ def _imresize(image: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.uint8]
     # Where a side would become empty, the release stops with an error; here it keeps one pixel.
     size = max(1, int(width * fraction)), max(1, int(height * fraction))
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-def _check_unmasked(array: npt.NDArray[Any]) -> None:
-    if isinstance(array, np.ma.MaskedArray):
-        raise InputError("masked arrays are not read: give image.filled(0) and mask=~image.mask")
 
 
 def _is_set(samples: Samples) -> npt.NDArray[np.bool_]:
