@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -116,3 +117,15 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
         FeatureWriter(tmp_path / "features.h5", {}),
     ):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to create such folders")
+def test_a_path_that_is_too_long_for_sqlite_is_named(tmp_path):
+    folder = tmp_path / ("x" * 200) / ("y" * 200) / ("z" * 200)
+    folder.mkdir(parents=True)
+    with (
+        pytest.raises(OutputError, match=r"features\.h5\.partial .*the path is too long"),
+        FeatureWriter(folder / "features.h5", {}),
+    ):
+        pytest.fail("SQLite opens no path beyond 512 characters")
+    assert list(folder.iterdir()) == []
