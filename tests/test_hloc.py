@@ -83,7 +83,7 @@ def test_hloc_extracts_what_d2net_extracts(
     path = hloc.extract_features.main(conf, photos, tmp_path)
     model = d2net.D2Net.from_pretrained(max_edge=400, max_keypoints=100, **settings)
     with d2net.FeatureFile(path) as file:
-        assert file.names == ("flat.png", "odd.png", "wide.png")
+        assert tuple(file) == ("flat.png", "odd.png", "wide.png")
         assert len(file["flat.png"]) == 0 or settings.get("original")
         for name in ("odd.png", "wide.png"):
             found, own = file[name], model.extract(photos / name)
@@ -293,7 +293,7 @@ def test_we_read_what_hloc_matches(photos: Path, tmp_path: Path) -> None:
     )
     with d2net.FeatureFile(features) as file, d2net.MatchFile(path) as matches:
         pairs = [("flat.png", "odd.png"), ("odd.png", "moved.png")]
-        assert matches.pairs_among(file.names) == pairs
+        assert matches.pairs_among(file) == pairs
         assert len(matches.get("flat.png", "odd.png")) == 0
         a, b = file["odd.png"], file["moved.png"]
         found, own = matches.get("odd.png", "moved.png"), d2net.match(a, b)

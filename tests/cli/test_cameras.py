@@ -22,7 +22,7 @@ WIDTH, HEIGHT = SIZE
         ("-90,48,40,0", "a positive focal length, not -90, 48, 40, 0"),
         ("90,48,40", "SIMPLE_RADIAL takes the parameters f, cx, cy, k, not 3 numbers"),
         ("90,480,40,0", f"is outside a photo of {WIDTH} x {HEIGHT} pixels"),
-        ("90;48", "--camera-params takes numbers separated by commas, not '90;48'"),
+        ("90;48", "--camera-params takes F,CX,CY,..., not '90;48'"),
     ],
 )
 def test_known_parameters_of_a_map(d2net: Run, photos: Path, params: str, message: str) -> None:

@@ -57,7 +57,7 @@ def release_files(root: Path) -> dict[str, bytes]:
 def test_h5_holds_what_extract_gives(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
     summary = run(tiny_model, photos, tmp_path / "f.h5", max_keypoints=50)
     with FeatureFile(tmp_path / "f.h5") as file:
-        assert file.names == tuple(sorted(NAMES))
+        assert tuple(file) == tuple(sorted(NAMES))
         for name, num_keypoints in summary.extracted.items():
             expected = tiny_model.extract(photos / name, max_keypoints=50)
             assert 0 < len(expected) == num_keypoints
@@ -158,7 +158,7 @@ def test_a_name_that_is_too_long_for_a_file_fails_alone(tiny_model: D2Net, tmp_p
     photos = write_photos(tmp_path / "photos", "a.png", long)
     summary = run(tiny_model, photos, tmp_path / "f", format="npz")
     assert list(summary.extracted) == ["a.png"]
-    assert "is too long; choose a shorter one" in summary.failed[long]
+    assert "is too long; shorten it" in summary.failed[long]
     assert set(release_files(tmp_path / "f")) == {"a.png.d2-net", "d2net.json"}
 
 

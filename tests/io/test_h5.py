@@ -60,7 +60,7 @@ def test_features_come_back_as_they_were(path):
     }
     write(path, photos)
     with FeatureFile(path) as file:
-        assert file.names == ("a.png", "b/empty.png", "b/night.jpg", "c/d/one.tif")
+        assert tuple(file) == ("a.png", "b/empty.png", "b/night.jpg", "c/d/one.tif")
         assert file.settings == SETTINGS
         assert set(file) == set(photos)
         for name, features in photos.items():
@@ -108,7 +108,7 @@ def test_any_name_that_a_photo_can_have(tmp_path_factory, chosen, n, dimension):
     photos = {name: make_features(n, i, dimension) for i, name in enumerate(chosen - folders)}
     path = write(tmp_path_factory.mktemp("names") / "features.h5", photos)
     with FeatureFile(path) as file:
-        assert set(file.names) == set(photos)
+        assert set(file) == set(photos)
         for name, features in photos.items():
             assert_same_features(file[name], features)
 
@@ -152,7 +152,7 @@ def test_a_photo_named_like_another_ones_folder(path, first, second):
         with pytest.raises(InputError, match="is the folder of another"):
             writer.add(second, make_features())
     with FeatureFile(path) as file:
-        assert file.names == (first,)
+        assert tuple(file) == (first,)
 
 
 @pytest.mark.parametrize("folder", ["keypoints", "scene/keypoints", "scene/scores/keypoints"])
@@ -216,13 +216,13 @@ def test_an_error_in_the_run_keeps_what_was_done_and_the_old_file(path):
     with FeatureWriter(path, SETTINGS) as writer:
         assert writer.done() == {"a", "b"}
     with FeatureFile(path) as file:
-        assert file.names == ("a", "b")
+        assert tuple(file) == ("a", "b")
 
 
 def test_a_run_that_found_nothing_leaves_an_empty_file_that_can_be_read(path):
     write(path, {})
     with FeatureFile(path) as file:
-        assert file.names == ()
+        assert tuple(file) == ()
         assert file.settings == SETTINGS
 
 
@@ -300,7 +300,7 @@ def as_hloc(path, name="a/b.jpg", n=20, **changes):
 
 def test_hlocs_half_precision_files_are_read(path):
     with FeatureFile(as_hloc(path)) as file:
-        assert file.names == ("a/b.jpg",)
+        assert tuple(file) == ("a/b.jpg",)
         assert file.settings is None
         features = file["a/b.jpg"]
     expected = make_features(20)
@@ -371,7 +371,7 @@ def test_files_that_are_not_features(path, tmp_path):
     with h5py.File(path, "w") as file:
         file.create_dataset("a/global_descriptor", data=np.zeros(5))
     with FeatureFile(path) as file, pytest.raises(FormatError, match="contains no features"):
-        _ = file.names
+        list(file)
     for wrong in ["{", "[1]", np.zeros(3)]:
         with h5py.File(path, "w") as file:
             file.attrs["d2net"] = wrong

@@ -106,7 +106,7 @@ def test_a_learned_matcher_makes_a_map_and_localizes_in_it(made: Path, tmp_path:
 def test_outputs_are_what_other_programs_read(made: Path) -> None:
     names = [f"photo{i:02}.png" for i in range(6)]
     with FeatureFile(made / "map" / "features.h5") as features:
-        assert list(features.names) == names
+        assert list(features) == names
     with MatchFile(made / "map" / "matches.h5") as matches:
         assert len(matches) == 15
     assert len(read_pairs(made / "map" / "pairs.txt")) == 15

@@ -43,7 +43,7 @@ def pairs(
     names: Sequence[str]
     if source.is_file():
         with FeatureFile(source) as features:
-            names = features.names
+            names = features.entries()
             selected = choose_pairs(choice, names, features=features)
     else:
         photos = find_images([source])

@@ -67,6 +67,10 @@ def reconstruct(
 
     pair_file = Path(pairs) if pairs not in get_args(PairMethod) and Path(pairs).is_file() else None
     choice = pairing.choose("list" if pair_file else cast(PairMethod, pairs), pair_file)
+    try:
+        params = tuple(map(float, camera_params.split(","))) if camera_params else None
+    except ValueError:
+        raise InputError(f"--camera-params takes F,CX,CY,..., not {camera_params!r}") from None
     folder = into or output or Path("map")
     if folder.exists():
         check_output(folder / "pairs.txt", pair_file, is_own=read_pairs)
@@ -82,7 +86,7 @@ def reconstruct(
         "mapper": mapper,
         "camera_model": camera_model,
         "camera_mode": camera_mode,
-        "camera_params": _numbers(camera_params) if camera_params else None,
+        "camera_params": params,
         "refine": refine,
         "seed": seed,
     }
@@ -106,12 +110,3 @@ def reconstruct(
     printing.result({**summary.to_dict(), "map": str(folder)}, *lines)
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise InputError(
-            f"--camera-params takes numbers separated by commas, not {text!r}"
-        ) from None

@@ -177,7 +177,14 @@ class D2Net(nn.Module):
         settings = batch[0].settings
         if settings.precision == "float16" and self.device.type == "cpu":
             raise InputError("float16 needs a GPU: on a CPU use float32 or bfloat16")
-        self._check_weights()
+        weights = next(self.parameters())
+        if weights.is_meta:
+            raise InputError("a model on torch's device 'meta' holds no values: use cpu or cuda")
+        if weights.dtype != torch.float32:
+            raise InputError(
+                "the model's weights must stay float32: instead of model.half() or "
+                "model.bfloat16(), give precision='float16' (GPU) or precision='bfloat16'"
+            )
         # A mask may exclude any keypoint, so all must be kept.
         masked = any(photo.mask is not None for photo in batch)
         limit = None if masked else settings.max_keypoints
@@ -208,19 +215,6 @@ class D2Net(nn.Module):
             )
         return features
 
-    def _check_weights(self) -> None:
-        weights = next(self.parameters())
-        if weights.is_meta:
-            raise InputError(
-                "the model is on torch's device 'meta', which holds no values: load it again with "
-                "from_pretrained, on the device cpu, cuda or mps"
-            )
-        if weights.dtype != torch.float32:
-            raise InputError(
-                "the model's weights must stay float32: instead of model.half() or "
-                "model.bfloat16(), give precision='float16' (GPU) or precision='bfloat16'"
-            )
-
     def score_map(self, image: ImageLike) -> Tensor:
         """Detection scores of a photo, for display.
 
@@ -231,7 +225,6 @@ class D2Net(nn.Module):
             h x w float32, one value per cell of the network at one scale. For a VGG they are the
             soft scores of equations 4 to 7 and sum to one. h or w is 0 if the photo is too small.
         """
-        self._check_weights()
         limits: ExtractionOptions = {}
         for name in ("max_edge", "max_sum_edges"):
             given, default = getattr(self.settings, name), getattr(ExtractionSettings, name)

@@ -139,16 +139,11 @@ def project(camera: pycolmap.Camera, points: Array) -> Array:
     NaN for points behind the camera and points that the lens model cannot project.
     """
     pixels = np.asarray(camera.img_from_cam(points), dtype=np.float64).reshape(-1, 2)
-    return from_colmap(pixels)
-
-
-def from_colmap(points: Array) -> Array:
-    """N x 2 points from COLMAP's pixels to pixels with centres at integers."""
-    return COLMAP_FROM_PIXELS.inverse()(points)
+    return COLMAP_FROM_PIXELS.inverse()(pixels)
 
 
 def intrinsics_from_colmap(matrix: Array) -> Array:
     """A 3 x 3 camera matrix from COLMAP's pixels to pixels with centres at integers."""
     shifted = np.array(matrix, dtype=np.float64)
-    shifted[:2, 2] = from_colmap(shifted[:2, 2])
+    shifted[:2, 2] = COLMAP_FROM_PIXELS.inverse()(shifted[:2, 2])
     return shifted

@@ -30,19 +30,14 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn any OSError in the block into an OutputError: one sentence about `path`.
-
-    A name that is too long is an InputError, so that other photos are not stopped by it.
-    """
+    """Turn any OSError in the block into an OutputError; an InputError if a name is too long."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise InputError(
-                f"{path} cannot be written: the name of the file {error.filename or path} is too "
-                "long; choose a shorter one."
-            ) from error
-        if error.errno in _DISK_FULL:
+        is_long = error.errno == errno.ENAMETOOLONG
+        if is_long:
+            reason = f"the name of the file {error.filename or path} is too long; shorten it"
+        elif error.errno in _DISK_FULL:
             reason = "the disk is full; free some space and run again"
         elif isinstance(error, FileNotFoundError) and not path.parent.exists():
             reason = f"the folder {path.parent} does not exist; create it first"
@@ -54,7 +49,8 @@ def output_errors(path: Path) -> Iterator[None]:
             reason = "it is a folder; give the name of a file"
         else:
             reason = error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written: {reason}.") from error
+        error_type = InputError if is_long else OutputError
+        raise error_type(f"{path} cannot be written: {reason}.") from error
 
 
 @contextmanager

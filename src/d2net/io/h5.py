@@ -44,21 +44,16 @@ from d2net.io.resume import fingerprint
 
 
 class FeatureFile(H5File, Mapping[str, Features]):
-    """The features of many photos, read one photo at a time as tensors on the CPU."""
+    """The features of many photos by name, read one photo at a time as tensors on the CPU."""
 
     marker = "keypoints"
     contents = "features"
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The photos, sorted by name."""
-        return self.entries()
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.entries())
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.entries())
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.has_entry(name)
@@ -122,10 +117,6 @@ class FeatureWriter(EntryWriter):
     def done(self) -> Set[str]:
         """The photos that this run or an earlier one has finished."""
         return self._entries.keys()
-
-    def inputs(self, name: str) -> str:
-        """The photo and mask that a finished photo's features were made from; "" if unknown."""
-        return str(self._entries.get(name, {}).get(INPUTS, ""))
 
     def add(self, name: str, features: Features, inputs: str = "") -> None:
         """Store one photo's features. After this returns, a kill does not lose them.
@@ -283,7 +274,8 @@ class MatchWriter(EntryWriter):
 
     def is_done(self, first: str, second: str, inputs: str = "") -> bool:
         """Whether a pair is finished, and if `inputs` are given, whether from these inputs."""
-        return (first, second) in self._pairs and self._is_done(group_name(first, second), inputs)
+        stored = self.inputs(group_name(first, second))
+        return (first, second) in self._pairs and inputs in ("", stored)
 
     def add(
         self, first: str, second: str, matches: Matches, num_keypoints: int, inputs: str = ""

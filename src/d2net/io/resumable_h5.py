@@ -54,9 +54,8 @@ def check_name(name: str) -> str:
             "without empty, '.' or '..' parts."
         )
     if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
-        encoding = sys.getfilesystemencoding()
         reason = "it is not valid Unicode; rename the file"
-        if encoding != "utf-8":  # then Python misreads names that are valid
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":  # Python misreads valid names
             reason = f"Python reads names of files as {encoding} here; set PYTHONUTF8=1"
         raise InputError(f"{name!r} cannot name a photo: {reason}.")
     return name
@@ -259,15 +258,15 @@ class EntryWriter:
         self._entries[name] = attributes
         self._folders.update(_folders_of(name))
 
-    def _is_done(self, name: str, inputs: str) -> bool:
-        """Whether the entry is finished, and if `inputs` are given, whether from these inputs."""
-        return name in self._entries and inputs in ("", self._entries[name].get(INPUTS))
+    def inputs(self, name: str) -> str:
+        """The inputs that a finished entry was made from; "" if they are unknown."""
+        return str(self._entries.get(name, {}).get(INPUTS, ""))
 
     def _append(self, name: str, record: Record, inputs: str) -> None:
         """Store an entry; an entry of this name that was made from other inputs is replaced."""
         database = self._opened()
         check_name(name)
-        if self._is_done(name, inputs):
+        if name in self._entries and inputs in ("", self.inputs(name)):
             raise InputError(f"{name!r} is in {self.path} already.")
         if name in self._folders or any(folder in self._entries for folder in _folders_of(name)):
             raise InputError(

@@ -29,22 +29,19 @@ def fingerprint(value: object) -> str:
     return sha256(text.encode()).hexdigest()[:32]
 
 
-def file_state(path: Path | None) -> list[int] | None:
-    """Size in bytes and modification time in nanoseconds, to notice that a file has changed.
-
-    None if the file does not exist, or if `path` is None (a photo without a mask).
-    """
+def file_state(path: Path) -> list[int] | None:
+    """Size in bytes and modification time in nanoseconds; None if there is no such file."""
     try:
-        state = None if path is None else path.stat()
+        state = path.stat()
     except (OSError, ValueError):  # ValueError: a null character in the name
-        state = None
-    return None if state is None else [state.st_size, state.st_mtime_ns]
+        return None
+    return [state.st_size, state.st_mtime_ns]
 
 
 def record_files(*paths: Path | None) -> str:
-    """Sizes, modification times and checksums of files; see `are_unchanged`."""
-    states = ([*(file_state(path) or []), _checksum(path)] for path in paths)
-    return ";".join(" ".join(map(str, state)).strip() for state in states)
+    """Sizes, modification times and checksums of files, by which `are_unchanged` knows them."""
+    states = ([*(file_state(path) or []), _checksum(path)] if path else [] for path in paths)
+    return ";".join(" ".join(map(str, state)) for state in states)
 
 
 def are_unchanged(record: str, *paths: Path | None) -> bool:
@@ -56,18 +53,19 @@ def are_unchanged(record: str, *paths: Path | None) -> bool:
 
 
 def _is_unchanged(path: Path | None, recorded: str) -> bool:
-    state = file_state(path)
-    if path is None or state is None:
-        return path is None and not recorded
-    size, time = map(str, state)
+    if path is None:
+        return not recorded
+    state = [str(number) for number in file_state(path) or ()]
     words = recorded.split()
-    return words[:2] == [size, time] or (words[:1] == [size] and words[-1] == _checksum(path))
+    if not state or state[:1] != words[:1]:
+        return False
+    return state == words[:2] or _checksum(path) == words[-1]
 
 
-def _checksum(path: Path | None) -> str:
+def _checksum(path: Path) -> str:
     """Of a file's content; empty if the file cannot be read."""
     try:
-        return "" if path is None else sha256(path.read_bytes()).hexdigest()[:32]
+        return sha256(path.read_bytes()).hexdigest()[:32]
     except (OSError, ValueError):  # ValueError: a null character in the name
         return ""
 
@@ -103,10 +101,6 @@ class WorkRecord:
             if self.settings is not None:
                 check_settings(self.settings, given, path)
             self.settings = given
-
-    def is_done(self, step: str, inputs: str = "") -> bool:
-        """Whether the step was finished from the inputs with this fingerprint."""
-        return self._done.get(step) == inputs
 
     def inputs(self, step: str) -> str:
         """The inputs that a step was finished from; empty if it is not finished."""

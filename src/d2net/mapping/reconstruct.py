@@ -98,8 +98,7 @@ def reconstruct(
     if known_distance is not None:
         a, b, metres = known_distance
         known_distance = as_known(a, files), as_known(b, files), metres
-        known = len(files.keys() & known_distance[:2])
-        if known < 2 or not 0 < metres < float("inf") or poses is not None:
+        if len(files.keys() & known_distance[:2]) < 2 or poses or not 0 < metres < float("inf"):
             raise InputError(
                 "a known distance names two of the photos and a positive number of metres, and "
                 f"excludes known poses, which set the scale themselves; given was {known_distance}"
@@ -311,7 +310,7 @@ class Stages:
     def verify(self, *, adding: bool = False) -> None:
         """Write COLMAP's database with the verified matches of the selected pairs."""
         folder, settings = self._folder, self._settings
-        if folder.record.is_done("verification", self.inputs) and folder.has_database():
+        if folder.record.inputs("verification") == self.inputs and folder.has_database():
             return
         self._progress("verifying", 0, None)
         with (
@@ -345,7 +344,7 @@ class Stages:
     def adjust(self, upright: bool) -> None:
         """Verify, and move keypoints along the tracks of the inliers."""
         folder = self._folder
-        if not (folder.record.is_done("adjustment", self.inputs) and folder.adjusted.exists()):
+        if folder.record.inputs("adjustment") != self.inputs or not folder.adjusted.exists():
             self.verify()
             with folder.timed("adjustment"), FeatureFile(folder.features) as features:
                 adjusted = adjust_map_keypoints(
@@ -380,7 +379,7 @@ class Stages:
         """
         folder = self._folder
         self._depend_on(positions, known_distance)
-        if folder.record.is_done("mapping", self.inputs) and folder.sparse.is_dir():
+        if folder.record.inputs("mapping") == self.inputs and folder.sparse.is_dir():
             return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []

@@ -11,7 +11,7 @@ import numpy as np
 import pycolmap
 from PIL import Image
 
-from d2net.geometry.cameras import check_photo_size, quiet_colmap
+from d2net.geometry.cameras import quiet_colmap
 from d2net.io.atomic import new_folder
 from d2net.io.colmap_model import write_model
 from d2net.io.h5 import FeatureFile
@@ -52,7 +52,6 @@ def export_scene(
             progress(f"undistorting {image.name}", done, len(posed))
             lens = lenses[image.camera_id]
             pixels = to_pixels(folder.photo(image.name), upright=upright)
-            check_photo_size(image.name, (pixels.shape[1], pixels.shape[0]), lens)
             bitmap = pycolmap.Bitmap.from_array(np.rint(pixels).astype(np.uint8))
             with quiet_colmap():
                 undistorted, _ = pycolmap.undistort_image(options, bitmap, lens)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2net.errors import InputError
-from d2net.geometry.cameras import check_photo_size, from_colmap
+from d2net.geometry.cameras import check_photo_size
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_photo, photos_folder
 from d2net.training.sources.reading import find_depth_map, size_of
@@ -124,7 +125,7 @@ def scene_photo(
         camera=camera,
         cam_from_world=pose,
         ids=ids.astype(np.int64),
-        points=from_colmap(in_photo),
+        points=COLMAP_FROM_PIXELS.inverse()(in_photo),
         depths=in_world @ pose[2, :3] + pose[2, 3],
         depth_map=depth_map,
     )
