@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from d2net.errors import InputError, OutputBusyError, OutputError
+from d2net.errors import D2NetError, InputError, OutputBusyError, OutputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -34,9 +34,10 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_long = error.errno == errno.ENAMETOOLONG
-        if is_long:
-            reason = f"the name of the file {error.filename or path} is too long; shorten it"
+        kind: type[D2NetError] = OutputError
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENAMETOOLONG:
+            kind, reason = InputError, f"the name {error.filename or path} is too long; shorten it"
         elif error.errno in _DISK_FULL:
             reason = "the disk is full; free some space and run again"
         elif isinstance(error, FileNotFoundError) and not path.parent.exists():
@@ -47,10 +48,7 @@ def output_errors(path: Path) -> Iterator[None]:
             reason = "its drive has no file locks; write to another drive, and copy the file"
         elif isinstance(error, IsADirectoryError):
             reason = "it is a folder; give the name of a file"
-        else:
-            reason = error.strerror or str(error)
-        error_type = InputError if is_long else OutputError
-        raise error_type(f"{path} cannot be written: {reason}.") from error
+        raise kind(f"{path} cannot be written: {reason}.") from error
 
 
 @contextmanager

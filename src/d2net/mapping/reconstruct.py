@@ -114,7 +114,7 @@ def reconstruct(
         known_poses = read_model(find_model(poses) or poses, files).images.values()
         check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
     with opened(Path(output)) as folder:
-        added = sorted(folder.finished - {photo.name for photo in found})
+        added = sorted(folder.finished - files.keys())
         if added and len(folder.photo_folders) > 1:
             raise OutputError(
                 f"{output} also holds {added[0]} and other photos that were added from another "
