@@ -30,36 +30,21 @@ _LENGTH = 8
 """Bytes before a safetensors header: its length, little endian."""
 
 
-class NumpyType:
-    """Stand-in for `numpy.dtype`: remembers the name of a number type."""
+class _Unread:
+    """Stand-in for numpy's types and numbers: nothing reads those that a checkpoint records."""
 
-    def __init__(self, code: object, *_: object) -> None:
-        self.code = code
-        self.order: object = "="
+    def __init__(self, *_: object) -> None:
+        pass
 
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        self.order = state[1]
-
-    @property
-    def dtype(self) -> np.dtype[Any] | None:
-        """The type, if the file asks for plain numbers."""
-        name = f"{self.order}{self.code}"
-        return np.dtype(name) if re.fullmatch(r"[<>=|][biuf][1248]", name) else None
-
-
-def numpy_scalar(kind: object, data: object = None) -> bool | int | float | None:
-    """Stand-in for numpy's function that rebuilds a scalar: a number, or None for anything else."""
-    if not isinstance(kind, NumpyType) or not isinstance(data, bytes) or kind.dtype is None:
-        return None
-    number: bool | int | float = np.frombuffer(data, kind.dtype)[0].item()
-    return number
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 _STAND_INS: list[Any] = [
     argparse.Namespace,
-    (NumpyType, "numpy.dtype"),
-    (numpy_scalar, "numpy.core.multiarray.scalar"),
-    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_Unread, "numpy.dtype"),
+    (_Unread, "numpy.core.multiarray.scalar"),
+    (_Unread, "numpy._core.multiarray.scalar"),
 ]
 
 
