@@ -35,11 +35,7 @@ from d2net.features import Features, Matches
 from d2net.geometry import robust
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import check_photo_size, rays
-from d2net.geometry.epipolar import (
-    essential_from_pose,
-    fundamental_from_essential,
-    sampson_distance,
-)
+from d2net.geometry.epipolar import pose_distance
 from d2net.geometry.robust import Method, RobustOptions
 from d2net.io.exif import check_photo_sizes
 from d2net.progress import Progress, no_progress
@@ -154,10 +150,8 @@ def _judge(
     Ka, Kb = (np.diag([focal, focal, 1.0]) for focal in (focal_a, focal_b))
     usable = np.isfinite(np.hstack([ideal_a, ideal_b])).all(axis=1)  # others have no ray
     ideal_a, ideal_b = ideal_a[usable], ideal_b[usable]
-    true_E = essential_from_pose(pair.rotation, pair.translation)
-    true_F = fundamental_from_essential(true_E, Ka, Kb)
-    distances = np.full(len(points_a), np.inf)
-    distances[usable] = sampson_distance(true_F, ideal_a, ideal_b)
+    both = points_a, points_b
+    distances = pose_distance(pair.rotation, pair.translation, pair.cameras, both)
     figures = PRECISION.figures(accuracy(distances, PRECISION.thresholds))
 
     errors = np.full((len(options), len(options[0])), FAILED)
