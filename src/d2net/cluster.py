@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from d2net.errors import D2NetError, InputError, MissingPackageError
+from d2net.errors import D2NetError, InputError, needs_package
 
 Item = TypeVar("Item")
 Shared = TypeVar("Shared")
@@ -54,12 +54,8 @@ def share(
         InputError: there is no cluster.
         D2NetError: an error of `work`, or its process died again and again.
     """
-    try:
+    with needs_package("a cluster needs the package ray", "cluster"):
         ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingPackageError(
-            'a cluster needs the package ray: pip install "d2net[cluster]"'
-        ) from error
 
     ours = not ray.is_initialized()
     if ours:

@@ -3,6 +3,11 @@
 The message says what was given, what was expected and what to do. Commands print it unchanged.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class D2NetError(Exception):
     """Base class: `except D2NetError` catches every error of this package."""
@@ -42,3 +47,12 @@ class TrainingError(D2NetError):
 
 class MissingPackageError(D2NetError, ImportError):
     """An optional package is not installed; the message names the pip command."""
+
+
+@contextmanager
+def needs_package(reason: str, extra: str) -> Iterator[None]:
+    """Say why an import inside is needed, and which extra of d2net installs the package."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(f'{reason}: pip install "d2net[{extra}]"') from error

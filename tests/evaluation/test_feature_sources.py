@@ -87,7 +87,7 @@ def test_a_features_file(photo: Path, tmp_path: Path) -> None:
 
 def test_without_kornia_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kornia.feature", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'd2net\[baselines\]'"):
+    with pytest.raises(MissingPackageError, match=r'pip install "d2net\[baselines\]"'):
         open_source("aliked")
 
 

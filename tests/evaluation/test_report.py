@@ -288,7 +288,7 @@ def test_without_matplotlib_the_message_names_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'd2net\[plot\]'"):
+    with pytest.raises(MissingPackageError, match=r'pip install "d2net\[plot\]"'):
         write_html(tmp_path / "page.html", two_methods(), PHOTOS)
 
 

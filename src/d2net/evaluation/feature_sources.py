@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2net.errors import InputError, MissingPackageError
+from d2net.errors import InputError, needs_package
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.geometry import coordinates
@@ -188,11 +188,9 @@ def kornia_baseline(
 
     `name` begins with that of the method. kornia downloads the weights unless `weights` is a file.
     """
-    try:
+    with needs_package(f"{name} needs kornia", "baselines"):
         import kornia
         import kornia.feature as kf
-    except ImportError as error:
-        raise MissingPackageError(f"{name} needs kornia: pip install 'd2net[baselines]'") from error
     is_xfeat = name.startswith("xfeat")
     network: Any
     if is_xfeat:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from d2net.errors import MissingPackageError
+from d2net.errors import needs_package
 from d2net.evaluation.results import Drawing, Result
 from d2net.visualization import plot_points
 
@@ -34,12 +34,8 @@ _JPEG_QUALITY = 60
 
 def check_matplotlib() -> None:
     """Raise MissingPackageError if matplotlib is not installed."""
-    try:
+    with needs_package("the plots of a report need matplotlib", "plot"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "the plots of a report need matplotlib: pip install 'd2net[plot]'"
-        ) from error
 
 
 def curves(results: Sequence[Result], groups: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from d2net.errors import InputError, MissingPackageError
+from d2net.errors import InputError, needs_package
 from d2net.geometry.cameras import camera_matrix
 from d2net.geometry.epipolar import (
     essential_from_pose,
@@ -195,13 +195,8 @@ def _magsac(
 def _poselib(
     model: Model, a: Array, b: Array, cameras: list[Array], options: RobustOptions
 ) -> Array | None:
-    try:
+    with needs_package("poselib is not installed: choose magsac, or install it", "poselib"):
         import poselib
-    except ImportError as error:
-        raise MissingPackageError(
-            'method "poselib" needs the package poselib: pip install "d2net[poselib]", or choose '
-            "magsac"
-        ) from error
 
     ransac = {
         "max_reproj_error": options.threshold,

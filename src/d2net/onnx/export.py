@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from d2net.errors import InputError, MissingPackageError
+from d2net.errors import InputError, needs_package
 from d2net.extraction.d2net import D2Net
 from d2net.io.atomic import new_folder
 from d2net.networks.base import View
@@ -106,12 +106,8 @@ def _program(
     outputs: tuple[str, ...],
 ) -> torch.onnx.ONNXProgram:
     """The ONNX graph; each input has an example and the names of its first sizes, which vary."""
-    try:
+    with needs_package("writing an ONNX graph needs more packages", "onnx"):
         import onnxscript  # noqa: F401 (the exporter needs it)
-    except ImportError as error:
-        raise MissingPackageError(
-            "writing an ONNX graph needs more packages: pip install 'd2net[onnx]'"
-        ) from error
     # The exporter's remarks are about torch itself.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():

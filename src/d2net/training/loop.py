@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from d2net.errors import InputError, MissingPackageError, OutputError, TrainingError
+from d2net.errors import InputError, OutputError, TrainingError, needs_package
 from d2net.io.atomic import locked, output_errors, replacing
 from d2net.progress import Progress, no_progress
 from d2net.training.alarms import Monitor
@@ -230,12 +230,8 @@ def learning_rate(settings: RunSettings, step: int) -> float:
 
 def _launch(device: str) -> Fabric:
     """Set up this process and, under torchrun, connect it to the others of the run."""
-    try:
+    with needs_package("training needs Lightning Fabric", "train"):
         from lightning_fabric import Fabric
-    except ImportError as error:
-        raise MissingPackageError(
-            "training needs Lightning Fabric: pip install 'd2net[train]'"
-        ) from error
     accelerator, _, index = device.partition(":")
     arguments: dict[str, Any] = {"devices": [int(index)] if index else 1}
     if "TORCHELASTIC_RUN_ID" in os.environ:

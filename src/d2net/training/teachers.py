@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2net.errors import D2NetError, ImageError, MissingPackageError, WeightsError
+from d2net.errors import D2NetError, ImageError, WeightsError, needs_package
 from d2net.io.atomic import output_errors, replacing
 from d2net.io.resume import fingerprint
 from d2net.networks.base import Network, View
@@ -88,12 +88,8 @@ class AlikedTeacher:
     length = 128
 
     def __init__(self, model: str, file: Path, device: str, keypoints: int) -> None:
-        try:
+        with needs_package(f"the teacher {model} needs kornia", "baselines"):
             import kornia.feature as kf
-        except ImportError as error:
-            raise MissingPackageError(
-                f"the teacher {model} needs kornia: pip install 'd2net[baselines]'"
-            ) from error
         options: dict[str, Any] = {"max_num_keypoints": max(1, keypoints)}
         network: Any = kf.ALIKED(model_name=model, detection_threshold=0.0, **options)
         try:
