@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 PACKAGED = Path(__file__).with_name("pretrained")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightsRecord:
     """A named file of weights.
 
@@ -70,9 +70,9 @@ class WeightsRecord:
     """
 
     name: str
-    url: str | None
-    sha256: str | None
-    bytes: int | None
+    url: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
     licence: str
     training_data: str
     advice: str
@@ -96,8 +96,6 @@ def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord
     return WeightsRecord(
         name=name,
         url=f"https://dusmanu.com/files/d2-net/{name}.pth",
-        sha256=None,
-        bytes=None,
         licence=(
             "not stated for the file itself; the authors' repository, which links to it, is under "
             "the Clear BSD licence, and the VGG-16 it starts from under CC BY 4.0"
@@ -108,13 +106,16 @@ def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord
 
 
 _IMAGENET = "ImageNet (ILSVRC-2014), image classification"
+_OF_D2NET = (
+    "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: see "
+    "MODEL_CARD.md"
+)
 
 CATALOGUE: Mapping[str, WeightsRecord] = {
     record.name: record
     for record in (
         WeightsRecord(
             name="seasons",
-            url=None,
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
             licence=(
@@ -128,13 +129,9 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         ),
         WeightsRecord(
             name="light",
-            url=None,
             sha256="b8211f31ed2a8118b09a737c81e3b3e9044fe946e7d9f1663240832346945dac",
             bytes=3_511_914,
-            licence=(
-                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
-                "see MODEL_CARD.md"
-            ),
+            licence=_OF_D2NET,
             training_data=(
                 "distilled from ALIKED-n16, ALIKED-n16rot (BSD-3-Clause) and seasons on the photos "
                 "that MODEL_CARD.md lists"
@@ -143,19 +140,14 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         ),
         WeightsRecord(
             name="learned",
-            url=None,
             sha256="7d7557e8c2dc23404d56f66c95c9001e9b16aa488a3ee14f5d2125c653c91912",
             bytes=2_064_670,
-            licence=(
-                "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: "
-                "see MODEL_CARD.md"
-            ),
+            licence=_OF_D2NET,
             training_data="features of light on the photos that MODEL_CARD.md lists",
             advice="a matcher for the features of light: --matcher learned; packaged",
         ),
         WeightsRecord(
             name="ots",
-            url=None,
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
             bytes=15_272_984,
             licence="CC BY 4.0",
