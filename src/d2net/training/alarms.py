@@ -32,6 +32,15 @@ class Alarm:
     ends_run: bool = False
 
 
+COLLAPSE = Alarm(
+    "similarity",
+    lambda cosine: cosine > 0.98,  # off-the-shelf weights have 0.6
+    "the descriptors have collapsed: those of different points have a mean cosine of {value:.3f}; "
+    "start again with a lower learning_rate or from other weights",
+    ends_run=True,
+)
+
+
 class Monitor:
     """Watches a run's figures for its alarms, for divergence, and for a loss that does not fall."""
 

@@ -25,7 +25,7 @@ from d2net.networks.light import SCORE_CELL, Light, LightSettings
 from d2net.networks.weights import load_network, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionSettings
-from d2net.training.alarms import Alarm
+from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatches
 from d2net.training.muon import Muon
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
@@ -47,16 +47,6 @@ _FIRST_SCALE, _MAX_SCALE = 15.0, 50.0  # factor of the cosines in the softmax; i
 _AVERAGING = 0.999  # of the weights
 _WEIGHT_DECAY = 1e-4
 _PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5  # from which the principal components come
-
-_ALARMS = (
-    Alarm(
-        "similarity",
-        lambda cosine: cosine > 0.98,
-        "the descriptors have collapsed: those of different points have a mean cosine of "
-        "{value:.3f}; start again with a lower learning_rate",
-        ends_run=True,
-    ),
-)
 
 
 class Student(nn.Module):
@@ -106,7 +96,7 @@ class DistillationObjective(FeatureObjective):
 
     settings: DistillationSettings
     network: Student
-    alarms = _ALARMS
+    alarms = (COLLAPSE,)
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from d2net.networks.vgg_backbone import VGGBackbone
 from d2net.networks.weights import load_network, load_weights, save_weights
 from d2net.progress import Progress
 from d2net.settings import ExtractionSettings
-from d2net.training.alarms import WINDOW, Alarm
+from d2net.training.alarms import COLLAPSE, WINDOW, Alarm
 from d2net.training.batches import Mixture, PairBatch, PairBatches, collate, training_part
 from d2net.training.loss import PaddedCorrespondences, contrastive_loss, matching_loss
 from d2net.training.objective import FeatureObjective, header, mean_over_processes
@@ -33,13 +33,7 @@ _ALARMS = (
         "nothing is learned: look at the pairs with `d2net data check`",
         ends_run=True,
     ),
-    Alarm(
-        "similarity",
-        lambda cosine: cosine > 0.98,  # off-the-shelf weights have 0.6
-        "the descriptors have collapsed: those of different cells have a mean cosine of "
-        "{value:.3f}; start again with a lower learning_rate or from other weights",
-        ends_run=True,
-    ),
+    COLLAPSE,
     Alarm(
         "usable",
         lambda share: share < 0.5,
