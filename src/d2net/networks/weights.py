@@ -74,11 +74,6 @@ class Weights:
     metadata: Mapping[str, str]
     record: WeightsRecord | None
 
-    @property
-    def source(self) -> dict[str, str]:
-        """Name and checksum, for saving with results."""
-        return {"name": self.name, "sha256": self.sha256}
-
 
 def file_names(weights: str | os.PathLike[str]) -> list[str]:
     """The names or paths of the files that `weights` stands for; + joins two."""
@@ -147,7 +142,7 @@ def load_network(
             f"{name_or_path} holds a matcher, not a network that makes features: give it to "
             "`d2net match` as --matcher FILE"
         )
-    return loaded.network, loaded.source
+    return loaded.network, {"name": loaded.name, "sha256": loaded.sha256}
 
 
 def load_matcher(path: str | os.PathLike[str]) -> tuple[MatchingTransformer, Weights]:
