@@ -106,11 +106,8 @@ class Rotation:
 
 def resize(source: Size, target: Size) -> GridMap:
     """target_from_source of a resize: borders map to borders, (x + 0.5) * f - 0.5."""
-
-    def axis(a: int, b: int) -> AxisMap:
-        return AxisMap(b / a, 0.5 * b / a - 0.5)
-
-    return GridMap(axis(source[0], target[0]), axis(source[1], target[1]))
+    factors = [b / a for a, b in zip(source, target, strict=True)]
+    return GridMap(*(AxisMap(factor, 0.5 * factor - 0.5) for factor in factors))
 
 
 def resize_ratio(source: Size, target: Size) -> GridMap:
@@ -120,11 +117,8 @@ def resize_ratio(source: Size, target: Size) -> GridMap:
 
 def resize_corners(source: Size, target: Size) -> GridMap:
     """target_from_source of a resize with `align_corners=True`: corner pixels keep their centre."""
-
-    def axis(a: int, b: int) -> AxisMap:
-        return AxisMap((b - 1) / (a - 1) if a > 1 and b > 1 else 1.0, 0.0)
-
-    return GridMap(axis(source[0], target[0]), axis(source[1], target[1]))
+    last = [(a - 1, b - 1) for a, b in zip(source, target, strict=True)]
+    return GridMap(*(AxisMap(b / a if a > 0 and b > 0 else 1.0, 0.0) for a, b in last))
 
 
 def turn(source: Size, degrees: float) -> tuple[Size, Rotation]:
