@@ -50,14 +50,8 @@ def decode(
 ) -> npt.NDArray[Result]:
     """Read a photo, apply `convert` to its samples, and turn the result upright.
 
-    Args:
-        source: a file on the disk or in memory, or the current frame of a pillow image.
-        convert: works on each sample separately; may raise `UnreadableError`.
-        upright: apply the EXIF orientation; False gives the stored orientation.
-        max_pixels: larger files are refused before memory is allocated for them.
-
-    Returns:
-        The result of `convert`, contiguous and writable.
+    `convert` works on each sample separately, and may raise `UnreadableError`. The result is
+    contiguous and writable. The other arguments are those of `images.read_image`.
     """
     if not isinstance(source, (str, os.PathLike, io.BytesIO, Image.Image)):
         raise InputError(
@@ -73,7 +67,8 @@ def decode(
     except UnidentifiedImageError:
         reason, cause = "it is not a JPEG, PNG, TIFF, HEIC, WebP, PPM, PGM, BMP or GIF photo", None
     except Image.DecompressionBombError:
-        reason, cause = _too_large(max_pixels), None
+        megapixels = max_pixels // 1_000_000
+        reason, cause = f"it has more than {megapixels} megapixels; cut it into parts first", None
     except MemoryError:
         reason, cause = "there is not enough memory for it", None
     except Exception as error:  # pillow's readers let nearly every kind of exception through
@@ -114,10 +109,6 @@ def _exif_orientation(image: Image.Image) -> int:
         return _valid_orientation(image.getexif().get(Base.Orientation))
     except Exception:  # damaged EXIF data; the photo itself may be whole
         return 1
-
-
-def _too_large(max_pixels: int) -> str:
-    return f"it has more than {max_pixels // 1_000_000} megapixels; cut it into parts first"
 
 
 def _decode(source: Source, max_pixels: int) -> _Decoded:
@@ -171,7 +162,7 @@ def _decode_common(file: BinaryIO, header: bytes, max_pixels: int) -> _Decoded:
 def _check_size(size: Size, max_pixels: int) -> None:
     """Stop before memory is allocated for the claim of a damaged or hostile header."""
     if size[0] * size[1] > max_pixels:
-        raise UnreadableError(_too_large(max_pixels))
+        raise Image.DecompressionBombError
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:

@@ -245,11 +245,9 @@ def _pixels_from_samples(samples: Samples) -> Pixels:
         except InputError as error:
             raise UnreadableError(str(error)) from None
     low, high = int(samples.min()), int(samples.max())
-    if low < 0 or high > 65535:
+    if low < 0 or high > 65535:  # pillow's 32-bit mode usually contains 16 bits
         raise UnreadableError(f"it has values from {low} to {high}, expected 0 to 65535")
-    # pillow's 32-bit mode usually contains 16 bits
-    is_deep = samples.dtype.itemsize > 2
-    return _three_channels(_integer_pixels(samples.astype(np.uint16) if is_deep else samples))
+    return _three_channels(_integer_pixels(samples))
 
 
 def _integer_pixels(samples: Samples) -> Pixels:
@@ -286,8 +284,8 @@ def _pixels_from_array(array: npt.NDArray[Any]) -> Pixels:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
         array = _float_pixels(array)
-    elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise InputError(f"image values must be bool, uint8, uint16 or float, not {array.dtype}")
-    if array.dtype.kind == "u":
+    elif array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         array = _integer_pixels(array)
+    else:
+        raise InputError(f"image values must be bool, uint8, uint16 or float, not {array.dtype}")
     return np.require(_three_channels(array), requirements=["C", "W"])
