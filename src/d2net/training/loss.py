@@ -196,10 +196,7 @@ def contrastive_loss(maps: Tensor, keypoints: PaddedCorrespondences) -> tuple[Te
     (InfoNCE: van den Oord, Li and Vinyals, 2018; in both directions as in LoFTR: Sun et al., CVPR
     2021, section 3.3).
 
-    Args:
-        maps: 2B x C x h x w at stride 8, before the ReLU: those of all first crops, then those of
-            all second crops.
-        keypoints: corresponding corners of the B pairs.
+    `maps` are those of `matching_loss`, and `keypoints` corresponding corners of the B pairs.
 
     Returns:
         B float32, the mean over keypoints and directions of minus the log-probability of the
