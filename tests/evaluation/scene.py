@@ -30,9 +30,7 @@ class Known:
     def __init__(self, points, size=SIZE):
         self._points = points
         self._size = size
-
-    def provenance(self):
-        return {"points": {name: np.asarray(p).tolist() for name, p in self._points.items()}}
+        self.provenance = {"points": {name: np.asarray(p).tolist() for name, p in points.items()}}
 
     def extract(self, photo, name):
         points = torch.tensor(np.asarray(self._points[name]), dtype=torch.float32).reshape(-1, 2)

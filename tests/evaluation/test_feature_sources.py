@@ -32,7 +32,7 @@ def test_settings_after_a_colon(photo: Path) -> None:
     assert len(turned) == 4 * 20
     source = open_source("ots:original,max_keypoints=20,max_edge=100")
     assert isinstance(source, NetworkSource)
-    extraction = source.provenance()["extraction"]
+    extraction = source.provenance["extraction"]
     assert extraction["original"] is True
     assert extraction["max_edge"] == 100
     assert len(source.extract(photo, "photo.png")) == 20

@@ -31,6 +31,7 @@ class Prepared:
     def __init__(self, day: list[Features], night: list[Features]) -> None:
         self._day, self._night = day, night
 
+    @property
     def provenance(self) -> dict[str, str]:
         return {}
 

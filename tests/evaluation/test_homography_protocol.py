@@ -46,6 +46,7 @@ class Known:
         self.by_name = by_name
         self.calls = 0
 
+    @property
     def provenance(self) -> dict[str, Any]:
         return {"known": sorted(self.by_name), "id": id(self)}
 

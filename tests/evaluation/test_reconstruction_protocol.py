@@ -29,6 +29,7 @@ class Prepared:
         self._features = features
         self._note = note
 
+    @property
     def provenance(self) -> dict[str, str]:
         return {"prepared": self._note}
 

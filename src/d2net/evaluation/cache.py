@@ -40,7 +40,7 @@ class CachedSource:
         matcher: str = "nearest",
     ) -> None:
         self.name = source.name
-        self.provenance = {**source.provenance(), "best_keypoints": max_keypoints}
+        self.provenance = {**source.provenance, "best_keypoints": max_keypoints}
         self.source = source
         self.folder = cache_folder() / "features" if folder is None else Path(folder)
         self.max_keypoints = max_keypoints

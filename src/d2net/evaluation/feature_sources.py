@@ -27,8 +27,8 @@ class FeatureSource(Protocol):
 
     name: str
 
-    def provenance(self) -> dict[str, Any]:
-        """Everything that the features depend on besides the photo, as JSON."""
+    provenance: dict[str, Any]
+    """Everything that the features depend on besides the photo, as JSON."""
 
     def extract(self, photo: Path, name: str) -> Features:
         """Features of a photo; `name` is its path relative to the evaluated folder."""
@@ -82,10 +82,7 @@ class NetworkSource:
         parts = [Path(w).stem if w.endswith(".safetensors") else w for w in file_names(weights)]
         self.name = name.replace(weights, "+".join(parts))
         self._model = D2Net.from_pretrained(weights, device=device, **settings)
-
-    def provenance(self) -> dict[str, Any]:
-        """Package version, weights and settings."""
-        return self._model.provenance()
+        self.provenance = self._model.provenance()
 
     def extract(self, photo: Path, name: str) -> Features:
         """Run the network."""
@@ -98,11 +95,8 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.name = path.stem
         self._file = FeatureFile(path)
-
-    def provenance(self) -> dict[str, Any]:
-        """The file, its state, and the settings that are stored in it."""
-        path = self._file.path
-        return {"file": str(path), "state": file_state(path), "made by": self._file.settings}
+        made_by = self._file.settings
+        self.provenance = {"file": str(path), "state": file_state(path), "made by": made_by}
 
     def extract(self, photo: Path, name: str) -> Features:
         """Look the photo up by its relative path, or by its file name alone."""
@@ -129,13 +123,9 @@ class Baseline:
         self, name: str, detect: Detect, *, multiple: int = 1, **settings: str | int | None
     ) -> None:
         self.name = name
+        self.provenance = {"method": name, **settings}
         self._detect = detect
         self._multiple = multiple
-        self._settings = settings
-
-    def provenance(self) -> dict[str, Any]:
-        """The settings."""
-        return {"method": self.name, **self._settings}
 
     def extract(self, photo: Path, name: str) -> Features:
         """Reduce the photo and find its features."""
@@ -143,7 +133,7 @@ class Baseline:
         size = (pixels.shape[1], pixels.shape[0])
         width, height = (
             max(edge - edge % self._multiple, 1)
-            for edge in images.limited_size(size, int(self._settings["max_edge"] or 0), None)
+            for edge in images.limited_size(size, int(self.provenance["max_edge"] or 0), None)
         )
         reduced = np.rint(images.resize(pixels, (width, height))).astype(np.uint8)
         keypoints, scores, descriptors, scales = (x.float().cpu() for x in self._detect(reduced))
