@@ -46,15 +46,9 @@ def possible_focal_length(camera: pycolmap.Camera) -> bool:
 
 
 def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Camera:
-    """COLMAP's camera with known parameters, checked.
+    """COLMAP's camera with known parameters, in COLMAP's order, for a photo of this size.
 
-    Args:
-        model: COLMAP's name of the camera model.
-        size: (width, height) of the photo.
-        params: parameters of the model in COLMAP's order; lengths are in pixels.
-
-    Raises:
-        InputError: no such model, or parameters that no camera of this size can have.
+    InputError: there is no such model, or no camera of this size can have these parameters.
     """
     import pycolmap
 

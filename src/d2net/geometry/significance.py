@@ -106,16 +106,10 @@ def epipolar_significance(
     Order and fit are independent, so their significances add up. But the order alone must be
     significant, too: rows of windows lie on epipolar lines in any order.
 
-    Args:
-        fundamental: 3 x 3.
-        points_a: N x 2, all matched points of the first photo, outliers too.
-        points_b: N x 2, their partners.
-        size_a: size of the first photo.
-        size_b: size of the second photo.
-        threshold: largest error of an inlier in pixels. Keypoints that share a square of this
-            size count once.
-        sample_size: matches that determine the matrix: 5 if it comes from an essential matrix.
-        num_solutions: matrices that one sample gives at most: 10 for an essential matrix.
+    The points are N x 2, all matched points of the first photo and their partners in the second,
+    outliers too. `threshold` is the largest error of an inlier. Keypoints that share a square of
+    this size count once. `sample_size` matches determine the matrix (5 if it comes from an
+    essential matrix), and give at most `num_solutions` matrices (10 for an essential matrix).
     """
     a, b = points_a, points_b
     unit_a, unit_b = max(size_a), max(size_b)

@@ -14,15 +14,10 @@ _ROWS_AT_ONCE = 32
 
 
 def sample(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0,)) -> Tensor:
-    """Bilinear samples of a dense map.
+    """Bilinear samples, N x C float32, of a dense map, h x w x C of any float type.
 
-    Args:
-        maps: h x w x C, any float type.
-        positions: N x 2 (x, y) in cells; positions outside the map are moved to its border.
-        around: offsets in cells, for x and for y; the samples at all (dx, dy) are added.
-
-    Returns:
-        N x C float32.
+    Positions are N x 2 (x, y) in cells; those outside the map are moved to its border. The samples
+    at all pairs (dx, dy) of the offsets `around`, in cells, are added.
     """
     if maps.dtype == torch.float32 and not torch.compiler.is_exporting():
         return sample_batch(maps[None], positions[None], around)[0]
@@ -66,18 +61,10 @@ def sample_batch(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0
 def resample(
     maps: Tensor, rows: range, cols: range, source_from_target: GridMap, out: Tensor | None = None
 ) -> Tensor:
-    """A window of a dense map (or image) on another grid, bilinear.
+    """A window of dense maps or images, B x H x W x C, on another grid, bilinear.
 
-    Args:
-        maps: B x H x W x C, the source.
-        rows: rows of the window, on the target grid.
-        cols: columns of the window.
-        source_from_target: maps target positions to source positions; positions outside the
-            source are moved to its border.
-        out: B x rows x cols x C to add the result to, instead of a new tensor.
-
-    Returns:
-        B x rows x cols x C, `out` if it was given.
+    `rows` and `cols` are those of the window on the target grid. Positions outside the source are
+    moved to its border. The result, B x rows x cols x C, is added to `out` if that is given.
     """
     left, right, u = _neighbours(_along(cols, source_from_target.x, maps), maps.shape[2])
     top, bottom, v = _neighbours(_along(rows, source_from_target.y, maps), maps.shape[1])

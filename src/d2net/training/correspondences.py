@@ -114,13 +114,9 @@ class DepthWarp:
 
     The rule is the release's (`lib/loss.py`, `warp`): depth of a is known at the point, the point
     lies in front of camera b and inside photo b, and depth of b is known there and agrees, so that
-    nothing occludes the point.
-
-    Attributes:
-        a: the first photo.
-        b: the second photo.
-        tolerance: largest difference of two depths of one point, as a share of the depth. (The
-            release's is a length, which means nothing in a reconstruction of arbitrary scale.)
+    nothing occludes the point. `tolerance` is the largest difference of both depths, as a share of
+    the depth. (The release's is a length, which means nothing in a reconstruction of arbitrary
+    scale.)
     """
 
     a: PosedDepth
