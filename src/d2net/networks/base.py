@@ -139,13 +139,10 @@ class Network(nn.Module, ABC):
     def compute_maps(
         self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None
     ) -> Maps:
-        """The dense maps of a batch of images.
+        """The dense maps of a batch of images, B x H x W x 3, RGB, 0..255, uint8 or float32.
 
-        Args:
-            images: B x H x W x 3, RGB, 0..255, uint8 or float32.
-            dtype: precision of the computation.
-            statistics: `statistics` of the whole photos that contain the images. None: the images
-                are whole photos.
+        `dtype` is the precision of the computation. `statistics` are those of the whole photos that
+        contain the images; None: the images are whole photos.
         """
 
     @abstractmethod
@@ -154,15 +151,10 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def describe(self, maps: Maps, positions: Tensor, descriptor: DescriptorType) -> Tensor:
-        """Descriptors at any positions of an image.
+        """Descriptors, N x D float32 of unit length, at any positions of one image.
 
-        Args:
-            maps: the maps of one image.
-            positions: N x 2 float32 (x, y) in pixels of that image.
-            descriptor: one of `descriptor_lengths`.
-
-        Returns:
-            N x D float32 of unit length.
+        The positions are N x 2 float32 (x, y) in its pixels. `descriptor` is one of
+        `descriptor_lengths`.
         """
 
     @abstractmethod
@@ -174,12 +166,8 @@ class Network(nn.Module, ABC):
     ) -> None:
         """Add the maps of the coarser pyramid level to those of the next one, in place.
 
-        Args:
-            maps: the maps of a batch.
-            coarser: the maps of the level before.
-            coarser_from_maps: maps cells of `maps` to cells of `coarser`.
-            level: number of the level of `maps` from 1, the coarsest.
-            original: add as the 2019 release does.
+        `coarser_from_maps` maps cells of `maps` to cells of `coarser`. `level` is the number of the
+        level of `maps` from 1, the coarsest. `original` adds as the 2019 release does.
         """
 
     def resolve(self, settings: ExtractionSettings) -> ExtractionSettings:
