@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -237,3 +238,23 @@ def test_quiet_and_json_show_no_progress(
     with progress.shown(printing) as report:
         report_three_photos(report)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_reconstruct_ends_without_a_stack_trace_when_it_is_terminated(tmp_path: Path) -> None:
+    """Pycolmap has a handler that prints one."""
+    code = """
+import os, signal, sys
+from d2net.cli import main
+sys.argv[1:] = ["reconstruct", ".", "--weights", "missing"]
+try:
+    main()
+except SystemExit:
+    assert "pycolmap" in sys.modules
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert run.returncode == -signal.SIGTERM
+    assert "***" not in run.stderr
