@@ -16,15 +16,16 @@ from d2net.training.batches import (
     PairBatch,
     PairBatches,
     collate,
+    input_files,
     load,
     open_part,
-    photos_state,
     training_part,
 )
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 
 from . import made as made
+from .plane import NAMES, Plane, write_depth_h5
 
 HERE = Path()
 MADE = {"kind": "made", "path": "here"}
@@ -176,11 +177,16 @@ def test_pairs_without_correspondences_are_drawn_again() -> None:
         Mixture([Known("a", 5, empty=1), Known("b", 5, empty=1)]).draw(pair_generator(0, 0))
 
 
-def test_the_photos_of_a_run_are_known_by_names_and_sizes(tmp_path: Path) -> None:
-    settings = TrainingSettings(sources=(SourceSettings("photos", "."),))
-    states = []
-    for name, content in (("a.jpg", b"1"), ("b.jpg", b"2"), ("b.jpg", b"longer"), ("c.txt", b"")):
-        (tmp_path / name).write_bytes(content)
-        states.append(photos_state(settings, tmp_path))
-    assert len(set(states[:3])) == 3
-    assert states[2] == states[3]
+def test_the_files_of_a_run(tmp_path: Path) -> None:
+    scene = Plane().write(tmp_path / "scene")
+    write_depth_h5(scene / "depths" / "a.h5", Plane().depth(0))
+    (tmp_path / "view").mkdir()
+    for name in ("offsets.json", "notes.txt"):
+        (tmp_path / "view" / name).write_text("{}")
+    sources = SourceSettings("colmap", "scene"), SourceSettings("aligned", "view")
+    settings = TrainingSettings(sources=sources[:1], validation=sources[1:])
+    names = ("cameras", "frames", "images", "points3D", "rigs")
+    model = {f"scene/sparse/{name}.bin" for name in names}
+    photos = {f"scene/images/{name}" for name in NAMES}
+    expected = model | photos | {"scene/depths/a.h5", "view/offsets.json"}
+    assert input_files(settings, tmp_path).keys() == expected

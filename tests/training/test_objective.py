@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from d2net.errors import OutputError, TrainingError
+from d2net.errors import FormatError, OutputError, TrainingError
 from d2net.progress import Progress
 from d2net.training.alarms import WINDOW, Alarm
 from d2net.training.batches import Drawn
@@ -97,10 +98,26 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(*(load_file(path)["weight"] for path in weights))
 
 
-def test_a_run_on_other_photos_is_not_passed_off_as_this_one(tmp_path: Path) -> None:
-    run(FitLine(), SETTINGS, tmp_path, "8 (a)", workers=0)
-    with pytest.raises(OutputError, match="photos"):
-        run(FitLine(), SETTINGS, tmp_path, "9 (b)", workers=0)
+def test_a_run_on_other_files_is_not_passed_off_as_this_one(tmp_path: Path) -> None:
+    photo, other, output = (tmp_path / name for name in ("a.bmp", "b.bmp", "run"))
+    photo.write_bytes(b"one")
+    other.write_bytes(b"new")
+    run(FitLine(), SETTINGS, output, {"a": photo}, workers=0)
+    os.utime(photo, (1, 1))  # copied without its time
+    run(FitLine(), SETTINGS, output, {"a": photo}, workers=0)
+    for files in ({"a": other}, {}, {"a": photo, "b": other}):
+        with pytest.raises(OutputError, match="other data"):
+            run(FitLine(), SETTINGS, output, files, workers=0)
+
+
+def test_a_state_of_another_version_is_one_sentence(tmp_path: Path) -> None:
+    run(FitLine(), SETTINGS, tmp_path, workers=0)
+    path = tmp_path / "last" / "state.json"
+    state = json.loads(path.read_text())
+    del state["inputs"]
+    path.write_text(json.dumps({**state, "photos": "8 (a)"}))
+    with pytest.raises(FormatError, match="another version"):
+        run(FitLine(), SETTINGS, tmp_path, workers=0)
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,6 @@ class LightSettings(Settings):
     dimension: int = 192
     """Length of the descriptors."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(*self.channels, self.neck, self.hidden, self.dimension) < 1:
-            raise InputError(f"the widths of light must be at least 1, not {self.to_dict()}")
-
 
 class ConvBlock(nn.Sequential):
     """Convolution, batch normalisation, ReLU."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from glob import iglob
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -14,15 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2net.errors import D2NetError, InputError
 from d2net.io.image_lists import find_images
-from d2net.io.resume import file_state, fingerprint
 from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import PaddedCorrespondences
 from d2net.training.settings import RunSettings, SourceSettings
 from d2net.training.sources import open_source
 from d2net.training.sources.base import PairSource, Source, TrainingPair, pair_generator
+from d2net.training.sources.planar import OFFSETS_FILE, PAIRS_FILE
 
 T = TypeVar("T")
 
+_INPUTS = ("*.bin", "*.h5", "cameras.txt", "images.txt", "points3D.txt", PAIRS_FILE, OFFSETS_FILE)
+"""Files besides photos that sources read."""
 _PADDING_STEP = 64  # few different lengths, because CPU kernels are set up once for each
 _MAX_UNREADABLE = 20  # pairs in a row that cannot be read
 _MAX_EMPTY = 100  # pairs in a row without correspondences
@@ -97,12 +101,18 @@ def open_part(source: SourceSettings, crop: int, data: Path, *, held_out: bool) 
     return Subset(opened, indices)
 
 
-def photos_state(settings: RunSettings, data: Path) -> str:
-    """The number of the photos that a run trains on, and a fingerprint of their names and sizes."""
-    folders = sorted({data / source.path for source in settings.training_sources})
-    photos = [photo for folder in folders if folder.is_dir() for photo in find_images([folder])]
-    sizes = [(photo.name, (file_state(photo.path) or [0])[0]) for photo in photos]
-    return f"{len(photos)} ({fingerprint(sizes)[:8]})"
+def input_files(settings: RunSettings, data: Path) -> dict[str, Path]:
+    """The photos, depth maps, models and lists of a run, by their paths below the data's folder."""
+    found: set[Path] = set()
+    for source in (*settings.training_sources, *settings.validation_sources):
+        others = (source.options.get(option) for option in ("model", "images"))
+        for folder in (data / source.path, *(Path(path) for path in others if path)):
+            if folder.is_dir():
+                found.update(photo.path for photo in find_images([folder]))
+                for pattern in _INPUTS:  # pathlib would not follow links
+                    names = iglob(f"**/{pattern}", root_dir=folder, recursive=True)  # noqa: PTH207
+                    found.update(folder / name for name in names)
+    return {os.path.relpath(path, data): path for path in sorted(found)}
 
 
 def training_part(settings: RunSettings, data: Path) -> Callable[[SourceSettings], Source]:

@@ -17,10 +17,11 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from torch import nn
 
 from d2net.errors import InputError, OutputError, TrainingError, needs_package
 from d2net.io.atomic import locked, output_errors, replacing
+from d2net.io.resume import are_unchanged, record_files
 from d2net.progress import Progress, no_progress
 from d2net.training.alarms import Monitor
 from d2net.training.batches import load
@@ -69,7 +71,7 @@ def run(
     objective: Objective,
     settings: RunSettings,
     output: str | Path,
-    photos: str = "",
+    files: Mapping[str, Path] = MappingProxyType({}),
     *,
     device: str = "cpu",
     workers: int = 1,
@@ -85,7 +87,8 @@ def run(
         objective: network, batches and loss.
         settings: an interrupted run resumes with the same settings only.
         output: folder of all files that the run writes.
-        photos: fingerprint of the photos; an interrupted run resumes with the same ones only.
+        files: the files that the run reads, by name; an interrupted run resumes only if they are
+            the same.
         device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.
         workers: number of processes that prepare batches ahead of time; 0: this one prepares them.
         progress: called after every step.
@@ -112,7 +115,7 @@ def run(
 
     with _deterministic_on_cpu(), _locked(output, fabric):
         # Begin a new run, or resume an interrupted one.
-        new_run = TrainingState(settings.to_dict(), objective.start, photos)
+        new_run = TrainingState(settings.to_dict(), objective.start, {})
         state = load_state(output / "last") or new_run
         for file in (file for name in _FILES for file in output.glob(name)):
             if state is new_run or (file == weights and state.step < settings.steps):
@@ -120,13 +123,21 @@ def run(
                     f"{file} was not made by a run in this folder: choose another output, so that "
                     "the file is not overwritten"
                 )
-        before = {**state.settings, "starting weights": state.start, "photos": state.photos}
-        now = {**settings.to_dict(), "starting weights": objective.start, "photos": photos}
+        before = {**state.settings, "starting weights": state.start}
+        now = {**settings.to_dict(), "starting weights": objective.start}
         for name, value in now.items():
             if before.get(name) != value:
                 raise OutputError(
                     f"{output} holds a run with other settings ({name} was {before.get(name)!r} "
                     f"and is now {value!r}): give the same settings to resume it, or another output"
+                )
+        if state is new_run:
+            state.inputs = {name: record_files(path) for name, path in files.items()}
+        for name in state.inputs.keys() | files.keys():
+            if not are_unchanged(state.inputs.get(name, ""), files.get(name)):
+                raise OutputError(
+                    f"{output} holds a run on other data: {name} has changed, is new or is missing "
+                    "since then; choose another output"
                 )
         if weights.exists():
             return TrainingResult(weights, best if best.exists() else None, state)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from d2net.io.image_lists import photos_folder
 from d2net.progress import Progress, no_progress
-from d2net.training.batches import photos_state
+from d2net.training.batches import input_files
 from d2net.training.distillation import DistillationObjective
 from d2net.training.loop import TrainingResult, run
 from d2net.training.matcher import MatcherObjective
@@ -46,9 +46,9 @@ def train(
         objective = DistillationObjective(settings, Path(data), targets, progress)
     else:
         objective = SupervisedObjective(settings, Path(data))
-    photos = photos_state(settings, Path(data))
+    files = input_files(settings, Path(data))
     return run(
-        objective, settings, output, photos, device=device, workers=workers, progress=progress
+        objective, settings, output, files, device=device, workers=workers, progress=progress
     )
 
 

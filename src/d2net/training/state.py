@@ -29,7 +29,7 @@ class TrainingState:
     Attributes:
         settings: the run's settings, as `RunSettings.to_dict` gives them.
         start: name and sha256 of the starting weights.
-        photos: stands for the photos that the run trains on, see `photos_state`.
+        inputs: a record of each file that the run reads, see `record_files`.
         tensors: name of the file with the tensors; empty before the first checkpoint.
         step: number of finished steps.
         pairs: number of pairs that were trained on.
@@ -40,7 +40,7 @@ class TrainingState:
 
     settings: dict[str, Any]
     start: dict[str, str]
-    photos: str = ""
+    inputs: dict[str, str]
     tensors: str = ""
     step: int = 0
     pairs: int = 0
@@ -81,7 +81,12 @@ def load_state(folder: Path) -> TrainingState | None:
         return None
     try:
         return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except TypeError as error:
+        raise FormatError(
+            f"the training state {path} is of another version of d2net: resume it with that "
+            "version, or choose another output"
+        ) from error
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
