@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
@@ -59,12 +59,20 @@ class Settings:
         return asdict(self)
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401 (any setting)
-    """A setting as typed on a command line: true, false, none, a number, or else text."""
-    try:
-        return json.loads({"none": "null"}.get(text.lower(), text.lower()))
-    except ValueError:
-        return text
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """Settings as typed on a command line: `name=value`, or `name` for True.
+
+    A value is true, false, none, a number, or else text.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            plain = json.loads({"none": "null"}.get(value.lower(), value.lower()))
+        except ValueError:
+            plain = value
+        settings[name.strip()] = plain if equals else True
+    return settings
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:  # noqa: ANN401 (a type)

@@ -37,14 +37,15 @@ def check(
         output FILE: The picture, png or jpg.
     """
     from d2net.cli import progress
+    from d2net.settings import parse_settings
     from d2net.training.check_pairs import check_source, draw_pairs
-    from d2net.training.sources import detect_kind, open_source, parse_options
+    from d2net.training.sources import detect_kind, open_source
     from d2net.visualization import picture_path
 
     check_output(output)
     picture_path(output)
     kind = detect_kind(source)
-    opened = open_source(kind, source, crop, parse_options(set_ or ()))
+    opened = open_source(kind, source, crop, parse_settings(set_ or ()))
     with progress.shown(printing) as report:
         checked = check_source(opened, pairs, seed, progress=report)
     draw_pairs(checked.examples, output)

@@ -19,7 +19,7 @@ from d2net.io import images
 from d2net.io.h5 import FeatureFile
 from d2net.io.resume import file_state
 from d2net.networks.weights import file_names
-from d2net.settings import ExtractionSettings, parse_value
+from d2net.settings import ExtractionSettings, parse_settings
 
 
 class FeatureSource(Protocol):
@@ -43,14 +43,11 @@ def open_source(specification: str, device: str = "cpu") -> FeatureSource:
             `default:multiscale,max_keypoints=2000`, `aliked:weights=FILE`.
         device: device of the networks.
     """
-    settings: dict[str, Any] = {}
     name, colon, tail = specification.partition(":")
     parts = tail.split(",") if colon else []
     if Path(specification).exists():
         name, parts = specification, []
-    for part in parts:
-        key, equals, text = part.partition("=")
-        settings[key.strip()] = parse_value(text) if equals else True
+    settings = parse_settings(parts)
     if Path(name).suffix in (".h5", ".hdf5"):
         _check_settings(name, settings)
         return FileSource(Path(name))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from d2net.errors import InputError
-from d2net.training.sources import open_source, parse_options
+from d2net.settings import parse_settings
+from d2net.training.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,11 @@ def test_wrong_specifications_are_refused(kind, options, message):
 
 
 def test_options_as_typed() -> None:
-    texts = ["min_overlap=0.2", "depth=false", "max_edge=640", "model=mine"]
-    assert parse_options(texts) == {
+    texts = ["min_overlap=0.2", "depth=false", "max_edge=640", "model=mine", "upright"]
+    assert parse_settings(texts) == {
         "min_overlap": 0.2,
         "depth": False,
         "max_edge": 640,
         "model": "mine",
+        "upright": True,
     }
-    with pytest.raises(InputError, match="name=value"):
-        parse_options(["x"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from d2net.errors import InputError
 from d2net.io.colmap_model import find_model
-from d2net.settings import parse_value
 from d2net.training.sources import colmap, megadepth, planar
 from d2net.training.sources.base import Source, SourceOptions
 from d2net.training.sources.scenes import SceneOptions
@@ -31,17 +30,6 @@ def open_source(kind: str, path: Path, crop: int, options: Mapping[str, Any]) ->
         raise InputError(f"crop must be a multiple of 8 pixels, not {crop}")
     opener, options_type = KINDS[kind]
     return opener(path, options_type.from_dict(options), crop)
-
-
-def parse_options(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse options from `name=value` as typed on a command line; see `parse_value`."""
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"an option must be given as name=value, not {text!r}")
-        options[name] = parse_value(value)
-    return options
 
 
 def detect_kind(path: Path) -> str:
