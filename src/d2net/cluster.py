@@ -39,15 +39,10 @@ def share(
 ) -> Iterator[Result]:
     """Yield the results of `work(shared, some_items)` for batches of items, as they are finished.
 
-    A connection of this process to a cluster is used if there is one, and left open.
-
-    Args:
-        address: "auto" for the cluster of this machine, or host:port of its head.
-        work: a function of a module. It may be called again for a batch that it has begun.
-        shared: sent once to each process.
-        items: small objects.
-        batch: items per call.
-        gpu: start a process for each GPU instead of each core.
+    A connection of this process to a cluster is used if there is one, and left open. Otherwise
+    `address` is "auto" for the cluster of this machine, or host:port of its head. `work` is a
+    function of a module, which may be called again for a batch that it has begun. `shared` is sent
+    once to each process. `gpu` starts a process for each GPU instead of each core.
 
     Raises:
         MissingPackageError: Ray is not installed.

@@ -109,11 +109,8 @@ Detect = Callable[[NDArray[np.uint8]], Detected]
 class Baseline:
     """A method by other authors, on photos reduced to the size limit `max_edge`.
 
-    Args:
-        name: name in tables.
-        detect: the method.
-        multiple: edges of the reduced photo are rounded down to a multiple of this number.
-        settings: everything that the features depend on, `max_edge` included.
+    The edges of the reduced photo are rounded down to a multiple of `multiple`. `settings` are
+    everything that the features depend on, `max_edge` included.
     """
 
     def __init__(

@@ -86,19 +86,13 @@ def estimate(
     options: RobustOptions,
     intrinsics: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> tuple[Array | None, NDArray[np.bool_]]:
-    """Robustly estimate the model of point pairs.
+    """Robustly estimate the model of point pairs, N x 2 (x, y) in pixels of photos a and b.
 
-    Points on one plane leave a fundamental matrix ambiguous, but every matrix that fits them still
-    separates them from outliers.
-
-    Args:
-        model: "homography" (x_b = H x_a), "fundamental" (x_b^T F x_a = 0) or "essential"
-            (x_b^T K_b^-T E K_a^-1 x_a = 0).
-        points_a: N x 2 (x, y) in pixels of photo a; without lens distortion for "essential".
-        points_b: N x 2 (x, y), the matched points in photo b.
-        options: see `RobustOptions`.
-        intrinsics: for "essential", the 3 x 3 camera matrices K_a and K_b, pixel centres at
-            integers.
+    The model is "homography" (x_b = H x_a), "fundamental" (x_b^T F x_a = 0) or "essential"
+    (x_b^T K_b^-T E K_a^-1 x_a = 0, for points without lens distortion). Only "essential" takes
+    `intrinsics`, the 3 x 3 camera matrices K_a and K_b, pixel centres at integers. Points on one
+    plane leave a fundamental matrix ambiguous, but every matrix that fits them still separates them
+    from outliers.
 
     Returns:
         The 3 x 3 matrix and an N bool mask of inliers; None and no inliers if there are fewer pairs

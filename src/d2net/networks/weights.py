@@ -164,12 +164,9 @@ def save_weights(
     """Write a network as half-precision safetensors, whole or not at all.
 
     The arrays of a VGG get the release's names, so that other programs that know D2-Net can read
-    them. The batch normalisation of `light` is folded.
-
-    Args:
-        path: the file to make or replace.
-        network: its widths or its normalisation are stored too.
-        metadata: `name`, `licence`, `training_data`, for a matcher `descriptor_id`, and any notes.
+    them. The batch normalisation of `light` is folded. `metadata` holds `name`, `licence`,
+    `training_data`, for a matcher `descriptor_id`, and any notes; the network's widths or its
+    normalisation are added.
 
     Raises:
         WeightsError: half precision cannot hold a weight.

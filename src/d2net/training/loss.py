@@ -90,13 +90,10 @@ def matching_loss(
 ) -> Loss:
     """The loss of a batch of B pairs.
 
-    Args:
-        maps: 2B x C x h x w at stride 8 before the ReLU, those of all first crops, then those of
-            all second crops. Hardest negatives are searched in their precision; everything else is
-            computed in float32.
-        correspondences: those of each pair.
-        sampling: "cells" takes descriptors and scores of the nearest cell, as the release does;
-            "bilinear" interpolates both at the point itself.
+    The maps are 2B x C x h x w at stride 8 before the ReLU, those of all first crops, then those of
+    all second crops. Hardest negatives are searched in their precision; everything else is computed
+    in float32. The sampling "cells" takes descriptors and scores of the nearest cell, as the
+    release does; "bilinear" interpolates both at the point itself.
     """
     pairs = len(correspondences.valid)
     if len(maps) != 2 * pairs:
