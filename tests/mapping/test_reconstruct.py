@@ -543,6 +543,15 @@ def test_a_known_distance_to_a_photo_that_is_in_no_map_is_named(
     assert "photo06.png" in caplog.text
 
 
+@pytest.mark.parametrize("metres", [0, -1, 1e300, float("nan")])
+def test_absurd_distances_are_refused_before_any_work(
+    made: Path, tmp_path: Path, metres: float
+) -> None:
+    ends = "photo00.png", "photo01.png", metres
+    with pytest.raises(InputError, match="number of metres"):
+        reconstruct(made / "photos", tmp_path / "map", known_distance=ends)
+
+
 def test_another_photo_of_a_known_name_is_not_taken_for_the_map_s(
     made: Path, tmp_path: Path
 ) -> None:

@@ -20,11 +20,9 @@ from d2net.mapping.settings import MappingSettings
 def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") -> pycolmap.Camera:
     """A photo's camera with the focal length from EXIF if it is possible, or with COLMAP's guess.
 
-    Args:
-        path: the photo; None if it is not a file.
-        size: (width, height) of the photo from which features were extracted: upright, unless
-            stored orientation was asked for. COLMAP itself does not rotate photos.
-        model: COLMAP's name of the camera model.
+    `size` is that of the photo from which features were extracted: upright, unless the stored
+    orientation was asked for; COLMAP itself does not rotate photos. `path` is None if there is no
+    file.
     """
     check_camera_model(model)
     if path is not None:

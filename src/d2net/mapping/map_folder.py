@@ -7,9 +7,9 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from itertools import zip_longest
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import pycolmap
 
@@ -21,6 +21,8 @@ from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import named_photo
 from d2net.io.resume import WorkRecord, are_unchanged
 from d2net.mapping.georeference import Georeference
+
+PlacedModel: TypeAlias = tuple[pycolmap.Reconstruction, Georeference | None]
 
 _VIEW = re.compile(r"map\d*\.(png|html)")  # of one of the map's models
 _MODEL_FILE = re.compile(r"\d+(/(.*\.bin|georeference\.json))?|(.*/)?\..*")
@@ -98,8 +100,8 @@ class MapFolder:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def read_models(self) -> list[tuple[pycolmap.Reconstruction, Georeference | None]]:
-        """All models and their places on the earth, the largest first.
+    def read_models(self) -> list[PlacedModel]:
+        """All models and their places on the earth, by number.
 
         InputError if there are none, or if features were extracted again since, after which a run
         was stopped: the models count on the rows of the old ones.
@@ -130,23 +132,17 @@ class MapFolder:
         files = (self.database, self.sparse, self.pairs, self.matches, self.retrieval)
         return foreign + [f for f in (*files, self.path / "report.json") if f.exists()]
 
-    def has_database(self) -> bool:
-        """Whether there is a database of photos that SQLite can read to its end."""
-        if not self.database.exists():
-            return False
-        try:
-            with closing(sqlite3.connect(self.database)) as database:
-                database.execute("SELECT name FROM images")
-                return bool(database.execute("PRAGMA quick_check").fetchone() == ("ok",))
-        except sqlite3.DatabaseError:
-            return False
+    def database_photos(self) -> dict[int, str]:
+        """The database's photos by number; none if SQLite cannot read the database to its end."""
+        path = f"{self.database.resolve().as_uri()}?mode=ro"
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, uri=True)) as database:
+            if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
+                return dict(database.execute("SELECT image_id, name FROM images"))
+        return {}
 
     def check_database(self) -> None:
         """InputError if the database is damaged, or has other photos than the models."""
-        numbers = {}
-        if self.has_database():
-            with pycolmap.Database.open(self.database) as database:
-                numbers = {image.image_id: image.name for image in database.read_all_images()}
+        numbers = self.database_photos()
         for model, _ in self.read_models():
             if any(numbers.get(image.image_id) != image.name for image in model.images.values()):
                 raise InputError(
@@ -154,17 +150,13 @@ class MapFolder:
                     "d2net reconstruct was stopped or given known poses: run it again without them"
                 )
 
-    def save_models(
-        self,
-        models: Sequence[pycolmap.Reconstruction],
-        places: Sequence[Georeference | None] = (),
-    ) -> None:
+    def save_models(self, models: Sequence[PlacedModel]) -> None:
         """Replace the models. A kill leaves the old ones, none or the new ones.
 
         The caller saves the record, which then knows the features that the models were made from.
         """
         with new_folder(self.sparse, replace=True) as sparse:
-            for number, (model, place) in enumerate(zip_longest(models, places)):
+            for number, (model, place) in enumerate(models):
                 write_model(model, sparse / str(number))
                 if place is not None:
                     place.write(sparse / str(number))

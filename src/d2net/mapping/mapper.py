@@ -116,15 +116,9 @@ def run_mapper(
 ) -> list[pycolmap.Reconstruction]:
     """Map photos from a database of verified matches; the largest model comes first.
 
-    Args:
-        database: with two-view geometries.
-        output: a new folder for COLMAP's files.
-        settings: of the mapping.
-        names: the photos.
-        limits: largest errors.
-        existing: folder of a model to which the other photos are added, and no other model is made.
-            Its photos are among the names, and have the same ids in the database.
-        progress: called by the incremental mapper with the number of photos in the growing model.
+    COLMAP's files go into the new folder `output`. With the folder `existing` of a model, the other
+    photos are added to it, and no other model is made; its photos are among the names and have the
+    database's ids. The incremental mapper reports the number of photos in the growing model.
     """
     output.mkdir()
     refine = settings.camera_params is None

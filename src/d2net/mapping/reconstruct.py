@@ -98,10 +98,10 @@ def reconstruct(
     if known_distance is not None:
         a, b, metres = known_distance
         known_distance = as_known(a, files), as_known(b, files), metres
-        if len(files.keys() & known_distance[:2]) < 2 or poses or not 0 < metres < float("inf"):
+        if len(files.keys() & known_distance[:2]) < 2 or poses or not 1e-3 < metres < 1e6:
             raise InputError(
-                "a known distance names two of the photos and a positive number of metres, and "
-                f"excludes known poses, which set the scale themselves; given was {known_distance}"
+                "a known distance names two of the photos and a number of metres up to a million, "
+                f"and excludes known poses, which set the scale; given was {known_distance}"
             )
     for source in (poses, pairs.model if pairs else None):
         found_model = source and find_model(source)
@@ -310,7 +310,7 @@ class Stages:
     def verify(self, *, adding: bool = False) -> None:
         """Write COLMAP's database with the verified matches of the selected pairs."""
         folder, settings = self._folder, self._settings
-        if folder.record.inputs("verification") == self.inputs and folder.has_database():
+        if folder.record.inputs("verification") == self.inputs and folder.database_photos():
             return
         self._progress("verifying", 0, None)
         with (
@@ -402,13 +402,13 @@ class Stages:
             raise MappingError(f"the map was impossible: {faults}; give --camera-params")
         if not models:
             raise MappingError(why_no_map(folder.database))
-        places = [place for _, place in old] + [
-            georeference(model, positions or {}, known_distance) for model in models[len(old) :]
-        ]
+        places = [place for _, place in old]
+        for model in models[len(old) :]:
+            places.append(georeference(model, positions or {}, known_distance))
         if known_distance and not any({*known_distance[:2]} <= _registered(m) for m in models):
             _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
         folder.record.values["removed"] = removed
-        folder.save_models(models, places)
+        folder.save_models(list(zip(models, places, strict=True)))
         folder.record.finish("mapping", self.inputs)
         return models
 
@@ -449,7 +449,7 @@ class Stages:
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         folder.record.values |= {"insignificant_pairs": 0, "removed": {}}
-        folder.save_models([model])
+        folder.save_models([(model, None)])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
 

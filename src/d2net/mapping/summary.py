@@ -165,8 +165,8 @@ def why_no_map(database: Path) -> str:
     if not configurations:
         return (
             f"no two photos have {MIN_INLIERS} matches that agree with one camera motion better "
-            "than by accident: they do not show the same scene from similar viewpoints, or the "
-            "wrong pairs were matched"
+            "than by accident: they do not show the same scene from similar viewpoints, the wrong "
+            "pairs were matched, or the camera model does not fit"
         )
     agreeing = f"{count(configurations.total(), 'pair')} of photos agree"
     if flat_configurations().issuperset(configurations):
