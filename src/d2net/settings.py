@@ -58,6 +58,13 @@ class Settings:
         """Names and values, as saved with results."""
         return asdict(self)
 
+    def check_least(self, least: float, *names: str) -> None:
+        """Raise an InputError if one of these settings is below `least`; None is not."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"{name} must be at least {least}, not {value}")
+
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     """Settings as typed on a command line: `name=value`, or `name` for True.
@@ -170,12 +177,8 @@ class ExtractionSettings(Settings):
         if self.max_keypoints is _DEFAULT_BUDGET:
             object.__setattr__(self, "max_keypoints", None if self.original else 4096)
         super().__post_init__()
-        for name in ("max_edge", "max_sum_edges", "max_keypoints", "turns"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
-        if not self.score_threshold >= 0:
-            raise InputError(f"score_threshold must be 0 or more, not {self.score_threshold!r}")
+        self.check_least(1, "max_edge", "max_sum_edges", "max_keypoints", "turns")
+        self.check_least(0, "score_threshold")
         for name, of_release in _RELEASE.items():
             if self.original and getattr(self, name) not in (None, of_release):
                 raise InputError(

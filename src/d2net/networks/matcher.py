@@ -47,11 +47,9 @@ class MatcherSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.to_dict().values()) < 1 or self.width % (2 * self.heads):
-            raise InputError(
-                "a matcher needs values of at least 1 and a width that is a multiple of 2 x heads, "
-                f"not {self.to_dict()}"
-            )
+        self.check_least(1, *self.to_dict())
+        if self.width % (2 * self.heads):
+            raise InputError(f"width must be a multiple of 2 x heads, not {self.width}")
 
 
 class KeypointBatch(NamedTuple):

@@ -113,7 +113,12 @@ def run(
         except TrainingError as error:  # the weights are worth keeping without it
             warn(f"{name}: {error}")
 
-    with _deterministic_on_cpu(), _locked(output, fabric):
+    with _deterministic_on_cpu(), ExitStack() as stack:
+        if fabric.is_global_zero:
+            with output_errors(output):
+                output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(output / "run"))
+        fabric.barrier()
         # Begin a new run, or resume an interrupted one.
         new_run = TrainingState(settings.to_dict(), objective.start, {})
         state = load_state(output / "last") or new_run
@@ -270,18 +275,6 @@ def _validate(
             state.best = entry
             objective.save(best, state)
     fabric.barrier()
-
-
-@contextmanager
-def _locked(output: Path, fabric: Fabric) -> Iterator[None]:
-    """Create the output folder and hold its lock in the main process."""
-    with ExitStack() as stack:
-        if fabric.is_global_zero:
-            with output_errors(output):
-                output.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(output / "run"))
-        fabric.barrier()
-        yield
 
 
 @contextmanager

@@ -170,12 +170,9 @@ class RunSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("crop", "batch", "steps", "validate_every", "validation_pairs", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "decay", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.check_least(1, "crop", "batch", "steps")
+        self.check_least(1, "validate_every", "validation_pairs", "save_every")
+        self.check_least(0, "warmup", "decay", "seed")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -297,9 +294,7 @@ class TrainingSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("contrast", "whitening"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.check_least(0, "contrast", "whitening")
         if not self.layers or self.layers != LAYERS[-len(self.layers) :]:
             raise InputError(
                 f"layers must be the last ones of {LAYERS[0]} to {LAYERS[-1]} in order, such as "
@@ -343,11 +338,8 @@ class DistillationSettings(RunSettings):
             raise InputError(f"crop must be a multiple of 32 pixels, not {self.crop}")
         if not all(teacher.name for teacher in self.teachers):
             raise InputError('each of [[teachers]] needs name = "...": weights by name or file')
-        if self.points < 1 or self.photo_edge < MIN_PHOTO_EDGE or not 0 <= self.other_photo <= 1:
-            raise InputError(
-                f"points must be at least 1, photo_edge at least {MIN_PHOTO_EDGE} and other_photo "
-                f"0 to 1, not {self.points}, {self.photo_edge} and {self.other_photo}"
-            )
+        self.check_least(1, "points")
+        self.check_least(MIN_PHOTO_EDGE, "photo_edge")
         if any(source.hold_out for source in self.sources):
             raise InputError("hold_out is not for distillation: name sources in validation")
 
@@ -380,8 +372,6 @@ class MatcherTrainingSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pairs", "keypoints", "step_keypoints"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.check_least(1, "pairs", "keypoints", "step_keypoints")
         if not 0 <= self.different < 1:
             raise InputError(f"different must be at least 0 and below 1, not {self.different}")

@@ -84,9 +84,8 @@ class SourceOptions(Warp):
         super().__post_init__()
         if not 0 <= self.photometric <= 2:
             raise InputError(f"photometric must be a strength of 0 to 2, not {self.photometric}")
-        for name, least in (("max_edge", 8), ("min_correspondences", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        self.check_least(8, "max_edge")
+        self.check_least(0, "min_correspondences")
 
 
 class PhotoCrop(NamedTuple):
