@@ -1,14 +1,11 @@
 """`d2net` and `python -m d2net`."""
 
+import sys
 
-def main() -> None:
-    """Run the `d2net` command."""
-    try:
-        from d2net.cli import main as run
-    except KeyboardInterrupt:  # main itself handles a later one
-        raise SystemExit(130) from None
-    run()
-
+try:
+    from d2net.cli import main
+except KeyboardInterrupt:  # `main` itself handles a later one
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

@@ -40,10 +40,8 @@ def check(
     from d2net.settings import parse_settings
     from d2net.training.check_pairs import check_source, draw_pairs
     from d2net.training.sources import detect_kind, open_source
-    from d2net.visualization import picture_path
 
     check_output(output)
-    picture_path(output)
     kind = detect_kind(source)
     opened = open_source(kind, source, crop, parse_settings(set_ or ()))
     with progress.shown(printing) as report:

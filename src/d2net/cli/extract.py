@@ -80,12 +80,7 @@ def extract(
     if summary.failed:
         line += f"; {len(summary.failed)} failed"
     printing.result(
-        {
-            "extracted": summary.extracted,
-            "failed": summary.failed,
-            "skipped": summary.skipped,
-            "output": str(output),
-        },
+        {**vars(summary), "output": str(output)},
         f"{line}: {output}",
     )
     if summary.failed:

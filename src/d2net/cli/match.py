@@ -63,12 +63,10 @@ def match(
     from d2net.matching import match as match_photos
     from d2net.matching import refine as refinement
     from d2net.matching import verification
-    from d2net.visualization import picture_path, plot_matches
+    from d2net.visualization import plot_matches
 
     as_table = output.suffix.lower() in MATCH_TABLES
     check_output(output, *photos, is_own=is_match_table if as_table else None)
-    if not as_table:
-        picture_path(output)
     first, second = photos
     model = extraction.model(printing)
     upright = model.settings.upright

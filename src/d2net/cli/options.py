@@ -226,8 +226,6 @@ class Pairing:
                     f"--{name.replace('_', '-')} is for {', '.join(_METHODS_WITH[name])}, not for "
                     f"{method}"
                 )
-        if method == "covisibility" and self.model is None:
-            raise InputError("covisibility needs a COLMAP model: give --model DIR")
 
         from d2net.matching.pair_selection import PairChoice
 

@@ -16,24 +16,26 @@ def check_output(
     """Raise OutputError before any work is done if a file may not be written.
 
     It may not if its folder is missing, or if it is an input or lies in a folder that is one. An
-    existing file must be a result of the same kind, see `check_replaceable`.
+    existing file must be a result of the same kind: a picture, or what `is_own` says.
     """
     with output_errors(output):
         output.parent.stat()
         check_regular(output)
         if output.is_dir():
             raise IsADirectoryError
-    if not output.exists():
-        return
     places = (output, *Path(os.path.normpath(output.absolute())).parents, *output.resolve().parents)
-    for path in inputs:
+    for path in inputs if output.exists() else ():
         if path is not None and path.exists() and any(map(path.samefile, places)):
             place = "exists already in the input folder" if path.is_dir() else "is the input"
             raise OutputError(
                 f"the output {output} {place} {path} of the same command; choose another output, "
                 "so that no input is overwritten"
             )
+    if is_own is None:
+        from d2net.visualization import picture_path
 
-    from d2net.io.drawn_pictures import check_replaceable, is_own_picture
+        picture_path(output)
+    else:
+        from d2net.io.drawn_pictures import check_replaceable
 
-    check_replaceable(output, is_own or is_own_picture)
+        check_replaceable(output, is_own)

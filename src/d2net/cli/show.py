@@ -25,9 +25,8 @@ def show(
     check_output(output, photo)
     model = extraction.model(printing)
 
-    from d2net.visualization import picture_path, plot_keypoints
+    from d2net.visualization import plot_keypoints
 
-    picture_path(output)
     features, scores = model.extract(photo), model.score_map(photo)
     score_map = scores if scores.numel() else None
     upright = model.settings.upright

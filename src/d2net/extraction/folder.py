@@ -233,10 +233,7 @@ def _open_output(
 ) -> Iterator[FeatureWriter | _ReleaseFiles]:
     if format == "h5":
         if output.is_dir():
-            raise InputError(
-                f"{output} is a folder; h5 features go into one file, such as "
-                f"{output / 'features.h5'}"
-            )
+            raise InputError(f"{output} is a folder; h5 features go into one file")
         with FeatureWriter(output, provenance) as writer:
             yield writer
         return
