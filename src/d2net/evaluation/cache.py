@@ -22,12 +22,9 @@ from d2net.progress import Progress
 class CachedSource:
     """An evaluated source of features, how they are matched, and where they are kept.
 
-    Args:
-        source: extracts the features.
-        folder: None: the folder `features` in the cache folder (`D2NET_CACHE`).
-        max_keypoints: keep at most this many keypoints per photo, the best by score; None: all.
-        device: device on which descriptors are compared.
-        matcher: see `match`.
+    The default of `folder` is `features` in the cache folder (`D2NET_CACHE`). At most
+    `max_keypoints` of a photo are kept, the best by score; None: all. Descriptors are compared on
+    `device`. See `match` for `matcher`.
     """
 
     def __init__(

@@ -44,11 +44,7 @@ class Whitening(nn.Module):
 
     Linear discriminant analysis; for local features: Mikolajczyk and Matas, "Improving descriptors
     for fast tree matching by optimal linear projection", ICCV 2007. `training.whitening` learns the
-    map in closed form.
-
-    Args:
-        weight: D x `WHITENING_INPUTS` float32.
-        bias: D float32.
+    map in closed form. `weight` is D x `WHITENING_INPUTS` float32, and `bias` D float32.
     """
 
     weight: Tensor

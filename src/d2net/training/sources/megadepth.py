@@ -137,11 +137,8 @@ def prepare_megadepth(
 ) -> list[PreparedScene]:
     """Check MegaDepth and store the part that training needs. An interrupted run resumes.
 
-    Args:
-        root: the folder of `phoenix` and `MegaDepth_v1_SfM`.
-        output: folder for a file per reconstruction, created if needed. Existing files are kept.
-        scenes: `default`, `paper` or `all`.
-        progress: called after each reconstruction.
+    `root` holds `phoenix` and `MegaDepth_v1_SfM`. `output` gets a file per reconstruction; existing
+    files are kept. `scenes` are `default`, `paper` or `all`.
     """
     dense = sorted(path.parent for path in (root / PHOTOS).glob("*/dense*/depths"))
     available = {}
