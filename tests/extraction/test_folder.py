@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import unicodedata
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from d2net.extraction.folder import Format, extract_folder
 from d2net.features import Features
 from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import FoundImage, find_images
+from d2net.io.resume import WorkRecord
 
 from ..io.samples import assert_same_features
 from ..io.workers import watched
@@ -495,3 +497,31 @@ def test_more_photos_are_added_to_a_finished_file(
     run(tiny_model, photos, tmp_path / "f.h5")
     run(tiny_model, photos, tmp_path / "whole.h5")
     assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.parametrize("format", ["npz", "mat"])
+def test_files_that_the_2019_release_made_are_not_replaced(
+    tiny_model: D2Net,
+    photos: Path,
+    tmp_path: Path,
+    format: Format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = photos / "a.png.d2-net"
+    old.write_bytes(b"of 2019")
+    with pytest.raises(OutputError, match=r"a\.png\.d2-net exists"):
+        run(tiny_model, photos, photos, format=format)
+    assert old.read_bytes() == b"of 2019"
+    assert not (photos / "d2net.json").exists()
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(WorkRecord, "finish", stop_after(WorkRecord.finish))
+        run(tiny_model, photos, tmp_path / "f", format=format)
+    assert len(run(tiny_model, photos, tmp_path / "f", format=format).extracted) == len(NAMES)
+
+
+def stop_after(function: Callable[..., None]) -> Callable[..., None]:
+    def stopped(*arguments: object) -> None:
+        function(*arguments)
+        raise KeyboardInterrupt
+
+    return stopped

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from d2net.cluster import share
-from d2net.errors import ImageError, InputError
+from d2net.errors import ImageError, InputError, OutputError
 from d2net.extraction.d2net import D2Net, PreparedPhoto, prepare
 from d2net.features import Features
 from d2net.io import release_2019
@@ -257,14 +257,21 @@ class _ReleaseFiles:
     record: WorkRecord
 
     def inputs(self, name: str) -> str:
-        return self.record.inputs(name) if file_state(self._path(name)) else ""
+        path, inputs = self._path(name), self.record.inputs(name)
+        if file_state(path) is None:
+            return ""
+        if not inputs:
+            raise OutputError(f"{path} exists and was not made by d2net; choose another folder")
+        return inputs
 
     def add(self, name: str, features: Features, inputs: str) -> None:
         path = self._path(name)
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        release_2019.write_release(path, features, self.format)
+            path.unlink(missing_ok=True)
+        # Recorded first: after a kill, the next run must know whose file it is.
         self.record.finish(name, inputs)
+        release_2019.write_release(path, features, self.format)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.d2-net"
