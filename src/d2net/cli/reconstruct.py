@@ -57,8 +57,7 @@ def reconstruct(
         known_distance A B METRES: Distance between the cameras of photos A and B. It sets the
             scale. Default: GPS positions in EXIF set it.
     """
-    of_new_maps = output, poses, known_distance, pairs != "auto", pairing.num_matched
-    if into is not None and any(of_new_maps):
+    if into and any([output, poses, known_distance, pairs != "auto", pairing.num_matched]):
         raise InputError(
             "--into adds photos to a map: leave out --output, --pairs, --num-matched, --poses and "
             "--known-distance"

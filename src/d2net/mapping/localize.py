@@ -170,11 +170,10 @@ class Map:
         self.names = tuple(sorted(self.map_numbers))
         file = FeatureFile(folder.features)
         self._retrieval = GlobalDescriptors.open(folder.retrieval).only(self.names)
-        missing = set(self.names).difference(self._retrieval.names)
-        if missing:
+        if self._retrieval.names != self.names:
             raise InputError(
-                f"{folder.retrieval} lacks {min(missing)} and belongs to another map, because "
-                "d2net reconstruct was stopped: run it again"
+                f"{folder.retrieval} lacks photos of the map, because d2net reconstruct failed or "
+                "was stopped: run it again"
             )
         self._points_of = [keypoint_points(model) for model in models]
         self._observed = [observed_points(model) for model in models]

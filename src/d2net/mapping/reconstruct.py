@@ -430,16 +430,11 @@ class Stages:
             MatchFile(folder.matches) as matches,
         ):
             keypoints = {name: features[name].keypoints.numpy() for name in names}
-            counts = {name: len(points) for name, points in keypoints.items()}
-            selected = {frozenset(pair) for pair in read_pairs(folder.pairs)}
+            pairs = {(min(p), max(p)) for p in read_pairs(folder.pairs) if keypoints.keys() >= {*p}}
             model = triangulate(
                 known,
                 keypoints,
-                (
-                    (a, b, found.indices.numpy())
-                    for a, b, found in matches.among(counts)
-                    if frozenset((a, b)) in selected
-                ),
+                ((*pair, matches.get(*pair).indices.numpy()) for pair in sorted(pairs)),
                 max_error=self.limits.reprojection,
                 seed=self._settings.seed,
             )
