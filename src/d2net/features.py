@@ -220,8 +220,7 @@ class Matches:
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], *dtypes: torch.dtype) -> None:
     if not isinstance(tensor, Tensor):
-        kind = type(tensor).__name__
-        raise InputError(f"{name} must be a tensor, not {kind}; torch.from_numpy makes one")
+        raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
         given = f"{_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
         expected = f"{' or '.join(map(_name, dtypes))} of shape {shape}"

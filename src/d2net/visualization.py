@@ -412,10 +412,7 @@ def _name(image: ImageLike) -> str:
 
 
 def picture_path(output: PathLike | None) -> Path | None:
-    """The path of a picture. Call this before long work.
-
-    InputError if the extension is unknown, OutputError if the picture would replace a photo.
-    """
+    """The path of a picture; an error if it would replace a photo. Call this before long work."""
     if output is None:
         return None
     path = Path(output)
