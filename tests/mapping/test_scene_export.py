@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = folder.read_models()[0][0]
     for camera in model.cameras.values():
         camera.params = [*camera.params[:3], 0.1]
-    folder.save_models([model])
+    folder.save_models([(model, None)])
     export_scene(root / "map", root / "scene")
     return root
 
@@ -125,7 +125,7 @@ def test_photos_that_would_get_one_name_stay_apart(root: Path, tmp_path: Path) -
     for image, name in zip(list(model.images.values())[:2], ("q.tif", "q.tif.jpg"), strict=True):
         Image.open(folder.photo(image.name)).convert("RGB").save(root / "photos" / name)
         image.name = name
-    folder.save_models([model])
+    folder.save_models([(model, None)])
     export_scene(folder.path, tmp_path / "scene")
     assert len(list((tmp_path / "scene" / "images").iterdir())) == model.num_reg_images()
 
@@ -150,7 +150,7 @@ def test_photos_of_16_bits(root: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_full_disk_keeps_the_old_models(root: Path) -> None:
     folder = MapFolder(root / "map")
-    models = [model for model, _ in folder.read_models()]
+    models = folder.read_models()
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))

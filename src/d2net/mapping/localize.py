@@ -61,7 +61,6 @@ class Localization(QueryPose):
         verdict: "localized", "doubtful" (an accident cannot be excluded, or the pose is uncertain)
             or "lost".
         reason: why the query is not localized; empty if it is.
-        features: the query's features.
         known_camera: the camera was given or read from EXIF; the focal length was not estimated.
         map_number: number n of the map `sparse/n` in whose frame the pose is.
         georeference: the place on the earth of that map; None if unknown.
@@ -146,9 +145,8 @@ class Map:
     ```
 
     Attributes:
-        folder: the map's files.
         model: extracts queries as the map's photos were extracted.
-        reconstruction: the largest of COLMAP's models.
+        reconstruction: the first of COLMAP's models.
         names: photos of all maps in the folder, sorted.
         map_numbers: number n of the map `sparse/n` that a photo is in, by name.
         features: returns the features of a registered photo by its name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import pycolmap
@@ -146,16 +147,11 @@ def run_mapper(
         groups = [*(group for group in groups if group.isdisjoint(joined)), joined]
     connected = max(map(len, groups), default=0)
     attempts = 1 if existing or connected > _MAX_REPEATED else _MAX_ATTEMPTS
-    photos = 0
+    numbers = count(1)  # of photos in the growing model
 
     def begin() -> None:
-        nonlocal photos
-        photos = 2
-
-    def register() -> None:
-        nonlocal photos
-        photos += 1
-        progress("mapping", photos, None)
+        nonlocal numbers
+        numbers = count(3)
 
     best: list[pycolmap.Reconstruction] = []
     for attempt in range(attempts):
@@ -172,7 +168,7 @@ def run_mapper(
                 incremental,
                 input_path=existing or "",
                 initial_image_pair_callback=begin,
-                next_image_callback=register,
+                next_image_callback=lambda: progress("mapping", next(numbers), None),
             )
         models = sorted(found.values(), key=_size, reverse=True)
         best = max(best, models, key=lambda models: _size(*models[:1]))

@@ -21,14 +21,11 @@ class PosedPhoto:
     """A photo whose pose is known.
 
     Attributes:
-        name: as in the reconstruction.
-        size: (width, height) of its camera in pixels.
         centre: 3, position of the camera in the world.
         world_from_cam: 3 x 3 rotation; its columns point right, down and forward.
         tan_half_fov: 2, tangents of half the horizontal and half the vertical field of view.
         point_rows: K, rows of the cloud's points that it observes.
-        pixels: K x 2, where it observes them, in COLMAP's convention (the centre of the top-left
-            pixel is (0.5, 0.5)).
+        pixels: K x 2, where it observes them, in COLMAP's pixels.
         error: mean reprojection error of these points in all photos, in pixels; NaN without points.
     """
 
@@ -51,7 +48,6 @@ class Cloud:
         colours: N x 3 RGB; black where unknown.
         track_lengths: N, number of photos that observe each point.
         errors: N, mean reprojection error of each point in pixels; NaN behind a camera.
-        photos: see `PosedPhoto`.
     """
 
     points: Array

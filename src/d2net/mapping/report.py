@@ -34,10 +34,10 @@ from d2net.mapping.summary import MapSummary, figure_lines, seconds_line, summar
 def write_report(
     clouds: Sequence[Cloud], folder: Path, summary: MapSummary, photo_folders: Sequence[Path] = ()
 ) -> None:
-    """Write `report.json`, `map.png` and `map.html` of maps, the largest first, into a folder.
+    """Write `report.json`, `map.png` and `map.html` of maps into a folder.
 
-    Smaller maps get `map1.png`, `map1.html` and so on. Thumbnails and the points' colours come from
-    the photos.
+    Maps after the first one get `map1.png`, `map1.html` and so on. Thumbnails and the points'
+    colours come from the photos.
     """
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "report.json", text)

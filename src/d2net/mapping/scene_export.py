@@ -29,7 +29,7 @@ _OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
 def export_scene(
     map_folder: Path | str, output: Path | str, progress: Progress = no_progress
 ) -> pycolmap.Reconstruction:
-    """Write the largest model of a map with undistorted photos and pinhole cameras.
+    """Write the first model of a map with undistorted photos and pinhole cameras.
 
     The folder has COLMAP's layout (`images/`, `sparse/0`) beside `transforms.json` (nerfstudio's
     format) and `points.ply`. All of them use the map's world coordinates.

@@ -42,13 +42,12 @@ class PhotoStatus:
 
 @dataclass(frozen=True)
 class MapSummary:
-    """Figures of the largest map of some photos, and which photos are in which map.
+    """Figures of the first map of some photos, and which photos are in which map.
 
     Attributes:
         photos: all photos given, by name.
-        points: number of 3D points.
         mean_reprojection_error_px: over points, as COLMAP's.
-        maps: all maps, the largest first; number n is in `sparse/n`.
+        maps: all maps; number n is in `sparse/n`.
         insignificant_pairs: number of pairs left out, because their matches may be accidental.
         seconds: duration of each stage, in order.
         settings: how the map was made, as JSON.
@@ -85,7 +84,7 @@ class MapSummary:
 
 
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
-    """Photos and figures of maps, of which the largest comes first.
+    """Photos of all maps, and figures of the first.
 
     `failed` gives the reason for each photo that is in no map.
     """
@@ -94,12 +93,12 @@ def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
         num_points = len(set(photo.point_rows.tolist()))
         error = photo.error if math.isfinite(photo.error) else None
         photos[photo.name] = PhotoStatus(photo.name, "", num_points, error)
-    largest = clouds[0]
+    first = clouds[0]
     return MapSummary(
         photos=tuple(photos[name] for name in sorted(photos)),
-        points=len(largest.points),
-        mean_track_length=float(largest.track_lengths.mean()),
-        mean_reprojection_error_px=mean(largest.errors),
+        points=len(first.points),
+        mean_track_length=float(first.track_lengths.mean()),
+        mean_reprojection_error_px=mean(first.errors),
     )
 
 
