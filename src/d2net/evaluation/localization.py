@@ -143,7 +143,7 @@ def evaluate_localization(
             results.append(PairResult(query.group, names, figures, drawing))
         progress("localizing", len(queries), len(queries))
     if submission is not None:
-        write_poses(submission, poses)
+        write_poses(submission, poses, photos=(query.name for query in queries))
 
     limits, error_metrics, median_metrics = [], [], []
     if true_poses is not None:
