@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ class Real:
             "PYTHONPATH": os.pathsep.join(sys.path),
             "COLUMNS": "80",
         }
+        # The shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        keywords.setdefault("preexec_fn", partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
         return subprocess.Popen(
             command,
             cwd=self.folder,
