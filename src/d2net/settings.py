@@ -69,7 +69,7 @@ class Settings:
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
     """Settings as typed on a command line: `name=value`, or `name` for True.
 
-    A value is true, false, none, a number, or else text.
+    Values are read as true, false, none or numbers; all others are text.
     """
     settings: dict[str, Any] = {}
     for text in texts:

@@ -100,7 +100,7 @@ def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -
 
 @pytest.mark.parametrize("option", ["taught", "left_out"])
 def test_patterns_of_photos_are_a_list(option: str, tmp_path: Path) -> None:
-    """In a text each letter would be a pattern: "1*" would be every photo, a name none."""
+    """Text would be read letter by letter: "1*" would match every photo, and a name none."""
     table = {"kind": "photos", "path": ".", option: "1*"}
     with pytest.raises(InputError, match=f"{option} must be a list, not '1"):
         find_teacher_photos(SourceSettings.from_dict(table), tmp_path)

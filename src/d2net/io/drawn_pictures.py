@@ -45,9 +45,9 @@ def is_own_picture(path: Path) -> bool:
 
 
 def check_replaceable(output: Path, is_own: Callable[[Path], object] = is_own_picture) -> None:
-    """OutputError if a file exists, is not empty, and is not a result that the command may replace.
+    """OutputError if the output exists and is not an earlier result. Empty files may be replaced.
 
-    For other files than such results, `is_own` returns False or raises a D2NetError.
+    For other files, `is_own` returns False or raises a D2NetError.
     """
     if not output.exists() or output.stat().st_size == 0:
         return

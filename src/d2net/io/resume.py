@@ -30,7 +30,7 @@ def fingerprint(value: object) -> str:
 
 
 def file_state(path: Path) -> list[int] | None:
-    """Size in bytes and modification time in nanoseconds; None if there is no such file."""
+    """Size in bytes and modification time in nanoseconds; None if the file does not exist."""
     try:
         state = path.stat()
     except (OSError, ValueError):  # ValueError: a null character in the name
@@ -47,7 +47,7 @@ def record_files(*paths: Path | None) -> str:
 def are_unchanged(record: str, *paths: Path | None) -> bool:
     """Whether the first files of a record have the recorded content; None stands for no file.
 
-    A checksum is computed only if the time alone differs: copies have the time of the copying.
+    A checksum is computed only if the size agrees and the time differs, as for a copied file.
     """
     return all(map(_is_unchanged, paths, record.split(";")))
 

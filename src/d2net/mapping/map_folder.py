@@ -141,7 +141,7 @@ class MapFolder:
         return {}
 
     def check_database(self) -> None:
-        """InputError if the database is damaged, or has other photos than the models."""
+        """InputError if the database is damaged, or lists other photos than the models."""
         numbers = self.database_photos()
         for model, _ in self.read_models():
             if any(numbers.get(image.image_id) != image.name for image in model.images.values()):

@@ -23,7 +23,7 @@ _MAX_ATTEMPTS, _SUFFICIENT_SHARE, _MAX_REPEATED = 3, 0.9, 30
 """With guessed focal lengths, the incremental mapper depends on the choice of its first pair. It
 starts again with another seed while it registers less than `_SUFFICIENT_SHARE` of the photos that
 verified pairs connect, unless it finds no first pair at all. With more than `_MAX_REPEATED` such
-photos it starts once: an attempt takes minutes, and some internet photos never fit."""
+photos it starts only once, because an attempt takes minutes and some internet photos never fit."""
 
 _MAX_MODELS, _MAX_MODEL_OVERLAP = 10, 3
 """COLMAP's 50 models with 20 shared photos would take most of the time with internet photos."""

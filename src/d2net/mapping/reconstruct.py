@@ -372,7 +372,7 @@ class Stages:
         *,
         adding: bool = False,
     ) -> list[pycolmap.Reconstruction]:
-        """Run COLMAP's mapper; the largest new model comes first.
+        """Run COLMAP's mapper, which returns the largest new model first.
 
         New models are turned upright, and scaled to metres and turned to north if these are known.
         With `adding` they come after the old ones, which grow and keep their coordinates.
@@ -388,10 +388,12 @@ class Stages:
         models: list[pycolmap.Reconstruction] = []
         with folder.timed("mapping"), folder.scratch() as scratch:
             run = partial(run_mapper, folder.database, limits=self.limits, progress=self._progress)
-            for number, names in enumerate(held):
+            for number, (model, _) in enumerate(old):
                 path = folder.sparse / str(number)
-                models += run(scratch / path.name, self._settings, names | free, existing=path)
-                free -= _registered(models[-1])
+                names = held[number] | free
+                grown = run(scratch / path.name, self._settings, names, existing=path) or [model]
+                models.append(grown[0])
+                free -= _registered(grown[0])
             if len(free) >= MIN_PHOTOS:
                 models += run(scratch / "new", self._settings, free)
         refine = self._settings.camera_params is None

@@ -160,7 +160,7 @@ def header_of(data: bytes) -> bytes:
 
 
 def with_sorted_header(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order; safetensors writes a random order."""
+    """The same file with sorted metadata, because safetensors writes them in a random order."""
     unsorted = header_of(data)
     header = json.dumps(json.loads(unsorted), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _LENGTH)  # arrays begin at a multiple of eight bytes
