@@ -62,6 +62,15 @@ def test_the_same_keypoints_match_the_most_confident_first(matcher: str) -> None
 def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:
     some, none = make_photo(20, 1), make_photo(0, 1)
     assert [len(match(a, b, matcher=matcher)) for a, b in ((none, some), (some, none))] == [0, 0]
+    assert match(some[:1], some, matcher=matcher).indices.tolist() == [[0, 0]]
+
+
+def test_keypoints_outside_the_photo_and_half_precision_match(matcher: str) -> None:
+    a = make_photo(60, 1)
+    outside = replace(a, keypoints=3 * a.keypoints - 900)
+    assert len(match(a, outside, matcher=matcher)) > 40
+    half, full = match(a.half(), a, matcher=matcher), match(a, a, matcher=matcher)
+    assert half.indices[:, 0].sort().values.tolist() == full.indices[:, 0].sort().values.tolist()
 
 
 def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
@@ -71,6 +80,9 @@ def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
     shorter = replace(a, descriptors=a.descriptors[:, :8], descriptor_id=None)
     with pytest.raises(InputError, match="not 'unknown ones' of length 8"):
         match(shorter, shorter, matcher=matcher)
+    for factor in (2.0, torch.nan):
+        with pytest.raises(InputError, match="must have unit length"):
+            match(a, replace(a, descriptors=factor * a.descriptors), matcher=matcher)
     with pytest.raises(InputError, match='option of the matcher "nearest"'):
         match(a, a, matcher=matcher, ratio=0.8)
     with pytest.raises(InputError, match="there is no file 'nearst'"):
@@ -83,6 +95,7 @@ def test_of_close_keypoints_the_best_stays() -> None:
     a = replace(a, keypoints=points, scores=torch.tensor([0.3, 0.4, 0.2, 0.9]))
     assert distinct_keypoints(a).tolist() == [3, 1]
     assert distinct_keypoints(replace(a, scales=torch.full((4,), 0.1))).tolist() == [3, 1, 0, 2]
+    assert distinct_keypoints(replace(a, scales=torch.zeros(4))).tolist() == [3, 1, 0, 2]
 
 
 def test_files_hold_the_confidence(matcher: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.matching.nearest import check_descriptors
 from d2net.networks.catalogue import CATALOGUE
 from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
@@ -22,7 +23,7 @@ MIN_CONFIDENCE = 0.01
 """Less likely matches are dropped. LightGlue's 0.1 also drops right ones across sensors."""
 
 _MIN_DISTANCE = 2.5
-"""Smallest distance of two keypoints of a photo, in pixels of the finest level. Of closer
+"""Smallest distance of two keypoints in pixels of the photo, times their smallest scale. Of closer
 keypoints, which confuse attention (arXiv 2602.08430), the one with the highest score stays. The
 network light needs no limit: its detector keeps one in 5 x 5 pixels."""
 
@@ -37,14 +38,7 @@ class LearnedMatcher:
 
     @torch.no_grad()
     def __call__(self, a: Features, b: Features) -> Matches:
-        """Match the features of two photos, which are on one device.
-
-        Returns:
-            Matches with `confidence`, the most confident one first.
-
-        Raises:
-            InputError: the features are of another descriptor type.
-        """
+        """Matches of the features of two photos with `confidence`, the most confident one first."""
         expected = self._network.settings.descriptor_length
         for features in (a, b):
             given, length = features.descriptor_id, features.descriptors.shape[1]
@@ -54,25 +48,19 @@ class LearnedMatcher:
                     f"length {expected}, not {given or 'unknown ones'!r} of length {length}: "
                     'extract the photos with those weights, or use the matcher "nearest"'
                 )
+        check_descriptors(a.descriptors, b.descriptors)
         rows = distinct_keypoints(a), distinct_keypoints(b)
         network = self._network.to(a.descriptors.device)
         pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
         order = confidence.argsort(descending=True, stable=True)
         order = order[confidence[order] >= MIN_CONFIDENCE]
         indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
-        first, second = (
-            f.descriptors[i].float() for f, i in zip((a, b), indices.unbind(1), strict=True)
-        )
+        first, second = (f.descriptors[i].float() for f, i in zip((a, b), indices.T, strict=True))
         return Matches(indices, (first * second).sum(1), confidence=confidence[order])
 
 
 def load_learned(path: str) -> LearnedMatcher:
-    """The learned matcher of a name or file. It is read once as long as the file does not change.
-
-    Raises:
-        InputError: there is no such file.
-        WeightsError: it holds no matcher.
-    """
+    """The learned matcher of a name or file; it is read again only if the file has changed."""
     file = CATALOGUE[path].path if path in CATALOGUE else Path(path).expanduser()
     if not file.is_file():
         raise InputError(
@@ -88,14 +76,15 @@ def _read(file: Path, _changed: int) -> LearnedMatcher:
 
 
 def distinct_keypoints(features: Features) -> Tensor:
-    """Rows of the best keypoints that are not close to a better one, best first."""
+    """Rows of at most MAX_KEYPOINTS keypoints that are not close to a better one, best first."""
     from scipy.spatial import cKDTree
 
     order = features.scores.argsort(descending=True, stable=True)
     if len(order) > 1:
-        points = (features.keypoints[order] / features.scales.min()).cpu().numpy()
+        tree = cKDTree(features.keypoints[order].cpu().numpy())
+        distance = _MIN_DISTANCE * float(features.scales.min())
+        close = tree.query_pairs(distance, output_type="ndarray")
         keep = torch.ones(len(order), dtype=torch.bool)
-        close = cKDTree(points).query_pairs(_MIN_DISTANCE, output_type="ndarray")
         for better, worse in close[close[:, 0].argsort(kind="stable")].tolist():
             if keep[better]:
                 keep[worse] = False
@@ -104,6 +93,6 @@ def distinct_keypoints(features: Features) -> Tensor:
 
 
 def as_batch(photo: Features) -> KeypointBatch:
-    """The keypoints of one photo as the transformer takes them."""
+    """The keypoints of one photo as a batch (B = 1) in float32."""
     size = torch.tensor([photo.image_size], dtype=torch.float32, device=photo.keypoints.device)
     return KeypointBatch(photo.descriptors[None].float(), photo.keypoints[None].float(), size)

@@ -47,20 +47,7 @@ def mutual_nearest(
             length, or `ratio` is out of range.
     """
     a, b = descriptors_a, descriptors_b
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
-        raise InputError(
-            f"descriptors of shapes {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
-            f"{b.device} cannot be compared; extract both photos with the same network, and move "
-            "them to one device"
-        )
-    for name, d in (("descriptors_a", a), ("descriptors_b", b)):
-        length = torch.linalg.vector_norm(d, dim=1, dtype=torch.float32)
-        wrong = ~((length - 1).abs() <= _UNIT_LENGTH_TOLERANCE)  # NaN is wrong too
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise InputError(
-                f"{name} must have unit length, but row {row} has length {float(length[row]):.4g}"
-            )
+    check_descriptors(a, b)
     if ratio is not None and not 0 < ratio <= 1:
         raise InputError(f"ratio must be above 0 and at most 1, not {ratio}")
 
@@ -79,6 +66,24 @@ def mutual_nearest(
         keep = distance < ratio * torch.minimum(second_a, second_b)
         pairs, similarity = pairs[keep], similarity[keep]
     return Matches(pairs, similarity)
+
+
+def check_descriptors(a: Tensor, b: Tensor) -> None:
+    """Raise an InputError unless two photos' descriptors are comparable and have unit length."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
+        raise InputError(
+            f"descriptors of shapes {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
+            f"{b.device} cannot be compared; extract both photos with the same network, and move "
+            "them to one device"
+        )
+    for name, d in (("descriptors_a", a), ("descriptors_b", b)):
+        length = torch.linalg.vector_norm(d, dim=1, dtype=torch.float32)
+        wrong = ~((length - 1).abs() <= _UNIT_LENGTH_TOLERANCE)  # NaN is wrong too
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise InputError(
+                f"{name} must have unit length, but row {row} has length {float(length[row]):.4g}"
+            )
 
 
 def _similarities(a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
