@@ -75,6 +75,11 @@ def test_the_size_may_be_any_pair(size: object) -> None:
     assert replace(make(), image_size=size).image_size == (640, 480)
 
 
+def test_a_photo_without_pixels_has_no_features() -> None:
+    with pytest.raises(InputError, match="image_size must be"):
+        replace(make(), image_size=(0, 480))
+
+
 def test_rows_stay_together() -> None:
     some = make()[torch.tensor([3, 1])]
     assert len(some) == 2

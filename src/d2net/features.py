@@ -62,6 +62,8 @@ class Features:
                 raise InputError(f"{name} must be 0 or more, but the least is {array.min():g}")
             object.__setattr__(self, name, array)
         width, height = (int(edge) for edge in self.image_size)
+        if min(width, height) < 1:
+            raise InputError(f"image_size must be (width, height) in pixels, not {self.image_size}")
         object.__setattr__(self, "image_size", (width, height))
 
     def __len__(self) -> int:
