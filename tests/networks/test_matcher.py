@@ -43,7 +43,7 @@ def padded(batch: KeypointBatch, n: int) -> KeypointBatch:
 
 
 def log_probability(assignment: Assignment) -> Tensor:
-    """B x N x M, equation 7 of LightGlue."""
+    """B x N x M, the assignment of LightGlue."""
     both = assignment.similarity.log_softmax(2) + assignment.similarity.log_softmax(1)
     of_a, of_b = F.logsigmoid(assignment.matchability_a), F.logsigmoid(assignment.matchability_b)
     return both + of_a[:, :, None] + of_b[:, None, :]
@@ -64,6 +64,31 @@ def test_padding_does_not_matter(matcher: MatchingTransformer) -> None:
     alone = log_probability(matcher(a, b)[-1])
     together = log_probability(matcher(padded(a, 64), padded(b, 60))[-1])
     torch.testing.assert_close(together[:, :40, :50], alone, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_pairs_of_a_batch_do_not_affect_each_other(matcher: MatchingTransformer) -> None:
+    """Not even a photo with a single keypoint, or with none."""
+    pairs = [(keypoints(n, 1), keypoints(m, 2)) for n, m in ((40, 50), (1, 50), (0, 7), (3, 1))]
+    a, b = (
+        KeypointBatch(*(torch.cat(part) for part in zip(*sides, strict=True)))
+        for sides in ([padded(pair[side], 60) for pair in pairs] for side in (0, 1))
+    )
+    together = log_probability(matcher(a, b)[-1])
+    for row, (one, other) in enumerate(pairs):
+        alone = log_probability(matcher(one, other)[-1])[0]
+        n, m = alone.shape
+        torch.testing.assert_close(together[row, :n, :m], alone, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_order_of_photos_does_not_matter(matcher: MatchingTransformer) -> None:
+    a, b = keypoints(40, 1), keypoints(50, 2)
+    (pairs, confidence), (swapped, same) = matcher.match(a, b), matcher.match(b, a)
+    order = swapped[:, 1].argsort()
+    assert len(pairs) > 5
+    assert torch.equal(swapped[order].flip(1), pairs)
+    torch.testing.assert_close(same[order], confidence, rtol=1e-3, atol=1e-5)
 
 
 @torch.no_grad()
