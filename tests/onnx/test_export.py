@@ -223,7 +223,7 @@ def test_a_learned_matcher_matches_the_same(tmp_path: Path) -> None:
     graph = tmp_path / "model" / MATCHER
     assert {node.domain for node in onnx.load(graph).graph.node} == {""}
     session = onnxruntime.InferenceSession(str(graph))
-    for counts in ((200, 150), (3, 70)):
+    for counts in ((200, 150), (3, 70), (1, 5)):
         photos = []
         for count, size in zip(counts, ((640, 480), (300, 500)), strict=True):
             descriptors = torch.nn.functional.normalize(torch.randn(count, 12), dim=1)

@@ -172,7 +172,7 @@ class _Graph(nn.Module):
 
 
 class _MatcherGraph(nn.Module):
-    """A learned matcher of two photos with at least two keypoints each."""
+    """A learned matcher of two photos with at least one keypoint each."""
 
     def __init__(self, network: MatchingTransformer) -> None:
         super().__init__()
