@@ -9,6 +9,7 @@ partner.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources.base import TrainingPair
 from d2net.training.state import TrainingState
 from d2net.training.stored_pairs import (
+    GroundTruth,
     Labels,
     MatcherBatch,
     PartBatches,
@@ -59,19 +61,6 @@ _BINS = 15  # of the calibration error
 _VALIDATION_SCALE = 1.5
 """Edge of a validation crop relative to a training crop. A user's photos have more keypoints than
 training crops, and a calibration holds for about the number of keypoints that it was fitted on."""
-
-
-class GroundTruth(NamedTuple):
-    """Which keypoints of two crops match.
-
-    Attributes:
-        errors: N x M distances in pixels of the keypoints of b from the partners of those of a;
-            infinite for crops of different places; NaN where the partner is unknown.
-        labels: which keypoints match.
-    """
-
-    errors: Tensor
-    labels: Labels
 
 
 def ground_truth(
@@ -116,7 +105,7 @@ def _partners(
 
 
 def assignment_loss(assignment: Assignment, labels: Sequence[Labels]) -> Tensor:
-    """The loss of each of B pairs for one layer's assignment (LightGlue, equation 10)."""
+    """The loss of each of B pairs for one layer's assignment (LightGlue, section 3.4)."""
     similarity = assignment.similarity.float()
     of_a, of_b = assignment.matchability_a.float(), assignment.matchability_b.float()
     over_b, over_a = similarity.logsumexp(2), similarity.logsumexp(1)
@@ -195,12 +184,8 @@ class MatcherObjective(Objective):
 
     def dataset(self, rank: int, processes: int) -> PartBatches:
         """See `Objective.dataset`. Features that are not stored yet are extracted first."""
-
-        def features(pair: TrainingPair) -> tuple[Features, Features, Labels]:
-            a, b, truth = self._features(pair, self.settings.keypoints)
-            return a, b, truth.labels
-
         numbers = range(rank, self.settings.pairs, processes)
+        features = partial(self._features, keypoints=self.settings.keypoints)
         self._stored.extract(numbers, features, self._progress)
         if processes > 1:
             torch.distributed.barrier()
@@ -320,7 +305,7 @@ class MatcherObjective(Objective):
 
 @torch.no_grad()
 def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tensor, Tensor]:
-    """The loss of the last layer, and the matches of an example.
+    """The loss of the last layer, and the matches of an example, without pruning.
 
     Returns:
         The loss, K probabilities, and K labels: 1 for right, 0 for wrong, -1 for unknown.

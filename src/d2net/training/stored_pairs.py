@@ -51,6 +51,19 @@ class Labels(NamedTuple):
     unmatched_b: Tensor
 
 
+class GroundTruth(NamedTuple):
+    """Which keypoints of two crops match.
+
+    Attributes:
+        errors: N x M distances in pixels of the keypoints of b from the partners of those of a;
+            infinite for crops of different places; NaN where the partner is unknown.
+        labels: which keypoints match.
+    """
+
+    errors: Tensor
+    labels: Labels
+
+
 def no_matches(count_a: int, count_b: int) -> Labels:
     """The labels of crops of two places: no keypoint has a match."""
     alone_a, alone_b = (torch.ones(n, dtype=torch.bool) for n in (count_a, count_b))
@@ -116,7 +129,7 @@ class StoredPairs:
     def extract(
         self,
         numbers: range,
-        features: Callable[[TrainingPair], tuple[Features, Features, Labels]],
+        features: Callable[[TrainingPair], tuple[Features, Features, GroundTruth]],
         progress: Progress,
     ) -> None:
         """Make the pairs that are missing or damaged."""
@@ -135,7 +148,7 @@ class StoredPairs:
                 pair, problems = mixture.draw(rng)
                 for problem in problems:
                     _log.warning("%s", problem)
-                a, b, labels = features(pair)
+                a, b, truth = features(pair)
                 if min(len(a), len(b)) >= _MIN_KEYPOINTS:
                     break
             else:
@@ -146,7 +159,7 @@ class StoredPairs:
             places = places_of(pair.photos, self._settings, self._data)
             arrays = {
                 "places": np.array(sorted(places), np.int64),
-                **{name: value.cpu().numpy() for name, value in labels._asdict().items()},
+                **{name: value.cpu().numpy() for name, value in truth.labels._asdict().items()},
             }
             for side, crop in (("a", a), ("b", b)):
                 arrays[f"keypoints_{side}"] = crop.keypoints.cpu().numpy()
@@ -162,9 +175,7 @@ class StoredPairs:
         try:
             with np.load(self._path(number)) as arrays:
                 a, b = (
-                    CropKeypoints(
-                        arrays[f"keypoints_{x}"], arrays[f"descriptors_{x}"], arrays[f"size_{x}"]
-                    )
+                    CropKeypoints(*(arrays[f"{name}_{x}"] for name in CropKeypoints._fields))
                     for x in "ab"
                 )
                 labels = Labels(*(torch.from_numpy(arrays[name]) for name in Labels._fields))
