@@ -170,8 +170,7 @@ class Matcher(BaseModel):  # type: ignore[misc]
         rows = torch.full((len(a),), -1, device=a.keypoints.device)
         scores = torch.zeros(len(a), device=a.keypoints.device)
         rows[found.indices[:, 0]] = found.indices[:, 1]
-        if found.confidence is not None:
-            scores[found.indices[:, 0]] = found.confidence
+        scores[found.indices[:, 0]] = found.scores
         return {"matches0": rows[None], "matching_scores0": scores[None]}
 
     def _features(self, data: Mapping[str, Tensor], i: int) -> Features:

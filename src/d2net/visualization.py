@@ -67,10 +67,9 @@ def plot_matches(
 
     The colour of a match shows its confidence, if the matcher gives one. Otherwise it follows its
     height in the first photo, so that neighbours look alike and a wrong match stands out. After
-    verification, inliers are coloured and outliers are faint white
-    lines; without verification, all matches are coloured. All are faint if there is no evidence
-    that the photos show the same place. Both photos get the same height, and the picture is at most
-    about 2000 pixels wide.
+    verification, inliers are coloured and outliers are faint white lines; without verification, all
+    matches are coloured. All are faint if there is no evidence that the photos show the same place.
+    Both photos get the same height, and the picture is at most about 2000 pixels wide.
 
     Args:
         image_a: the first photo, in any form that `to_pixels` takes.

@@ -68,9 +68,7 @@ class PairChoice(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("num_matched", self.num_matched), ("overlap", self.overlap)):
-            if value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value}")
+        self.check_least(1, "num_matched", "overlap")
         if not self.max_distance > 0:
             raise InputError(f"max_distance must be above 0 metres, not {self.max_distance}")
         if (self.model is not None) != (self.method == "covisibility"):
