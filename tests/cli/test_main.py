@@ -241,12 +241,15 @@ def test_quiet_and_json_show_no_progress(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
-def test_reconstruct_ends_without_a_stack_trace_when_it_is_terminated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["reconstruct .", "localize . .", "export scene . scene"])
+def test_commands_end_without_a_stack_trace_when_they_are_terminated(
+    tmp_path: Path, command: str
+) -> None:
     """Pycolmap has a handler that prints one."""
-    code = """
+    code = f"""
 import os, signal, sys
 from d2net.cli import main
-sys.argv[1:] = ["reconstruct", ".", "--weights", "missing"]
+sys.argv[1:] = {command.split()}
 try:
     main()
 except SystemExit:

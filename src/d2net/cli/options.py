@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
@@ -263,6 +265,8 @@ def add_command(group: typer.Typer, function: Callable[..., None]) -> None:
     def command(**values: object) -> None:
         for name, kind in groups.items():
             values[name] = kind(**{n: values.pop(n) for n in inspect.signature(kind).parameters})
+        import_module("pycolmap")  # its handler of SIGTERM prints a stack trace
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         function(**values)
 
     signature = inspect.Signature([_declared(p, hints[p.name], entries) for p in parameters])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import cast, get_args
 
@@ -81,7 +80,6 @@ def reconstruct(
     from d2net.mapping.settings import MappingOptions
     from d2net.mapping.summary import text_lines
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pycolmap's handler prints a stack trace
     mapping: MappingOptions = {
         "matcher": matcher,
         "mapper": mapper,
