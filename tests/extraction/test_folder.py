@@ -164,6 +164,17 @@ def test_a_name_that_is_too_long_for_a_file_fails_alone(tiny_model: D2Net, tmp_p
     assert set(release_files(tmp_path / "f")) == {"a.png.d2-net", "d2net.json"}
 
 
+def test_a_name_that_is_too_long_for_a_mask_is_not_masked(
+    tiny_model: D2Net, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "x" * 251 + ".png"
+    photos = write_photos(tmp_path / "photos", "a.jpg", long)
+    write_photos(tmp_path / "masks", "a.png")
+    summary = run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    assert set(summary.extracted) == {"a.jpg", long}
+    assert "1 of 2 photos have no mask" in caplog.text
+
+
 def test_nothing_is_written_when_no_photo_can_be_read(tiny_model: D2Net, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "text.jpg").write_text("no photo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,8 +88,14 @@ def photos_folder(folder: Path) -> Path:
 
 def find_photo(folders: Iterable[Path], name: str) -> Path | None:
     """The file of a photo in the first folder that has it, in any Unicode form; else None."""
-    paths = (folder / form for folder in folders for form in unicode_forms(name))
-    return next((path for path in paths if path.is_file()), None)
+    for path in (folder / form for folder in folders for form in unicode_forms(name)):
+        try:
+            if path.is_file():
+                return path
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # such as .png behind a name of 255 bytes
+                raise
+    return None
 
 
 def named_photo(folders: Sequence[Path], name: str, source: object, remedy: str = "") -> Path:
