@@ -41,6 +41,18 @@ def test_photos_without_keypoints_in_text_models(tmp_path):
     assert sorted(image.name for image in read.images.values()) == ["a b.jpg", "c.jpg"]
 
 
+def test_text_models_without_lines_of_keypoints_are_refused(tmp_path):
+    """COLMAP would take every second photo for the keypoints of the first."""
+    (tmp_path / "cameras.txt").write_text("1 SIMPLE_PINHOLE 640 480 500 320 240\n")
+    (tmp_path / "points3D.txt").touch()
+    (tmp_path / "images.txt").write_text("1 1 0 0 0 0 0 0 1 a.jpg\n2 1 0 0 0 0 0 0 1 b.jpg\n")
+    with pytest.raises(FormatError, match=r"1 a\.jpg"):
+        read_model(tmp_path)
+    (tmp_path / "points3D.txt").unlink()
+    with pytest.raises(InputError, match="expected cameras, images and points3D"):
+        read_model(tmp_path)
+
+
 def test_names_in_text_models_may_contain_spaces(model, tmp_path):
     made = read_model(model)
     names = {number: f"my photos/{number} ü.jpg" for number in made.images}

@@ -33,7 +33,8 @@ def find_model(folder: Path) -> Path | None:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder contains a model, text or binary."""
-    return any((folder / f"images{extension}").is_file() for extension in (".txt", ".bin"))
+    names = ("cameras", "images", "points3D")
+    return any(all((folder / (name + end)).is_file() for name in names) for end in (".txt", ".bin"))
 
 
 def read_model(folder: Path, photos: Container[str] = ()) -> pycolmap.Reconstruction:
@@ -51,13 +52,7 @@ def read_model(folder: Path, photos: Container[str] = ()) -> pycolmap.Reconstruc
     try:
         model = pycolmap.Reconstruction(folder)
         if not (folder / "images.bin").is_file():
-            # pycolmap cuts the photos' names at the first space.
-            with (folder / "images.txt").open(encoding="utf-8", errors="surrogateescape") as lines:
-                for line in lines:
-                    words = line.split(maxsplit=9)
-                    if words and not words[0].startswith("#"):
-                        model.images[int(words[0])].name = words[9].strip()
-                        next(lines, None)  # the keypoints of the photo; the line may be empty
+            _read_names(model, folder / "images.txt")
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
@@ -66,6 +61,17 @@ def read_model(folder: Path, photos: Container[str] = ()) -> pycolmap.Reconstruc
     for image in model.images.values():
         image.name = as_known(image.name, photos)
     return model
+
+
+def _read_names(model: pycolmap.Reconstruction, path: Path) -> None:
+    """Read the photos' names, which pycolmap cuts at the first space."""
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            words = line.split(maxsplit=9)
+            if words and not words[0].startswith("#"):
+                model.images[int(words[0])].name = words[9].strip()
+                if len(next(lines, "").split()) % 3:  # x, y, point
+                    raise ValueError(f"a line of keypoints, or an empty one, must follow {line}")
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
