@@ -187,6 +187,18 @@ def test_a_street_without_altitudes_is_upright() -> None:
     assert max(map(rotation_angle, turned, rotations)) < 3
 
 
+def test_photos_without_an_altitude_leave_the_others_theirs() -> None:
+    centres, rotations = walk()
+    positions = fixes(centres, 0.1)
+    expected = georeference(model_of(centres, rotations), positions)
+    first = next(iter(positions))
+    positions[first] = positions[first]._replace(altitude=None)
+    found = georeference(model_of(centres, rotations), positions)
+    assert expected is not None
+    assert found is not None
+    assert abs(found.altitude - expected.altitude) < 1.0
+
+
 def test_a_drone_that_looks_down_is_aligned_by_its_positions() -> None:
     x, y = (part.ravel() for part in np.meshgrid(np.arange(5) * 60.0, np.arange(4) * 60.0))
     centres = np.column_stack([x, y, 80 + 5 * np.sin(x)])

@@ -126,9 +126,9 @@ def georeference(
     names = [name for name in centres if name in positions]
     if len(names) < _MIN_POSITIONS:
         return None
-    on_earth = np.array([[*positions[name][:2], positions[name].altitude or 0.0] for name in names])
-    if any(positions[name].altitude is None for name in names):
-        on_earth[:, 2] = 0
+    on_earth = np.array([positions[name] for name in names], np.float64)  # no altitude is NaN
+    known = on_earth[np.isfinite(on_earth[:, 2]), 2]
+    on_earth[:, 2] = np.nan_to_num(on_earth[:, 2], nan=np.median(known) if len(known) else 0.0)
     transform = pycolmap.GPSTransform()
     # Not the median of degrees: longitudes jump from 180 to -180 in the Pacific.
     middle = np.median(transform.ellipsoid_to_ecef(on_earth), axis=0)
