@@ -304,7 +304,10 @@ def test_files_of_the_user_in_the_output_are_kept(made: Path, tmp_path: Path, na
     assert (tmp_path / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["sparse/aligned/images.bin", "sparse/0/notes.txt", "map1.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["sparse/aligned/images.bin", "sparse/0/notes.txt", "sparse/0/points3D_old.bin", "map1.png"],
+)
 def test_files_of_the_user_in_a_map_are_kept(made: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     mine = tmp_path / "map" / name
@@ -509,6 +512,20 @@ def test_both_places_of_a_map_grow_where_they_are(tmp_path: Path) -> None:
     summary = add_photos(tmp_path / "map", new, model=network(PLACES))
     assert [len(part.photos) for part in summary.maps] == [6, 6]
     check_frames(old, tmp_path / "map")
+
+
+def test_a_model_that_was_deleted_is_missed_until_it_is_made_again(tmp_path: Path) -> None:
+    """A number that the folder does not have would tell the frame of a pose wrongly."""
+    photos = write_photos(tmp_path / "photos", [0, 1, 2, 3, 4, 6, 7, 8, 9])
+    reconstruct(photos, tmp_path / "map", model=network(PLACES))
+    shutil.rmtree(tmp_path / "map" / "sparse" / "0")
+    with pytest.raises(InputError, match="sparse/0 is missing"):
+        add_photos(tmp_path / "map", write_photos(tmp_path / "new", [5]), model=network(PLACES))
+    with pytest.raises(InputError, match="sparse/0 is missing"):
+        Map(MapFolder(tmp_path / "map"), network(PLACES))
+    summary = reconstruct(photos, tmp_path / "map", model=network(PLACES))
+    assert [len(part.photos) for part in summary.maps] == [5, 4]
+    assert len(MapFolder(tmp_path / "map").read_models()) == 2
 
 
 def test_a_larger_new_place_does_not_take_the_old_one_s_number(tmp_path: Path) -> None:

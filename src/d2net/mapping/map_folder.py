@@ -25,7 +25,9 @@ from d2net.mapping.georeference import Georeference
 PlacedModel: TypeAlias = tuple[pycolmap.Reconstruction, Georeference | None]
 
 _VIEW = re.compile(r"map\d*\.(png|html)")  # of one of the map's models
-_MODEL_FILE = re.compile(r"\d+(/(.*\.bin|georeference\.json))?|(.*/)?\..*")
+_MODEL_FILE = re.compile(
+    r"\d+(/(cameras|frames|images|points3D|rigs)\.bin|/georeference\.json)?|(.*/)?\..*"
+)
 """Files and folders in `sparse` that a map may replace, and hidden ones."""
 
 
@@ -61,7 +63,7 @@ class MapFolder:
 
     def photo(self, name: str) -> Path:
         """The file of a photo; FormatError if it is missing or was replaced by another photo."""
-        remedy = f"; give the folder that holds it now: d2net reconstruct FOLDER --into {self.path}"
+        remedy = f"; put it back, or add its folder: d2net reconstruct FOLDER --into {self.path}"
         path = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
         if not self.is_photo(path, name):
             raise FormatError(
@@ -106,10 +108,13 @@ class MapFolder:
         InputError if there are none, or if features were extracted again since, after which a run
         was stopped: the models count on the rows of the old ones.
         """
-        if not (self.sparse / "0").is_dir():
+        number = sum(path.name.isdigit() for path in self.sparse.glob("*"))
+        folders = [self.sparse / str(model) for model in range(number or 1)]
+        for missing in (folder for folder in folders if not folder.is_dir()):
             raise InputError(
-                f"{self.path} is not a finished map: {self.sparse.name}/0 is missing; make a map "
-                "with d2net reconstruct PHOTOS --output MAP"
+                f"{self.path} is not a finished map: sparse/{missing.name} is missing; make it "
+                f"with d2net reconstruct PHOTOS --output {self.path}, or, if you have removed "
+                "models, number the others from 0"
             )
         with FeatureFile(self.features) as features:
             for name, inputs in self.record.values.get("features", {}).items():
@@ -118,8 +123,6 @@ class MapFolder:
                         f"{self.path} has new features of {name}, but no new map: start d2net "
                         "reconstruct again, which was stopped"
                     )
-        folders = [path for path in self.sparse.iterdir() if path.name.isdigit()]
-        folders.sort(key=lambda path: int(path.name))
         return [(read_model(folder), Georeference.read(folder)) for folder in folders]
 
     def foreign_files(self) -> list[Path]:

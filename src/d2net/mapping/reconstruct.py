@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -379,8 +379,9 @@ class Stages:
         """
         folder = self._folder
         self._depend_on(positions, known_distance)
-        if folder.record.inputs("mapping") == self.inputs and folder.sparse.is_dir():
-            return [model for model, _ in folder.read_models()]
+        if folder.record.inputs("mapping") == self.inputs:
+            with suppress(InputError):  # some were deleted
+                return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
         held = [_registered(model) for model, _ in old]
