@@ -17,6 +17,7 @@ from d2net import D2Net
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry.alignment import rotation_angle
+from d2net.io.colmap_database import guessed_camera
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.query_pose import Correspondences
@@ -58,6 +59,19 @@ def test_an_unknown_focal_length_is_estimated(root: Path) -> None:
     assert not answer.known_camera
     assert answer.pose.camera.mean_focal_length() == pytest.approx(768, rel=1e-3)
     np.testing.assert_allclose(answer.pose.cam_from_world.matrix(), QUERY.matrix(), atol=1e-2)
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
+def test_a_wrong_focal_length_in_exif_is_not_trusted(root: Path, factor: float) -> None:
+    """A part cut out of a photo keeps the EXIF data of the whole photo."""
+    query = seen(QUERY, 0.5)
+    lens = guessed_camera(SIZE, focal_length=768 * factor)
+    answer = opened(root, query).localize_features(query, lens, from_exif=True)
+    assert answer.verdict == "localized"
+    assert answer.pose is not None
+    assert answer.known_camera == (factor == 1.0)
+    assert answer.pose.camera.mean_focal_length() == pytest.approx(768, rel=1e-2)
+    np.testing.assert_allclose(answer.pose.cam_from_world.matrix(), QUERY.matrix(), atol=0.1)
 
 
 def test_noise_shows_in_the_uncertainty(root: Path) -> None:

@@ -239,23 +239,27 @@ class Map:
         features = self.model.extract(image)
         if camera is None:
             path = Path(image) if isinstance(image, str | os.PathLike) else None
-            camera = photo_camera(path, features.image_size)
+            found = photo_camera(path, features.image_size)
         else:
             check_photo_size("the photo", features.image_size, camera)
-            camera = known_camera(camera.model_name, features.image_size, camera.params.tolist())
-        return self.localize_features(features, camera, num_retrieved=num_retrieved, seed=seed)
+            found = known_camera(camera.model_name, features.image_size, camera.params.tolist())
+        return self.localize_features(
+            features, found, from_exif=camera is None, num_retrieved=num_retrieved, seed=seed
+        )
 
     def localize_features(
         self,
         features: Features,
         camera: pycolmap.Camera,
         *,
+        from_exif: bool = False,
         num_retrieved: int = NUM_RETRIEVED,
         seed: int = 0,
     ) -> Localization:
         """`localize` for features that were extracted with the map's settings.
 
-        The focal length is estimated unless the camera is marked `has_prior_focal_length`.
+        The focal length is estimated unless the camera is marked `has_prior_focal_length`, and also
+        if it is `from_exif` and the correspondences contradict it, as for a part cut out of a photo.
         """
         check_photo_size("the photo", features.image_size, camera)
         similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]
@@ -276,7 +280,9 @@ class Map:
             ),
             lambda name: self._matcher(features, self.features(name)),
             lambda name: self._points_of[self.map_numbers[name]](name),
+            from_exif=from_exif and camera.has_prior_focal_length,
         )
+        is_kept = found.pose is None or found.pose.camera.params[0] == camera.params[0]
         map_number = self.map_numbers[found.photos[0]] if found.photos else 0
         return Localization(
             found.photos,
@@ -284,7 +290,7 @@ class Map:
             found.pose,
             *_verdict(found, features),
             features,
-            camera.has_prior_focal_length,
+            camera.has_prior_focal_length and is_kept,
             map_number,
             self._georeferences[map_number],
         )

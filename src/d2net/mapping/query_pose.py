@@ -6,7 +6,7 @@ The query's verdict is decided in `localize._verdict`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _MIN_SHARED_POINTS = 10  # two photos of a map that see this many common points are covisible
+_CONTRADICTION = 1.02  # gain in inliers by another focal length; docs/experiments.md, Maps
 _CACHED_PHOTOS = 2000  # photos of a map whose 3D points stay in memory, about 100 KB each
 
 
@@ -136,17 +137,25 @@ def estimate_query_pose(
     groups: Iterable[tuple[str, ...]],
     match: Callable[[str], Matches],
     points_of: Callable[[str], Array],
+    *,
+    from_exif: bool = False,
 ) -> QueryPose:
     """Estimate a query's pose once for each group of map photos, and keep the best by inliers.
 
     The photos of a group are covisible: photos of other parts of the scene would only add outliers.
-    `points_of` gives the 3D points of a map photo's keypoints, see `keypoint_points`.
+    `points_of` gives the 3D points of a map photo's keypoints, see `keypoint_points`. A focal
+    length `from_exif` is estimated if that gives clearly more inliers: the photo may be a part.
     """
     best = QueryPose((), Correspondences.from_matches([]), None)
     for photos in groups:
         found = Correspondences.from_matches((match(name), points_of(name)) for name in photos)
         pixels = features.keypoints.double().cpu().numpy()[found.rows]
         pose = absolute_pose(pixels, found.points, camera, options)
+        if from_exif:
+            free = replace(options, estimate_focal_length=True)
+            other = absolute_pose(pixels, found.points, camera, free)
+            limit = 0 if pose is None else _CONTRADICTION * pose.inliers.sum()
+            pose = other if other is not None and other.inliers.sum() > limit else pose
         candidate = QueryPose(photos, found, pose)
         if not best.photos or candidate.num_inliers > best.num_inliers:
             best = candidate

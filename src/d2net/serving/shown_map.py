@@ -66,7 +66,7 @@ class ShownMap:
             path = Path(folder) / "photo"
             path.write_bytes(photo.content)
             camera = photo_camera(path, features.image_size)
-        answer = self.map.localize_features(features, camera)
+        answer = self.map.localize_features(features, camera, from_exif=True)
         shape = partner = None
         if answer.pose is not None:
             query = posed_photo("", answer.pose.camera, answer.pose.cam_from_world)
