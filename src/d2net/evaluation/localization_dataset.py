@@ -172,12 +172,9 @@ def read_aachen(
 ) -> LocalizationDataset:
     """Read the dataset, or other photos in its layout.
 
-    Args:
-        folder: holds the photos in `images/images_upright`, `images_upright` or `images`.
-        query_lists: queries with intrinsics. The name before `_time_queries` is the group.
-        pair_lists: lists of a query and a photo of the map.
-        model_path: a COLMAP model with points; None for the one in `3D-models` or in one of its
-            folders.
+    Query lists have intrinsics, and their name before `_time_queries` is the group. Pair lists name
+    a query and a photo of the map. `model_path` is a COLMAP model with points; None for the one in
+    `3D-models` or in one of its folders.
     """
     photo_folders = [folder / "images/images_upright", folder / "images_upright", folder / "images"]
     photos = next((path for path in photo_folders if path.is_dir()), None)

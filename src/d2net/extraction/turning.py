@@ -29,13 +29,8 @@ def find_in_turns(
 ) -> Iterator[list[Keypoints]]:
     """Keypoints in copies of the photos that are turned by equal parts of a circle.
 
-    Args:
-        find: finds keypoints in B x H x W x 3 photos, 0..255, uint8 or float32.
-        photos: B x H x W x 3, as `find` takes them.
-        turns: number of copies; the first one is not turned.
-
-    Yields:
-        The keypoints of each copy, at their positions in `photos`, except near the photo's border.
+    `find` takes photos (B x H x W x 3, 0..255, uint8 or float32). The first of the copies is not
+    turned. Keypoints have their positions in `photos`; those near the photo's border are left out.
     """
     last = torch.tensor([photos.shape[2], photos.shape[1]], device=photos.device) - 1
     yield find(photos)

@@ -50,15 +50,8 @@ class PairSource(Protocol[Pair_co]):
     def pair(self, index: int, rng: np.random.Generator) -> Pair_co | None:
         """Make a pair; None if it has too few correspondences.
 
-        It depends on nothing but the arguments, so that a resumed run sees the same pairs as an
-        uninterrupted one.
-
-        Args:
-            index: 0 to `len` - 1.
-            rng: draws the places, warps and augmentations of the crops.
-
-        Raises:
-            D2NetError: a file of the pair is missing or broken.
+        It depends on nothing but its number and the random numbers for the crops, so that a resumed
+        run sees the same pairs as an uninterrupted one. D2NetError if a file is missing or broken.
         """
         ...
 
