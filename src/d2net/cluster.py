@@ -42,12 +42,8 @@ def share(
     A connection of this process to a cluster is used if there is one, and left open. Otherwise
     `address` is "auto" for the cluster of this machine, or host:port of its head. `work` is a
     function of a module, which may be called again for a batch that it has begun. `shared` is sent
-    once to each process. `gpu` starts a process for each GPU instead of each core.
-
-    Raises:
-        MissingPackageError: Ray is not installed.
-        InputError: there is no cluster.
-        D2NetError: an error of `work`, or its process died again and again.
+    once to each process. `gpu` starts a process for each GPU instead of each core. InputError if
+    there is no cluster; D2NetError if `work` raises one, or its process dies again and again.
     """
     with needs_package("a cluster needs the package ray", "cluster"):
         ray: Any = importlib.import_module("ray")

@@ -64,12 +64,8 @@ class VGG(Network):
     """VGG-16 to conv4_3 at stride 4, with D2-Net's detector.
 
     Its maps are the deep map (conv4_3, B x h x w x C) and the shallow map (conv3_3, B x (h + 1) x
-    (w + 1) x C'), both after the ReLU.
-
-    Args:
-        backbone: the convolutions; None for an untrained VGG-16.
-        normalisation: input normalisation that the weights were trained with.
-        whitening: the learned whitening of descriptors, if the weights have one.
+    (w + 1) x C'), both after the ReLU. Without a `backbone` it is untrained. `normalisation` is that
+    of the photos that the backbone was trained with, and `whitening` that of descriptors.
     """
 
     grid = Grid(

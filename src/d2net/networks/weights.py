@@ -166,11 +166,7 @@ def save_weights(
     The arrays of a VGG get the release's names, so that other programs that know D2-Net can read
     them. The batch normalisation of `light` is folded. `metadata` holds `name`, `licence`,
     `training_data`, for a matcher `descriptor_id`, and any notes; the network's widths or its
-    normalisation are added.
-
-    Raises:
-        WeightsError: half precision cannot hold a weight.
-        OutputError: the file cannot be written.
+    normalisation are added. WeightsError if half precision cannot hold a weight.
     """
     if isinstance(network, VGG):
         names = {ours: _IN_FILE + name for name, ours in _OF_VGG.items()}
@@ -193,12 +189,8 @@ def save_weights(
 def download_weights(name: str, progress: Progress = no_progress) -> Path:
     """Download weights of the catalogue unless this machine has them already. Returns their file.
 
-    `progress` is called with the megabytes so far.
-
-    Raises:
-        WeightsError: unknown name, offline, cut off, or the server sent no weights file.
-        OutputError: the cache cannot be written, or (OutputBusyError) another process is
-            downloading the same file.
+    `progress` is called with the megabytes so far. WeightsError if the name is unknown or the
+    download fails, OutputBusyError if another process is downloading the same file.
     """
     record = _find(name)
     if record is None:
