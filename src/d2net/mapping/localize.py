@@ -259,7 +259,7 @@ class Map:
         """`localize` for features that were extracted with the map's settings.
 
         The focal length is estimated unless the camera is marked `has_prior_focal_length`, and also
-        if it is `from_exif` and the correspondences contradict it, as for a part cut out of a photo.
+        if it is `from_exif` and the correspondences contradict it, as for cropped photos.
         """
         check_photo_size("the photo", features.image_size, camera)
         similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]

@@ -64,8 +64,8 @@ class VGG(Network):
     """VGG-16 to conv4_3 at stride 4, with D2-Net's detector.
 
     Its maps are the deep map (conv4_3, B x h x w x C) and the shallow map (conv3_3, B x (h + 1) x
-    (w + 1) x C'), both after the ReLU. Without a `backbone` it is untrained. `normalisation` is that
-    of the photos that the backbone was trained with, and `whitening` that of descriptors.
+    (w + 1) x C'), both after the ReLU. Without a `backbone` it is untrained. `normalisation` is
+    that of the photos that the backbone was trained with, and `whitening` that of descriptors.
     """
 
     grid = Grid(
