@@ -28,6 +28,7 @@ def photos(tmp_path):
         "photos/.hidden.jpg",
         "photos/._b.JPG",
         "photos/.thumbnails/b.jpg",
+        "photos/@eaDir/b.JPG/SYNOPHOTO_THUMB_M.jpg",
         "other/a.png",
         "scan.raw",
     ):

@@ -44,10 +44,10 @@ def find_images(
     """Find the photos in files and folders.
 
     Folders are searched with all their subfolders, and links to folders are followed. Hidden files
-    and folders, and pictures that the package made, are skipped. A given file counts as a photo
-    whatever its extension. Each file is listed once, in the order of `paths`, and the files
-    of a folder by name. Names are relative to `root`, by default to the given folder or to the
-    folder of a given file.
+    and folders, thumbnails by Synology (`@eaDir`) and pictures that the package made are skipped. A
+    given file counts as a photo whatever its extension. Each file is listed once, in the order of
+    `paths`, and the files of a folder by name. Names are relative to `root`, by default to the
+    given folder or to the folder of a given file.
 
     Raises:
         InputError: a path does not exist, cannot be listed or is not below `root`, or two
@@ -149,7 +149,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
             continue
         seen.add(real)
         folders[:] = sorted(
-            (name for name in folders if not name.startswith(".")),
+            (name for name in folders if not name.startswith((".", "@eaDir"))),
             key=lambda name: ((parent / name).is_symlink(), name),  # real folders give the names
         )
         if parent != folder and {"transforms.json", "points.ply"}.issubset(files):
