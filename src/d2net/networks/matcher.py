@@ -101,14 +101,12 @@ class Assignment:
     matchability_b: Tensor
 
     def mutual_best(self) -> tuple[Tensor, Tensor]:
-        """Keypoints that are each other's most probable partner, for one pair of photos (B = 1).
+        """Keypoints that are each other's most probable partner; B = 1, and N and M are not 0.
 
         Returns:
             K x 2 int64 rows of both photos, and K probabilities, not calibrated.
         """
         similarity = self.similarity[0]
-        if similarity.numel() == 0:
-            return similarity.new_empty(0, 2, dtype=torch.int64), similarity.new_empty(0)
         # log P = 2 * similarity + log_a[:, None] + log_b; computing all of P would take long.
         log_a = F.logsigmoid(self.matchability_a[0]) - similarity.logsumexp(1)
         log_b = F.logsigmoid(self.matchability_b[0]) - similarity.logsumexp(0)
@@ -249,16 +247,19 @@ class MatchingTransformer(nn.Module):
         states = [self._first_state(a), self._first_state(b)]
         rotations = [self._rotation(a), self._rotation(b)]
         rows = [torch.arange(x.positions.shape[1], device=x.positions.device) for x in (a, b)]
-        for layer, head in zip(self.layers[:-1], self.heads[:-1], strict=True):
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            if not all(map(len, rows)):  # attention over empty tensors can fail on MPS
+                return torch.stack([r[:0] for r in rows], dim=1), states[0].new_empty(0)
             states = list(layer(states, rotations, (None, None)))
+            if head is self.heads[-1]:
+                break
             for side in (0, 1):
                 matchability = cast(AssignmentHead, head).matchability(states[side])[0, :, 0]
                 stay = matchability.sigmoid() > _MIN_MATCHABILITY
                 states[side], rows[side] = states[side][:, stay], rows[side][stay]
                 rotations[side] = rotations[side][..., stay, :]
-        states = self.layers[-1](states, rotations, (None, None))
         descriptors = a.descriptors[:, rows[0]], b.descriptors[:, rows[1]]
-        pairs, probability = self.heads[-1](states, descriptors, (None, None)).mutual_best()
+        pairs, probability = head(states, descriptors, (None, None)).mutual_best()
         matched = torch.stack([r[p] for r, p in zip(rows, pairs.T, strict=True)], dim=1)
         return matched, self.calibrated(probability)
 
