@@ -49,6 +49,15 @@ def test_homography_of_two_sources(d2net: Run, oxford: Path) -> None:
     assert "rootsift:max_keypoints=500" in page
 
 
+def test_earlier_results_are_replaced_in_the_evaluated_folder(d2net: Run, oxford: Path) -> None:
+    options = ("-o", oxford / "f.json", "--html", oxford / "page.html")
+    for number in (100, 50):
+        source = f"rootsift:max_keypoints={number}"
+        assert d2net("evaluate", "homography", oxford, "--features", source, *options).code == 0
+        for file in ("f.json", "page.html"):
+            assert source in (oxford / file).read_text()
+
+
 def test_json_and_quiet(d2net: Run, oxford: Path) -> None:
     arguments = ("evaluate", "homography", oxford, "--features", "rootsift:max_keypoints=200")
     (result,) = d2net(*arguments, "--json").json

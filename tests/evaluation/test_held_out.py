@@ -119,7 +119,7 @@ def test_a_night_photo_never_replaces_a_file_of_the_user(scene: Path) -> None:
     assert own.read_bytes() == (scene / "images/photo00.png").read_bytes()
 
 
-@pytest.mark.parametrize("below", ["images", "images/night", "linked"])
+@pytest.mark.parametrize("below", ["images", "images/night", "linked", "images/photo03.png"])
 def test_night_photos_stay_apart_from_the_photos(scene: Path, below: str) -> None:
     (scene / "linked").symlink_to(scene / "images")
     photos = sorted(scene.rglob("*"))

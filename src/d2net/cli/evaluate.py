@@ -55,22 +55,26 @@ class Evaluation:
         """Evaluate every source, print the table, and write the files."""
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError(f"--max-keypoints must be at least 1, not {self.max_keypoints}")
-        outputs = [path for path in (self.output, self.html, submission) if path is not None]
-        for output in outputs:
-            check_output(output, folder, *inputs, is_own=Path.read_text)
-        if len({output.resolve() for output in outputs}) < len(outputs):
-            raise InputError("two of --output, --html and --submission name the same file")
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}")
-        device = options.find_device(self.device, printing)
 
         from d2net.cli import progress
         from d2net.evaluation import report
         from d2net.evaluation.cache import CachedSource
         from d2net.evaluation.feature_sources import open_source
         from d2net.evaluation.plots import check_matplotlib
-        from d2net.evaluation.results import save_json
+        from d2net.evaluation.results import is_results_file, save_json
+        from d2net.io.poses import read_poses
 
+        for output, is_own in ((self.output, is_results_file), (self.html, report.is_report)):
+            if output is not None:
+                check_output(output, *inputs, is_own=is_own)
+        if submission is not None:  # a file of poses in the folder may hold the true poses
+            check_output(submission, folder, *inputs, is_own=read_poses)
+        outputs = [path for path in (self.output, self.html, submission) if path is not None]
+        if len({output.resolve() for output in outputs}) < len(outputs):
+            raise InputError("two of --output, --html and --submission name the same file")
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}")
+        device = options.find_device(self.device, printing)
         if self.html is not None:
             check_matplotlib()
         results = []

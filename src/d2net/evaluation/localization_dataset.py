@@ -253,10 +253,10 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
         queries.append(Query(name, "day", model.cameras[images[name].camera_id]))
         true_poses[name] = images[name].cam_from_world()
     if night is not None:
-        if night.resolve().is_relative_to(photos.resolve()):
+        if night.is_file() or night.resolve().is_relative_to(photos.resolve()):
             raise InputError(
-                f"the night photos would be written to {night}, among the photos in {photos}; "
-                "choose another folder"
+                f"the night photos need a folder of their own, but {night} is a file or among the "
+                f"photos in {photos}; choose another folder"
             )
         for query in queries:
             check_replaceable(night / f"{query.name}.png")

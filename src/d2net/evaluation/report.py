@@ -133,6 +133,11 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
     write_text(path, page)
 
 
+def is_report(path: Path) -> bool:
+    """Whether `write_html` wrote the file."""
+    return '<meta name="generator" content="d2net evaluate">' in path.read_text(encoding="utf-8")
+
+
 def _gallery(result: Result, photos_root: Path) -> dict[str, Any]:
     """Pictures of the pairs that a method does best (best first) and worst (worst first)."""
     every = [pair.figures for pair in result.pairs]
