@@ -100,9 +100,6 @@ def absolute_pose(
     Returns:
         The pose. None if there are too few points (see `MIN_POINTS`), they lie on a line, no pose
         agrees with them, or the estimated focal length is impossible (see `possible_focal_length`).
-
-    Raises:
-        InputError: the points have another shape or are not finite.
     """
     import pycolmap
 

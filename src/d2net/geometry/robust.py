@@ -77,6 +77,9 @@ class RobustOptions(RansacOptions):
             raise InputError(
                 f"method must be one of {', '.join(get_args(Method))}, not {self.method!r}"
             )
+        if self.method == "poselib":
+            with needs_package("poselib is not installed: choose magsac, or install it", "poselib"):
+                import poselib  # noqa: F401
 
 
 def estimate(
@@ -97,10 +100,6 @@ def estimate(
     Returns:
         The 3 x 3 matrix and an N bool mask of inliers; None and no inliers if there are fewer pairs
         than `MIN_PAIRS` or the pairs do not determine the matrix.
-
-    Raises:
-        InputError: the points or camera matrices have another shape or are not finite.
-        MissingPackageError: the method needs a package that is not installed.
     """
     a, b = (np.asarray(points, dtype=np.float64) for points in (points_a, points_b))
     if a.ndim != 2 or a.shape[1:] != (2,) or a.shape != b.shape:
@@ -189,8 +188,7 @@ def _magsac(
 def _poselib(
     model: Model, a: Array, b: Array, cameras: list[Array], options: RobustOptions
 ) -> Array | None:
-    with needs_package("poselib is not installed: choose magsac, or install it", "poselib"):
-        import poselib
+    import poselib
 
     ransac = {
         "max_reproj_error": options.threshold,

@@ -21,11 +21,7 @@ def read_floats(
 ) -> Array:
     """The array `key` of a file, after checking its type, shape and values.
 
-    Args:
-        arrays: the arrays of the file or entry.
-        key: the array's name.
-        shape: the expected shape; letters stand for any length.
-        where: the file and the entry, with which an error message begins.
+    Letters in `shape` stand for any length. Error messages begin with `where`.
 
     Returns:
         A contiguous, finite array, float16 where the file has float16, else float32.

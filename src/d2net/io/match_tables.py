@@ -37,10 +37,6 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     - .json: the same names, with lists for arrays and null for absent values.
     - .csv: the columns x_a, y_a, x_b, y_b, similarity, confidence if it is known, and after
       verification inlier (0 or 1).
-
-    Raises:
-        InputError: the extension is unknown.
-        OutputError: the file cannot be written.
     """
     path = Path(path)
     points_a, points_b = matches.points(a, b)
