@@ -331,3 +331,5 @@ def test_the_default_type_of_torch_does_not_matter(
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected)
+    with torch.autocast("cpu", torch.bfloat16):  # the setting `precision` counts
+        torch.testing.assert_close(results(), expected)

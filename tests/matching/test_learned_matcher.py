@@ -57,6 +57,8 @@ def test_the_same_keypoints_match_the_most_confident_first(matcher: str) -> None
     verified = match(a, a[order], matcher=matcher, verify="homography").verified()
     assert verified.confidence is not None
     assert len(verified.confidence) == len(verified) > 40
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(match(a, a[order], matcher=matcher).indices, matches.indices)
 
 
 def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:

@@ -90,10 +90,13 @@ def test_matches_lie_within_a_tenth_of_a_pixel(photo, name, deviation):
     assert torch.equal(refined_a.keypoints, a.keypoints)
 
 
-def test_the_default_type_of_torch_does_not_matter(photo):
+def test_the_default_type_of_torch_and_autocast_do_not_matter(photo):
     H = np.array(WARPS["shift"], float)
     a, b, matches = pair(H, 1.0)
     expected = refine(a, b, matches, photo, warped(photo, H))[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = refine(a, b, matches, photo, warped(photo, H))[1]
+    assert torch.equal(found.keypoints, expected.keypoints)
     torch.set_default_dtype(torch.float64)
     try:
         found = refine(a, b, matches, photo, warped(photo, H))[1]

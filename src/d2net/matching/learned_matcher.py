@@ -51,7 +51,8 @@ class LearnedMatcher:
         check_descriptors(a.descriptors, b.descriptors)
         rows = distinct_keypoints(a), distinct_keypoints(b)
         network = self._network.to(a.descriptors.device)
-        pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
+        with torch.autocast(a.descriptors.device.type, enabled=False):
+            pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
         order = confidence.argsort(descending=True, stable=True)
         order = order[confidence[order] >= MIN_CONFIDENCE]
         indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
