@@ -409,7 +409,7 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
     (tmp_path / "poses").mkdir()
     true_model().write_text(tmp_path / "poses")
     summary = reconstruct(
-        made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses"
+        made / "photos", tmp_path / "map", model=network(), poses=str(tmp_path / "poses")
     )
     model = model_of(tmp_path / "map")
     assert summary.points > 100
@@ -764,3 +764,7 @@ def test_a_photo_that_was_replaced_under_its_name_is_not_used(made: Path, tmp_pa
     (photos / "photo01.png").replace(photos / "photo00.png")
     with pytest.raises(FormatError, match=r"photo00\.png has changed since the map"):
         folder.photo("photo00.png")
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=both)
+    page = (tmp_path / "map" / "map.html").read_text()
+    assert page.count("data:image/jpeg") == 5  # without photo00.png, and photo01.png is gone

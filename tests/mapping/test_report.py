@@ -81,7 +81,8 @@ def test_json_holds_every_photo_and_no_nan(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     failed = {"x.jpg": NO_MATCHES}
     cloud = read_cloud(made)
-    write_report([cloud], tmp_path, replace(summarise([cloud], failed), settings={"seed": 1}))
+    summary = replace(summarise([cloud], failed), settings={"seed": 1})
+    write_report([cloud], tmp_path, summary, [], tmp_path.joinpath)
 
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
@@ -105,7 +106,8 @@ def test_picture_shows_points_and_cameras(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     for point in made.points3D.values():
         point.color = [200, 30, 30]
-    write_report([read_cloud(made)], tmp_path, summarise([read_cloud(made)], {}))
+    cloud = read_cloud(made)
+    write_report([cloud], tmp_path, summarise([cloud], {}), [], tmp_path.joinpath)
     with Image.open(tmp_path / "map.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     red = (pixels[..., 0] > 150) & (pixels[..., 2] < 80)
@@ -131,7 +133,7 @@ def test_every_map_gets_a_report_twice_the_same(name: str, tmp_path: Path) -> No
     summary = summarise([read_cloud(made)], {"dark.jpg": NO_FEATURES})
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_report([read_cloud(made)], folder, summary, [tmp_path / "missing"])
+        write_report([read_cloud(made)], folder, summary, [tmp_path / "missing"], folder.joinpath)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["map.html", "map.png", "report.json"]
     for file in files:
@@ -160,7 +162,8 @@ def test_points_behind_a_camera_have_no_error_there() -> None:
 
 def test_a_folder_of_photos_whose_name_is_no_unicode(tmp_path: Path) -> None:
     cloud = read_cloud(upright(ball(), front_row()))
-    write_report([cloud], tmp_path, summarise([cloud], {}), [Path(os.fsdecode(b"/photos\xff"))])
+    folders = [Path(os.fsdecode(b"/photos\xff"))]
+    write_report([cloud], tmp_path, summarise([cloud], {}), folders, tmp_path.joinpath)
     assert "photos?" in (tmp_path / "map.html").read_text()
 
 
@@ -168,14 +171,15 @@ def test_pages_of_an_earlier_run_go_and_photos_of_the_user_stay(tmp_path: Path) 
     cloud = read_cloud(upright(ball(), front_row()))
     names = tuple(photo.name for photo in cloud.photos)
     summary = replace(summarise([cloud], {}), maps=(MapTrust(names, "good"),) * 2)
-    write_report([cloud, cloud], tmp_path, summary)
+    write_report([cloud, cloud], tmp_path, summary, [], tmp_path.joinpath)
     Image.new("RGB", (9, 9)).save(tmp_path / "map2.png")
-    write_report([cloud], tmp_path, summarise([cloud], {}))
+    write_report([cloud], tmp_path, summarise([cloud], {}), [], tmp_path.joinpath)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["map.html", "map.png", "map2.png", "report.json"]
 
 
 def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
+    cloud, folder = read_cloud(made), tmp_path / "missing"
     with pytest.raises(OutputError, match="does not exist"):
-        write_report([read_cloud(made)], tmp_path / "missing", summarise([read_cloud(made)], {}))
+        write_report([cloud], folder, summarise([cloud], {}), [], folder.joinpath)

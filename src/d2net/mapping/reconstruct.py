@@ -57,8 +57,8 @@ def reconstruct(
     *,
     model: D2Net | None = None,
     pairs: PairChoice | None = None,
-    masks: Path | None = None,
-    poses: Path | None = None,
+    masks: Path | str | None = None,
+    poses: Path | str | None = None,
     known_distance: KnownDistance | None = None,
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
@@ -140,7 +140,7 @@ def add_photos(
     photos: Path | str,
     *,
     model: D2Net | None = None,
-    masks: Path | None = None,
+    masks: Path | str | None = None,
     progress: Progress = no_progress,
     **options: Unpack[MappingOptions],
 ) -> MapSummary:
@@ -233,7 +233,7 @@ class Stages:
         """Largest errors for these keypoints."""
         return self._settings.thresholds(self.uncertainty.values())
 
-    def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | None) -> None:
+    def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | str | None) -> None:
         """Extract the features of photos that have none yet."""
         output = self._folder.features
         with self._folder.timed("features"):
@@ -415,7 +415,7 @@ class Stages:
         folder.record.finish("mapping", self.inputs)
         return models
 
-    def triangulate(self, poses: Path) -> pycolmap.Reconstruction:
+    def triangulate(self, poses: Path | str) -> pycolmap.Reconstruction:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
         known = read_model(find_model(poses) or poses, self.uncertainty)
@@ -474,7 +474,7 @@ class Stages:
             georeference=Georeference.read(folder.sparse / "0"),
             settings=folder.record.values.setdefault("made_with", settings),
         )
-        write_report(clouds, folder.path, summary, folder.photo_folders)
+        write_report(clouds, folder.path, summary, folder.photo_folders, folder.photo)
         folder.record.values["finished"] = sorted(self.sizes)
         folder.record.save()
         return summary

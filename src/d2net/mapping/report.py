@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ from d2net.mapping.summary import MapSummary, figure_lines, seconds_line, summar
 
 
 def write_report(
-    clouds: Sequence[Cloud], folder: Path, summary: MapSummary, photo_folders: Sequence[Path] = ()
+    clouds: Sequence[Cloud],
+    folder: Path,
+    summary: MapSummary,
+    photo_folders: Sequence[Path],
+    find: Callable[[str], Path],
 ) -> None:
     """Write `report.json`, `map.png` and `map.html` of maps into a folder.
 
@@ -52,7 +56,7 @@ def write_report(
         if number:
             part = replace(summarise([cloud], {}), maps=summary.maps[number : number + 1])
         failed = [photo.name for photo in part.failed]
-        coloured, thumbnails = add_colours(cloud, photo_folders, failed)
+        coloured, thumbnails = add_colours(cloud, find, failed)
         lines = [f"{line[0].upper()}{line[1:]}." for line in figure_lines(part)]
         stem = f"map{number or ''}"
         write_picture(folder / f"{stem}.png", draw_picture(coloured, lines))

@@ -43,7 +43,7 @@ class ShownMap:
     @cached_property
     def _cloud(self) -> Cloud:
         cloud = read_cloud(self.map.reconstruction)
-        return add_colours(cloud, self.map.folder.photo_folders)[0]
+        return add_colours(cloud, self.map.folder.photo)[0]
 
     def picture(self, name: str) -> bytes:
         """A JPEG of a photo of the map; InputError if it is missing."""

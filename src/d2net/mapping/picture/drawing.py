@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,6 @@ from scipy.spatial import cKDTree
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.io.image_lists import find_photo
 from d2net.io.images import Pixels, limited_size, resize, to_pixels
 from d2net.mapping.georeference import common_up
 from d2net.mapping.reconstruction_arrays import Array, Cloud
@@ -163,7 +162,7 @@ def _draw(cloud: Cloud) -> Image.Image:
 
 
 def add_colours(
-    cloud: Cloud, folders: Sequence[Path], failed: Iterable[str] = ()
+    cloud: Cloud, find: Callable[[str], Path], failed: Iterable[str] = ()
 ) -> tuple[Cloud, dict[str, bytes]]:
     """Colour the points with the mean colours of the photos that observe them, or else grey.
 
@@ -177,10 +176,9 @@ def add_colours(
     sums, counts = np.zeros(cloud.colours.shape), np.zeros(len(cloud.points))
     thumbnails = {}
     for name in names:
-        photo, path = posed.get(name), find_photo(folders, name)
-        if path is None:
-            continue
+        photo = posed.get(name)
         try:
+            path = find(name)
             pixels = to_pixels(path)
             if photo is not None and pixels.shape[1::-1] != photo.size:
                 pixels = to_pixels(path, upright=False)  # a map may be made of photos as stored
