@@ -541,6 +541,11 @@ def test_wrong_matches_are_one_sentence(matches_path, rows, complaint):
         file.get("a", "b")
 
 
-def test_a_features_file_is_no_matches_file(path):
-    with MatchFile(as_hloc(path)) as file, pytest.raises(FormatError, match="contains no matches"):
-        len(file)
+def test_a_features_file_is_no_matches_file(path, matches_path):
+    with MatchWriter(matches_path, SETTINGS) as writer:
+        writer.add("a.jpg", "b.jpg", make_matches(k=6, num0=10, num1=50), 10)
+    ours = write(path, {"a.jpg": make_features(5)})
+    theirs = as_hloc(path.with_name("hloc.h5"))
+    for file in (FeatureFile(matches_path), MatchFile(ours), MatchFile(theirs)):
+        with file, pytest.raises(FormatError, match="contains no "):
+            len(file)

@@ -49,6 +49,7 @@ def test_folders_are_walked_and_sorted(photos):
     found = find_images([photos / "photos"])
     assert names(found) == ALL
     assert all(image.path == photos / "photos" / image.name for image in found)
+    assert find_images(photos / "photos") == find_images(str(photos / "photos")) == found
 
 
 def test_paths_may_be_relative(photos, monkeypatch):

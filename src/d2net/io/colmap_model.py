@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import pycolmap
 
 
-def find_model(folder: Path) -> Path | None:
+def find_model(folder: Path | str) -> Path | None:
     """The folder of a scene's model: `model`, `sparse/0`, `sparse` or the scene's folder itself."""
+    folder = Path(folder)
     candidates = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
     return next((candidate for candidate in candidates if is_model(candidate)), None)
 
@@ -37,10 +38,11 @@ def is_model(folder: Path) -> bool:
     return any(all((folder / (name + end)).is_file() for name in names) for end in (".txt", ".bin"))
 
 
-def read_model(folder: Path, photos: Container[str] = ()) -> pycolmap.Reconstruction:
+def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reconstruction:
     """Read the model in a folder, text or binary; with the names of `photos` as they are there."""
     import pycolmap
 
+    folder = Path(folder)
     if not is_model(folder):
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D as .txt or "

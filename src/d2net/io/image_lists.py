@@ -39,7 +39,8 @@ class FoundImage:
 
 
 def find_images(
-    paths: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    root: str | os.PathLike[str] | None = None,
 ) -> list[FoundImage]:
     """Find the photos in files and folders.
 
@@ -56,7 +57,7 @@ def find_images(
     found: dict[str, Path] = {}
     seen_folders: set[Path] = set()
     seen_files: set[Path] = set()
-    for path in map(Path, paths):
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         check_regular(path)
         if path.is_dir():
             here = Path(root or path)

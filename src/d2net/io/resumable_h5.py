@@ -121,7 +121,7 @@ class H5File:
         if self._names is None:
             with self._format_errors():
                 self._names = tuple(sorted(self._walk(self._file, "")))
-            if not self._names and self.settings is None:
+            if not self._names and (self.settings is None or len(self._file)):
                 raise FormatError(
                     f"{self.path} contains no {self.contents}: none of its groups has a dataset "
                     f"{self.marker!r}."

@@ -63,8 +63,8 @@ class PairChoice(Settings):
     num_matched: int = 20
     overlap: int = 10
     max_distance: float = 100.0
-    model: Path | None = None
-    file: Path | None = None
+    model: Path | str | None = None
+    file: Path | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

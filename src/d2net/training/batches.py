@@ -106,7 +106,7 @@ def input_files(settings: RunSettings, data: Path) -> dict[str, Path]:
     found: set[Path] = set()
     for source in (*settings.training_sources, *settings.validation_sources):
         others = (source.options.get(option) for option in ("model", "images"))
-        for folder in (data / source.path, *(Path(path) for path in others if path)):
+        for folder in (data / source.path, *(data / source.path / path for path in others if path)):
             if folder.is_dir():
                 found.update(photo.path for photo in find_images([folder]))
                 for pattern in _INPUTS:  # pathlib would not follow links

@@ -70,8 +70,8 @@ def test_text_models_and_named_folders(tmp_path):
     folder = plane.write(tmp_path / "scene")
     (tmp_path / "text").mkdir()
     plane.reconstruction().write_text(tmp_path / "text")
-    (folder / "images").rename(tmp_path / "photos")
-    source = opened(folder, model=str(tmp_path / "text"), images=str(tmp_path / "photos"))
+    (folder / "images").rename(folder / "photos")
+    source = opened(folder, model=str(tmp_path / "text"), images="photos")
     assert truth_error(plane, source.pair(0, pair_generator(0, 0))) < 1e-3
 
 

@@ -31,10 +31,10 @@ class ColmapOptions(SceneOptions):
     matched, even though the photos still overlap."""
 
     model: str = ""
-    """Folder of the model. Empty: `model`, `sparse/0`, `sparse` or the folder itself."""
+    """Folder of the model in the source. Empty: `model`, `sparse/0`, `sparse` or the source."""
 
     images: str = ""
-    """Folder of the photos. Empty: `images`, or the folder itself."""
+    """Folder of the photos in the source. Empty: `images`, or the source itself."""
 
     depth: bool = True
     """Whether to use depth maps. False: use the tracks in any case."""
@@ -51,9 +51,9 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    path = Path(options.model) if options.model else find_model(folder) or folder
+    path = folder / options.model if options.model else find_model(folder) or folder
     model = read_model(path)
-    images = Path(options.images) if options.images else photos_folder(folder)
+    images = folder / options.images if options.images else photos_folder(folder)
     photos: list[ScenePhoto] = []
     missing: list[str] = []
     without_points = 0
