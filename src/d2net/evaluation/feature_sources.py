@@ -35,13 +35,10 @@ class FeatureSource(Protocol):
 
 
 def open_source(specification: str, device: str = "cpu") -> FeatureSource:
-    """A source by its name.
+    """A source by its name; `device` is that of its network.
 
-    Args:
-        specification: `rootsift`, `aliked` or `xfeat`; an HDF5 file in hloc's layout; or our
-            weights by name or path. Settings follow a colon: `ots:original`,
-            `default:multiscale,max_keypoints=2000`, `aliked:weights=FILE`.
-        device: device of the networks.
+    The name is `rootsift`, `aliked` or `xfeat`; an HDF5 file in hloc's layout; or our weights by
+    name or path. Settings follow a colon: `ots:original`, `default:turns=4,max_keypoints=2000`.
     """
     name, colon, tail = specification.partition(":")
     parts = tail.split(",") if colon else []

@@ -44,15 +44,13 @@ class PosedPair(PhotoPair):
 def find_pairs(
     folder: Path, model: Path | None = None, pairs: Path | None = None
 ) -> list[PosedPair]:
-    """Pairs with ground truth.
+    """Pairs with ground truth in a scene, or in a folder of scenes.
 
-    Args:
-        folder: a scene, with photos in `images` or anywhere in it, or a folder of scenes.
-        model: COLMAP model of the true cameras. None: the one in the scene's `model`, `sparse/0`,
-            `sparse` or the scene's folder itself.
-        pairs: file with two names a line, relative to the folder of photos; None for all pairs. A
-            file in SuperGlue's format (MegaDepth-1500, ScanNet-1500) holds the ground truth itself:
-            `name0 name1 rot0 rot1 K0 K1 T_0to1`, matrices row by row, pixel centres at integers.
+    Photos are in `images` or anywhere in the scene. `model` is a COLMAP model of the true cameras;
+    None for the one that `find_model` finds. The file `pairs` has two names a line, relative to the
+    folder of photos; None for all pairs. A file in SuperGlue's format (MegaDepth-1500,
+    ScanNet-1500) holds the ground truth itself: `name0 name1 rot0 rot1 K0 K1 T_0to1`, matrices row
+    by row, pixel centres at integers.
     """
     # SuperGlue's lines have numbers after the names.
     _, first_line = next(read_lines(pairs, "pairs"), (0, "")) if pairs else (0, "")

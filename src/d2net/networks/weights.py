@@ -84,16 +84,12 @@ def file_names(weights: str | os.PathLike[str]) -> list[str]:
 
 
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
-    """Load a weights file; a name that is not on this machine yet is downloaded first.
+    """Load weights by a name of the catalogue, which are downloaded if necessary, or a file.
 
-    Args:
-        name_or_path: a name of the catalogue, or a file: safetensors, or the release's .pth
-            (weights or training checkpoints, of any version of torch), or torchvision's VGG-16.
-            Nothing in a file is executed. If a file has the name of weights, write `./ots`.
-
-    Raises:
-        WeightsError: unknown name, missing or damaged file, not a known network, or the download
-            failed.
+    The file is safetensors, or the release's .pth (weights or training checkpoints, of any version
+    of torch), or torchvision's VGG-16. Nothing in it is executed. If a file has the name of
+    weights, write `./ots`. WeightsError if there is no such file, no known network in it, it is
+    damaged, or the download fails.
     """
     record = _find(name_or_path)
     path = Path(name_or_path).expanduser() if record is None else record.path
