@@ -85,14 +85,10 @@ def choose_pairs(
     features: Mapping[str, Features] | None = None,
     descriptors: GlobalDescriptors | None = None,
 ) -> list[Pair]:
-    """Select pairs of photos.
+    """Select pairs of the photos of these names.
 
-    Args:
-        choice: the method and its options.
-        names: the photos.
-        photos: their files, for gps. A list may name only these photos and those in `names`.
-        features: their features, for retrieval.
-        descriptors: their global descriptors if they exist already, in place of `features`.
+    `photos` are their files, for gps; a list may name only these photos and those in `names`.
+    Retrieval needs their features, or their global descriptors if they exist already.
     """
 
     def by_retrieval() -> list[Pair]:
