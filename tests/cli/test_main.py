@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -187,6 +188,20 @@ def test_ctrl_c_during_the_imports_is_no_traceback(real: Real) -> None:
     (real.folder / "typer.py").write_text("raise KeyboardInterrupt")
     run = real("--version")
     assert (run.code, run.out, run.err) == (130, "", "")
+
+
+def test_ctrl_c_while_features_are_stored_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, photos: Path, d2net: Run
+) -> None:
+    """NumPy's zip file answers it with another error."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise ValueError("Can't close the ZIP file") from KeyboardInterrupt()
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    run = d2net("extract", photos, "-o", "f.h5")
+    assert run.code == 130
+    assert "stopped by Ctrl-C" in run.err
 
 
 def test_names_that_would_garble_the_terminal_are_escaped(d2net: Run) -> None:

@@ -87,6 +87,13 @@ def main() -> None:
         code = _failed(f"{named}{error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
+    except Exception as error:  # Ctrl-C while NumPy writes a zip file is followed by a ValueError
+        cause: BaseException | None = error
+        while not isinstance(cause, KeyboardInterrupt):
+            if cause is None:
+                raise
+            cause = cause.__cause__ or cause.__context__
+        code = console.INTERRUPTED
     if code == console.INTERRUPTED:
         _failed("stopped by Ctrl-C; start the same command again to continue")
     sys.exit(code)
