@@ -240,9 +240,7 @@ def test_better_keypoints_are_brighter_and_the_scale_says_so(grey, texts):
     coloured = [saturation(shown[285:316, x - 15 : x + 16]) > 100 for x in (100, 400, 700)]
     low, middle, high = (g[c].mean() for g, c in zip(greens, coloured, strict=True))
     assert low < middle < high
-    assert [text for text, _ in texts if "score" in text] == [
-        "radius: scale, colour: keypoint score  10.2"
-    ]
+    assert [text for text, _ in texts if "score" in text] == ["colour: score, radius: scale  10.2"]
     assert texts[-1][0] == "29.8"
 
 
@@ -258,6 +256,14 @@ def test_score_map_is_laid_over_the_photo_beside(grey):
     assert 190 <= x < 290
     assert 470 <= y < 530
     assert saturation(shown[:, :800]).max() < 10
+
+
+def test_the_legend_of_a_narrow_photo_ends_before_that_of_its_score_map(texts):
+    narrow = np.zeros((640, 480), np.uint8)
+    three = features([[100, 300], [200, 300], [300, 300]], (480, 640), [0.000261, 0.1, 0.0123])
+    plot_keypoints(narrow, three, score_map=np.eye(9))
+    (highest,) = [end for text, end in texts if text.startswith("0.") and len(text) < 8]
+    assert highest < 480 + GAP
 
 
 @pytest.mark.parametrize("bad", [np.zeros(5), np.zeros((2, 3, 4)), np.full((2, 2), np.nan), []])

@@ -211,7 +211,7 @@ def plot_keypoints(
     )
     picture.write(0, f"{len(features):,} keypoints", left, name=_name(image))
     if len(features):
-        picture.write_scale("radius: scale, colour: keypoint score", scale, left)
+        picture.write_scale("colour: score, radius: scale", scale, left)
     if score_map is not None:
         if isinstance(score_map, Tensor):
             score_map = score_map.detach().float().cpu().numpy()
@@ -328,7 +328,7 @@ class _Picture:
         lowest = f"{text}  {_short(scale.low)}"
         left = (column.left if column else 0) + _GAP
         bar_left = left + round(self._font.getlength(lowest)) + _GAP
-        bar_width, bar_height = 6 * self._row, self._row // 3
+        bar_width, bar_height = 5 * self._row, self._row // 3
         bar = scale.colours(np.linspace(scale.low, scale.high, bar_width))[None]
         strip = Image.fromarray(np.repeat(bar, bar_height, axis=0))
         self._caption.paste(strip, (bar_left, round(self._middle(row) - bar_height / 2)))
