@@ -171,11 +171,7 @@ class Network(nn.Module, ABC):
         """
 
     def resolve(self, settings: ExtractionSettings) -> ExtractionSettings:
-        """Settings with the network's defaults filled in.
-
-        Raises:
-            InputError: these weights cannot make the descriptors.
-        """
+        """Settings with the network's defaults; InputError if it cannot make the descriptors."""
         if settings.original:
             self.detector(original=True)
         available = self.descriptor_lengths
