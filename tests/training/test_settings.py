@@ -143,3 +143,6 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
         TrainingSettings.from_file(path)
     with pytest.raises(InputError, match="cannot be read"):
         TrainingSettings.from_file(tmp_path / "missing.toml")
+    path.write_text('objective = "matching"')
+    with pytest.raises(InputError, match="objective must be matcher, not 'matching'"):
+        read_recipe(path)

@@ -53,8 +53,8 @@ def train(
 
 
 def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
-    """The settings of a TOML file: of a matcher if it says objective = "matcher"."""
-    if read_toml(path).get("objective") == "matcher":
+    """The settings of a TOML file: of a matcher if it has the setting `objective`."""
+    if "objective" in read_toml(path):
         return MatcherTrainingSettings.from_file(path)
     return TrainingSettings.from_file(path)
 
