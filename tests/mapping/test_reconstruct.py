@@ -485,6 +485,16 @@ def test_photos_are_added_to_a_map(made: Path, tmp_path: Path) -> None:
     assert "photo06.png" in opened.names
 
 
+def test_added_photos_share_the_single_camera_of_a_map(made: Path, tmp_path: Path) -> None:
+    reconstruct(made / "photos", tmp_path / "map", model=network(), camera_mode="single")
+    both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
+    for mode, cameras in (("single", 1), ("auto", 2)):
+        new = write_photos(tmp_path / mode, [6 if mode == "single" else 7])
+        add_photos(tmp_path / "map", new, model=network(both), camera_mode=mode)
+        assert model_of(tmp_path / "map").num_cameras() == cameras
+    assert errors(model_of(tmp_path / "map"))[0] < 0.1
+
+
 PLACES = [*(seen(pose) for pose in POSES), *(seen(pose, other=True) for pose in POSES)]
 
 

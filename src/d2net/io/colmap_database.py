@@ -56,7 +56,7 @@ def write_database(
         matches: the pairs whose photos are both in `features` are written.
         cameras: the camera of each photo; photos may share a camera object. Without cameras, each
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
-            mapping refines.
+            mapping refines. A camera with a number of the database to extend is that camera.
         overwrite: replace an existing database.
         extend: add missing photos and pairs to an existing database, which keeps its numbers.
     """
@@ -85,12 +85,15 @@ def _write_photos(
 
     written: dict[int, tuple[int, int]] = {}
     known = {image.name for image in database.read_all_images()}
+    rigs = {rig.ref_sensor_id.id: rig.rig_id for rig in database.read_all_rigs()}
     for name in features:
         if name in known:
             continue
         photo = features[name]
         camera = guessed_camera(photo.image_size) if cameras is None else cameras[name]
-        if cameras is None or id(camera) not in written:
+        if camera.camera_id in rigs:
+            written[id(camera)] = camera.camera_id, rigs[camera.camera_id]
+        elif cameras is None or id(camera) not in written:
             numbered = copy(camera)
             numbered.camera_id = database.write_camera(camera)
             rig = pycolmap.Rig()  # since COLMAP 3.12 cameras belong to rigs, and photos to frames

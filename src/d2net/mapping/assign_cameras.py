@@ -35,9 +35,14 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
 
 
 def assign_cameras(
-    photos: Iterable[tuple[str, Path, Size]], settings: MappingSettings
+    photos: Iterable[tuple[str, Path, Size]],
+    settings: MappingSettings,
+    map_camera: pycolmap.Camera | None = None,
 ) -> dict[str, pycolmap.Camera]:
-    """A camera for each photo (name, file, size); photos that share one get the same object."""
+    """A camera for each photo (name, file, size); photos that share one get the same object.
+
+    `map_camera` is the camera of all photos of the map that these are added to.
+    """
     cameras: dict[str, pycolmap.Camera] = {}
     shared: dict[object, str] = {}
     for name, path, size in photos:
@@ -52,6 +57,8 @@ def assign_cameras(
         if first == name:
             if settings.camera_params is None:
                 cameras[name] = photo_camera(path, size, settings.camera_model)
+                if map_camera and key is None and (map_camera.width, map_camera.height) == size:
+                    cameras[name] = map_camera
             else:
                 first = next(iter(cameras), name)  # known parameters fit one size
                 cameras[name] = known_camera(settings.camera_model, size, settings.camera_params)

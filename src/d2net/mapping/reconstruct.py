@@ -322,6 +322,9 @@ class Stages:
             old = folder.finished if adding else frozenset()
             new = [name for name in self.usable if name not in old]
             files = ((name, folder.photo(name), self.sizes[name]) for name in new)
+            models = [model for model, _ in folder.read_models()] if adding else []
+            cameras = {number: camera for m in models for number, camera in m.cameras.items()}
+            map_camera = next(iter(cameras.values())) if len(cameras) == 1 else None
             pairs = SignificantPairs(
                 matches,
                 features,
@@ -333,7 +336,7 @@ class Stages:
                 folder.database,
                 LazyFeatures(features.__getitem__, new),
                 pairs,
-                cameras=assign_cameras(files, settings),
+                cameras=assign_cameras(files, settings, map_camera),
                 overwrite=not adding,
                 extend=adding,
             )
