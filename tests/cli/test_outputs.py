@@ -159,3 +159,14 @@ def test_own_results_are_replaced(d2net: Run, photos: Path, name: str) -> None:
         assert d2net("match", photos / "a.png", photos / "a.png", "-o", name).code == 0
         (photos / "new\nline.png").unlink(missing_ok=True)
         assert d2net("pairs", photos, "--method", "exhaustive").code == 0
+
+
+def test_a_list_of_pairs_with_a_comment_of_the_user_is_not_overwritten(
+    d2net: Run, photos: Path
+) -> None:
+    (photos / "new\nline.png").unlink(missing_ok=True)
+    mine = Path("pairs.txt")
+    mine.write_text("# chosen by hand\na.png b.png\n")
+    run = d2net("pairs", photos, "--method", "exhaustive")
+    assert (run.code, "pairs.txt" in run.err) == (2, True)
+    assert mine.read_text().startswith("# chosen by hand")

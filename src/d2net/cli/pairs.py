@@ -36,10 +36,10 @@ def pairs(
 
     from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images
-    from d2net.io.pair_lists import read_pairs, write_pairs
+    from d2net.io.pair_lists import is_own_list, write_pairs
     from d2net.matching.pair_selection import choose_pairs
 
-    check_output(output, pairing.model, is_own=read_pairs)
+    check_output(output, pairing.model, is_own=is_own_list)
     names: Sequence[str]
     if source.is_file():
         with FeatureFile(source) as features:

@@ -36,11 +36,23 @@ def read_pairs(path: str | Path) -> list[Pair]:
     return pairs
 
 
+def is_own_list(path: Path) -> bool:
+    """Whether the list has no comments and blanks that `write_pairs` does not write.
+
+    No comment marks our lists, because hloc reads none.
+    """
+    return path.read_text(encoding="utf-8") == _as_text(read_pairs(path))
+
+
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write the pairs in their order, with a tab between names if one of them contains a space.
 
     A name that begins with # or a space gets `./` in front, which `read_pairs` removes.
     """
+    write_text(Path(path), _as_text(pairs))
+
+
+def _as_text(pairs: Iterable[Pair]) -> str:
     lines = []
     for pair in pairs:
         for name in pair:
@@ -51,4 +63,4 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
                 )
         separator = "\t" if any(re.search(r"\s", name) for name in pair) else " "
         lines.append(separator.join(re.sub(r"^(?=[#\s])", "./", name) for name in pair) + "\n")
-    write_text(Path(path), "".join(lines))
+    return "".join(lines)
