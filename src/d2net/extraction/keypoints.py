@@ -64,19 +64,12 @@ def find_keypoints(
     limit: int | None = None,
     cells_per_tile: int | None = None,
 ) -> list[Keypoints]:
-    """Detect and describe keypoints in a batch of photos.
+    """Detect and describe keypoints in photos (B x H x W x 3, RGB, 0..255, uint8 or float32).
 
-    Args:
-        network: on the device of `photos`.
-        photos: B x H x W x 3, RGB, 0..255, uint8 or float32.
-        settings: resolved by the network. The caller applies the size limits and the budget.
-        limit: the caller uses at most this many keypoints. Others may be dropped, so memory does
-            not grow with the size of a photo. None: no limit.
-        cells_per_tile: larger maps are computed in tiles, with the same result. None: the
-            network's limit.
-
-    Returns:
-        The keypoints of each photo, sorted by rank.
+    The keypoints of each photo are sorted by rank. The caller applies the size limits and the
+    budget, and uses at most `limit` keypoints: others may be dropped, so memory does not grow with
+    the size of a photo. Maps of more than `cells_per_tile` cells are computed in tiles, with the
+    same result; None is the network's limit.
     """
     _, height, width, _ = photos.shape
     factors = PYRAMID if settings.multiscale else (1.0,)

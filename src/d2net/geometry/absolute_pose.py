@@ -90,16 +90,12 @@ def absolute_pose(
 ) -> AbsolutePose | None:
     """Robustly estimate the pose of a camera from 2D-3D correspondences.
 
-    Args:
-        points2D: N x 2 (x, y) in pixels, the centre of the top-left pixel at (0, 0).
-        points3D: N x 3, the corresponding points in the world, in any unit. A point of the photo
-            may occur several times with different 3D points; at most one of them is right.
-        camera: COLMAP's camera with any lens model. It is not changed.
-        options: see `AbsolutePoseOptions`.
+    They are N x 2 pixels, the centre of the top-left pixel at (0, 0), and N x 3 points in the
+    world. A point of the photo may occur several times with different 3D points; at most one of
+    them is right. The camera may have any lens model, and is not changed.
 
-    Returns:
-        The pose. None if there are too few points (see `MIN_POINTS`), they lie on a line, no pose
-        agrees with them, or the estimated focal length is impossible (see `possible_focal_length`).
+    The pose is None if there are too few points (see `MIN_POINTS`), they lie on a line, no pose
+    agrees with them, or the estimated focal length is impossible (see `possible_focal_length`).
     """
     import pycolmap
 

@@ -111,17 +111,9 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
 def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArray[np.bool_]:
     """Read a mask, H x W bool: keypoints are allowed where any channel is neither zero nor NaN.
 
-    Save masks in a lossless format: JPEG puts small values beside every edge.
-
-    Args:
-        mask: an image file, a pillow image, or an array H x W or H x W x C. With 2 or 4 channels,
-            the last one is alpha, which is ignored.
-        size: (width, height) of the photo, after it was turned upright if `upright` is set.
-        upright: as for `read_image`.
-
-    Raises:
-        ImageError: the file cannot be read.
-        InputError: the mask has another type, or another size than the photo.
+    Save masks in a lossless format: JPEG puts small values beside every edge. Of 2 or 4 channels
+    the last one is alpha, which is ignored. `size` is that of the photo, after it was turned
+    upright if `upright` is set; a mask of another size is an error.
     """
     if isinstance(mask, np.ndarray):
         if isinstance(mask, np.ma.MaskedArray):
