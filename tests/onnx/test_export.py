@@ -207,6 +207,10 @@ def test_the_network_light_is_exported_with_ordinary_operators(tmp_path: Path) -
     cosine = (found.descriptors * expected.descriptors.numpy()[same]).sum(1)
     assert np.median(cosine) > 0.9999
     assert {node.domain for node in onnx.load(tmp_path / "light" / MODEL).graph.node} == {""}
+    # The mean over a large photo is as exact as over a small one.
+    large = np.tile(photo, (5, 5, 1))
+    found, expected = shipped.Extractor().extract(large), model.extract(large, max_keypoints=None)
+    np.testing.assert_allclose(np.mean(found.scores), expected.scores.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -234,8 +234,8 @@ class Light(Network):
         bands = [photos] if torch.compiler.is_exporting() else torch.split(photos, _ROWS_AT_ONCE, 1)
         total = torch.zeros(len(photos), 2, dtype=torch.float64, device=photos.device)
         for band in bands:
-            values = band.float().flatten(1)
-            total += torch.stack([values.sum(1), values.square().sum(1)], dim=1)
+            rows = band.float().flatten(2)  # ONNX Runtime's float32 sums of whole photos are inexact
+            total += torch.stack([rows.sum(2), rows.square().sum(2)], dim=1).double().sum(2)
         mean, square = (total / photos[0].numel()).unbind(1)
         return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
 
