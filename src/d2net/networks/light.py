@@ -234,7 +234,7 @@ class Light(Network):
         bands = [photos] if torch.compiler.is_exporting() else torch.split(photos, _ROWS_AT_ONCE, 1)
         total = torch.zeros(len(photos), 2, dtype=torch.float64, device=photos.device)
         for band in bands:
-            rows = band.float().flatten(2)  # ONNX Runtime's float32 sums of whole photos are inexact
+            rows = band.float().flatten(2)  # ONNX Runtime sums whole photos inexactly
             total += torch.stack([rows.sum(2), rows.square().sum(2)], dim=1).double().sum(2)
         mean, square = (total / photos[0].numel()).unbind(1)
         return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
