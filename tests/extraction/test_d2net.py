@@ -116,6 +116,19 @@ def test_a_batch_equals_single_photos(model: D2Net, photo: np.ndarray) -> None:
         torch.testing.assert_close(features.keypoints, alone.keypoints, rtol=0, atol=1e-3)
 
 
+def test_a_batch_may_be_a_generator(model: D2Net, photo: np.ndarray) -> None:
+    mask = np.zeros(photo.shape[:2], bool)
+    found = model.extract_batch((photo for _ in range(2)), masks=(m for m in (None, mask)))
+    assert [len(features) for features in found] == [len(model.extract(photo)), 0]
+
+
+def test_one_photo_is_no_batch(model: D2Net, photo: np.ndarray, tmp_path: Path) -> None:
+    tensor = torch.from_numpy(photo.copy())
+    for one in (photo, photo[..., 0], tensor, "a.png", tmp_path / "a.png", Image.fromarray(photo)):
+        with pytest.raises(InputError, match="use extract for one photo"):
+            model.extract_batch(one)
+
+
 def test_a_batch_may_mix_sizes(model: D2Net, photo: np.ndarray) -> None:
     together = model.extract_batch([photo, photo[1:], photo])
     for features, image in zip(together, (photo, photo[1:], photo), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -144,22 +144,22 @@ class D2Net(nn.Module):
 
     def extract_batch(
         self,
-        batch: Sequence[ImageLike],
+        batch: Iterable[ImageLike],
         *,
-        masks: Sequence[MaskLike | None] | None = None,
+        masks: Iterable[MaskLike | None] | None = None,
         **settings: Unpack[ExtractionOptions],
     ) -> list[Features]:
-        """`extract` for several photos. Photos of one size share a pass of the network.
-
-        Raises:
-            InputError: as `extract`, or there are not as many masks as photos.
-        """
+        """`extract` for several photos, with as many masks; one pass for all photos of a size."""
         resolved = self.resolve(**settings)
-        if masks is None:
-            masks = [None] * len(batch)
-        if len(masks) != len(batch):
-            raise InputError(f"there are {len(batch)} photos but {len(masks)} masks")
-        pairs = zip(batch, masks, strict=True)
+        # The rows of an array, and the letters of a path, are no photos.
+        is_one = not isinstance(batch, Iterable) or isinstance(batch, str | bytes)
+        if is_one or getattr(batch, "ndim", 4) in (2, 3):
+            raise InputError("extract_batch takes several photos; use extract for one photo")
+        photos = list(batch)
+        masks = [None] * len(photos) if masks is None else list(masks)
+        if len(masks) != len(photos):
+            raise InputError(f"there are {len(photos)} photos but {len(masks)} masks")
+        pairs = zip(photos, masks, strict=True)
         return self.extract_prepared([prepare(image, resolved, mask) for image, mask in pairs])
 
     def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:
