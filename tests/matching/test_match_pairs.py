@@ -98,6 +98,14 @@ def test_a_pair_is_matched_once(features: Path, tmp_path: Path) -> None:
     assert again.skipped == [("z.jpg", "a.jpg")]
 
 
+def test_pairs_may_be_in_a_text_file(features: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("a.jpg z.jpg\n")
+    for path in (tmp_path / "pairs.txt", str(tmp_path / "pairs.txt")):
+        match_pairs(features, path, tmp_path / "m.h5")
+    with MatchFile(tmp_path / "m.h5") as file:
+        assert file.pairs == [("a.jpg", "z.jpg")]
+
+
 def test_names_in_another_unicode_form_are_those_of_the_features(
     features: Path, tmp_path: Path
 ) -> None:
@@ -149,13 +157,20 @@ def test_features_of_another_program(tmp_path: Path, photos: dict[str, Features]
         (PAIRS, {"device": "abacus"}, "cannot use device 'abacus'"),
         (PAIRS, {"ratio": 2.0}, "ratio"),
         (PAIRS, {"threshold": 3.0}, "threshold"),
+        (PAIRS, {"verify": "fundamental", "threshold": "3"}, "threshold must be a number"),
+        (PAIRS, {"ratio": "0.9"}, "ratio must be a number"),
+        (PAIRS, {"matcher": None}, "no file None"),
+        (PAIRS[0], {}, "names of two photos, not 'a.jpg'"),
+        (["a.jpg z.jpg"], {}, "names of two photos, not 'a.jpg z.jpg'"),
+        ([("a.jpg", "z.jpg", 0.5)], {}, "names of two photos"),
+        ([(0, 1)], {}, "names of two photos"),
         (PAIRS, {"verify": "affine"}, "affine"),
     ],
 )
 def test_wrong_arguments(
     features: Path,
     tmp_path: Path,
-    pairs: list[tuple[str, str]],
+    pairs: Any,
     arguments: dict[str, Any],
     message: str,
 ) -> None:

@@ -15,7 +15,7 @@ from d2net.cluster import share
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.io.h5 import FeatureFile, MatchWriter, pair_inputs
-from d2net.io.pair_lists import Pair
+from d2net.io.pair_lists import Pair, read_pairs
 from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.progress import Progress, no_progress
@@ -40,7 +40,7 @@ class PairSummary:
 
 def match_pairs(
     features: str | os.PathLike[str],
-    pairs: Iterable[Pair],
+    pairs: Iterable[Pair] | str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     device: str = "cpu",
@@ -54,8 +54,8 @@ def match_pairs(
 
     Args:
         features: HDF5 file in hloc's layout, by d2net or another program.
-        pairs: names of photos in the file. A pair that occurs twice, in either order, is matched
-            once; a photo paired with itself is ignored.
+        pairs: names of photos in the file, or a text file with two names per line. A pair that
+            occurs twice, in either order, is matched once; a photo paired with itself is ignored.
         output: HDF5 file of matches in hloc's layout. If matches are verified, it gets the inliers.
         device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
@@ -74,7 +74,10 @@ def match_pairs(
     all_options.update(options)
     with FeatureFile(os.fspath(features)) as file:
         unique: dict[frozenset[str], Pair] = {}
-        for a, b in pairs:
+        for given in read_pairs(Path(pairs)) if isinstance(pairs, str | os.PathLike) else pairs:
+            if isinstance(given, str) or [isinstance(name, str) for name in given] != [True, True]:
+                raise InputError(f"a pair must be the names of two photos, not {given!r}")
+            a, b = given
             pair = as_known(a, file), as_known(b, file)
             if pair[0] != pair[1]:
                 unique.setdefault(frozenset(pair), pair)
