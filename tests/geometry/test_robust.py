@@ -221,7 +221,7 @@ def test_what_is_no_camera_matrix_is_refused(K):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(InputError, match="magsac, poselib, not 'ransac'"):
+    with pytest.raises(InputError, match="not 'ransac'"):
         RobustOptions(threshold=3, method="ransac")
 
 
@@ -232,7 +232,9 @@ def test_missing_poselib_names_the_command(monkeypatch):
         robust.estimate("homography", a, b, RobustOptions(threshold=3, method="poselib"))
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": np.nan}, {"max_iterations": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": np.nan}, {"threshold": "3"}, {"seed": -1}, {"seed": None}]
+)
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=list(wrong)[-1]):
         RobustOptions(**{"threshold": 3, **wrong})

@@ -551,3 +551,8 @@ def test_each_kind_of_network_is_loaded_for_its_purpose_only(tmp_path):
     assert isinstance(load_network(path)[0], Light)
     with pytest.raises(WeightsError, match="no matcher"):
         load_matcher(path)
+
+
+def test_what_is_no_name_is_refused() -> None:
+    with pytest.raises(WeightsError, match="no weights file None"):
+        D2Net.from_pretrained(None)  # type: ignore[arg-type]

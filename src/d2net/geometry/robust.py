@@ -8,7 +8,7 @@ threshold of the final matrix, and a matrix that its inliers do not determine is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from d2net.geometry.epipolar import (
     sampson_distance,
 )
 from d2net.geometry.homography import transfer, transfer_error
+from d2net.settings import Settings
 
 Array = NDArray[np.float64]
 Method: TypeAlias = Literal["magsac", "poselib"]
@@ -34,7 +35,7 @@ _CONFIDENCE = 0.9999  # COLMAP's default for two views
 
 
 @dataclass(frozen=True, kw_only=True)
-class RansacOptions:
+class RansacOptions(Settings):
     """Options that every estimator understands.
 
     Attributes:
@@ -48,10 +49,9 @@ class RansacOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.threshold < np.inf:
             raise InputError(f"threshold must be a positive number of pixels, not {self.threshold}")
-        if self.max_iterations < 1:
-            raise InputError(f"max_iterations must be at least 1, not {self.max_iterations}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")
 
@@ -73,10 +73,6 @@ class RobustOptions(RansacOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in get_args(Method):
-            raise InputError(
-                f"method must be one of {', '.join(get_args(Method))}, not {self.method!r}"
-            )
         if self.method == "poselib":
             with needs_package("poselib is not installed: choose magsac, or install it", "poselib"):
                 import poselib  # noqa: F401

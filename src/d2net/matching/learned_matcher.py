@@ -62,7 +62,7 @@ class LearnedMatcher:
 
 def load_learned(path: str) -> LearnedMatcher:
     """The learned matcher of a name or file; it is read again only if the file has changed."""
-    file = CATALOGUE[path].path if path in CATALOGUE else Path(path).expanduser()
+    file = CATALOGUE[path].path if path in CATALOGUE else Path(str(path)).expanduser()
     if not file.is_file():
         raise InputError(
             f'matcher must be "nearest", "learned" or the file of a learned matcher, but there is '

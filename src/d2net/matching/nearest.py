@@ -48,8 +48,8 @@ def mutual_nearest(
     """
     a, b = descriptors_a, descriptors_b
     check_descriptors(a, b)
-    if ratio is not None and not 0 < ratio <= 1:
-        raise InputError(f"ratio must be above 0 and at most 1, not {ratio}")
+    if ratio is not None and not (isinstance(ratio, float | int) and 0 < ratio <= 1):
+        raise InputError(f"ratio must be a number above 0 and at most 1, not {ratio!r}")
 
     similarity, b_of_a, a_of_b = _nearest(a, b)
     rows = torch.arange(len(b_of_a), device=b_of_a.device)

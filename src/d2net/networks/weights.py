@@ -92,7 +92,7 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     damaged, or the download fails.
     """
     record = _find(name_or_path)
-    path = Path(name_or_path).expanduser() if record is None else record.path
+    path = Path(str(name_or_path)).expanduser() if record is None else record.path
     if record is not None and record.state == "downloadable":
         # A warning, because the first use takes long and needs the network.
         _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
