@@ -418,6 +418,17 @@ def test_known_poses_stay(made: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(image.cam_from_world().matrix(), true, atol=1e-6)
 
 
+def test_a_photo_without_a_known_pose_is_named_as_such(made: Path, tmp_path: Path) -> None:
+    model = true_model()
+    model.deregister_frame(next(iter(model.images.values())).frame_id)
+    (tmp_path / "poses").mkdir()
+    model.write(tmp_path / "poses")
+    summary = reconstruct(
+        made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses"
+    )
+    assert [photo.reason for photo in summary.failed] == [f"no pose in {tmp_path / 'poses'}"]
+
+
 def test_known_poses_with_fewer_pairs_use_only_these(made: Path, tmp_path: Path) -> None:
     (tmp_path / "poses").mkdir()
     true_model().write_text(tmp_path / "poses")

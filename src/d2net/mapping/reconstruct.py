@@ -449,7 +449,8 @@ class Stages:
                 f"no matches agree with the poses in {poses}; they must be those of these photos"
             )
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
-        folder.record.values |= {"insignificant_pairs": 0, "removed": {}}
+        without_pose = {name: f"no pose in {poses}" for name in self.usable if name not in names}
+        folder.record.values |= {"insignificant_pairs": 0, "removed": without_pose}
         folder.save_models([(model, None)])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model
