@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def test_onnx(d2net: Run) -> None:
     assert run.json["output"] == "folder"
     assert {path.name for path in Path("folder").iterdir()} == {"d2net.onnx", "d2net_onnx.py"}
     assert run.json["bytes"] == Path("folder/d2net.onnx").stat().st_size
+
+
+def test_the_onnx_program_is_named_in_quotes(d2net: Run) -> None:
+    run = d2net("export", "onnx", "my folder", "--max-keypoints", "9")
+    assert shlex.split(run.out.splitlines()[-1])[3] == str(Path("my folder/d2net_onnx.py"))
 
 
 def test_an_onnx_graph_of_the_release(d2net: Run) -> None:

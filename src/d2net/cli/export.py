@@ -109,7 +109,7 @@ def onnx(
     printing.result(
         {"output": str(output), "bytes": size},
         f"{output / MODEL} written, {size / 1e6:.1f} MB",
-        f"try it: python {output / RUNNER} A.jpg B.jpg",
+        f'try it: python "{output / RUNNER}" A.jpg B.jpg',
     )
 
 
