@@ -153,7 +153,7 @@ def _is_owned(found: Detections, border: int, level: Level, own: Window, grid: G
     """N bool: the anchor's cell is one of a window, and the anchor is not in the level's border."""
     anchors = found.anchors
     inside = (anchors >= border) & (anchors < anchors.new_tensor(level.size) - border)
-    cells = ((anchors.double() - grid.first_centre) / grid.stride).round()
+    cells = ((anchors.float() - grid.first_centre) / grid.stride).round()
     first = cells.new_tensor([own.cols.start, own.rows.start])
     stop = cells.new_tensor([own.cols.stop, own.rows.stop])
     return (inside & (cells >= first) & (cells < stop)).all(dim=1)

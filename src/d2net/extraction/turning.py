@@ -38,7 +38,7 @@ def find_in_turns(
         turned, photo_from_turned = turn_photos(photos, 360 * number / turns)
         of_photos = []
         for found in find(turned):
-            positions = photo_from_turned(found.positions.double()).float()
+            positions = photo_from_turned(found.positions.cpu().double()).float().to(photos.device)
             margin = _BORDER * found.scales[:, None]
             inside = ((positions >= margin) & (positions <= last - margin)).all(dim=1)
             keypoints = replace(found, positions=positions)
@@ -59,16 +59,16 @@ def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:
     if photo_from_turned.quarter:
         return photos.rot90(int(degrees // 90), (1, 2)).contiguous(), photo_from_turned
     planes = photos.permute(0, 3, 1, 2).float()
-    last = planes.new_tensor([width - 1, height - 1]).clamp(min=1)
+    last = torch.tensor([width - 1, height - 1]).clamp(min=1)
     turned = photos.new_empty(len(photos), size[1], size[0], 3)
-    x = torch.arange(size[0], device=photos.device)
+    x = torch.arange(size[0])  # MPS has no double precision
     for top in range(0, size[1], _ROWS_AT_ONCE):  # bounds the memory of the intermediates
-        y = torch.arange(top, min(top + _ROWS_AT_ONCE, size[1]), device=photos.device)
+        y = torch.arange(top, min(top + _ROWS_AT_ONCE, size[1]))
         points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         grid = photo_from_turned(points.double()) / last * 2 - 1
         band = F.grid_sample(
             planes,
-            grid.float().expand(len(photos), *grid.shape),
+            grid.float().to(photos.device).expand(len(photos), *grid.shape),
             mode="bicubic",
             padding_mode="border",
             align_corners=True,

@@ -232,12 +232,13 @@ class Light(Network):
         """Mean and deviation of each photo over all pixels and channels, B x 2 float32."""
         # Bands of rows bound the memory of the intermediates.
         bands = [photos] if torch.compiler.is_exporting() else torch.split(photos, _ROWS_AT_ONCE, 1)
-        total = torch.zeros(len(photos), 2, dtype=torch.float64, device=photos.device)
+        total = torch.zeros(len(photos), 2, dtype=torch.float64)  # not on MPS
         for band in bands:
             rows = band.float().flatten(2)  # ONNX Runtime sums whole photos inexactly
-            total += torch.stack([rows.sum(2), rows.square().sum(2)], dim=1).double().sum(2)
+            total += torch.stack([rows.sum(2), rows.square().sum(2)], dim=1).cpu().double().sum(2)
         mean, square = (total / photos[0].numel()).unbind(1)
-        return torch.stack([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
+        deviation = (square - mean.square()).clamp_min(0).sqrt()
+        return torch.stack([mean, deviation], dim=1).float().to(photos.device)
 
     def compute_maps(
         self, images: Tensor, dtype: torch.dtype, statistics: Tensor | None = None

@@ -66,8 +66,9 @@ def resample(
     `rows` and `cols` are those of the window on the target grid. Positions outside the source are
     moved to its border. The result, B x rows x cols x C, is added to `out` if that is given.
     """
-    left, right, u = _neighbours(_along(cols, source_from_target.x, maps), maps.shape[2])
-    top, bottom, v = _neighbours(_along(rows, source_from_target.y, maps), maps.shape[1])
+    x, y = _along(cols, source_from_target.x), _along(rows, source_from_target.y)
+    left, right, u = (part.to(maps.device) for part in _neighbours(x, maps.shape[2]))
+    top, bottom, v = (part.to(maps.device) for part in _neighbours(y, maps.shape[1]))
     u, v = u.to(maps.dtype)[:, None], v.to(maps.dtype)[:, None, None]
     result = maps.new_zeros(len(maps), len(rows), len(cols), maps.shape[3]) if out is None else out
     for first in range(0, len(rows), _ROWS_AT_ONCE):  # bounds the memory of the intermediates
@@ -78,9 +79,9 @@ def resample(
     return result
 
 
-def _along(window: range, axis: AxisMap, like: Tensor) -> Tensor:
-    """Source coordinates of a window's rows or columns, in double precision."""
-    target = torch.arange(window.start, window.stop, dtype=torch.float64, device=like.device)
+def _along(window: range, axis: AxisMap) -> Tensor:
+    """Source coordinates of a window's rows or columns, in double precision, which MPS lacks."""
+    target = torch.arange(window.start, window.stop, dtype=torch.float64)
     return target * axis.scale + axis.shift
 
 
