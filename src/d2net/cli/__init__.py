@@ -87,7 +87,7 @@ def main() -> None:
         code = _failed(f"{named}{error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
-    except Exception as error:  # Ctrl-C while NumPy writes a zip file is followed by a ValueError
+    except Exception as error:  # after Ctrl-C, NumPy's zip files raise a ValueError
         cause: BaseException | None = error
         while not isinstance(cause, KeyboardInterrupt):
             if cause is None:

@@ -151,7 +151,7 @@ class D2Net(nn.Module):
     ) -> list[Features]:
         """`extract` for several photos, with as many masks; one pass for all photos of a size."""
         resolved = self.resolve(**settings)
-        # The rows of an array, and the letters of a path, are no photos.
+        # A single array or path would be split into its rows or letters.
         is_one = not isinstance(batch, Iterable) or isinstance(batch, str | bytes)
         if is_one or getattr(batch, "ndim", 4) in (2, 3):
             raise InputError("extract_batch takes several photos; use extract for one photo")

@@ -37,9 +37,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def is_own_list(path: Path) -> bool:
-    """Whether the list has no comments and blanks that `write_pairs` does not write.
+    """Whether `write_pairs` could have written the list: it has no comments and no extra blanks.
 
-    No comment marks our lists, because hloc reads none.
+    Our lists have no comment that marks them, because hloc cannot read comments.
     """
     return path.read_text(encoding="utf-8") == _as_text(read_pairs(path))
 

@@ -239,12 +239,14 @@ class Map:
         features = self.model.extract(image)
         if camera is None:
             path = Path(image) if isinstance(image, str | os.PathLike) else None
-            found = photo_camera(path, features.image_size)
+            query_camera = photo_camera(path, features.image_size)
         else:
             check_photo_size("the photo", features.image_size, camera)
-            found = known_camera(camera.model_name, features.image_size, camera.params.tolist())
+            query_camera = known_camera(
+                camera.model_name, features.image_size, camera.params.tolist()
+            )
         return self.localize_features(
-            features, found, from_exif=camera is None, num_retrieved=num_retrieved, seed=seed
+            features, query_camera, from_exif=camera is None, num_retrieved=num_retrieved, seed=seed
         )
 
     def localize_features(

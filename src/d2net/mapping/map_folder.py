@@ -110,7 +110,8 @@ class MapFolder:
         """
         number = sum(path.name.isdigit() for path in self.sparse.glob("*"))
         folders = [self.sparse / str(model) for model in range(number or 1)]
-        for missing in (folder for folder in folders if not folder.is_dir()):
+        missing = next((folder for folder in folders if not folder.is_dir()), None)
+        if missing is not None:
             raise InputError(
                 f"{self.path} is not a finished map: sparse/{missing.name} is missing; make it "
                 f"with d2net reconstruct PHOTOS --output {self.path}, or, if you have removed "

@@ -25,7 +25,7 @@ class PosedPhoto:
         world_from_cam: 3 x 3 rotation; its columns point right, down and forward.
         tan_half_fov: 2, tangents of half the horizontal and half the vertical field of view.
         point_rows: K, rows of the cloud's points that it observes.
-        pixels: K x 2, where it observes them, in COLMAP's pixels.
+        pixels: K x 2 (x, y) of these observations, in COLMAP's pixels.
         error: mean reprojection error of these points in all photos, in pixels; NaN without points.
     """
 

@@ -84,7 +84,7 @@ class MapSummary:
 
 
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
-    """Photos of all maps, and figures of the first.
+    """The status of the photos in all maps, and the figures of the first map.
 
     `failed` gives the reason for each photo that is in no map.
     """

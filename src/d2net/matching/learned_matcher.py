@@ -23,9 +23,9 @@ MIN_CONFIDENCE = 0.01
 """Less likely matches are dropped. LightGlue's 0.1 also drops right ones across sensors."""
 
 _MIN_DISTANCE = 2.5
-"""Smallest distance of two keypoints in pixels of the photo, times their smallest scale. Of closer
-keypoints, which confuse attention (arXiv 2602.08430), the one with the highest score stays. The
-network light needs no limit: its detector keeps one in 5 x 5 pixels."""
+"""Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
+keypoints. Closer keypoints confuse attention (arXiv 2602.08430), so only the one with the highest
+score is kept. Keypoints of light are never closer: its detector keeps one in 5 x 5 pixels."""
 
 
 class LearnedMatcher:

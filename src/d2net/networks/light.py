@@ -232,7 +232,7 @@ class Light(Network):
         """Mean and deviation of each photo over all pixels and channels, B x 2 float32."""
         # Bands of rows bound the memory of the intermediates.
         bands = [photos] if torch.compiler.is_exporting() else torch.split(photos, _ROWS_AT_ONCE, 1)
-        total = torch.zeros(len(photos), 2, dtype=torch.float64)  # not on MPS
+        total = torch.zeros(len(photos), 2, dtype=torch.float64)  # on the CPU: MPS has none
         for band in bands:
             rows = band.float().flatten(2)  # ONNX Runtime sums whole photos inexactly
             total += torch.stack([rows.sum(2), rows.square().sum(2)], dim=1).cpu().double().sum(2)

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from d2net.errors import InputError
 from d2net.settings import Settings
 
-Both: TypeAlias = Sequence[Tensor]  # one tensor for each of the two photos
-Masks: TypeAlias = Sequence[Tensor | None]  # likewise, see `KeypointBatch.valid`
+TensorPair: TypeAlias = Sequence[Tensor]  # one tensor for each of the two photos
+MaskPair: TypeAlias = Sequence[Tensor | None]  # likewise, see `KeypointBatch.valid`
 
 _CROSS_GAIN = 1.3
 """Initial gain of the cross-attention's keys. Orthogonal keys keep the similarity of the states.
@@ -156,13 +156,15 @@ class Layer(nn.Module):
         nn.init.orthogonal_(self.cross_key.weight, _CROSS_GAIN)
         nn.init.zeros_(self.cross_key.bias)
 
-    def forward(self, states: Both, rotations: Both, valid: Masks) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, states: TensorPair, rotations: TensorPair, valid: MaskPair
+    ) -> tuple[Tensor, Tensor]:
         """Update the states of both photos, B x N x C and B x M x C.
 
         `rotations` are those of `_rotation`, and `valid` those of `KeypointBatch`.
         """
         a, b = map(self._attend_within, states, rotations, valid)
-        # The keys are also the queries, so both directions have the same scores.
+        # Keys serve as queries, too, so both directions have the same attention scores.
         key_a, key_b = self._split(self.cross_key(a)), self._split(self.cross_key(b))
         value_a, value_b = self._split(self.cross_value(a)), self._split(self.cross_value(b))
         to_a = self.cross_output(_attend(key_a, key_b, value_b, valid[1]))
@@ -192,10 +194,10 @@ class AssignmentHead(nn.Module):
         self.state_scale = nn.Parameter(torch.tensor(0.1))
         nn.init.constant_(self.matchability.bias, 1.0)
 
-    def forward(self, states: Both, descriptors: Both, valid: Masks) -> Assignment:
+    def forward(self, states: TensorPair, descriptors: TensorPair, valid: MaskPair) -> Assignment:
         """The assignment of states B x N x C and B x M x C; see `KeypointBatch` for the others."""
         x, y = (self.project(state) for state in states)
-        # LightGlue divides by C ** 0.5; the learned scale makes up for the difference.
+        # LightGlue divides by C ** 0.5. The learned scale absorbs the difference.
         similarity = (self.state_scale / x.shape[-1] ** 0.25) * x @ y.mT
         a, b = descriptors
         similarity = similarity + (self.descriptor_scale.exp() * a) @ b.mT

@@ -305,7 +305,7 @@ class MatcherObjective(Objective):
 
 @torch.no_grad()
 def _judge(network: MatchingTransformer, example: Example) -> tuple[float, Tensor, Tensor]:
-    """The loss of the last layer, and the matches of an example, without pruning.
+    """The loss of the last layer and the matches of an example, found without pruning.
 
     Returns:
         The loss, K probabilities, and K labels: 1 for right, 0 for wrong, -1 for unknown.

@@ -50,8 +50,8 @@ class PairSource(Protocol[Pair_co]):
     def pair(self, index: int, rng: np.random.Generator) -> Pair_co | None:
         """Make a pair; None if it has too few correspondences.
 
-        It depends on nothing but its number and the random numbers for the crops, so that a resumed
-        run sees the same pairs as an uninterrupted one. D2NetError if a file is missing or broken.
+        The pair depends only on `index` and `rng`, so a resumed run sees the same pairs as an
+        uninterrupted one. D2NetError if a file is missing or broken.
         """
         ...
 
