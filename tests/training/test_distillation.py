@@ -132,6 +132,13 @@ def test_the_loss_falls_on_one_photo(folder: Path) -> None:
     assert losses[-1] < 0.85 * losses[0]
 
 
+def test_a_student_with_starting_weights_keeps_the_basis_of_its_descriptors(folder: Path) -> None:
+    teacher = str(folder / "teacher.safetensors")
+    run(folder, start=teacher, student={}, steps=20, learning_rate=1e-9, save_every=20)
+    (figures,) = map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines())
+    assert figures["cosine"] < 0.05  # the teacher's descriptors, projected, are the student's own
+
+
 def test_useless_photos_are_left_out_and_named(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

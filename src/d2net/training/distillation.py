@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,13 +38,16 @@ from d2net.training.sources.distillation import (
     find_teacher_photos,
     stack,
 )
+from d2net.training.sources.reading import read_photo
 from d2net.training.state import TrainingState
 from d2net.training.teachers import StoredTargets, load_teachers
 
 _COSINE, _SCORE = 1.0, 3.0  # weights of the terms
 _FLOOR = 0.2  # share of the teachers' score that remains of a keypoint that is not matched
 _MIN_DISTANCE = 3.0  # px; points of a photo nearer than this are no negatives of each other
-_FIRST_SCALE, _MAX_SCALE = 15.0, 50.0  # factor of the cosines in the softmax; it is learned
+_FIRST_SCALE, _LEARNED_SCALE, _MAX_SCALE = 15.0, 33.0, 50.0
+"""Factor of the cosines in the softmax, which is learned: of random weights, of starting weights,
+and at most."""
 _AVERAGING = 0.999  # of the weights
 _WEIGHT_DECAY = 1e-4
 _PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5  # from which the principal components come
@@ -63,12 +67,12 @@ class Student(nn.Module):
     projection: Tensor
     updates: Tensor
 
-    def __init__(self, light: Light, teacher_length: int) -> None:
+    def __init__(self, light: Light, teacher_length: int, scale: float) -> None:
         super().__init__()
         self.light = light
         light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(light).requires_grad_(False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.register_buffer("projection", torch.zeros(teacher_length, light.widths.dimension))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -128,7 +132,8 @@ class DistillationObjective(FeatureObjective):
                 f"the teachers' descriptors have {length} numbers together, fewer than the "
                 f"student's {light.widths.dimension}: lower dimension in student"
             )
-        self.network = Student(light, length)
+        scale = _FIRST_SCALE if settings.start == "none" else _LEARNED_SCALE
+        self.network = Student(light, length, scale)
 
     def dataset(self, rank: int, processes: int) -> PairBatches[StudentPair]:
         """See `Objective.dataset`; first, the teachers run on photos that are new or changed."""
@@ -146,17 +151,38 @@ class DistillationObjective(FeatureObjective):
             known = [photo for photo in photos if self._targets.has(photo)]
             if not known:
                 raise InputError(f"none of the photos in {self.data} can be used")
-            # The directions in which the teachers' descriptors have the most energy.
-            total = 0.0
-            for i in evenly_spaced(len(known), _PROJECTION_PHOTOS):
-                x = self._targets.read(known[i]).descriptors[::_PROJECTION_STEP].astype(np.float64)
-                total = total + x.T @ x
-            vectors = np.linalg.eigh(total)[1][:, -self.network.light.widths.dimension :]
-            self.network.projection.copy_(torch.from_numpy(vectors.copy()))
+            self.network.projection.copy_(self._compute_projection(known))
         open_one = partial(
             DistillationPairs, settings=self.settings, data=self.data, targets=self._targets
         )
         return PairBatches(self.settings, open_one, stack, rank, processes)
+
+    @torch.no_grad()
+    def _compute_projection(self, photos: Sequence[Path]) -> Tensor:
+        """The directions in which the teachers' descriptors have the most energy, D x d.
+
+        They are rotated towards the descriptors of the starting weights, if there are any: the
+        student keeps its descriptors, and matchers and maps of them stay usable.
+        """
+        light = self.network.average.for_inference()
+        device, has_start = self.network.projection.device, self.start["name"] != "none"
+        energy, product = 0.0, 0.0
+        for i in evenly_spaced(len(photos), _PROJECTION_PHOTOS):
+            targets = self._targets.read(photos[i])
+            teacher = targets.descriptors[::_PROJECTION_STEP].astype(np.float64)
+            energy = energy + teacher.T @ teacher
+            if has_start:
+                pixels = np.array(read_photo(photos[i], self.settings.photo_edge))[None]
+                image = torch.from_numpy(pixels).to(device).float()
+                maps = light.compute_maps(image, torch.float32)
+                points = torch.from_numpy(targets.positions[None, ::_PROJECTION_STEP]).to(device)
+                own = light.describe_batch(maps, points)[0].double().cpu().numpy()
+                product = product + teacher.T @ own
+        vectors = np.linalg.eigh(energy)[1][:, -light.widths.dimension :]
+        if has_start:  # the orthogonal Procrustes problem
+            left, _, right = np.linalg.svd(vectors.T @ product)
+            vectors = vectors @ left @ right
+        return torch.from_numpy(vectors.copy())
 
     def optimizer(self, settings: RunSettings) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""
