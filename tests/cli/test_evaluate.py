@@ -12,6 +12,9 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from d2net.evaluation.feature_sources import open_source
+from d2net.io.h5 import FeatureWriter
+
 from ..evaluation.miniature import write_aachen
 from ..tiny import SIZE, write_photos
 from .conftest import Run
@@ -47,6 +50,18 @@ def test_homography_of_two_sources(d2net: Run, oxford: Path) -> None:
     assert second["groups"]["overall"]["features"] <= 501
     page = Path("page.html").read_text()
     assert "rootsift:max_keypoints=500" in page
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(d2net: Run, oxford: Path) -> None:
+    source = open_source("rootsift:max_keypoints=50")
+    for run in ("run1", "run2"):
+        Path(run).mkdir()
+        with FeatureWriter(f"{run}/features.h5", {}) as writer:
+            for name in ("img1.png", "img3.png"):
+                writer.add(f"graf/{name}", source.extract(oxford / "graf" / name, name))
+    options = ("--features", "run1/features.h5", "--compare", "run2/features.h5", "--json")
+    results = d2net("evaluate", "homography", oxford, *options).json
+    assert [r["method"] for r in results] == ["run1/features.h5", "run2/features.h5"]
 
 
 def test_earlier_results_are_replaced_in_the_evaluated_folder(d2net: Run, oxford: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sqlite3
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from d2net.io.h5 import FeatureFile
+from d2net.mapping.reconstruct import reconstruct
 
+from ..mapping.made import write_photos
+from ..mapping.test_reconstruct import PLACES, network
 from .conftest import Run
 
 
@@ -95,6 +99,13 @@ def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_a_scene_of_a_map_in_parts_says_so(d2net: Run, here: Path) -> None:
+    photos = write_photos(here / "two places", range(12))
+    reconstruct(photos, here / "map", model=network(PLACES))
+    run = d2net("export", "scene", "map", "scene")
+    assert re.fullmatch(r"6 photos and \d+ points of the first of 2 maps written: scene\n", run.out)
+
+
 def test_onnx(d2net: Run) -> None:
     run = d2net("export", "onnx", "folder", "--max-keypoints", "9", "--json")
     assert run.code == 0

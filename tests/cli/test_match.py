@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,15 @@ def test_pairs_of_a_file(d2net: Run, features: Path) -> None:
         assert file.settings["features"] == photos.settings
     run = d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "m.h5")
     assert run.out == "0 pairs matched, 0 matches; 1 matched before: m.h5\n"
+
+
+def test_pairs_of_an_earlier_list_are_mentioned(d2net: Run, features: Path, photos: Path) -> None:
+    arguments = ("match", "--features", features, "-o", "m.h5", "--pairs")
+    d2net(*arguments, "pairs.txt")
+    shutil.copy(photos / "a.png", photos / "c.png")
+    d2net("extract", photos, "-o", features)
+    Path("other.txt").write_text("a.png c.png\n")
+    assert "1 pair of earlier lists kept: m.h5" in d2net(*arguments, "other.txt").out
 
 
 def test_options_reach_the_matcher(d2net: Run, features: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,38 @@ def test_a_features_file(photo: Path, tmp_path: Path) -> None:
         writer.add("photo.png", features[:7])
     source = open_source(str(tmp_path / "mine.h5"))
     assert source.name == "mine"
-    assert len(source.extract(photo, "scene/photo.png")) == len(features)
-    assert len(source.extract(photo, "elsewhere/photo.png")) == 7
+    assert len(source.extract(tmp_path / "scene" / "photo.png", "scene/photo.png")) == len(features)
+    assert len(source.extract(tmp_path / "scene" / "photo.png", "photo.png")) == len(features)
+    assert len(source.extract(photo, "photo.png")) == 7
     with pytest.raises(InputError, match=r"no features of 'other\.png'"):
         source.extract(tmp_path / "other.png", "other.png")
+
+
+def test_a_file_name_does_not_stand_for_photos_in_other_folders(
+    photo: Path, tmp_path: Path
+) -> None:
+    with FeatureWriter(tmp_path / "mine.h5", {}) as writer:
+        writer.add("photo.png", open_source("rootsift:max_keypoints=30").extract(photo, "x"))
+    source = open_source(str(tmp_path / "mine.h5"))
+    with pytest.raises(InputError, match=r"no features of 'other/photo\.png'"):
+        source.extract(tmp_path / "other" / "photo.png", "other/photo.png")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_features_of_a_photo_of_another_size_are_refused(
+    photo: Path, tmp_path: Path, *, turned: bool
+) -> None:
+    features = open_source("rootsift:max_keypoints=30").extract(photo, "x")
+    size = (200, 240) if turned else (480, 400)
+    with FeatureWriter(tmp_path / "mine.h5", {}) as writer:
+        writer.add("photo.png", replace(features, image_size=size))
+    cached = CachedSource(open_source(str(tmp_path / "mine.h5")), tmp_path / "cache")
+    if turned:  # a program may ignore EXIF's orientation
+        CachedPhotos(cached, tmp_path, {"photo.png": photo}, no_progress)
+        return
+    for _ in range(2):  # nothing is kept from the first time
+        with pytest.raises(InputError, match=r"240 x 200 pixels, but .* features is 480 x 400"):
+            CachedPhotos(cached, tmp_path, {"photo.png": photo}, no_progress)
 
 
 def test_without_kornia_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,28 @@ def test_a_wrong_truth_counts_by_the_limits_that_it_misses(folder):
     assert result.groups["overall"]["0.5 m, 2°"] == pytest.approx(200 / 3)
 
 
+def test_queries_of_one_file_name_need_their_folders_in_the_truth(folder):
+    night = "query/night/nexus5x/c.jpg"
+    twin = "query/day/nexus4/c.jpg"
+    photos = folder / "images" / "images_upright"
+    (photos / twin).write_bytes(twin.encode())
+    lens = " ".join(map(str, (*SIZE, *LENS.params)))
+    with (folder / "queries" / "day_time_queries_with_intrinsics.txt").open("a") as queries:
+        queries.write(f"{twin} SIMPLE_RADIAL {lens}\n")
+    with (folder / "pairs-query-netvlad50.txt").open("a") as pairs:
+        pairs.writelines(f"{twin} {name}\n" for name in DATABASE)
+    source = Known(KEYPOINTS | {twin: seen(pose(0.9, 1))})
+    with pytest.raises(FormatError, match=rf"{night} \(2 of 4 queries\)|{twin} \(2 of 4 queries\)"):
+        evaluate(folder, source, truth=folder / "truth.txt")
+    truth = folder / "truth.txt"
+    of_name = dict(line.split(" ", 1) for line in truth.read_text().splitlines(keepends=True))
+    x, y, z, w = pose(0.9, 1).rotation.quat
+    numbers = " ".join(map(str, (w, x, y, z, *pose(0.9, 1).translation)))
+    of_name |= {night: of_name.pop("c.jpg"), twin: f"{numbers}\n"}
+    truth.write_text("".join(f"{name} {line}" for name, line in of_name.items()))
+    assert evaluate(folder, source, truth=truth).groups["overall"]["0.25 m, 2°"] == 100
+
+
 def test_a_query_that_matches_nothing_has_no_pose_and_counts_as_wrong(folder):
     rng = np.random.default_rng(1)
     night = "query/night/nexus5x/c.jpg"

@@ -12,9 +12,11 @@ import torch
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedSource
+from d2net.evaluation.feature_sources import open_source
 from d2net.evaluation.reconstruction import evaluate_reconstruction
 from d2net.evaluation.results import Result
 from d2net.features import Features
+from d2net.io.h5 import FeatureWriter
 
 from ..mapping.made import nothing, seen, write_photos
 from ..mapping.test_reconstruct import POSES, true_model
@@ -98,6 +100,28 @@ def test_scenes_beside_each_other_and_without_truth(tmp_path: Path) -> None:
         == (1 + result.groups["b"]["registered share"]) / 2
     )
     assert {pair.photos[0].split("/")[0] for pair in result.pairs} == {"a", "b"}
+
+
+def test_a_features_file_names_photos_of_scenes_by_their_paths(tmp_path: Path) -> None:
+    scene(tmp_path / "one", 3, truth=False)
+    for place in "ab":
+        scene(tmp_path / "both" / place, 3, truth=False)
+    for file, folder in (("flat", ""), ("full", "a/images/")):
+        with FeatureWriter(tmp_path / f"{file}.h5", {}) as writer:
+            for number, features in enumerate(EXACT[:3]):
+                writer.add(f"{folder}photo{number:02}.png", features)
+                if file == "full":
+                    writer.add(f"b/images/photo{number:02}.png", nothing())
+
+    def run(file: str, folder: str) -> Result:
+        source = CachedSource(open_source(str(tmp_path / f"{file}.h5")), tmp_path / "cache")
+        return evaluate_reconstruction(source, tmp_path / folder)
+
+    assert run("flat", "one").groups["one"]["images registered"] == 3
+    both = run("full", "both").groups
+    assert (both["a"]["images registered"], both["b"]["images registered"]) == (3, 0)
+    with pytest.raises(InputError, match=r"no features of 'a/images/photo00\.png'"):
+        run("flat", "both")
 
 
 def test_no_model_is_zero(tmp_path: Path) -> None:

@@ -94,6 +94,14 @@ def test_a_record_of_work_is_resumed_with_the_same_settings_only(tmp_path):
         WorkRecord(path, {"size": 2})
 
 
+def test_of_many_differences_the_weights_are_named(tmp_path):
+    made = {"extraction": dict.fromkeys("abcd", 1), "weights": {"name": "light"}}
+    WorkRecord(tmp_path / "work.json", made).save()
+    given = {"extraction": dict.fromkeys("abcd", 2), "weights": {"name": "ots"}}
+    with pytest.raises(OutputError, match=r"weights\.name is 'light' there, 'ots' now;"):
+        WorkRecord(tmp_path / "work.json", given)
+
+
 def test_a_damaged_record_is_one_sentence(tmp_path):
     path = tmp_path / "work.json"
     path.write_text("{")

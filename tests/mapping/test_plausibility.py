@@ -113,3 +113,8 @@ def test_pairs_whose_matches_have_no_points_contradict_the_map(tmp_path: Path) -
     for row in rows:
         made.delete_observation(5, int(row))
     assert "5 of 10 pairs contradict" in " ".join(judge_map(made, database).reasons)
+    advice = "give --camera-params, or --camera-mode single"
+    assert advice.partition(",")[0] in judge_map(made, database).reasons[-1]
+    assert advice not in judge_map(made, database).reasons[-1]  # they share a camera
+    made.add_camera(pycolmap.Camera({**made.cameras[1].todict(), "camera_id": 2}))
+    assert advice in judge_map(made, database).reasons[-1]

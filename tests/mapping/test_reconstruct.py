@@ -20,6 +20,7 @@ from d2net.errors import FormatError, InputError, MappingError, OutputError
 from d2net.features import Features
 from d2net.geometry.alignment import camera_errors
 from d2net.io.colmap_model import read_model
+from d2net.io.exif import Position
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.pair_lists import read_pairs, write_pairs
 from d2net.mapping import reconstruct as stages
@@ -506,6 +507,39 @@ def test_added_photos_share_the_single_camera_of_a_map(made: Path, tmp_path: Pat
     assert errors(model_of(tmp_path / "map"))[0] < 0.1
 
 
+@pytest.mark.parametrize("mode", ["auto", "single"])
+def test_known_cameras_of_a_map_stay_when_photos_are_added(tmp_path: Path, mode: str) -> None:
+    photos, given = write_photos(tmp_path / "photos", range(6)), (760.0, 320.0, 240.0, 0.01)
+    both = [*ROUGH, seen(QUERY, 1.0), seen(camera(-1.0, -3), 1.0)]
+    reconstruct(
+        photos, tmp_path / "map", model=network(both), camera_mode="single", camera_params=given
+    )
+    for number in (6, 7):
+        new = write_photos(tmp_path / f"new{number}", [number])
+        add_photos(tmp_path / "map", new, model=network(both), camera_mode=mode)
+    model = model_of(tmp_path / "map")
+    assert model.num_reg_images() == 8
+    known = {i.camera_id for i in model.images.values() if mode == "single" or i.name < "photo06"}
+    assert len(known) == 1
+    assert tuple(model.cameras[known.pop()].params) == given
+
+
+def test_a_refused_matcher_changes_nothing(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    weights = MatchingTransformer(MatcherSettings(64, width=32, heads=2, layers=1))
+    save_weights(tmp_path / "m.safetensors", weights, {"name": "m", "descriptor_id": ""})
+    new = write_photos(tmp_path / "new", [6, 7])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY), nothing()])
+    for run in (
+        add_photos,
+        lambda folder, photos, **options: reconstruct(photos, folder, **options),
+    ):
+        with pytest.raises(OutputError, match="matcher is 'nearest' there"):
+            run(tmp_path / "map", new, model=both, matcher=str(tmp_path / "m.safetensors"))
+    for name in ("features.h5", "pairs.txt", "retrieval.h5", "matches.h5", "sparse/0/images.bin"):
+        assert (tmp_path / "map" / name).read_bytes() == (made / "map" / name).read_bytes()
+
+
 PLACES = [*(seen(pose) for pose in POSES), *(seen(pose, other=True) for pose in POSES)]
 
 
@@ -533,6 +567,16 @@ def test_both_places_of_a_map_grow_where_they_are(tmp_path: Path) -> None:
     summary = add_photos(tmp_path / "map", new, model=network(PLACES))
     assert [len(part.photos) for part in summary.maps] == [6, 6]
     check_frames(old, tmp_path / "map")
+
+
+def test_pairs_of_an_extended_map_are_listed_and_counted_once(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", [0, 1, 2, 6, 7, 8])
+    before = reconstruct(photos, tmp_path / "map", model=network(PLACES))
+    new = write_photos(tmp_path / "new", [3, 4, 9])
+    after = add_photos(tmp_path / "map", new, model=network(PLACES))
+    assert after.insignificant_pairs >= before.insignificant_pairs > 0
+    pairs = read_pairs(tmp_path / "map" / "pairs.txt")
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs)
 
 
 def test_a_model_that_was_deleted_is_missed_until_it_is_made_again(tmp_path: Path) -> None:
@@ -579,6 +623,22 @@ def test_a_known_distance_to_a_photo_that_is_in_no_map_is_named(
     ends = "photo00.png", "photo06.png", 2.0
     reconstruct(photos, tmp_path / "map", model=network(PLACES), known_distance=ends)
     assert "photo06.png" in caplog.text
+
+
+def test_gps_positions_that_contradict_a_known_distance_are_mentioned(
+    made: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metre = 1 / 111_000  # in degrees
+    places = {f"photo{i:02}.png": Position(0, (8 + 20 * i) * metre) for i in range(6)}
+    monkeypatch.setattr(stages, "gps_positions", lambda _: places)
+    for metres, is_placed in ((23.0, True), (3.0, False)):
+        ends, folder = ("photo00.png", "photo01.png", metres), tmp_path / f"{metres:g}"
+        reconstruct(made / "photos", folder, model=network(), known_distance=ends)
+        assert (Georeference.read(folder / "sparse" / "0") is not None) is is_placed
+        assert ("too few GPS positions agree" in caplog.text) is not is_placed
 
 
 @pytest.mark.parametrize("metres", [0, -1, 1e300, float("nan")])

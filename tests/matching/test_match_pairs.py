@@ -98,6 +98,14 @@ def test_a_pair_is_matched_once(features: Path, tmp_path: Path) -> None:
     assert again.skipped == [("z.jpg", "a.jpg")]
 
 
+def test_pairs_of_an_earlier_list_stay_and_are_counted(features: Path, tmp_path: Path) -> None:
+    assert match_pairs(features, PAIRS[:5], tmp_path / "m.h5").num_others == 0
+    shorter = [PAIRS[1][::-1], PAIRS[2], PAIRS[5]]
+    assert match_pairs(features, shorter, tmp_path / "m.h5").num_others == 3
+    with MatchFile(tmp_path / "m.h5") as file:
+        assert len(file) == 6
+
+
 def test_pairs_may_be_in_a_text_file(features: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("a.jpg z.jpg\n")
     for path in (tmp_path / "pairs.txt", str(tmp_path / "pairs.txt")):

@@ -78,9 +78,14 @@ class Evaluation:
         if self.html is not None:
             check_matplotlib()
         results = []
-        for number, specification in enumerate([self.features, *(self.compare or ())]):
+        specifications = [self.features, *(self.compare or ())]
+        names = [Path(specification).stem for specification in specifications]
+        for number, specification in enumerate(specifications):
+            features = open_source(specification, device)
+            if names.count(names[number]) > 1:  # files in two folders
+                features.name = specification
             source = CachedSource(
-                open_source(specification, device),
+                features,
                 max_keypoints=self.max_keypoints,
                 device=device,
                 matcher="nearest" if number else self.matcher,

@@ -83,9 +83,11 @@ def scene(map_folder: Path, output: Path, *, printing: options.Printing) -> None
     with progress.shown(printing) as report:
         model = export_scene(map_folder, output, report)
     photos, points = model.num_reg_images(), model.num_points3D()
+    num_maps = len([*(map_folder / "sparse").glob("[0-9]*")])
+    part = f" of the first of {num_maps} maps" if num_maps > 1 else ""
     printing.result(
         {"photos": photos, "points": points, "output": str(output)},
-        f"{count(photos, 'photo')} and {count(points, 'point')} written: {output}",
+        f"{count(photos, 'photo')} and {count(points, 'point')}{part} written: {output}",
     )
 
 

@@ -79,9 +79,6 @@ def extract(
         line += f"; {len(summary.skipped)} extracted before"
     if summary.failed:
         line += f"; {len(summary.failed)} failed"
-    printing.result(
-        {**vars(summary), "output": str(output)},
-        f"{line}: {output}",
-    )
+    printing.result({**vars(summary), "output": str(output)}, f"{line}: {output}")
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)

@@ -135,6 +135,8 @@ def _match_file(
     line += f", {count(sum(summary.matched.values()), 'match')}"
     if summary.skipped:
         line += f"; {len(summary.skipped)} matched before"
+    if summary.num_others:
+        line += f"; {count(summary.num_others, 'pair')} of earlier lists kept"
     printing.result(
         {
             "matched": [
@@ -142,6 +144,7 @@ def _match_file(
                 for (first, second), matches in summary.matched.items()
             ],
             "skipped": summary.skipped,
+            "other_pairs": summary.num_others,
             "output": str(output),
         },
         f"{line}: {output}",

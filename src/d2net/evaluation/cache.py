@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
+from d2net.errors import InputError
 from d2net.evaluation.feature_sources import FeatureSource
 from d2net.features import Matches
+from d2net.io.exif import photo_size
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.pair_lists import Pair
 from d2net.io.resume import are_unchanged, fingerprint, record_files
@@ -58,8 +60,14 @@ class CachedPhotos:
     """
 
     def __init__(
-        self, source: CachedSource, folder: Path, photos: Mapping[str, Path], progress: Progress
+        self,
+        source: CachedSource,
+        folder: Path,
+        photos: Mapping[str, Path],
+        progress: Progress,
+        prefix: str = "",
     ) -> None:
+        """Extract the photos; `prefix` comes before their names in a features file."""
         self._source = source
         self.path = source.folder / fingerprint([source.provenance, str(folder.resolve())])
         self.path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +77,13 @@ class CachedPhotos:
                 progress("extracting", done, len(photos))
                 if not are_unchanged(writer.inputs(name), photo):
                     inputs = record_files(photo)
-                    found = source.source.extract(photo, name)
+                    found = source.source.extract(photo, prefix + name)
+                    size, given = photo_size(photo), found.image_size
+                    if size and {*size} != {*given}:  # however the photo is turned
+                        raise InputError(
+                            f"{photo} has {size[0]} x {size[1]} pixels, but the image_size of its "
+                            f"features is {given[0]} x {given[1]}; they must be the same"
+                        )
                     writer.add(name, found.best(source.max_keypoints), inputs)
         self._stack = ExitStack()
         self._features = self._stack.enter_context(FeatureFile(features_path))

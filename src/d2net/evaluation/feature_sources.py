@@ -93,8 +93,10 @@ class FileSource:
         self.provenance = {"file": str(path), "state": file_state(path), "made by": made_by}
 
     def extract(self, photo: Path, name: str) -> Features:
-        """Look the photo up by its relative path, or by its file name alone."""
-        return self._file[name if name in self._file else photo.name].to("cpu")
+        """Look the photo up by `name`, or by a longer end of its path."""
+        ends = ("/".join(photo.parts[start:]) for start in range(-len(photo.parts), 0))
+        longer = (end for end in ends if end.endswith(f"/{name}") and end in self._file)
+        return self._file[next(longer, name)].to("cpu")
 
 
 Detected = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -130,11 +130,7 @@ def _images(folder: Path) -> dict[int, Path]:
 
 
 def evaluate_homography(
-    source: CachedSource,
-    folder: Path,
-    *,
-    refined: bool = False,
-    progress: Progress = no_progress,
+    source: CachedSource, folder: Path, *, refined: bool = False, progress: Progress = no_progress
 ) -> Result:
     """Matching accuracy and homography accuracy on the sequences of a folder.
 

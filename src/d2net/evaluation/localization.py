@@ -9,6 +9,7 @@ Localization in Changing Conditions", CVPR 2018). A query without a pose counts 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -170,13 +171,15 @@ def evaluate_localization(
 
 def _read_true_poses(path: Path, queries: Sequence[Query]) -> Mapping[str, pycolmap.Rigid3d]:
     poses = read_poses(path)
-    missing = [query.name for query in queries if Path(query.name).name not in poses]
+    names = {q.name: q.name if q.name in poses else Path(q.name).name for q in queries}
+    counts = Counter(names.values())
+    missing = [query for query, name in names.items() if name not in poses or counts[name] > 1]
     if missing:
         raise FormatError(
             f"{path} lacks the pose of {missing[0]} ({len(missing)} of {len(queries)} queries); "
-            "give a list of the queries whose poses it has"
+            "give a list of the queries whose poses it has, and folders where file names are equal"
         )
-    return {query.name: poses[Path(query.name).name] for query in queries}
+    return {query: poses[name] for query, name in names.items()}
 
 
 def _build_map(

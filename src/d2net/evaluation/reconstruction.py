@@ -133,7 +133,8 @@ def evaluate_reconstruction(
     groups: dict[str, Figures] = {}
     scenes = find_scenes(folder, model)
     for scene in scenes:
-        found, called_good, seconds = _reconstruct(scene, source, settings, progress)
+        prefix = f"{scene.folder.relative_to(folder).as_posix()}/" if len(scenes) > 1 else ""
+        found, called_good, seconds = _reconstruct(scene, source, settings, progress, prefix)
         figures, of_photos = _judge(scene, found, called_good, settings.seed)
         groups[scene.name] = {**figures, "mapping seconds": seconds}
         for photo in scene.photos:
@@ -154,7 +155,7 @@ def evaluate_reconstruction(
 
 
 def _reconstruct(
-    scene: Scene, source: CachedSource, settings: MappingSettings, progress: Progress
+    scene: Scene, source: CachedSource, settings: MappingSettings, progress: Progress, prefix: str
 ) -> tuple[pycolmap.Reconstruction | None, bool, float]:
     """The model with the most photos, its verdict, and the seconds of verification and mapping."""
     files = {photo.name: photo.path for photo in scene.photos}
@@ -166,7 +167,7 @@ def _reconstruct(
                 f"{scene.folder}"
             )
     check_photo_sizes((files[image.name], image.camera) for image in images)
-    with CachedPhotos(source, scene.folder, files, progress) as photos:
+    with CachedPhotos(source, scene.folder, files, progress, prefix) as photos:
         for image in images:
             check_photo_size(image.name, photos.features(image.name).image_size, image.camera)
     path = photos.path / f"map-{fingerprint(settings.to_dict())}"

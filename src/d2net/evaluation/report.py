@@ -197,10 +197,9 @@ def group_table(
         members = [result for result in results if group in result.groups]
         columns = []
         for metric in metrics:
-            texts = [figure_text(r.groups[group].get(metric.name), metric, every) for r in members]
-            known = [
-                r.groups[group][metric.name] for r in members if metric.name in r.groups[group]
-            ]
+            values = [result.groups[group].get(metric.name) for result in members]
+            texts = [figure_text(value, metric, every) for value in values]
+            known = [value for value in values if value is not None]
             best = None
             if metric.higher_is_better is not None and len(set(texts)) > 1 and known:
                 extreme = max(known) if metric.higher_is_better else min(known)
@@ -215,9 +214,8 @@ def group_table(
 def overall_table(results: Sequence[Result]) -> Table:
     """A row per method, a column per headline metric."""
     table = group_table(results, [OVERALL])
-    return Table(
-        ("method",), table.figures, [row._replace(labels=row.labels[1:]) for row in table.rows]
-    )
+    rows = [row._replace(labels=row.labels[1:]) for row in table.rows]
+    return Table(("method",), table.figures, rows)
 
 
 def published_tables(protocol: str, dataset: str | None = None) -> list[Mapping[str, Any]]:

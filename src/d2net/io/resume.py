@@ -146,7 +146,7 @@ def check_settings(stored: Settings, given: Settings, path: Path) -> None:
 
 def _differences(stored: Settings, given: Settings, prefix: str = "") -> Iterator[str]:
     missing = object()
-    for key in sorted(stored.keys() | given.keys()):
+    for key in sorted(stored.keys() | given.keys(), key=lambda key: (key != "weights", key)):
         a, b = stored.get(key, missing), given.get(key, missing)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{key}.")

@@ -284,7 +284,7 @@ class Map:
             lambda name: self._points_of[self.map_numbers[name]](name),
             from_exif=from_exif and camera.has_prior_focal_length,
         )
-        is_kept = found.pose is None or found.pose.camera.params[0] == camera.params[0]
+        is_kept = found.pose is None or bool(found.pose.camera.params[0] == camera.params[0])
         map_number = self.map_numbers[found.photos[0]] if found.photos else 0
         return Localization(
             found.photos,

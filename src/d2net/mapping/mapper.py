@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
@@ -113,13 +113,15 @@ def run_mapper(
     *,
     limits: Thresholds,
     existing: Path | None = None,
+    fixed_cameras: Set[int] = frozenset(),
     progress: Progress = no_progress,
 ) -> list[pycolmap.Reconstruction]:
     """Map photos from a database of verified matches; the largest model comes first.
 
     COLMAP's files go into the new folder `output`. With the folder `existing` of a model, the other
     photos are added to it, and no other model is made; its photos are among the names and have the
-    database's ids. The incremental mapper reports the number of photos in the growing model.
+    database's ids. The incremental mapper does not refine `fixed_cameras` (by their ids), and
+    reports the number of photos in the growing model.
     """
     output.mkdir()
     refine = settings.camera_params is None
@@ -160,6 +162,7 @@ def run_mapper(
         seeded = replace(settings, seed=settings.seed + attempt)
         incremental = _incremental_options(limits, seeded, refine, existing, connected)
         incremental.image_names = sorted(names)
+        incremental.constant_cameras = set(fixed_cameras)
         with quiet_colmap():
             found = pycolmap.incremental_mapping(
                 database,

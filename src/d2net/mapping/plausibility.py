@@ -26,7 +26,6 @@ _MAX_DEVIATION_PHOTOS = 200  # the covariance takes 2.5 s of CPU, and cubic time
 _MAX_FLAT_SHARE = 0.5  # of the pairs
 _MAX_CONTRADICTING_SHARE = 0.1  # of the verified matches; docs/experiments.md, Maps
 _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it contradicts the map
-_KNOWN_CAMERAS = "--camera-params, or --camera-mode single if one camera took all photos"
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,9 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
     pairs = [p for p in verified_pairs(database) if p[0] in images and p[1] in images]
     reasons = []
     flat = sum(geometry.config in flat_configurations() for _, _, geometry in pairs)
+    cameras = "--camera-params"
+    if model.num_cameras() > 1:
+        cameras += ", or --camera-mode single if one camera took all photos"
     guessed = False
     if pairs:
         with pycolmap.Database.open(database) as opened:
@@ -104,12 +106,12 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
     if np.median(deviations[np.triu_indices_from(deviations, 1)]) > _MAX_DEVIATION:
         reasons.append(
             "the matches hardly determine the cameras; take photos in between and step aside "
-            "between photos" + (f", or give {_KNOWN_CAMERAS}" if guessed else "")
+            "between photos" + (f", or give {cameras}" if guessed else "")
         )
     if guessed and flat > _MAX_FLAT_SHARE * len(pairs):
         reasons.append(
             "the scene is flat and focal lengths are guessed, so depth is arbitrary; "
-            f"take photos from more sides, or give {_KNOWN_CAMERAS}"
+            f"take photos from more sides, or give {cameras}"
         )
     observed = {
         name: np.array([point.point3D_id for point in image.points2D], np.uint64)
@@ -127,7 +129,7 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
         reasons.append(
             f"{len(contradicting)} of {len(pairs)} pairs contradict the map, which has points for "
             "few of their matches; parts of the scene may look alike"
-            + (f", or focal lengths are wrong: give {_KNOWN_CAMERAS}" if guessed else "")
+            + (f", or focal lengths are wrong: give {cameras}" if guessed else "")
         )
     smallest = zip(images, deviations.min(axis=0), strict=True)
     uncertain = tuple(sorted(name for name, d in smallest if d > _MAX_SMALLEST_DEVIATION))

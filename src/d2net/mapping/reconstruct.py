@@ -24,7 +24,7 @@ from d2net.io.exif import Position, check_photo_sizes, gps_positions
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pair_lists import Pair, read_pairs, write_pairs
-from d2net.io.resume import fingerprint
+from d2net.io.resume import check_settings, fingerprint
 from d2net.io.text_lists import as_known
 from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
 from d2net.mapping.assign_cameras import assign_cameras, check_cameras
@@ -37,6 +37,7 @@ from d2net.mapping.report import write_report
 from d2net.mapping.settings import MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered
 from d2net.mapping.triangulate import triangulate
+from d2net.matching import matcher_id
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
@@ -235,7 +236,11 @@ class Stages:
 
     def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | str | None) -> None:
         """Extract the features of photos that have none yet."""
-        output = self._folder.features
+        output, matches = self._folder.features, self._folder.matches
+        if matches.exists():  # a matcher that is refused leaves the map as it is
+            with MatchFile(matches) as file:
+                made = file.settings or {}
+            check_settings(made, {**made, "matcher": matcher_id(self._settings.matcher)}, matches)
         with self._folder.timed("features"):
             outcome = extract_folder(
                 model, photos, output, masks=masks, half=True, progress=self._progress
@@ -290,21 +295,15 @@ class Stages:
             descriptors.save(self._folder.retrieval)
             similar = descriptors.neighbours(_NUM_MATCHED)
         known = [pair for pair in read_pairs(self._folder.pairs) if usable.issuperset(pair)]
-        added = [(other, name) for name in new for other, _ in similar[name]]
+        added = [(min(a, b), max(a, b)) for a in new for b, _ in similar[a]]
         return list(dict.fromkeys([*known, *added]))
 
     def match(self, pairs: Sequence[Pair]) -> None:
         """Match pairs that are not matched yet."""
-        folder = self._folder
+        folder, matcher, progress = self._folder, self._settings.matcher, self._progress
         write_pairs(folder.pairs, pairs)
         with folder.timed("matches"):
-            match_pairs(
-                folder.features,
-                pairs,
-                folder.matches,
-                progress=self._progress,
-                matcher=self._settings.matcher,
-            )
+            match_pairs(folder.features, pairs, folder.matches, progress=progress, matcher=matcher)
         self._depend_on(pairs)
 
     def verify(self, *, adding: bool = False) -> None:
@@ -331,6 +330,7 @@ class Stages:
                 [pair for pair in read_pairs(folder.pairs) if not old.issuperset(pair)],
                 seed=settings.seed,
                 progress=self._progress,
+                num_left_out=folder.record.values.get("left_out", 0) if adding else 0,
             )
             write_database(
                 folder.database,
@@ -387,11 +387,16 @@ class Stages:
                 return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
+        is_known = folder.record.values.get("made_with", {}).get("camera_params") is not None
+        known = {number for model, _ in old for number in model.cameras if is_known}
         held = [_registered(model) for model, _ in old]
         free = set(self.usable).difference(*held)
         models: list[pycolmap.Reconstruction] = []
         with folder.timed("mapping"), folder.scratch() as scratch:
-            run = partial(run_mapper, folder.database, limits=self.limits, progress=self._progress)
+            database, limits, progress = folder.database, self.limits, self._progress
+            run = partial(
+                run_mapper, database, limits=limits, fixed_cameras=known, progress=progress
+            )
             for number, (model, _) in enumerate(old):
                 path = folder.sparse / str(number)
                 names = held[number] | free
@@ -400,7 +405,7 @@ class Stages:
                 free -= _registered(grown[0])
             if len(free) >= MIN_PHOTOS:
                 models += run(scratch / "new", self._settings, free)
-        refine = self._settings.camera_params is None
+        refine = self._settings.camera_params is None and not known
         kept = frozenset[str]().union(*held)
         models, removed = remove_impossible_photos(models, refine=refine, kept=kept)
         if not models and removed:
@@ -409,10 +414,11 @@ class Stages:
         if not models:
             raise MappingError(why_no_map(folder.database))
         places = [place for _, place in old]
-        for model in models[len(old) :]:
-            places.append(georeference(model, positions or {}, known_distance))
+        places += [georeference(m, positions or {}, known_distance) for m in models[len(old) :]]
         if known_distance and not any({*known_distance[:2]} <= _registered(m) for m in models):
             _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
+        elif known_distance and positions and not any(places):
+            _log.warning("too few GPS positions agree with the known distance to place the map")
         folder.record.values["removed"] = removed
         folder.save_models(list(zip(models, places, strict=True)))
         folder.record.finish("mapping", self.inputs)
@@ -480,5 +486,6 @@ class Stages:
         )
         write_report(clouds, folder.path, summary, folder.photo_folders, folder.photo)
         folder.record.values["finished"] = sorted(self.sizes)
+        folder.record.values["left_out"] = summary.insignificant_pairs
         folder.record.save()
         return summary

@@ -57,10 +57,7 @@ def triangulate(
     options.triangulation.ignore_two_view_tracks = False
     with quiet_colmap(), TemporaryDirectory() as folder:
         path = Path(folder, "database.db")
-        with (
-            pycolmap.Database.open(path) as database,
-            pycolmap.DatabaseTransaction(database),
-        ):
+        with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
             # Everything keeps the id that it has in the model.
             for camera in model.cameras.values():
                 database.write_camera(camera, True)

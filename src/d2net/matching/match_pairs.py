@@ -36,6 +36,7 @@ class PairSummary:
 
     matched: dict[Pair, int]  # number of matches of each new pair; of inliers if verified
     skipped: list[Pair]  # pairs that an earlier run had matched
+    num_others: int  # pairs of earlier runs that were not asked for; the file still has them
 
 
 def match_pairs(
@@ -120,6 +121,7 @@ def match_pairs(
     return PairSummary(
         matched={pair: counts[pair] for pair in wanted if pair in counts},
         skipped=[pair for pair in wanted if pair not in counts],
+        num_others=len(writer.done()) - len(wanted),
     )
 
 

@@ -22,10 +22,7 @@ _UNIT_LENGTH_TOLERANCE = 0.01  # far above the rounding errors of float16 and bf
 
 @torch.no_grad()
 def mutual_nearest(
-    descriptors_a: Tensor,
-    descriptors_b: Tensor,
-    *,
-    ratio: float | None = None,
+    descriptors_a: Tensor, descriptors_b: Tensor, *, ratio: float | None = None
 ) -> Matches:
     """Match descriptors that are each other's nearest neighbour by cosine.
 
