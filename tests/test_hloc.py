@@ -26,7 +26,7 @@ from d2net.networks.weights import save_weights
 
 from . import hloc_stand_in
 from .io.samples import make_features
-from .tiny import DATA
+from .tiny import DATA, default_type
 
 HAS_HLOC = importlib.util.find_spec("hloc") is not None
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,8 @@ def test_the_learned_matcher_in_hloc(hloc: SimpleNamespace, tmp_path: Path) -> N
         data |= {f"image{i}": torch.empty(1, 1, height, width), f"scores{i}": photo.scores[None]}
         data |= {f"keypoints{i}": photo.keypoints[None]}
         data |= {f"descriptors{i}": photo.descriptors.T[None]}
-    found = model(data)
+    with default_type(torch.float64):
+        found = model(data)
     own = d2net.match(*photos, matcher=conf["model"]["weights"])
     rows = found["matches0"][0]
     assert len(rows) == len(found["matching_scores0"][0]) == 40

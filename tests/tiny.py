@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,13 @@ def write_photos(folder: Path, *names: str) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             photo.crop((left, top, left + SIZE[0], top + SIZE[1])).save(folder / name)
     return folder
+
+
+@contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Let torch make tensors of this type unless it is told another one."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -22,7 +22,7 @@ from d2net.extraction.d2net import D2Net
 from d2net.features import Features
 from d2net.io.h5 import typical_uncertainty
 from d2net.matching import match
-from d2net.networks.catalogue import CATALOGUE
+from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.networks.weights import file_names
 from d2net.settings import ExtractionSettings
 
@@ -93,7 +93,7 @@ def _identity(weights: str | Path) -> str:
     """The names of the weights without folders; files have a part of their checksum."""
     names = []
     for part in file_names(weights):
-        path = Path(part).expanduser()
+        path = expand_user(part)
         is_file = part not in CATALOGUE and path.is_file()
         checksum = f"-{sha256(path.read_bytes()).hexdigest()[:8]}" if is_file else ""
         names.append(path.name + checksum)
@@ -168,7 +168,7 @@ class Matcher(BaseModel):  # type: ignore[misc]
         a, b = (self._features(data, i) for i in (0, 1))
         found = match(a, b, matcher=self.weights)
         rows = torch.full((len(a),), -1, device=a.keypoints.device)
-        scores = torch.zeros(len(a), device=a.keypoints.device)
+        scores = torch.zeros_like(a.scores)
         rows[found.indices[:, 0]] = found.indices[:, 1]
         scores[found.indices[:, 0]] = found.scores
         return {"matches0": rows[None], "matching_scores0": scores[None]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -86,6 +87,23 @@ def test_all_weights(d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path) ->
     assert "seasons: packaged, 16.3 MB" in text
     assert all(record["advice"] in text for record in found.values())
     assert d2net("weights", "--quiet").out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks nobody")
+def test_a_user_without_a_home_folder(
+    d2net: Run, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """As in a container that runs under the number of a user whom it does not know."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for variable in ("HOME", "D2NET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    assert "d2_tf: downloadable" in d2net("weights").out
+    assert CATALOGUE["d2_tf"].path == here / "d2net" / "d2_tf.pth"
 
 
 def test_one_file(real: Real) -> None:

@@ -57,6 +57,10 @@ def test_version(d2net: Run) -> None:
     assert d2net("--version").out == f"d2net {version}\n"
 
 
+def test_a_terminal_of_unknown_width(real: Real) -> None:
+    assert real("--version", env={"COLUMNS": "0"}).out == f"d2net {version}\n"
+
+
 def test_shells_complete_commands_options_and_choices(real: Real) -> None:
     for line, completion in (
         ("d2net ext", "extract"),

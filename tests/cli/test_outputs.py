@@ -151,6 +151,13 @@ def test_a_folder_is_no_output(d2net: Run, command: str) -> None:
     assert "device" not in run.err
 
 
+def test_links_that_lead_to_each_other_are_written(d2net: Run, photos: Path) -> None:
+    Path("a.json").symlink_to("b.json")
+    Path("b.json").symlink_to("a.json")
+    assert d2net("match", photos / "a.png", photos / "a.png", "-o", "a.json").code == 0
+    assert "points_a" in Path("a.json").read_text()
+
+
 @pytest.mark.parametrize(
     "name", [f"matches.{kind}" for kind in ("png", "jpg", "npz", "csv", "json")]
 )

@@ -15,7 +15,7 @@ from d2net import D2Net, ExtractionSettings, ImageError, InputError, WeightsErro
 from d2net.networks.light import Light
 from d2net.networks.weights import save_weights
 
-from ..tiny import make_tiny_model
+from ..tiny import default_type, make_tiny_model
 
 PHOTO = Path(__file__).parents[1] / "data" / "graf1.jpg"
 
@@ -338,11 +338,8 @@ def test_the_default_type_of_torch_does_not_matter(
 
     torch.manual_seed(0)
     expected = results()
-    torch.set_default_dtype(default)
-    try:
+    with default_type(default):
         found = results()
-    finally:
-        torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected)
     with torch.autocast("cpu", torch.bfloat16):  # the setting `precision` counts
         torch.testing.assert_close(results(), expected)

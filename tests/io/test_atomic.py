@@ -87,6 +87,29 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
 
 
+def test_the_permissions_of_an_existing_file_stay(tmp_path):
+    path = tmp_path / "out.txt"
+    for mode in (0o600, 0o640, 0o664):
+        path.touch()
+        path.chmod(mode)
+        with replacing(path) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == mode
+            temporary.write_text("new")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("write", [write_to, check_output])
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch, write):
+    path = tmp_path / "out.png"
+    path.write_text("old")
+    path.chmod(0o444)
+    if os.geteuid() == 0:  # who may write every file
+        monkeypatch.setattr(os, "access", lambda path, _: bool(path.stat().st_mode & 0o200))
+    with pytest.raises(OutputError, match=r"out\.png is write-protected"):
+        write(path)
+    assert path.read_text() == "old"
+
+
 @pytest.mark.parametrize(
     ("place", "reason"),
     [

@@ -14,6 +14,7 @@ from d2net.errors import FormatError, InputError, OutputError
 from d2net.features import Matches
 from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile, MatchWriter
 
+from ..tiny import default_type
 from .samples import as_set, assert_same_features, make_features, make_matches
 
 SETTINGS = {"version": "1.0", "weights": {"name": "ots", "sha256": "ab" * 32}, "multiscale": False}
@@ -323,6 +324,34 @@ def test_double_precision_is_read_as_single(path):
         assert file["a/b.jpg"].descriptors.dtype == torch.float32
 
 
+def test_what_other_programs_add_is_ignored(path, matches_path):
+    """deep-image-matching adds texts, for example."""
+    as_hloc(path, im_path="photos/a.jpg", empty=h5py.Empty("f4"))
+    matches_as_hloc(matches_path, [("a", "b")])
+    for file, entry in ((path, "a/b.jpg"), (matches_path, "a/b")):
+        with h5py.File(file, "a") as opened:
+            opened[entry].create_dataset("more/numbers", data=np.zeros(3))
+            opened[entry]["time"] = 0.5
+    with h5py.File(path, "a") as opened:
+        opened["a/b.jpg/keypoints"].attrs["uncertainty"] = 2
+    with FeatureFile(path) as file:
+        assert list(file) == ["a/b.jpg"]
+        assert len(file["a/b.jpg"]) == 20
+        assert (file["a/b.jpg"].uncertainty == 2).all()
+    with MatchFile(matches_path) as file:
+        assert len(file.get("a", "b")) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_missing_numbers_whatever_torchs_default_type_is(path, matches_path, dtype):
+    as_hloc(path, scores=None)
+    with h5py.File(matches_path, "w") as file:
+        file.create_dataset("a/b/matches0", data=np.array([-1, 3]))
+    with default_type(dtype), FeatureFile(path) as features, MatchFile(matches_path) as matches:
+        assert (features["a/b.jpg"].scales == 1).all()
+        assert matches.get("a", "b").scores.tolist() == [1]
+
+
 # What nobody should have written
 
 
@@ -335,18 +364,17 @@ def test_double_precision_is_read_as_single(path):
         ({"keypoints": np.full((20, 2), np.nan)}, "'keypoints' contains NaN"),
         ({"keypoints": np.full((20, 2), 1e300)}, "'keypoints' contains NaN or infinity"),
         ({"keypoints": np.zeros((20, 2), "S8")}, "'keypoints' must be N x 2 floating"),
-        ({"keypoints": 3.0}, "'keypoints' of 'a/b.jpg' is not an array"),
+        ({"keypoints": 3.0}, "'keypoints' must be N x 2, not a single number"),
         ({"descriptors": np.zeros((20, 8), "f4")}, "'descriptors' must be D x 20, not 20 x 8"),
         ({"descriptors": None}, "there is no array 'descriptors'"),
         ({"descriptors": np.full((8, 20), np.inf)}, "'descriptors' contains NaN"),
         ({"descriptors": np.zeros((8, 20), complex)}, "'descriptors' must be D x 20 floating"),
         ({"scores": np.zeros(7, "f4")}, "'scores' must be 20, not 7"),
-        ({"scores": np.void(pickle.dumps([1, 2]))}, "'scores' of 'a/b.jpg' is not an array"),
+        ({"scores": np.void(pickle.dumps([1, 2]))}, "'scores' must be 20 floating"),
         ({"scores": np.array(["x"] * 20, object)}, "'scores' must be 20 floating"),
         ({"image_size": None}, "'image_size' must be"),
         ({"image_size": np.array([0, 480])}, "'image_size' must be"),
         ({"image_size": np.array([640, 480, 3])}, "'image_size' must be"),
-        ({"extra": h5py.Empty("f4")}, "'extra' of 'a/b.jpg' is not an array"),
     ],
 )
 def test_wrong_arrays_are_one_sentence_naming_file_photo_and_fault(path, changes, complaint):
@@ -532,6 +560,8 @@ def test_each_pair_among_photos_once_and_checked(matches_path):
         (np.array([0, -20000], np.int16), "overflow"),
         (np.array([[0, 1]]), "must be a vector of integers"),
         (np.array([0.0, 1.0]), "must be a vector of integers"),
+        (3, "must be a vector of integers, not 0-dimensional"),
+        ("text", "must be a vector of integers"),
     ],
 )
 def test_wrong_matches_are_one_sentence(matches_path, rows, complaint):

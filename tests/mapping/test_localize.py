@@ -24,6 +24,7 @@ from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.query_pose import Correspondences
 from d2net.mapping.reconstruct import reconstruct
 
+from ..tiny import default_type
 from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
 from .test_reconstruct import POSES, map_of_truth, network, true_model
 
@@ -52,6 +53,17 @@ def test_a_query_is_localized_where_it_was_taken(root: Path) -> None:
     np.testing.assert_allclose(answer.cam_from_world.matrix(), QUERY.matrix(), atol=1e-3)
     assert answer.num_inliers == len(np.unique(answer.correspondences.rows)) > 50
     assert answer.best_photo in {f"photo{i:02}.png" for i in range(6)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_matches_with_one_photo(root: Path, dtype: torch.dtype) -> None:
+    answer = opened(root, seen(QUERY)).localize(photo(0), num_retrieved=1)
+    assert answer.best_photo is not None
+    with default_type(dtype):
+        assert len(answer.matches(answer.best_photo)) == len(answer.correspondences)
+    other = "photo00.png" if answer.best_photo == "photo05.png" else "photo05.png"
+    with pytest.raises(InputError, match=f"not matched with '{other}'"):
+        answer.matches(other)
 
 
 def test_an_unknown_focal_length_is_estimated(root: Path) -> None:

@@ -12,10 +12,12 @@ from d2net import match
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.h5 import FeatureWriter, MatchFile
-from d2net.matching.learned_matcher import distinct_keypoints
+from d2net.matching.learned_matcher import _read, distinct_keypoints
 from d2net.matching.match_pairs import match_pairs
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
+
+from ..tiny import default_type
 
 TYPE = "tiny 01234567 plain"
 
@@ -115,3 +117,19 @@ def test_files_hold_the_confidence(matcher: str, tmp_path: Path) -> None:
     assert expected.confidence is not None
     rows = expected.indices[:, 0].argsort()
     torch.testing.assert_close(found.confidence, expected.confidence[rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_type_of_torch_does_not_matter(matcher: str, dtype: torch.dtype) -> None:
+    a, b = make_photo(60, 1), make_photo(60, 1)
+    expected = match(a, b, matcher=matcher)
+    _read.cache_clear()
+    with default_type(dtype):
+        found = match(a, b, matcher=matcher)
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.confidence, expected.confidence)
+
+
+def test_the_file_of_an_unknown_user_is_missing() -> None:
+    with pytest.raises(InputError, match="there is no file '~nobody-has-this-name/m"):
+        match(make_photo(9, 1), make_photo(9, 1), matcher="~nobody-has-this-name/m.safetensors")

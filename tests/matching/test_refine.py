@@ -18,7 +18,7 @@ from d2net.matching.refine import FIT_DEVIATION, local_affine_maps, refine
 from d2net.matching.verification import verify
 
 from ..io.samples import make_features
-from ..tiny import DATA
+from ..tiny import DATA, default_type
 
 SIZE = (800, 640)
 COUNT = 150
@@ -97,11 +97,8 @@ def test_the_default_type_of_torch_and_autocast_do_not_matter(photo):
     with torch.autocast("cpu", torch.bfloat16):
         found = refine(a, b, matches, photo, warped(photo, H))[1]
     assert torch.equal(found.keypoints, expected.keypoints)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_type(torch.float64):
         found = refine(a, b, matches, photo, warped(photo, H))[1]
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert torch.equal(found.keypoints, expected.keypoints)
 
 

@@ -447,6 +447,8 @@ def test_paths_that_are_no_files(tmp_path):
         load_weights(tmp_path / "missing.pth")
     with pytest.raises(WeightsError, match="no weights file"):
         load_weights("models/d2_tf.pth")
+    with pytest.raises(WeightsError, match="no weights file ~nobody-has-this-name/w"):
+        load_weights("~nobody-has-this-name/w.safetensors")
     with pytest.raises(WeightsError, match=r"cannot be read|no weights file"):
         load_weights("nul\0.pth")
     os.mkfifo(tmp_path / "pipe.pth")

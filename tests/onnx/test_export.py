@@ -26,7 +26,7 @@ from d2net.networks.weights import load_matcher, save_weights
 from d2net.onnx.export import MATCHER, MODEL, RUNNER
 
 from ..release_outputs import released
-from ..tiny import DATA, make_tiny_model
+from ..tiny import DATA, default_type, make_tiny_model
 
 PHOTOS = ("graf_320x256", "graf_odd_313x237", "grey_251x199", "tall_96x301", "tiny_40x33")
 WEIGHTS = ("ots", "light+seasons")
@@ -223,7 +223,8 @@ def test_a_learned_matcher_matches_the_same(tmp_path: Path) -> None:
     file = str(tmp_path / "matcher.safetensors")
     about = {"name": "m", "licence": "none", "training_data": "none"}
     save_weights(file, network, {**about, "descriptor_id": model.descriptor_id()})
-    export_onnx(model, tmp_path / "model", matcher=file)
+    with default_type(torch.float64):  # a graph is in float32 nevertheless
+        export_onnx(model, tmp_path / "model", matcher=file)
     graph = tmp_path / "model" / MATCHER
     assert {node.domain for node in onnx.load(graph).graph.node} == {""}
     session = onnxruntime.InferenceSession(str(graph))

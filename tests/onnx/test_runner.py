@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from d2net import Features, mutual_nearest
 from d2net.io import images
 from d2net.onnx import runner
+
+from ..tiny import DATA
 
 
 def test_size_limits_are_those_of_the_package() -> None:
@@ -41,6 +44,17 @@ def test_it_needs_no_more_than_it_says() -> None:
             names.add(str(node.module))
     outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
     assert outside == {"numpy", "onnxruntime", "PIL"}
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "list.txt", "cut.jpg"])
+def test_what_is_no_photo_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg b.jpg")
+    (tmp_path / "cut.jpg").write_bytes((DATA / "graf1.jpg").read_bytes()[:9000])
+    monkeypatch.setattr(sys, "argv", ["d2net_onnx.py", str(tmp_path / name), "b.jpg"])
+    with pytest.raises(SystemExit, match=f"^the photo .*{name} cannot be read"):
+        runner.main()
 
 
 def test_features_can_be_given_to_the_package() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from . import made as made
 from .plane import NAMES, Plane, write_depth_h5
 
 HERE = Path()
+ROOT = Path(__file__).parents[2]
 MADE = {"kind": "made", "path": "here"}
 
 
@@ -190,3 +195,21 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     photos = {f"scene/images/{name}" for name in NAMES}
     expected = model | photos | {"scene/depths/a.h5", "view/offsets.json"}
     assert input_files(settings, tmp_path).keys() == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_worker_ends_if_the_run_is_killed_while_it_starts() -> None:
+    code = "from tests.training.workers import be_killed; be_killed()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        process.communicate(timeout=60)  # until the worker has closed the pipe, too
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL

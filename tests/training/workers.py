@@ -7,11 +7,14 @@ import os
 import resource
 import signal
 import sys
+import time
 import warnings
 
 import torch
+from torch.utils.data import Dataset
 
 from d2net.errors import D2NetError
+from d2net.training.batches import Drawn, load
 from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
 
@@ -49,6 +52,27 @@ def main(output: str, settings: str, more: str) -> None:
         )
     except D2NetError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+class EndsItsParent(Dataset[Drawn | D2NetError]):
+    """Batches that kill the process that asked for them while its worker starts."""
+
+    def __init__(self) -> None:
+        self.state = "whatever"
+
+    def __setstate__(self, _: object) -> None:
+        parent = os.getppid()
+        os.kill(parent, signal.SIGKILL)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+
+    def __getitem__(self, step: int) -> Drawn:
+        raise AssertionError(step)
+
+
+def be_killed() -> None:
+    """Die while a worker starts."""
+    next(load(EndsItsParent(), range(1), workers=1))
 
 
 if __name__ == "__main__":

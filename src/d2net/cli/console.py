@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -13,6 +14,8 @@ PARTLY_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+if os.environ.get("COLUMNS") == "0":  # unknown; rich would print nothing
+    del os.environ["COLUMNS"]
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

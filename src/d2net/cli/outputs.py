@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from d2net.errors import OutputError
-from d2net.io.atomic import check_regular, output_errors
+from d2net.io.atomic import check_writable, output_errors
 
 
 def check_output(
@@ -16,14 +16,13 @@ def check_output(
     """Raise OutputError before any work is done if a file may not be written.
 
     It may not if its folder is missing, or if it is an input or lies in a folder that is one. An
-    existing file must be a result of the same kind: a picture, or what `is_own` says.
+    existing file must be writable, and a result of the same kind: a picture, or what `is_own` says.
     """
     with output_errors(output):
         output.parent.stat()
-        check_regular(output)
-        if output.is_dir():
-            raise IsADirectoryError
-    places = (output, *Path(os.path.normpath(output.absolute())).parents, *output.resolve().parents)
+        check_writable(output)
+    paths = os.path.normpath(output.absolute()), os.path.realpath(output)
+    places = (output, *(parent for path in paths for parent in Path(path).parents))
     for path in inputs if output.exists() else ():
         if path is not None and path.exists() and any(map(path.samefile, places)):
             place = "exists already in the input folder" if path.is_dir() else "is the input"

@@ -28,6 +28,15 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path} is a pipe or a device; give the name of a regular file")
 
 
+def check_writable(path: Path) -> None:
+    """Raise an error if the output is a pipe, a device, a folder or a write-protected file."""
+    check_regular(path)
+    if path.is_dir():
+        raise IsADirectoryError
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path} is write-protected; choose another output, or permit writing")
+
+
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn any OSError in the block into an OutputError; an InputError if a name is too long."""
@@ -89,11 +98,11 @@ def replacing(path: Path, *, lock: bool = True) -> Iterator[Path]:
     target = Path(os.path.realpath(path))  # a link stays, and the file that it leads to is written
     temporary = Path(f"{target}.d2net-tmp")
     with locked(path) if lock else nullcontext(), output_errors(path):
-        check_regular(path)
-        if path.is_dir():  # say so before the work, not after it
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_writable(path)
         try:
             temporary.write_bytes(b"")
+            with suppress(OSError):  # there is no target, or its drive has no modes
+                shutil.copymode(target, temporary)
             yield temporary
             _flush(temporary)
             temporary.replace(target)

@@ -73,7 +73,8 @@ class FeatureFile(H5File, Mapping[str, Features]):
         n = len(keypoints)
         descriptors = read_floats(record.arrays, "descriptors", ("D", n), where)
         uncertainty = record.attributes["keypoints"].get("uncertainty", 1.0)
-        if not isinstance(uncertainty, (float, np.floating)) or not np.isfinite(uncertainty):
+        is_number = isinstance(uncertainty, float | np.floating | np.integer)
+        if not is_number or not np.isfinite(uncertainty):
             raise FormatError(f"{where}: the attribute 'uncertainty' must be a number.")
         descriptor_id = record.attributes["descriptors"].get("descriptor_id")
         if not isinstance(descriptor_id, str | None):
@@ -344,5 +345,5 @@ def _group_part(name: str) -> str:
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
     """The N numbers of an array as float32; all are `missing` if the file lacks the array."""
     if key not in record.arrays:
-        return torch.full((n,), missing)
+        return torch.full((n,), missing, dtype=torch.float32)
     return torch.from_numpy(read_floats(record.arrays, key, (n,), where)).float()

@@ -143,11 +143,9 @@ class H5File:
             group = self._file[name]
             record = Record({}, {"": _read_attributes(group)})
             for key, dataset in group.items():
-                array = dataset[()] if isinstance(dataset, h5py.Dataset) else None
-                if not isinstance(array, np.ndarray):
-                    raise FormatError(f"{self.path}: {key!r} of {name!r} is not an array.")
-                record.arrays[key] = array
-                record.attributes[key] = _read_attributes(dataset)
+                if isinstance(dataset, h5py.Dataset):  # not a group of another program
+                    record.arrays[key] = np.asarray(dataset[()])
+                    record.attributes[key] = _read_attributes(dataset)
             return record
 
     def read_attributes(self, name: str) -> Attributes:
@@ -251,8 +249,7 @@ class EntryWriter:
                 with output_errors(self._partial):
                     database.close()
                     for end in ("-wal", "-shm", "-journal", ""):
-                        path = self._partial.with_name(self._partial.name + end)
-                        path.unlink(missing_ok=True)
+                        Path(f"{self._partial}{end}").unlink(missing_ok=True)
 
     def _add_entry(self, name: str, attributes: Attributes) -> None:
         self._entries[name] = attributes
@@ -365,5 +362,4 @@ def _write_attributes(target: h5py.HLObject, attributes: Mapping[str, str | floa
 
 
 def _read_attributes(source: h5py.HLObject) -> Attributes:
-    attributes = source.attrs.items()
-    return {name: v.decode() if isinstance(v, bytes) else v for name, v in attributes}
+    return {name: v.decode() if isinstance(v, bytes) else v for name, v in source.attrs.items()}

@@ -85,11 +85,13 @@ class Localization(QueryPose):
 
     def matches(self, photo: str) -> Matches:
         """With one map photo: the matches that gave correspondences, with inliers marked."""
+        if photo not in self.photos:
+            raise InputError(f"the query was not matched with {photo!r}: name one of `photos`")
         shown = self.correspondences.photos == self.photos.index(photo)
         chosen = self.correspondences[shown]
         return Matches(
             torch.from_numpy(np.column_stack([chosen.rows, chosen.map_rows])),
-            torch.ones(len(chosen)),
+            torch.ones(len(chosen), dtype=torch.float32),
             inliers=torch.from_numpy(self.inliers[shown]),
             model="pose",
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.matching.nearest import check_descriptors
-from d2net.networks.catalogue import CATALOGUE
+from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
 
@@ -62,7 +62,7 @@ class LearnedMatcher:
 
 def load_learned(path: str) -> LearnedMatcher:
     """The learned matcher of a name or file; it is read again only if the file has changed."""
-    file = CATALOGUE[path].path if path in CATALOGUE else Path(str(path)).expanduser()
+    file = CATALOGUE[path].path if path in CATALOGUE else expand_user(str(path))
     if not file.is_file():
         raise InputError(
             f'matcher must be "nearest", "learned" or the file of a learned matcher, but there is '

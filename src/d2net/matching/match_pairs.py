@@ -18,6 +18,7 @@ from d2net.io.h5 import FeatureFile, MatchWriter, pair_inputs
 from d2net.io.pair_lists import Pair, read_pairs
 from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
+from d2net.networks.catalogue import expand_user
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def match_pairs(
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
         if matcher not in ("nearest", "learned"):
             # The machines of a cluster have other working directories.
-            all_options["matcher"] = str(Path(matcher).expanduser().absolute())
+            all_options["matcher"] = str(expand_user(matcher).absolute())
         job = file.path.absolute(), all_options, device
         inputs_of = cache(file.inputs)
         todo: dict[Pair, tuple[Pair, str]] = {}  # by pair as stored: as given, inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,16 @@ TORCH = Normalisation("torch", "RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.
 NORMALISATIONS: Mapping[str, Normalisation] = {"caffe": CAFFE, "torch": TORCH}
 
 
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ replaced by the home folder; as it is if there is no such home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises if there is none)
+
+
 def cache_folder() -> Path:
-    """The folder of downloads: `$D2NET_CACHE`, `$XDG_CACHE_HOME/d2net` or `~/.cache/d2net`."""
+    """`$D2NET_CACHE`, `$XDG_CACHE_HOME/d2net`, `~/.cache/d2net`; without a home a temporary one."""
     own, xdg = os.environ.get("D2NET_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own or (Path(xdg) / "d2net" if xdg else "~/.cache/d2net")).expanduser()
+    folder = expand_user(own or (Path(xdg) / "d2net" if xdg else "~/.cache/d2net"))
+    return Path(tempfile.gettempdir(), "d2net") if str(folder).startswith("~") else folder
 
 
 PACKAGED = Path(__file__).with_name("pretrained")

@@ -149,7 +149,7 @@ class Layer(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.self_output = nn.Linear(width, width)
         self.self_update = FeedForward(width)
-        self.cross_key = nn.Linear(width, width)
+        self.cross_key = nn.Linear(width, width, dtype=torch.float32)  # orthogonal_ needs it
         self.cross_value = nn.Linear(width, width)
         self.cross_output = nn.Linear(width, width)
         self.cross_update = FeedForward(width)
@@ -217,7 +217,7 @@ class MatchingTransformer(nn.Module):
         super().__init__()
         self.settings = settings or MatcherSettings()
         width, heads = self.settings.width, self.settings.heads
-        self.project = nn.Linear(self.settings.descriptor_length, width)
+        self.project = nn.Linear(self.settings.descriptor_length, width, dtype=torch.float32)
         self.position = nn.Linear(2 * _WAVES, width)
         self.waves = nn.Linear(2, _WAVES, bias=False)  # of the absolute encoding
         self.frequencies = nn.Linear(2, width // heads // 2, bias=False)  # of the rotary encoding

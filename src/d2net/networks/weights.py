@@ -21,7 +21,7 @@ from torch import Tensor
 from d2net.errors import InputError, WeightsError
 from d2net.io.atomic import output_errors, replacing
 from d2net.networks.base import Network
-from d2net.networks.catalogue import CATALOGUE, DEFAULT, NORMALISATIONS, WeightsRecord
+from d2net.networks.catalogue import CATALOGUE, DEFAULT, NORMALISATIONS, WeightsRecord, expand_user
 from d2net.networks.checkpoint import (
     Checkpoint,
     damaged_error,
@@ -92,7 +92,7 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     damaged, or the download fails.
     """
     record = _find(name_or_path)
-    path = Path(str(name_or_path)).expanduser() if record is None else record.path
+    path = expand_user(str(name_or_path)) if record is None else record.path
     if record is not None and record.state == "downloadable":
         # A warning, because the first use takes long and needs the network.
         _log.warning("%s is not on this machine yet: downloading %s", record.name, record.url)
@@ -103,9 +103,11 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
             f"the weights file {path} is damaged: its sha256 is {checkpoint.sha256}, not "
             f"{record.sha256}; reinstall d2net"
         )
+    network = _build(checkpoint, path)
+    name = checkpoint.metadata.get("name", path.stem) if record is None else record.name
     return Weights(
-        network=_build(checkpoint, path),
-        name=record.name if record is not None else checkpoint.metadata.get("name", path.stem),
+        network=network,
+        name=name,
         path=path,
         bytes=checkpoint.bytes,
         sha256=checkpoint.sha256,

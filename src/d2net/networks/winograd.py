@@ -130,9 +130,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             torch.bmm(v, weight, out=p)
         c = columns[:, :, :m]
         _output_transform(
-            list(p.view(6, 6, m, tile_cols, outputs)),
-            list(c),
-            *pair(6, m, tile_cols, outputs),
+            list(p.view(6, 6, m, tile_cols, outputs)), list(c), *pair(6, m, tile_cols, outputs)
         )
         y = tiles[:m].permute(3, 1, 0, 2, 4)
         _output_transform([c[:, j] for j in range(6)], list(y), *pair(4, m, tile_cols, outputs))

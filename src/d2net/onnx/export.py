@@ -59,13 +59,8 @@ def export_onnx(
         OutputError: the folder holds something already, or cannot be written.
     """
     chosen = model.resolve(**settings)
-    if (
-        chosen.original
-        or chosen.multiscale
-        or chosen.turns > 1
-        or chosen.stretch
-        or chosen.precision == "bfloat16"
-    ):
+    is_other = chosen.original or chosen.multiscale or chosen.stretch or chosen.turns > 1
+    if is_other or chosen.precision == "bfloat16":
         raise InputError(
             "an ONNX graph works at one scale, in one turn, with the corrected grid, in float32 or "
             "float16: leave out original, multiscale, turns, stretch and bfloat16"
@@ -91,9 +86,9 @@ def export_onnx(
             for name, count in (("a", 30), ("b", 20)):
                 descriptors = torch.rand(count, learned.settings.descriptor_length)
                 inputs |= {
-                    f"keypoints_{name}": (torch.rand(count, 2), (f"count_{name}",)),
-                    f"descriptors_{name}": (descriptors, (f"count_{name}",)),
-                    f"size_{name}": (torch.ones(2), ()),
+                    f"keypoints_{name}": (torch.rand(count, 2).float(), (f"count_{name}",)),
+                    f"descriptors_{name}": (descriptors.float(), (f"count_{name}",)),
+                    f"size_{name}": (torch.ones(2).float(), ()),
                 }
             program = _program(_MatcherGraph(learned), inputs, ("matches", "confidence"))
             program.save(folder / MATCHER)
@@ -101,9 +96,7 @@ def export_onnx(
 
 
 def _program(
-    graph: nn.Module,
-    inputs: Mapping[str, tuple[Tensor, tuple[str, ...]]],
-    outputs: tuple[str, ...],
+    graph: nn.Module, inputs: Mapping[str, tuple[Tensor, tuple[str, ...]]], outputs: tuple[str, ...]
 ) -> torch.onnx.ONNXProgram:
     """The ONNX graph; each input has an example and the names of its first sizes, which vary."""
     with needs_package("writing an ONNX graph needs more packages", "onnx"):

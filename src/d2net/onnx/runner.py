@@ -121,8 +121,13 @@ def main() -> None:
     """Match the two photos named on the command line."""
     if len(sys.argv) != 3:
         sys.exit(f"usage: python {sys.argv[0]} A.jpg B.jpg")
-    extractor = Extractor()
-    a, b = (extractor.extract(read_photo(path)) for path in sys.argv[1:])
+    photos = []
+    for path in sys.argv[1:]:
+        try:
+            photos.append(read_photo(path))
+        except OSError as error:
+            sys.exit(f"the photo {path} cannot be read: {error}")
+    a, b = map(Extractor().extract, photos)
     print(f"{len(a.scores)} and {len(b.scores)} keypoints, {len(match(a, b))} matches")
 
 

@@ -99,10 +99,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_app(
-    model: D2Net,
-    shown: ShownMap | None = None,
-    names: Iterable[str] = (),
-    matcher: str = "nearest",
+    model: D2Net, shown: ShownMap | None = None, names: Iterable[str] = (), matcher: str = "nearest"
 ) -> Starlette:
     """The page as an ASGI application; `names` are those of this machine, besides `localhost`."""
     site = _Site(model, shown, matcher)

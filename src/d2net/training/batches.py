@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from glob import iglob
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -219,7 +221,7 @@ def load(dataset: Dataset[Drawn | D2NetError], steps: range, workers: int) -> It
         # A forked process must not use threads, and a fork server's child outlives a killed parent.
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_begin_worker,
     )
     for batch in loader:
         if isinstance(batch, D2NetError):
@@ -231,8 +233,8 @@ def _identity(batch: Any) -> Any:  # noqa: ANN401 (what the dataset gave)
     return batch
 
 
-def _use_one_thread(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+def _begin_worker(_: int) -> None:
+    cv2.setNumThreads(1)  # torch has set its own
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # torch notices only a later death
+        raise SystemExit

@@ -51,10 +51,7 @@ class SourceReport(NamedTuple):
 
 
 def check_source(
-    source: Source,
-    count: int = 100,
-    seed: int = 0,
-    progress: Progress = no_progress,
+    source: Source, count: int = 100, seed: int = 0, progress: Progress = no_progress
 ) -> SourceReport:
     """Draw pairs of a source and measure them."""
     if count < 1:

@@ -141,12 +141,7 @@ def crop_around(point: Array, size: Size, edge: int) -> Crop:
 
 
 def random_crop(
-    point: Array,
-    size: Size,
-    edge: int,
-    scale: float,
-    warp: Warp,
-    rng: np.random.Generator,
+    point: Array, size: Size, edge: int, scale: float, warp: Warp, rng: np.random.Generator
 ) -> Crop:
     """A randomly warped crop that lies wholly inside the photo, as near to a point as possible.
 

@@ -83,10 +83,7 @@ class Loss:
 
 
 def matching_loss(
-    maps: Tensor,
-    correspondences: PaddedCorrespondences,
-    *,
-    sampling: Sampling = "cells",
+    maps: Tensor, correspondences: PaddedCorrespondences, *, sampling: Sampling = "cells"
 ) -> Loss:
     """The loss of a batch of B pairs.
 
@@ -117,10 +114,7 @@ def matching_loss(
     with torch.no_grad():
         dense = unit(cells.flatten(1, 2)).to(maps.dtype)
         index, found = _hardest_negatives(
-            descriptors.to(maps.dtype),
-            _swapped(dense),
-            partners,
-            maps.shape[3],
+            descriptors.to(maps.dtype), _swapped(dense), partners, maps.shape[3]
         )
     first = torch.arange(2 * pairs, device=maps.device)[:, None] * dense.shape[1]
     nearest = unit(F.embedding(first + index, other.view(-1, maps.shape[1])))
