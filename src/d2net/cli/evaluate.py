@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +71,7 @@ class Evaluation:
         if submission is not None:  # a file of poses in the folder may hold the true poses
             check_output(submission, folder, *inputs, is_own=read_poses)
         outputs = [path for path in (self.output, self.html, submission) if path is not None]
-        if len({output.resolve() for output in outputs}) < len(outputs):
+        if len({os.path.realpath(output) for output in outputs}) < len(outputs):
             raise InputError("two of --output, --html and --submission name the same file")
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}")
