@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import d2net
@@ -33,3 +36,13 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Superpoint'"):
         _ = d2net.Superpoint
+
+
+def test_pictures_are_written_in_a_program_that_starts_with_maps() -> None:
+    program = """
+import io, d2net
+d2net.reconstruct
+from PIL import Image
+Image.effect_noise((600, 600), 50).save(io.BytesIO(), "PNG")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

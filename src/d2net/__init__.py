@@ -18,6 +18,7 @@ Public names are loaded when first used, so that `import d2net` costs nothing.
 from __future__ import annotations
 
 import importlib
+import zlib  # noqa: F401 (if pycolmap loads the library first, pillow crashes when it writes PNG)
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"

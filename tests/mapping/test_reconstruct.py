@@ -524,6 +524,19 @@ def test_known_cameras_of_a_map_stay_when_photos_are_added(tmp_path: Path, mode:
     assert tuple(model.cameras[known.pop()].params) == given
 
 
+def test_known_cameras_of_added_photos_stay_when_others_are_added(tmp_path: Path) -> None:
+    photos, given = write_photos(tmp_path / "photos", range(6)), (760.0, 320.0, 240.0, 0.01)
+    both = [*ROUGH, seen(QUERY, 1.0), seen(camera(-1.0, -3), 1.0)]
+    reconstruct(photos, tmp_path / "map", model=network(both))
+    for number, parameters in ((6, given), (7, None)):
+        new = write_photos(tmp_path / f"new{number}", [number])
+        add_photos(tmp_path / "map", new, model=network(both), camera_params=parameters)
+    model = model_of(tmp_path / "map")
+    (added,) = (i for i in model.images.values() if i.name.startswith("photo06"))
+    assert tuple(model.cameras[added.camera_id].params) == given
+    assert all(tuple(c.params) != given for n, c in model.cameras.items() if n != added.camera_id)
+
+
 def test_a_refused_matcher_changes_nothing(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     weights = MatchingTransformer(MatcherSettings(64, width=32, heads=2, layers=1))

@@ -140,7 +140,7 @@ def check_settings(stored: Settings, given: Settings, path: Path) -> None:
         more = f"; {len(differences) - 3} more" if len(differences) > 3 else ""
         raise OutputError(
             f"{path} was made with other settings ({'; '.join(differences[:3])}{more}); use those, "
-            "delete it, or choose another output."
+            "or choose another output."
         )
 
 

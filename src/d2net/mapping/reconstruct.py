@@ -387,8 +387,7 @@ class Stages:
                 return [model for model, _ in folder.read_models()]
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
-        is_known = folder.record.values.get("made_with", {}).get("camera_params") is not None
-        known = {number for model, _ in old for number in model.cameras if is_known}
+        known = set(folder.record.values.get("known_cameras", ())) if adding else set[int]()
         held = [_registered(model) for model, _ in old]
         free = set(self.usable).difference(*held)
         models: list[pycolmap.Reconstruction] = []
@@ -419,7 +418,10 @@ class Stages:
             _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
         elif known_distance and positions and not any(places):
             _log.warning("too few GPS positions agree with the known distance to place the map")
-        folder.record.values["removed"] = removed
+        if self._settings.camera_params is not None:
+            estimated = {number for model, _ in old for number in model.cameras} - known
+            known = {number for model in models for number in model.cameras} - estimated
+        folder.record.values |= {"removed": removed, "known_cameras": sorted(known)}
         folder.save_models(list(zip(models, places, strict=True)))
         folder.record.finish("mapping", self.inputs)
         return models

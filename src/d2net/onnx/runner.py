@@ -125,7 +125,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         try:
             photos.append(read_photo(path))
-        except OSError as error:
+        except Exception as error:  # damaged files raise all kinds
             sys.exit(f"the photo {path} cannot be read: {error}")
     a, b = map(Extractor().extract, photos)
     print(f"{len(a.scores)} and {len(b.scores)} keypoints, {len(match(a, b))} matches")
