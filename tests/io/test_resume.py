@@ -98,7 +98,8 @@ def test_of_many_differences_the_weights_are_named(tmp_path):
     made = {"extraction": dict.fromkeys("abcd", 1), "weights": {"name": "light"}}
     WorkRecord(tmp_path / "work.json", made).save()
     given = {"extraction": dict.fromkeys("abcd", 2), "weights": {"name": "ots"}}
-    with pytest.raises(OutputError, match=r"weights\.name is 'light' there, 'ots' now;"):
+    message = r"weights\.name is 'light' there, 'ots' now;.*; use those, or choose"
+    with pytest.raises(OutputError, match=message):
         WorkRecord(tmp_path / "work.json", given)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from d2net import Features, mutual_nearest
 from d2net.io import images
@@ -46,12 +48,15 @@ def test_it_needs_no_more_than_it_says() -> None:
     assert outside == {"numpy", "onnxruntime", "PIL"}
 
 
-@pytest.mark.parametrize("name", ["missing.jpg", "list.txt", "cut.jpg"])
+@pytest.mark.parametrize("name", ["missing.jpg", "list.txt", "cut.jpg", "long.png"])
 def test_what_is_no_photo_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "list.txt").write_text("a.jpg b.jpg")
     (tmp_path / "cut.jpg").write_bytes((DATA / "graf1.jpg").read_bytes()[:9000])
+    text = PngInfo()
+    text.add_text("long", "x" * 2_000_000, zip=True)  # pillow reads at most a megabyte
+    Image.new("RGB", (8, 8)).save(tmp_path / "long.png", pnginfo=text)
     monkeypatch.setattr(sys, "argv", ["d2net_onnx.py", str(tmp_path / name), "b.jpg"])
     with pytest.raises(SystemExit, match=f"^the photo .*{name} cannot be read"):
         runner.main()
