@@ -128,19 +128,24 @@ def test_a_part_keeps_matches_whose_keypoints_both_stay() -> None:
     rows = torch.arange(60)
     alone = torch.zeros(60, dtype=torch.bool)
     pair = StoredPair(crop, crop, Labels(torch.stack([rows, rows], 1), alone, alone), frozenset())
-    smaller = False
-    for seed in range(20):
+    smaller, whole = False, 0
+    for seed in range(40):
         seen = random_part(pair, 30, np.random.default_rng(seed))
         ids = [crop.descriptors.argmax(1) for crop in (seen.a, seen.b)]
         assert max(map(len, ids)) <= 30
         assert {tuple(row) for row in seen.labels.matches.tolist()} == {
             (i, j) for i, a in enumerate(ids[0]) for j, b in enumerate(ids[1]) if a == b
         }
-        assert seen.labels.unmatched_a.tolist() == [a not in ids[1] for a in ids[0]]
+        distances = np.linalg.norm(keypoints[ids[0]][:, None] - keypoints[ids[1]], axis=2)
+        assert seen.labels.unmatched_a.tolist() == (distances.min(1) > 6).tolist()
         assert (seen.a.keypoints <= seen.a.size).all()
         assert (seen.a.keypoints >= 0).all()
         smaller |= bool((seen.a.size < size).all())
+        if (seen.a.size == size).all() and (seen.b.size == size).all():
+            whole += 1
+            assert len(seen.labels.matches) == 30  # a draw keeps both keypoints of a match or none
     assert smaller
+    assert whole
 
 
 def test_the_loss_of_one_batch_falls(data: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources.base import TrainingPair
 from d2net.training.state import TrainingState
 from d2net.training.stored_pairs import (
+    NO_MATCH_DISTANCE,
     GroundTruth,
     Labels,
     MatcherBatch,
@@ -48,11 +49,8 @@ from d2net.training.stored_pairs import (
 )
 
 MATCH_DISTANCE = 3.0
-"""Two keypoints match if each lies within this distance of the other's partner, pixels."""
-
-NO_MATCH_DISTANCE = 6.0
-"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels.
-Keypoints between both distances are ignored."""
+"""Two keypoints match if each lies within this distance of the other's partner, pixels. Keypoints
+between this and `NO_MATCH_DISTANCE` are ignored."""
 
 _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, others do not
 _WEIGHT_DECAY = 1e-4

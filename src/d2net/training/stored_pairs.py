@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import numpy as np
@@ -32,6 +32,9 @@ _MAX_DRAWS = 20  # attempts to draw a pair with enough keypoints, or a crop of a
 _WHOLE = 0.3  # probability that a part is the whole crop
 _SMALLEST = 0.5  # smallest edge of other parts, as a share of the crop's
 _BEST = 0.4  # probability that a part keeps its best keypoints; otherwise it keeps random ones
+
+NO_MATCH_DISTANCE = 6.0
+"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels."""
 
 _log = logging.getLogger(__name__)
 
@@ -217,37 +220,48 @@ class PartBatches(Dataset[Drawn | D2NetError]):
 
 
 def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
-    """A random window of each crop, with at most `limit` keypoints.
+    """A random window of each crop, with at most `limit` keypoints: the best, or random ones.
 
-    If any keypoints match, both windows contain one of the matches. A keypoint has no match if its
-    partner lies outside the other window or was dropped.
+    If any keypoints match, both windows contain one of the matches. Random keypoints are drawn
+    together with their matches: independent draws would leave half of the matches of real photos.
+    A keypoint whose match was left out has none, unless another keypoint near it remains.
     """
     matches, *unmatched = pair.labels
+    crops = (pair.a, pair.b)
     if len(matches):
         anchors = matches[int(rng.integers(len(matches)))].tolist()
     else:
-        anchors = [int(rng.integers(len(crop.keypoints))) for crop in (pair.a, pair.b)]
-    windows, new_rows, alone = [], [], []
-    for side, crop in enumerate((pair.a, pair.b)):
-        rows, window = _window(crop, anchors[side], limit, rng)
-        windows.append(window)
-        new = torch.full((len(crop.keypoints),), -1)
-        new[rows] = torch.arange(len(rows))
-        new_rows.append(new)
-        had_match = torch.zeros_like(unmatched[side])
-        had_match[matches[:, side]] = True
-        alone.append((unmatched[side] | had_match)[rows])
-    kept = torch.stack([new[rows] for new, rows in zip(new_rows, matches.T, strict=True)], dim=1)
-    kept = kept[(kept >= 0).all(1)]
-    for side in (0, 1):
-        alone[side][kept[:, side]] = False
-    return StoredPair(windows[0], windows[1], Labels(kept, *alone), pair.places)
+        anchors = [int(rng.integers(len(crop.keypoints))) for crop in crops]
+    order: list[NDArray[Any]] = [rng.random(len(crop.keypoints)) for crop in crops]
+    order[1][matches[:, 1]] = order[0][matches[:, 0]]
+    if rng.random() < _BEST:
+        order = [np.arange(len(crop.keypoints)) for crop in crops]
+    rows, windows = zip(
+        *(_window(*one, limit, rng) for one in zip(crops, anchors, order, strict=True)), strict=True
+    )
+    new_rows, alone = [], []
+    for side, other in ((0, 1), (1, 0)):
+        keypoints = torch.from_numpy(crops[other].keypoints)
+        distances = torch.cdist(keypoints[matches[:, other]], keypoints[rows[other]])
+        gone = distances.amin(1) > NO_MATCH_DISTANCE
+        has_no_match = unmatched[side].clone()
+        has_no_match[matches[gone, side]] = True
+        alone.append(has_no_match[rows[side]])
+        new = torch.full((len(crops[side].keypoints),), -1)
+        new[rows[side]] = torch.arange(len(rows[side]))
+        new_rows.append(new[matches[:, side]])
+    kept_matches = torch.stack(new_rows, dim=1)
+    kept_matches = kept_matches[(kept_matches >= 0).all(1)]
+    return StoredPair(windows[0], windows[1], Labels(kept_matches, *alone), pair.places)
 
 
 def _window(
-    crop: CropKeypoints, anchor: int, limit: int, rng: np.random.Generator
+    crop: CropKeypoints, anchor: int, ranks: NDArray[Any], limit: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], CropKeypoints]:
-    """Rows and keypoints of a random window that contains the keypoint `anchor`."""
+    """Rows and keypoints of a random window that contains the keypoint `anchor`.
+
+    At most `limit` keypoints are kept, those with the lowest ranks.
+    """
     edge = crop.size if rng.random() < _WHOLE else crop.size * rng.uniform(_SMALLEST, 1)
     point = crop.keypoints[anchor]
     first, last = np.maximum(0, point - edge), np.minimum(crop.size - edge, point)
@@ -256,9 +270,7 @@ def _window(
     rows = np.flatnonzero(inside)
     if len(rows) < _MIN_KEYPOINTS:
         rows, origin, edge = np.arange(len(inside)), np.zeros(2), crop.size
-    if len(rows) > limit:
-        best = rng.random() < _BEST
-        rows = rows[:limit] if best else np.sort(rng.choice(rows, limit, replace=False))
+    rows = np.sort(rows[np.argsort(ranks[rows])[:limit]])
     keypoints = (crop.keypoints[rows] - origin).astype(np.float32)
     return rows, CropKeypoints(keypoints, crop.descriptors[rows], np.asarray(edge, np.float32))
 
