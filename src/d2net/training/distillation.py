@@ -161,8 +161,8 @@ class DistillationObjective(FeatureObjective):
     def _compute_projection(self, photos: Sequence[Path]) -> Tensor:
         """The directions in which the teachers' descriptors have the most energy, D x d.
 
-        They are rotated towards the descriptors of the starting weights, if there are any: the
-        student keeps its descriptors, and matchers and maps of them stay usable.
+        They are rotated towards the descriptors of the starting weights, if there are any, so
+        the student need not learn another basis first.
         """
         light = self.network.average.for_inference()
         device, has_start = self.network.projection.device, self.start["name"] != "none"
