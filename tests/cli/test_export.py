@@ -97,8 +97,6 @@ def test_an_output_that_cannot_be_written(d2net: Run, files: tuple[str, str], to
     assert "none does not exist" in run.err
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_scene_of_a_map_in_parts_says_so(d2net: Run, here: Path) -> None:
     photos = write_photos(here / "two places", range(12))
     reconstruct(photos, here / "map", model=network(PLACES))
@@ -106,6 +104,8 @@ def test_a_scene_of_a_map_in_parts_says_so(d2net: Run, here: Path) -> None:
     assert re.fullmatch(r"6 photos and \d+ points of the first of 2 maps written: scene\n", run.out)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_onnx(d2net: Run) -> None:
     run = d2net("export", "onnx", "folder", "--max-keypoints", "9", "--json")
     assert run.code == 0

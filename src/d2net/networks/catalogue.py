@@ -48,7 +48,7 @@ NORMALISATIONS: Mapping[str, Normalisation] = {"caffe": CAFFE, "torch": TORCH}
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
-    """The path with ~ replaced by the home folder; as it is if there is no such home."""
+    """Replace ~ by the home folder. Without such a folder the path stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises if there is none)
 
 

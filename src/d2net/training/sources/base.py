@@ -51,7 +51,7 @@ class PairSource(Protocol[Pair_co]):
         """Make a pair; None if it has too few correspondences.
 
         The pair depends only on `index` and `rng`, so a resumed run sees the same pairs as an
-        uninterrupted one. D2NetError if a file is missing or broken.
+        uninterrupted one. Raises D2NetError if a file is missing or broken.
         """
         ...
 
