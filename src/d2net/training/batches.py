@@ -236,5 +236,6 @@ def _identity(batch: Any) -> Any:  # noqa: ANN401 (what the dataset gave)
 def _begin_worker(_: int) -> None:
     cv2.setNumThreads(1)  # torch has set its own
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # torch notices only a later death
+    # torch notices only a later death; is_alive may be true until all threads have ended
+    if parent is not None and parent.pid != os.getppid():
         raise SystemExit
