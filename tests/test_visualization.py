@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from PIL import Image, ImageDraw
 
 from d2net.errors import InputError, OutputError
 from d2net.features import Features, Matches
+from d2net.io.images import to_pixels
+from d2net.mapping.picture.drawing import small_jpeg
 from d2net.visualization import plot_keypoints, plot_matches, plot_points
 
 DATA = Path(__file__).parent / "data"
@@ -78,6 +81,15 @@ def test_photos_stand_side_by_side_below_a_caption():
     shown = photos_of(picture)
     for photo, left in ((GRAF1, 0), (GRAF3, 800 + GAP)):
         np.testing.assert_array_equal(shown[:, left : left + 800], np.asarray(Image.open(photo)))
+
+
+def test_a_photo_of_little_contrast_is_visible(grey):
+    """12 bits stored in 16, as many cameras do, and a picture of their map."""
+    dim = grey.astype(np.uint16) * 16
+    shown = photos_of(plot_matches(dim, grey, random_features(9), random_features(9), pairs(0)))
+    assert np.abs(shown[:, :800].mean(2) - shown[:, 800 + GAP :].mean(2)).max() < 4
+    thumbnail = Image.open(io.BytesIO(small_jpeg(to_pixels(dim), 800, 95)))
+    assert np.asarray(thumbnail).std() > grey.std() / 2
 
 
 @pytest.mark.parametrize("verified", [True, False])

@@ -21,7 +21,7 @@ from d2net.geometry.coordinates import GridMap
 from d2net.geometry.significance import VERDICT_TEXT
 from d2net.io.arrays import evenly_spaced
 from d2net.io.drawn_pictures import check_replaceable, write_picture
-from d2net.io.images import ImageLike, resize, to_pixels
+from d2net.io.images import ImageLike, for_screen, resize, to_pixels
 from d2net.matching.verification import check_rows
 from d2net.wording import count
 
@@ -145,7 +145,7 @@ def plot_points(
     of both is drawn. Otherwise the colour follows the height in the first photo, and all points get
     dots. The names stand above the photos.
     """
-    photos = [np.rint(to_pixels(image)).astype(np.uint8) for image in images]
+    photos = [for_screen(to_pixels(image)) for image in images]
     picture = _Picture(photos, caption_rows=1 if names else 0, max_width=max_width)
     starts, ends = (
         column.canvas_from_photo(p) for column, p in zip(picture.columns, points, strict=True)
@@ -401,7 +401,7 @@ def _photo(image: ImageLike, features: Features, upright: bool) -> Canvas:
             f"the features are from a photo of {width} x {height} pixels, but {_name(image)} has "
             f"{pixels.shape[1]} x {pixels.shape[0]}"
         )
-    return np.rint(pixels).astype(np.uint8)
+    return for_screen(pixels)
 
 
 def _name(image: ImageLike) -> str:

@@ -183,6 +183,12 @@ def has_low_contrast(pixels: Pixels) -> bool:
     return 0 < high - low < 255 / 10
 
 
+def for_screen(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """The pixels in 8 bits for a picture, with more contrast if they have little."""
+    pixels = stretch_contrast(pixels) if has_low_contrast(pixels) else pixels
+    return np.rint(pixels).astype(np.uint8)
+
+
 def _range_of_samples(pixels: Pixels) -> tuple[float, float]:
     """The values below and above which 0.1 % of all samples lie."""
     step = math.ceil(math.sqrt(pixels.size / 100_000))  # this many samples are enough

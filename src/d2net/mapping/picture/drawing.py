@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.io.images import Pixels, limited_size, resize, to_pixels
+from d2net.io.images import Pixels, for_screen, limited_size, resize, to_pixels
 from d2net.mapping.georeference import common_up
 from d2net.mapping.reconstruction_arrays import Array, Cloud
 
@@ -205,6 +205,5 @@ def small_jpeg(pixels: Pixels, edge: int, quality: int) -> bytes:
     height, width = pixels.shape[:2]
     small = resize(pixels, limited_size((width, height), edge, None))
     buffer = io.BytesIO()
-    eight_bits = np.rint(small).astype(np.uint8)
-    Image.fromarray(eight_bits).save(buffer, "JPEG", quality=quality, optimize=True)
+    Image.fromarray(for_screen(small)).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
