@@ -35,7 +35,7 @@ _SHARED = """
 Options:
     cluster auto|ADDRESS: Share the work among the machines of this Ray cluster.
     masks DIR: Folder of masks NAME.png. Keypoints are dropped where the mask is 0.
-    mapper: COLMAP's incremental mapper, or its global mapper (GLOMAP).
+    mapper: COLMAP's incremental mapper, or its global mapper (GLOMAP) for new models.
     camera_mode: Which photos share a camera. auto: photos with the same size and EXIF data. single:
         all photos. per-folder: the photos of a folder. per-image: no photos.
     seed N: Seed of all random samples.

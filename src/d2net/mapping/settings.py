@@ -52,7 +52,7 @@ class MappingSettings(Settings):
     """"nearest", "learned" or the weights file of a learned matcher, see `match`."""
 
     mapper: Mapper = "incremental"
-    """COLMAP's incremental or its global mapper (GLOMAP)."""
+    """COLMAP's incremental mapper, or its global mapper (GLOMAP) for new models."""
 
     camera_model: str = "SIMPLE_RADIAL"
     """COLMAP's name of the camera model."""
