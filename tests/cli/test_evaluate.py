@@ -200,6 +200,7 @@ def test_localization_without_a_dataset_is_one_sentence(d2net: Run, here: Path) 
         ((".",), "no sequence"),
         ((".", "--features", "rootsift:colour=1"), "colour"),
         ((".", "--max-keypoints", "0"), "at least 1"),
+        ((".", "--compare", "rootsift:colour=1"), "colour"),  # before the first is evaluated
     ],
 )
 def test_bad_input(d2net: Run, here: Path, arguments: tuple[str, ...], message: str) -> None:

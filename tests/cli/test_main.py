@@ -151,6 +151,7 @@ def test_no_arguments_show_the_help(d2net: Run) -> None:
         ("match photos/a.png photos/a.png -o matches.txt", "matches.txt"),
         ("match photos/a.png photos/a.png -o none/matches.png", "none does not exist"),
         ("match --features f.h5", "two photos"),
+        ("pairs photos", "Choose from: exhaustive, sequential"),
         ("match --features f.h5 --pairs p.txt -o m.h5", "p.txt"),
         ("match photos/a.png photos/a.png --features f.h5", "two photos"),
         ("export colmap db", "--features"),

@@ -4,6 +4,7 @@ import numpy as np
 import pycolmap
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image
 
 from d2net.errors import FormatError, InputError, MissingPackageError
 from d2net.evaluation.cache import CachedSource
@@ -193,6 +194,16 @@ def test_a_photo_that_only_the_model_has_is_told(folder):
     (folder / "images/b.jpg").unlink()
     with pytest.raises(FormatError, match=r"names the photo b\.jpg, which is not in"):
         find_pairs(folder)
+
+
+def test_photos_upside_down_are_named(folder, caplog):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new("RGB", (800, 600)).save(folder / "images/b.jpg", exif=exif)
+    evaluate(known(*views(120, seed=0)), folder)
+    (record,) = caplog.records
+    assert "b.jpg" in record.getMessage()
+    assert "upright" in record.getMessage()
 
 
 def test_swapped_sizes_are_told(folder):

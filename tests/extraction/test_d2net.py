@@ -317,15 +317,15 @@ def test_a_wrong_call_says_what_to_give(tiny_model: D2Net) -> None:
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16])
-def test_the_default_type_of_torch_does_not_matter(
+def test_the_default_type_and_device_of_torch_do_not_matter(
     tiny_model: D2Net, photo: np.ndarray, tmp_path: Path, default: torch.dtype
 ) -> None:
     save_weights(tmp_path / "w.safetensors", Light(), {"name": "w"})
 
-    def results() -> list[torch.Tensor]:
+    def results(light: D2Net | None = None) -> list[torch.Tensor]:
         found = tiny_model.extract(photo, multiscale=True, turns=3)
-        light = D2Net.from_pretrained(tmp_path / "w.safetensors")
-        image = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float32)
+        light = light or D2Net.from_pretrained(tmp_path / "w.safetensors")
+        image = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float32, device="cpu")
         by_light = light.extract(photo)
         return [
             found.keypoints,
@@ -340,6 +340,10 @@ def test_the_default_type_of_torch_does_not_matter(
     expected = results()
     with default_type(default):
         found = results()
+    torch.testing.assert_close(found, expected)
+    light = D2Net.from_pretrained(tmp_path / "w.safetensors")
+    with torch.device("meta"):
+        found = results(light)
     torch.testing.assert_close(found, expected)
     with torch.autocast("cpu", torch.bfloat16):  # the setting `precision` counts
         torch.testing.assert_close(results(), expected)

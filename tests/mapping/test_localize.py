@@ -175,6 +175,8 @@ def test_opening_needs_a_finished_map_and_its_weights(
     stranger.weights = network().weights
     (root / "map" / "sparse" / ".DS_Store").touch()  # macOS leaves it in every folder
     assert len(Map.open(root / "map").names) == 6
+    stranger.weights = {**network().weights, "name": "renamed"}
+    assert Map.open(root / "map").model.weights == network().weights
 
 
 def test_equal_correspondences_count_once() -> None:

@@ -512,7 +512,11 @@ def test_known_cameras_of_a_map_stay_when_photos_are_added(tmp_path: Path, mode:
     photos, given = write_photos(tmp_path / "photos", range(6)), (760.0, 320.0, 240.0, 0.01)
     both = [*ROUGH, seen(QUERY, 1.0), seen(camera(-1.0, -3), 1.0)]
     reconstruct(
-        photos, tmp_path / "map", model=network(both), camera_mode="single", camera_params=given
+        photos,
+        tmp_path / "map",
+        model=network(both),
+        camera_mode="single",
+        camera_params=np.array(given),  # as pycolmap's cameras have them
     )
     for number in (6, 7):
         new = write_photos(tmp_path / f"new{number}", [number])

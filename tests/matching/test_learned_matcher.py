@@ -120,14 +120,17 @@ def test_files_hold_the_confidence(matcher: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_the_default_type_of_torch_does_not_matter(matcher: str, dtype: torch.dtype) -> None:
+def test_defaults_of_torch_do_not_matter(matcher: str, dtype: torch.dtype) -> None:
     a, b = make_photo(60, 1), make_photo(60, 1)
     expected = match(a, b, matcher=matcher)
     _read.cache_clear()
     with default_type(dtype):
         found = match(a, b, matcher=matcher)
-    assert torch.equal(found.indices, expected.indices)
-    torch.testing.assert_close(found.confidence, expected.confidence)
+    with torch.device("meta"):
+        again = match(a, b, matcher=matcher)
+    for other in (found, again):
+        assert torch.equal(other.indices, expected.indices)
+        torch.testing.assert_close(other.confidence, expected.confidence)
 
 
 def test_the_file_of_an_unknown_user_is_missing() -> None:

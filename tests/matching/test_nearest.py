@@ -106,6 +106,13 @@ def test_half_precision_is_compared_in_single():
     assert torch.equal(half.similarity, converted.similarity)
 
 
+def test_double_precision_finds_the_same():
+    a, b = unit(50, 128), unit(70, 128, seed=1)
+    expected, found = mutual_nearest(a, b), mutual_nearest(a.double(), b.double())
+    assert torch.equal(found.indices, expected.indices)
+    torch.testing.assert_close(found.similarity, expected.similarity)
+
+
 @pytest.mark.parametrize("shapes", [(0, 5), (5, 0), (0, 0)])
 def test_no_keypoints_give_no_matches(shapes):
     matches = mutual_nearest(*(unit(rows, 8) for rows in shapes), ratio=0.9)

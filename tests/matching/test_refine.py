@@ -90,14 +90,14 @@ def test_matches_lie_within_a_tenth_of_a_pixel(photo, name, deviation):
     assert torch.equal(refined_a.keypoints, a.keypoints)
 
 
-def test_the_default_type_of_torch_and_autocast_do_not_matter(photo):
+def test_the_default_type_and_device_of_torch_and_autocast_do_not_matter(photo):
     H = np.array(WARPS["shift"], float)
     a, b, matches = pair(H, 1.0)
     expected = refine(a, b, matches, photo, warped(photo, H))[1]
     with torch.autocast("cpu", torch.bfloat16):
         found = refine(a, b, matches, photo, warped(photo, H))[1]
     assert torch.equal(found.keypoints, expected.keypoints)
-    with default_type(torch.float64):
+    with default_type(torch.float64), torch.device("meta"):
         found = refine(a, b, matches, photo, warped(photo, H))[1]
     assert torch.equal(found.keypoints, expected.keypoints)
 

@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch.nn.functional import normalize
 
-from d2net.errors import InputError
+from d2net.errors import InputError, OutputError
 from d2net.io.h5 import FeatureFile, FeatureWriter
 from d2net.matching import pair_selection as pairs
 from d2net.matching.retrieval import Codebook, GlobalDescriptors
@@ -158,6 +158,24 @@ def test_a_file_holds_all(photos, tmp_path):
     before = (tmp_path / "g.h5").read_bytes()
     opened.save(tmp_path / "g.h5")
     assert (tmp_path / "g.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "features.h5"])
+def test_other_files_are_not_replaced(photos, described, tmp_path, name):
+    if name == "features.h5":
+        with FeatureWriter(tmp_path / name, {"weights": "some"}) as writer:
+            writer.add("a.jpg", next(iter(photos.values())))
+    else:
+        (tmp_path / name).write_bytes(b"pixels")
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(OutputError, match=rf"{name} exists"):
+        described.save(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_numpy_may_raise_on_underflow(photos, described):
+    with np.errstate(all="raise"):
+        assert_same(GlobalDescriptors.build(photos), described)
 
 
 # --- Little or nothing -----------------------------------------------------------------------

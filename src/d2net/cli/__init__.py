@@ -77,7 +77,7 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], prog_name="d2net", standalone_mode=False)
     except _UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "d2net"
-        message = error.format_message().rstrip(".")
+        message = " ".join(error.format_message().split()).rstrip(".")
         see = " See" if message.endswith("?") else "; see"
         code = _failed(f"{message}{see} {command} --help")
     except D2NetError as error:

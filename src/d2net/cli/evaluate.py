@@ -81,10 +81,10 @@ class Evaluation:
         results = []
         specifications = [self.features, *(self.compare or ())]
         names = [Path(specification).stem for specification in specifications]
-        for number, specification in enumerate(specifications):
-            features = open_source(specification, device)
+        sources = [open_source(specification, device) for specification in specifications]
+        for number, features in enumerate(sources):
             if names.count(names[number]) > 1:  # files in two folders
-                features.name = specification
+                features.name = specifications[number]
             source = CachedSource(
                 features,
                 max_keypoints=self.max_keypoints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,11 @@ def _installation() -> dict[str, Any]:
 
     from d2net import __version__
 
-    packages = {}
-    for name in ("torch", "numpy", "pycolmap", "opencv-python-headless", "h5py", "poselib"):
-        try:
+    names = ("torch", "numpy", "pycolmap", "opencv-python-headless", "h5py", "poselib")
+    packages = dict.fromkeys(names, "not installed")
+    for name in names:
+        with suppress(PackageNotFoundError):
             packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "d2net": __version__,
@@ -94,16 +94,13 @@ def _installation() -> dict[str, Any]:
 def _contents(path: Path) -> dict[str, Any]:
     from d2net.io.h5 import FeatureFile, MatchFile
 
-    try:
-        with MatchFile(path) as matches:
-            if len(matches):
-                return {
-                    "kind": "matches",
-                    "pairs": len(matches),
-                    "settings": matches.settings or "unknown: written by another program",
-                }
-    except FormatError:  # not a matches file
-        pass
+    with suppress(FormatError), MatchFile(path) as matches:  # other files contain no matches
+        if len(matches):
+            return {
+                "kind": "matches",
+                "pairs": len(matches),
+                "settings": matches.settings or "unknown: written by another program",
+            }
     with FeatureFile(path) as features:
         return {
             "kind": "features",

@@ -8,6 +8,7 @@ the errors of the cameras are reported too.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -180,14 +181,12 @@ def _reconstruct(
         stages = Stages(folder, settings, progress)
         stages.survey(files)
         models: list[pycolmap.Reconstruction] = []
-        try:
+        with suppress(MappingError):  # some photos give no map
             stages.match(stages.select_pairs(PairChoice(), scene.photos))
             if settings.refine:
                 stages.adjust(upright=True)
             stages.verify()
             models = stages.map()
-        except MappingError:
-            pass  # these photos give no map
         seconds = sum(folder.seconds.get(stage, 0.0) for stage in ("verification", "mapping"))
     if not models:
         return None, False, seconds

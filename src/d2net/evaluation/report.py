@@ -114,6 +114,8 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
     unions, groups = group_names(results)
     published = published_tables(first.protocol.name, first.dataset)
     galleries = [_gallery(result, photos_root) for result in results]
+    made = ("d2net", "machine", "folder", "settings", "provenance")
+    details = [(result.method, {k: result.to_dict()[k] for k in made}) for result in results]
     page = environment.get_template("report.html.j2").render(
         protocol=first.protocol,
         folder=Path(first.folder).name or first.folder,
@@ -128,7 +130,7 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         groups=group_table(results, groups),
         published=[(table, as_table(table, metrics)) for table in published],
         galleries=[gallery for gallery in galleries if gallery["best"]],
-        details=[(result.method, _details(result)) for result in results],
+        details=[(name, json.dumps(d, indent=2, ensure_ascii=False)) for name, d in details],
     )
     write_text(path, page)
 
@@ -166,13 +168,6 @@ def _gallery(result: Result, photos_root: Path) -> dict[str, Any]:
                 }
             )
     return {"method": result.method, "metrics": result.pair_metrics, **pictures}
-
-
-def _details(result: Result) -> str:
-    """How a result was obtained, as JSON."""
-    saved = result.to_dict()
-    kept = {key: saved[key] for key in ("d2net", "machine", "folder", "settings", "provenance")}
-    return json.dumps(kept, indent=2, ensure_ascii=False)
 
 
 def group_names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
@@ -225,9 +220,8 @@ def published_tables(protocol: str, dataset: str | None = None) -> list[Mapping[
     2020, and the same method has other figures before and after.
 
     Returns:
-        Tables with the keys `data` (name of the data and its ground truth), `note` (what to know
-        before comparing), `dataset` (`Result.dataset` of comparable results) and `rows`: `method`,
-        `source` and `figures` by group and metric.
+        Tables with the keys `data` (their name and ground truth), `note`, `dataset` (as in
+        `Result`) and `rows`: `method`, `source` and `figures` by group and metric.
     """
     path = files("d2net.evaluation") / "published" / f"{protocol}.json"
     tables = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else []

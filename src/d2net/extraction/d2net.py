@@ -191,7 +191,8 @@ class D2Net(nn.Module):
         find = partial(find_keypoints, self.network, settings=settings, limit=limit)
         pixels = torch.stack([torch.from_numpy(photo.pixels) for photo in batch]).to(self.device)
         selected: list[list[Keypoints]] = [[] for _ in batch]
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        # The caller may have set another default device.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), torch.device("cpu"):
             for found in find_in_turns(find, pixels, settings.turns):
                 for keypoints, photo, kept in zip(found, batch, selected, strict=True):
                     kept.append(_allowed(keypoints, photo).best(settings.max_keypoints))
@@ -231,7 +232,7 @@ class D2Net(nn.Module):
             limits[name] = min(given or default, default)
         photo = prepare(image, self.settings.updated(**limits))
         pixels = torch.from_numpy(photo.pixels).to(self.device)[None].float()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), torch.device("cpu"):
             maps = self.network.compute_maps(pixels, torch.float32)
             return self.network.score_map(tuple(part[0] for part in maps))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,10 +98,21 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
 
 def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]]) -> None:
     """Raise InputError if a photo's header and its camera differ in size, however it is turned."""
+    upside_down = []
     for path, camera in photos:
         size = photo_size(path)
         if size is not None and size != (camera.height, camera.width):
             check_photo_size(str(path), size, camera)
+        with suppress(Exception), Image.open(path) as image:
+            if image.getexif().get(Base.Orientation) == 3:
+                upside_down.append(path)
+    if upside_down:
+        logging.getLogger(__name__).warning(
+            "EXIF data rotate %d photos by 180 degrees, such as %s; if the true cameras are of "
+            "the photos as stored, as COLMAP's are, set upright to false",
+            len(upside_down),
+            upside_down[0],
+        )
 
 
 def camera_name(path: Path) -> str | None:

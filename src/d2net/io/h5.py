@@ -61,11 +61,9 @@ class FeatureFile(H5File, Mapping[str, Features]):
     def __getitem__(self, name: str) -> Features:
         """The features of one photo.
 
-        Scores and scales that the file lacks are 1, and so is the uncertainty in pixels.
-
-        Raises:
-            NoSuchEntryError: the photo is not in the file (an InputError and a KeyError).
-            FormatError: its arrays do not have the layout above.
+        Scores and scales that the file lacks are 1, and so is the uncertainty in pixels. Raises a
+        NoSuchEntryError (an InputError and a KeyError) for another photo, and a FormatError for
+        arrays of another layout.
         """
         self._check_known(name)
         record, where = self.read_record(name), f"{self.path}, photo {name!r}"
@@ -100,6 +98,11 @@ class FeatureFile(H5File, Mapping[str, Features]):
             width, height = (int(edge) for edge in group["image_size"][()])
             uncertainty = float(group["keypoints"].attrs.get("uncertainty", 1.0))
             return len(group["keypoints"]), (width, height), uncertainty
+
+    @property
+    def upright(self) -> bool:
+        """Whether the photos were rotated upright."""
+        return bool((self.settings or {}).get("extraction", {}).get("upright", True))
 
     def inputs(self, name: str) -> str:
         """The photo and mask that features were made from (`record_files`); "" if unknown."""
@@ -173,7 +176,7 @@ class MatchFile(H5File):
                 continue
             seen.add((first, second))
             matches = self.get(first, second)
-            bounds = torch.tensor([num_keypoints[first], num_keypoints[second]])
+            bounds = torch.tensor([num_keypoints[first], num_keypoints[second]], device="cpu")
             if (matches.indices >= bounds).any():
                 raise FormatError(
                     f"{self.path}: the matches of {first!r} and {second!r} refer to keypoints that "
@@ -205,12 +208,8 @@ class MatchFile(H5File):
     def get(self, first: str, second: str) -> Matches:
         """The matches of a pair of photos, whichever order it is stored in.
 
-        Verified pairs have only their inliers. If the file has confidences or no
-        scores, the similarity is 1.
-
-        Raises:
-            NoSuchEntryError: the pair is not in the file (an InputError and a KeyError).
-            FormatError: its arrays do not have the layout above.
+        Verified pairs have only their inliers. If the file has confidences or no scores, the
+        similarity is 1. Raises the same errors as `FeatureFile`.
         """
         stored = self._find(first, second)
         if stored is None:
@@ -345,5 +344,5 @@ def _group_part(name: str) -> str:
 def _column(record: Record, key: str, n: int, where: str, missing: float = 1.0) -> Tensor:
     """The N numbers of an array as float32; all are `missing` if the file lacks the array."""
     if key not in record.arrays:
-        return torch.full((n,), missing, dtype=torch.float32)
+        return torch.full((n,), missing, dtype=torch.float32, device="cpu")
     return torch.from_numpy(read_floats(record.arrays, key, (n,), where)).float()

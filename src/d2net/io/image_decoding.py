@@ -67,7 +67,7 @@ def decode(
     except UnidentifiedImageError:
         reason, cause = "it is not a JPEG, PNG, TIFF, HEIC, WebP, PPM, PGM, BMP or GIF photo", None
     except Image.DecompressionBombError:
-        megapixels = max_pixels // 1_000_000
+        megapixels = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)) // 1_000_000
         reason, cause = f"it has more than {megapixels} megapixels; cut it into parts first", None
     except MemoryError:
         reason, cause = "there is not enough memory for it", None

@@ -332,10 +332,9 @@ def _open_database(path: Path) -> sqlite3.Connection:
     try:
         # With a write-ahead log, neither a kill nor a power cut damages the database. The exclusive
         # mode avoids shared memory, which network drives lack.
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute(
+        database.executescript(
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL;"
+            "PRAGMA synchronous = NORMAL;"
             "CREATE TABLE IF NOT EXISTS entries "
             "(name TEXT PRIMARY KEY, settings TEXT, attributes TEXT, arrays BLOB)"
         )

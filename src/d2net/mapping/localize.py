@@ -91,7 +91,7 @@ class Localization(QueryPose):
         chosen = self.correspondences[shown]
         return Matches(
             torch.from_numpy(np.column_stack([chosen.rows, chosen.map_rows])),
-            torch.ones(len(chosen), dtype=torch.float32),
+            torch.ones(len(chosen), dtype=torch.float32, device="cpu"),
             inliers=torch.from_numpy(self.inliers[shown]),
             model="pose",
         )
@@ -219,6 +219,7 @@ class Map:
                 f"not with {model.weights['name']} ({model.weights['sha256'][:12]}); pass the "
                 "map's weights"
             )
+        model.weights = recorded["weights"]  # a file may have been renamed
         return cls(folder, model, matcher)
 
     def localize(

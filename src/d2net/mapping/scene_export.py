@@ -38,7 +38,7 @@ def export_scene(
     folder = MapFolder(Path(map_folder))
     model = folder.read_models()[0][0]
     with FeatureFile(folder.features) as features:
-        upright = bool((features.settings or {}).get("extraction", {}).get("upright", True))
+        upright = features.upright
     options = pycolmap.UndistortCameraOptions()
     lenses = {number: pycolmap.Camera(camera.todict()) for number, camera in model.cameras.items()}
     for number, lens in lenses.items():

@@ -73,6 +73,8 @@ class MappingSettings(Settings):
     """Seed of all random samples; the same seed gives the same map on one machine."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.camera_params, str | None):  # an array, if it comes from pycolmap
+            object.__setattr__(self, "camera_params", tuple(map(float, self.camera_params)))
         super().__post_init__()
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must be in 0 .. 2^31 - 1, not {self.seed}")

@@ -85,7 +85,7 @@ def distinct_keypoints(features: Features) -> Tensor:
         tree = cKDTree(features.keypoints[order].cpu().numpy())
         distance = _MIN_DISTANCE * float(features.scales.min())
         close = tree.query_pairs(distance, output_type="ndarray")
-        keep = torch.ones(len(order), dtype=torch.bool)
+        keep = torch.ones(len(order), dtype=torch.bool, device="cpu")
         for better, worse in close[close[:, 0].argsort(kind="stable")].tolist():
             if keep[better]:
                 keep[worse] = False

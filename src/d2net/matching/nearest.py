@@ -74,7 +74,7 @@ def check_descriptors(a: Tensor, b: Tensor) -> None:
             "them to one device"
         )
     for name, d in (("descriptors_a", a), ("descriptors_b", b)):
-        length = torch.linalg.vector_norm(d, dim=1, dtype=torch.float32)
+        length = torch.linalg.vector_norm(d.float(), dim=1)
         wrong = ~((length - 1).abs() <= _UNIT_LENGTH_TOLERANCE)  # NaN is wrong too
         if wrong.any():
             row = int(wrong.nonzero()[0])

@@ -101,7 +101,7 @@ def refine(
         GreyPhoto.read(photo, features.image_size, upright=upright)
         for features, photo in ((a, photo_a), (b, photo_b))
     )
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False), torch.device("cpu"):
         fits = fit_matches(first, second, a.to("cpu"), b.to("cpu"), rows_a, rows_b)
     keypoints = b.keypoints.clone()
     keypoints[rows_b[fits.moved]] = fits.points[fits.moved].to(keypoints)

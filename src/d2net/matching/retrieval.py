@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.arrays import as_numpy, evenly_spaced
+from d2net.io.drawn_pictures import check_replaceable
 from d2net.io.global_descriptors import GlobalDescriptorFile, write_global_descriptors
 
 Array = NDArray[np.float32]
@@ -124,7 +125,8 @@ class GlobalDescriptors:
         codebook = Codebook.learn(features, names)
         vectors = np.empty((len(names), codebook.centres.size), np.float16)
         for name, row in zip(names, vectors, strict=True):
-            row[:] = codebook.describe(features[name])
+            with np.errstate(under="ignore"):  # callers may let NumPy raise
+                row[:] = codebook.describe(features[name])
         return cls(names, vectors, codebook)
 
     @classmethod
@@ -132,12 +134,12 @@ class GlobalDescriptors:
         """Read a file that `save` wrote; FormatError if it is damaged or of another kind."""
         with GlobalDescriptorFile(os.fspath(path)) as file:
             names, vectors = file.read()
-            descriptor_id = (file.settings or {}).get("descriptor_id")
-            codebook = Codebook(file.read_codebook(), descriptor_id)
+            codebook = Codebook(file.read_codebook(), (file.settings or {}).get("descriptor_id"))
             return cls(names, vectors.astype(np.float16), codebook)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an HDF5 file for `open`, which hloc's `pairs_from_retrieval` reads as well."""
+        check_replaceable(Path(path), GlobalDescriptors.open)
         settings = {"method": "vlad", "descriptor_id": self.codebook.descriptor_id}
         vectors = dict(zip(self.names, self.vectors, strict=True))
         write_global_descriptors(Path(path), vectors, self.codebook.centres, settings)

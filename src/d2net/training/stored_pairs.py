@@ -258,10 +258,7 @@ def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> Store
 def _window(
     crop: CropKeypoints, anchor: int, ranks: NDArray[Any], limit: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], CropKeypoints]:
-    """Rows and keypoints of a random window that contains the keypoint `anchor`.
-
-    At most `limit` keypoints are kept, those with the lowest ranks.
-    """
+    """The `limit` keypoints of lowest rank in a random window that contains the one `anchor`."""
     edge = crop.size if rng.random() < _WHOLE else crop.size * rng.uniform(_SMALLEST, 1)
     point = crop.keypoints[anchor]
     first, last = np.maximum(0, point - edge), np.minimum(crop.size - edge, point)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from d2net.errors import FormatError, ImageError, InputError
+from d2net.io.h5 import FeatureWriter
 from d2net.training.check_pairs import check_source, sift_errors
 from d2net.training.sources import open_source
 from d2net.training.sources.base import pair_generator
@@ -180,6 +181,27 @@ def test_photos_stored_on_their_side(tmp_path):
     upright = check_source(opened(folder), 8).examples
     for pairs in (stored, upright):
         assert np.mean(np.concatenate([sift_errors(pair) for pair in pairs]) < 2) > 0.8
+
+
+@pytest.mark.parametrize("by_d2net", [False, True])
+def test_photos_stored_upside_down(tmp_path, by_d2net):
+    """The size does not tell whether a model is of the photos as stored. A map by d2net tells."""
+    scene = Plane().write(tmp_path / "map", tuple(n.replace("png", "jpg") for n in NAMES))
+    exif = Image.Exif()
+    exif[274] = 3
+    for path in (scene / "images").iterdir():
+        with Image.open(path) as photo:
+            pixels = photo.transpose(Image.Transpose.ROTATE_180) if by_d2net else photo.copy()
+        pixels.save(path, exif=exif, quality=95)
+    if by_d2net:
+        (scene / "sparse/0").mkdir()
+        for path in (scene / "sparse").glob("*.bin"):
+            path.rename(scene / "sparse/0" / path.name)
+        (scene / "map.json").write_text("{}")
+        with FeatureWriter(scene / "features.h5", {"extraction": {"upright": True}}):
+            pass
+    pairs = check_source(opened(scene), 8).examples
+    assert np.mean(np.concatenate([sift_errors(pair) for pair in pairs]) < 2) > 0.8
 
 
 def test_sources_can_be_sent_to_other_processes(tmp_path):

@@ -12,6 +12,7 @@ from d2net.errors import InputError
 from d2net.geometry.cameras import check_photo_size
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.colmap_model import find_model, read_model
+from d2net.io.h5 import FeatureFile
 from d2net.io.image_lists import find_photo, photos_folder
 from d2net.training.sources.reading import find_depth_map, size_of
 from d2net.training.sources.scenes import Scene, SceneOptions, ScenePairs, ScenePhoto, find_overlaps
@@ -53,6 +54,11 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
         raise InputError(f"there is no folder {folder}")
     path = folder / options.model if options.model else find_model(folder) or folder
     model = read_model(path)
+    map_folder = path.resolve().parent.parent
+    are_upright = False  # COLMAP rotates no photo
+    if (map_folder / "map.json").is_file():
+        with FeatureFile(map_folder / "features.h5") as features:
+            are_upright = features.upright
     images = folder / options.images if options.images else photos_folder(folder)
     photos: list[ScenePhoto] = []
     missing: list[str] = []
@@ -67,11 +73,9 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
             if not len(photo.ids):
                 without_points += 1
                 continue
-            # COLMAP does not turn photos upright, but they may have been turned before.
-            stored = size_of(file, upright=False)
-            upright = stored != photo.size == size_of(file, upright=True)
-            if not upright:
-                check_photo_size(f"the photo {file}", stored, photo.camera)
+            sizes = [size_of(file, upright=upright) for upright in (False, True)]
+            upright = are_upright if sizes[are_upright] == photo.size else not are_upright
+            check_photo_size(f"the photo {file}", sizes[upright], photo.camera)
             photos.append(replace(photo, upright=upright).reduced(options.max_edge))
     remarks = []
     total = model.num_images()

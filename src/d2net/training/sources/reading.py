@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,15 @@ def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> RGB
     """Read a photo, reduced to a longer edge of at most `max_edge` pixels; read-only."""
     size = limited_size(size_of(path, upright=upright), max_edge, None)
     pixels = None
-    try:
-        with Image.open(path) as photo:
-            # libjpeg decodes at a fraction of the size, in a third of the time. It leaves out high
-            # frequencies, which resizing would remove anyway.
-            if photo.format == "JPEG" and max(photo.size) >= 2 * max(size):
-                landscape = photo.width > photo.height
-                photo.draft(None, (max(size), min(size)) if landscape else (min(size), max(size)))
-                pixels = read_image(photo, upright=upright)
-    except (ImageError, OSError, ValueError, Image.DecompressionBombError):
-        pass  # `read_image` raises it again, with the path in its message
-    if pixels is None:
+    bomb = Image.DecompressionBombError
+    with suppress(ImageError, OSError, ValueError, bomb), Image.open(path) as photo:
+        # libjpeg decodes at a fraction of the size, in a third of the time. It leaves out high
+        # frequencies, which resizing would remove anyway.
+        if photo.format == "JPEG" and max(photo.size) >= 2 * max(size):
+            landscape = photo.width > photo.height
+            photo.draft(None, (max(size), min(size)) if landscape else (min(size), max(size)))
+            pixels = read_image(photo, upright=upright)
+    if pixels is None:  # after an error, which this raises again with the path in its message, too
         pixels = read_image(path, upright=upright)
     pixels = resize(pixels, size)
     photo_8bit = np.array(pixels if pixels.dtype == np.uint8 else np.rint(pixels), dtype=np.uint8)
