@@ -316,6 +316,17 @@ def test_a_wrong_call_says_what_to_give(tiny_model: D2Net) -> None:
         copy.deepcopy(tiny_model).to("meta").extract(np.zeros((64, 64, 3), np.uint8))
 
 
+def test_the_score_map_of_light_covers_the_photo_and_no_more() -> None:
+    light = D2Net.from_pretrained("light")
+    photo = np.full((225, 225, 3), 128, np.uint8)
+    photo[200:206, 210:216] = 255
+    scores = light.score_map(photo)
+    assert scores.shape == (225, 225)
+    y, x = divmod(int(scores.argmax()), 225)
+    assert 195 <= y <= 210
+    assert 205 <= x <= 220
+
+
 @pytest.mark.parametrize("default", [torch.float64, torch.float16])
 def test_the_default_type_and_device_of_torch_do_not_matter(
     tiny_model: D2Net, photo: np.ndarray, tmp_path: Path, default: torch.dtype

@@ -504,6 +504,21 @@ def test_matches_that_do_not_fit_are_refused(matches_path, rows):
         assert not writer.done()
 
 
+def test_matches_with_nan_are_refused(matches_path):
+    matches = Matches(torch.tensor([[0, 1], [1, 2]]), torch.tensor([1.0, torch.nan]))
+    with MatchWriter(matches_path, {}) as writer:
+        with pytest.raises(InputError, match="NaN"):
+            writer.add("a", "b", matches, 20)
+        assert not writer.done()
+
+
+def test_the_orientation_of_other_settings_is_upright(path):
+    with FeatureWriter(path, {"extraction": "sift"}):
+        pass
+    with FeatureFile(path) as file:
+        assert file.upright
+
+
 def test_a_pair_is_written_once(matches_path):
     with MatchWriter(matches_path, {}) as writer:
         writer.add("x/a", "b", make_matches(), 20)

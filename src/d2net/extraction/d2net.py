@@ -223,8 +223,8 @@ class D2Net(nn.Module):
         own limits are larger.
 
         Returns:
-            h x w float32, one value per cell of the network at one scale. For a VGG they are the
-            soft scores of equations 4 to 7 and sum to one. h or w is 0 if the photo is too small.
+            h x w float32 at one scale: for light, a value per pixel; for a VGG, one per cell, the
+            soft scores of equations 4 to 7, which sum to one. h or w is 0 if a photo is too small.
         """
         limits: ExtractionOptions = {}
         for name in ("max_edge", "max_sum_edges"):
@@ -234,7 +234,8 @@ class D2Net(nn.Module):
         pixels = torch.from_numpy(photo.pixels).to(self.device)[None].float()
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), torch.device("cpu"):
             maps = self.network.compute_maps(pixels, torch.float32)
-            return self.network.score_map(tuple(part[0] for part in maps))
+            scores = self.network.score_map(tuple(part[0] for part in maps))
+        return scores[: pixels.shape[1], : pixels.shape[2]]  # without light's padding
 
     def forward(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """Features of image tensors, with the keys of LightGlue and kornia.

@@ -102,7 +102,8 @@ class FeatureFile(H5File, Mapping[str, Features]):
     @property
     def upright(self) -> bool:
         """Whether the photos were rotated upright."""
-        return bool((self.settings or {}).get("extraction", {}).get("upright", True))
+        extraction = (self.settings or {}).get("extraction")  # may be another program's
+        return not isinstance(extraction, dict) or bool(extraction.get("upright", True))
 
     def inputs(self, name: str) -> str:
         """The photo and mask that features were made from (`record_files`); "" if unknown."""
@@ -297,8 +298,8 @@ class MatchWriter(EntryWriter):
                 "the same name in hloc's layout, which writes / as -; rename a photo or folder."
             )
         kept = matches.verified()
-        if len(kept) and int(kept.indices.min()) < 0:
-            raise InputError(f"the matches of {first!r} and {second!r} contain negative rows.")
+        if (kept.indices < 0).any() or not kept.scores.isfinite().all():
+            raise InputError(f"the matches of {first!r} and {second!r} have negative rows or NaN.")
         rows, columns = as_numpy(kept.indices).T
         occurrences = np.bincount(rows, minlength=num_keypoints)
         if len(occurrences) > num_keypoints or (occurrences > 1).any():
