@@ -278,7 +278,9 @@ def test_the_legend_of_a_narrow_photo_ends_before_that_of_its_score_map(texts):
     assert highest < 480 + GAP
 
 
-@pytest.mark.parametrize("bad", [np.zeros(5), np.zeros((2, 3, 4)), np.full((2, 2), np.nan), []])
+@pytest.mark.parametrize(
+    "bad", [np.zeros(5), np.zeros((2, 3, 4)), np.full((2, 2), np.nan), [], -np.ones((2, 2))]
+)
 def test_what_is_no_score_map_is_refused(bad):
     with pytest.raises(InputError, match="score map"):
         plot_keypoints(GRAF1, features([]), score_map=bad)

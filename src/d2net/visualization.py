@@ -216,9 +216,9 @@ def plot_keypoints(
         if isinstance(score_map, Tensor):
             score_map = score_map.detach().float().cpu().numpy()
         heat = np.asarray(score_map, dtype=np.float32)
-        if heat.ndim != 2 or heat.size == 0 or not np.isfinite(heat).all():
+        if heat.ndim != 2 or heat.size == 0 or not (np.isfinite(heat) & (heat >= 0)).all():
             raise InputError(
-                f"a score map must be h x w finite numbers; this one has shape {heat.shape}"
+                f"a score map must be h x w finite numbers from 0; this one has shape {heat.shape}"
             )
         heat = heat / max(float(heat.mean()), _TINY)
         right = picture.columns[1]

@@ -196,11 +196,13 @@ def test_a_photo_that_only_the_model_has_is_told(folder):
         find_pairs(folder)
 
 
-def test_photos_upside_down_are_named(folder, caplog):
+@pytest.mark.parametrize(("orientation", "size"), [(3, (800, 600)), (6, (800, 800))])
+def test_rotations_that_keep_the_size_are_named(folder, caplog, orientation, size):
     exif = Image.Exif()
-    exif[274] = 3
-    Image.new("RGB", (800, 600)).save(folder / "images/b.jpg", exif=exif)
-    evaluate(known(*views(120, seed=0)), folder)
+    exif[274] = orientation
+    Image.new("RGB", size).save(folder / "images/b.jpg", exif=exif)
+    put_model(folder / "model", POSES, f"PINHOLE {size[0]} {size[1]} 500 500 400 300")
+    evaluate(known(*views(120, seed=0), size=size), folder)
     (record,) = caplog.records
     assert "b.jpg" in record.getMessage()
     assert "upright" in record.getMessage()

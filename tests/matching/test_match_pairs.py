@@ -19,7 +19,7 @@ import torch
 from d2net import match
 from d2net.errors import FormatError, InputError, OutputBusyError, OutputError
 from d2net.features import Features
-from d2net.io.h5 import FeatureWriter, MatchFile
+from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
 from d2net.matching.match_pairs import match_pairs
 
 from ..io.samples import make_features
@@ -119,6 +119,29 @@ def test_names_in_another_unicode_form_are_those_of_the_features(
 ) -> None:
     listed = [("a.jpg", unicodedata.normalize("NFD", "day 1/ü b.jpg"))]
     assert list(match_pairs(features, listed, tmp_path / "m.h5").matched) == PAIRS[:1]
+
+
+def test_features_of_unknown_origin_are_known_by_their_content(
+    features: Path, photos: dict[str, Features], tmp_path: Path
+) -> None:
+    output = tmp_path / "m.h5"
+    match_pairs(features, PAIRS, output)
+    changed = {**photos, NAMES[0]: make_features(40, seed=9)}
+    with FeatureWriter(tmp_path / "other.h5", {"made by": "a test"}) as writer:
+        for name, photo in changed.items():
+            writer.add(name, photo)
+    with (
+        FeatureFile(tmp_path / "other.h5") as file,
+        MatchFile(output) as matches,
+        pytest.raises(InputError, match="match them again"),
+    ):
+        matches.check_features(file)
+    (tmp_path / "other.h5").replace(features)
+    again = match_pairs(features, PAIRS, output)
+    assert list(again.matched) == [pair for pair in PAIRS if NAMES[0] in pair]
+    with MatchFile(output) as matches:
+        expected = match(changed[NAMES[0]], changed[NAMES[1]])
+        assert torch.equal(matches.get(*PAIRS[0]).indices, expected.indices)
 
 
 def test_pairs_of_features_that_were_extracted_again_are_matched_again(

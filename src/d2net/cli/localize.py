@@ -50,7 +50,7 @@ def localize(
         num_retrieved N: Match each query with N photos of the map.
 
     Network:
-        weights FILE: File of the map's weights. Default: the weights that the map records.
+        weights FILE: File of the map's weights. Default: the map's, if they are packaged.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError
@@ -71,7 +71,7 @@ def localize(
     for photo in photos:
         if cameras and photo.name not in cameras:
             raise InputError(f"the list of intrinsics {intrinsics} does not name {photo.name}")
-    check_photo_sizes((photo.path, cameras[photo.name]) for photo in photos if cameras)
+    check_photo_sizes(((p.path, cameras[p.name]) for p in photos if cameras), warn=False)
     inputs = (intrinsics, *(photo.path for photo in photos))
     check_output(output, *inputs, is_own=read_poses)
     stem, suffix = re.escape(output.stem), re.escape(output.suffix)

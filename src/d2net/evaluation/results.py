@@ -76,9 +76,7 @@ class Protocol:
     """An evaluation protocol, as reports introduce it.
 
     Attributes:
-        name: its command, `d2net evaluate NAME`.
-        title: title of the report.
-        description: one paragraph.
+        name, title, description: its command `d2net evaluate NAME`, and the head of the report.
         item: singular and plural of the items that are evaluated, a `PairResult` each.
         group: singular of the groups of items.
         correct: what makes a drawn match correct, such as "within 3 px".
@@ -124,11 +122,8 @@ class Result:
     """One method on one protocol.
 
     Attributes:
-        protocol: the protocol.
-        method: name of the feature source.
-        folder: the evaluated folder.
-        provenance: how the features were extracted.
-        settings: settings of the protocol.
+        protocol, settings, folder: the protocol, its settings and the evaluated folder.
+        method, provenance: name of the feature source, and how the features were extracted.
         pairs: all pairs, in order.
         groups: mean figures by group, `OVERALL` among them.
         headline: the columns of the tables, most important first.

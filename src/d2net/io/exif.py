@@ -96,22 +96,23 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
     return (height, width) if is_turned else (width, height)
 
 
-def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]]) -> None:
-    """Raise InputError if a photo's header and its camera differ in size, however it is turned."""
-    upside_down = []
+def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]], warn: bool = True) -> None:
+    """Raise InputError if a photo and its camera differ in size; warn if it may be turned."""
+    rotated = []  # without another size, which would tell how the camera is turned
     for path, camera in photos:
         size = photo_size(path)
         if size is not None and size != (camera.height, camera.width):
             check_photo_size(str(path), size, camera)
         with suppress(Exception), Image.open(path) as image:
-            if image.getexif().get(Base.Orientation) == 3:
-                upside_down.append(path)
-    if upside_down:
+            kinds = range(2, 9 if image.width == image.height else 5)
+            if image.getexif().get(Base.Orientation) in kinds:
+                rotated.append(path)
+    if rotated and warn:
         logging.getLogger(__name__).warning(
-            "EXIF data rotate %d photos by 180 degrees, such as %s; if the true cameras are of "
-            "the photos as stored, as COLMAP's are, set upright to false",
-            len(upside_down),
-            upside_down[0],
+            "EXIF data rotate %d photos without changing their size, such as %s. If their true "
+            "cameras are of the photos as stored, as COLMAP's are, features need upright=false",
+            len(rotated),
+            rotated[0],
         )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ class FeatureFile(H5File, Mapping[str, Features]):
         """The photo and mask that features were made from (`record_files`); "" if unknown."""
         return str(self.read_attributes(name).get(INPUTS, ""))
 
+    def state(self, name: str) -> str:
+        """The `inputs`; if they are unknown, a checksum of the keypoints and descriptors."""
+        if inputs := self.inputs(name):
+            return inputs
+        arrays = self.read_record(name).arrays
+        content = (arrays[key].tobytes() for key in ("keypoints", "descriptors") if key in arrays)
+        return sha256(b"".join(content)).hexdigest()[:32]
+
     def _check_known(self, name: str) -> None:
         if name not in self:
             raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
@@ -190,11 +199,11 @@ class MatchFile(H5File):
         if self.settings is None:  # nothing is known
             return
         is_other = self.settings.get("features") not in (None, features.settings)
-        inputs_of = cache(features.inputs)
+        state_of = cache(features.state)
         for pair in self.pairs_among(features):
             matched = self.read_attributes(group_name(*pair)).get(INPUTS, "")
-            present = pair_inputs(inputs_of(name) for name in pair)
-            if is_other or (matched and present and matched != present):
+            present = fingerprint([state_of(name) for name in pair])
+            if is_other or (matched and matched != present):
                 raise InputError(
                     f"{self.path} was matched with other features of {pair[0]} and {pair[1]} than "
                     f"those in {features.path}: match them again"
@@ -325,12 +334,6 @@ class MatchWriter(EntryWriter):
 def typical_uncertainty(features: Features) -> float:
     """The uncertainty in pixels that hloc stores per photo: the median, or 1 without keypoints."""
     return float(np.median(as_numpy(features.uncertainty))) if len(features) else 1.0
-
-
-def pair_inputs(inputs: Iterable[str]) -> str:
-    """The fingerprint of a pair's features by the `inputs` of both photos; "" if one is unknown."""
-    both = list(inputs)
-    return fingerprint(both) if all(both) else ""
 
 
 def group_name(first: str, second: str) -> str:

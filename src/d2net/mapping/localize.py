@@ -194,7 +194,7 @@ class Map:
 
         Args:
             path: the map's folder.
-            weights: name or file of the map's weights. None: the weights that the map records.
+            weights: name or file of the map's weights. None: the map's, if they are packaged.
             device: where the network runs and descriptors are compared.
             matcher: how queries are matched, see `match`.
 
@@ -234,8 +234,8 @@ class Map:
 
         Args:
             image: the query, in any form that `D2Net.extract` takes.
-            camera: COLMAP's camera of the query. None reads it from the file's EXIF data; without
-                a focal length there, it is estimated with the pose.
+            camera: COLMAP's camera of the query, which counts as known. None reads it from the
+                file's EXIF data; without a focal length there, it is estimated with the pose.
             num_retrieved: number of map photos that the query is matched with.
             seed: seed of RANSAC's random samples.
         """

@@ -14,8 +14,9 @@ import torch
 from d2net.cluster import share
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.io.h5 import FeatureFile, MatchWriter, pair_inputs
+from d2net.io.h5 import FeatureFile, MatchWriter
 from d2net.io.pair_lists import Pair, read_pairs
+from d2net.io.resume import fingerprint
 from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.networks.catalogue import expand_user
@@ -98,13 +99,13 @@ def match_pairs(
             # The machines of a cluster have other working directories.
             all_options["matcher"] = str(expand_user(matcher).absolute())
         job = file.path.absolute(), all_options, device
-        inputs_of = cache(file.inputs)
+        state_of = cache(file.state)
         todo: dict[Pair, tuple[Pair, str]] = {}  # by pair as stored: as given, inputs
         counts: dict[Pair, int] = {}
         with MatchWriter(os.fspath(output), settings) as writer:
             for pair in wanted:
                 stored = pair[::-1] if pair[::-1] in writer.done() else pair
-                inputs = pair_inputs(inputs_of(name) for name in stored)
+                inputs = fingerprint([state_of(name) for name in stored])
                 if not writer.is_done(*stored, inputs):
                     todo[stored] = pair, inputs
             progress("matching", 0, len(todo))

@@ -204,6 +204,15 @@ def test_photos_stored_upside_down(tmp_path, by_d2net):
     assert np.mean(np.concatenate([sift_errors(pair) for pair in pairs]) < 2) > 0.8
 
 
+def test_a_map_json_of_another_program_is_ignored(tmp_path):
+    scene = Plane().write(tmp_path / "scene")
+    (scene / "sparse/0").mkdir()
+    for path in (scene / "sparse").glob("*.bin"):
+        path.rename(scene / "sparse/0" / path.name)
+    (scene / "map.json").write_text('{"type": "FeatureCollection"}')
+    assert len(opened(scene))
+
+
 def test_sources_can_be_sent_to_other_processes(tmp_path):
     source = opened(Plane().write(tmp_path / "scene"))
     sent = pickle.loads(pickle.dumps(source))

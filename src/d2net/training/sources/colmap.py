@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2net.errors import InputError
+from d2net.errors import D2NetError, InputError
 from d2net.geometry.cameras import check_photo_size
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.colmap_model import find_model, read_model
@@ -56,9 +57,8 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     model = read_model(path)
     map_folder = path.resolve().parent.parent
     are_upright = False  # COLMAP rotates no photo
-    if (map_folder / "map.json").is_file():
-        with FeatureFile(map_folder / "features.h5") as features:
-            are_upright = features.upright
+    with suppress(D2NetError), FeatureFile(map_folder / "features.h5") as features:
+        are_upright = (map_folder / "map.json").is_file() and features.upright
     images = folder / options.images if options.images else photos_folder(folder)
     photos: list[ScenePhoto] = []
     missing: list[str] = []
