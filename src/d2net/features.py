@@ -79,7 +79,7 @@ class Features:
         return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def best(self, n: int | None) -> Features:
-        """The n features with the highest scores, best first; all as they are if no more exist."""
+        """The n features with the highest scores, best first; `self` if it has no more than n."""
         if n is None or len(self) <= n:
             return self
         if n < 0:

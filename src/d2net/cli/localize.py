@@ -50,7 +50,7 @@ def localize(
         num_retrieved N: Match each query with N photos of the map.
 
     Network:
-        weights FILE: File of the map's weights. Default: the map's, if they are packaged.
+        weights FILE: File of the map's weights. Default: those of the map, if they come with d2net.
     """
     from d2net.cli import progress
     from d2net.errors import D2NetError

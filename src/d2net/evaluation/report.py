@@ -115,7 +115,7 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
     published = published_tables(first.protocol.name, first.dataset)
     galleries = [_gallery(result, photos_root) for result in results]
     made = ("d2net", "machine", "folder", "settings", "provenance")
-    details = [(result.method, {k: result.to_dict()[k] for k in made}) for result in results]
+    details = [{k: v for k, v in result.to_dict().items() if k in made} for result in results]
     page = environment.get_template("report.html.j2").render(
         protocol=first.protocol,
         folder=Path(first.folder).name or first.folder,
@@ -130,7 +130,7 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         groups=group_table(results, groups),
         published=[(table, as_table(table, metrics)) for table in published],
         galleries=[gallery for gallery in galleries if gallery["best"]],
-        details=[(name, json.dumps(d, indent=2, ensure_ascii=False)) for name, d in details],
+        details=[json.dumps(detail, indent=2, ensure_ascii=False) for detail in details],
     )
     write_text(path, page)
 

@@ -97,8 +97,8 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
 
 
 def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]], warn: bool = True) -> None:
-    """Raise InputError if a photo and its camera differ in size; warn if it may be turned."""
-    rotated = []  # without another size, which would tell how the camera is turned
+    """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it."""
+    rotated = []  # photos that keep their size, so the size cannot tell the camera's orientation
     for path, camera in photos:
         size = photo_size(path)
         if size is not None and size != (camera.height, camera.width):
@@ -109,8 +109,8 @@ def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]], warn: bool
                 rotated.append(path)
     if rotated and warn:
         logging.getLogger(__name__).warning(
-            "EXIF data rotate %d photos without changing their size, such as %s. If their true "
-            "cameras are of the photos as stored, as COLMAP's are, features need upright=false",
+            "EXIF data rotate %d of the photos, for example %s. If the true cameras belong to the "
+            "photos as stored, as in COLMAP's models, extract with upright=false",
             len(rotated),
             rotated[0],
         )

@@ -184,7 +184,7 @@ def has_low_contrast(pixels: Pixels) -> bool:
 
 
 def for_screen(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """The pixels in 8 bits for a picture, with more contrast if they have little."""
+    """Convert pixels to 8 bits for display; a low contrast is stretched."""
     pixels = stretch_contrast(pixels) if has_low_contrast(pixels) else pixels
     return np.rint(pixels).astype(np.uint8)
 

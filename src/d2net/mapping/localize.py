@@ -194,7 +194,7 @@ class Map:
 
         Args:
             path: the map's folder.
-            weights: name or file of the map's weights. None: the map's, if they are packaged.
+            weights: name or file of the map's weights. None: the map's, if they come with d2net.
             device: where the network runs and descriptors are compared.
             matcher: how queries are matched, see `match`.
 

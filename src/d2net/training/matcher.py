@@ -49,8 +49,8 @@ from d2net.training.stored_pairs import (
 )
 
 MATCH_DISTANCE = 3.0
-"""Two keypoints match if each lies within this distance of the other's partner, pixels. Keypoints
-between this and `NO_MATCH_DISTANCE` are ignored."""
+"""Two keypoints match if each is within this many pixels of where the other appears in its photo.
+Keypoints between this distance and `NO_MATCH_DISTANCE` are ignored."""
 
 _EXACT = 0.05  # px; correspondences by a homography fit it up to rounding, others do not
 _WEIGHT_DECAY = 1e-4

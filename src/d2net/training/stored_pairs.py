@@ -222,9 +222,9 @@ class PartBatches(Dataset[Drawn | D2NetError]):
 def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
     """A random window of each crop, with at most `limit` keypoints: the best, or random ones.
 
-    If any keypoints match, both windows contain one of the matches. Random keypoints are drawn
-    together with their matches: independent draws would leave half of the matches of real photos.
-    A keypoint whose match was left out has none, unless another keypoint near it remains.
+    If any keypoints match, both windows contain one of the matches. Random keypoints are drawn as
+    whole matches, because drawing each photo's separately leaves half as many as real photos have.
+    A keypoint whose match was left out counts as unmatched, unless another one near it remains.
     """
     matches, *unmatched = pair.labels
     crops = (pair.a, pair.b)
