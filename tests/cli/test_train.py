@@ -108,9 +108,8 @@ def test_bad_input_is_one_sentence(
 
 def test_a_recipe_of_a_matcher(d2net: Run, folder: Path) -> None:
     widths = "[widths]\nwidth = 16\nheads = 2\nlayers = 1\n"
-    recipe = (
-        'objective = "matcher"\nkeypoints = 32\ndifferent = 0\n' + RECIPE.format(steps=2) + widths
-    )
+    few = 'objective = "matcher"\npairs = 20\nkeypoints = 32\ndifferent = 0\n'
+    recipe = few + RECIPE.format(steps=2) + widths
     (folder / "matcher.toml").write_text(recipe)
     arguments = ("train", "--config", "matcher.toml", "-o", "run", "--workers", 0)
     run = d2net(*arguments)

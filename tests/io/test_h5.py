@@ -45,6 +45,7 @@ def test_closed_files_say_so(tmp_path):
     for use in (
         lambda: features["a"],
         lambda: "a" in features,
+        lambda: len(features),
         lambda: matches.get("a", "b"),
         lambda: ("a", "b") in matches,
     ):

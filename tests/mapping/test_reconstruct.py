@@ -28,14 +28,14 @@ from d2net.mapping.georeference import Georeference
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import add_photos, reconstruct
-from d2net.mapping.settings import MIN_REPROJECTION_ERROR, MappingOptions
+from d2net.mapping.settings import MappingOptions
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
 from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
 
-from .made import LENS, SIZE, PreparedNetwork, camera, draw_photos, nothing, seen, write_photos
+from .made import LENS, SIZE, PreparedNetwork, camera, nothing, seen, write_photos
 
 POSES = [camera(x, -4 * x) for x in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
 QUERY = camera(0.9, 6, z=1.0)
@@ -52,15 +52,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     photos = write_photos(root / "photos", range(6))
     reconstruct(photos, root / "map", model=network())
-    return root
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A map of photos in which the points can be seen, their keypoints moved along tracks."""
-    root = tmp_path_factory.mktemp("drawn")
-    photos = draw_photos(root / "photos", POSES)
-    reconstruct(photos, root / "map", model=network(ROUGH), refine=True)
     return root
 
 
@@ -154,13 +145,12 @@ def test_other_settings_of_the_mapping_make_a_new_model(made: Path, tmp_path: Pa
     assert next(iter(model.cameras.values())).model_name == "SIMPLE_PINHOLE"
 
 
-def _map_until_killed(photos: Path, output: Path, stage: str, refine: bool = False) -> None:
+def _map_until_killed(photos: Path, output: Path, stage: str) -> None:
     def progress(now: str, done: int, total: int | None) -> None:
         if now.partition(":")[0] == stage:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    features = ROUGH if refine else None
-    reconstruct(photos, output, model=network(features), refine=refine, progress=progress)
+    reconstruct(photos, output, model=network(), progress=progress)
 
 
 @pytest.mark.parametrize("stage", ["matching", "mapping", "writing the report"])
@@ -179,63 +169,6 @@ def test_a_killed_run_goes_on_at_its_stage(
     for name in ("images.bin", "points3D.bin"):
         first, second = (root / "map" / "sparse" / "0" / name for root in (made, tmp_path))
         assert first.read_bytes() == second.read_bytes()
-
-
-def errors_of_adjusted(root: Path) -> tuple[tuple[float, float], float]:
-    """The largest camera errors, and the mean reprojection error."""
-    model = model_of(root)
-    return errors(model), model.compute_mean_reprojection_error()
-
-
-def test_keypoints_moved_along_tracks_make_a_more_precise_map(drawn: Path, tmp_path: Path) -> None:
-    reconstruct(drawn / "photos", tmp_path / "rough", model=network(ROUGH))
-    (before, _), blur = errors_of_adjusted(tmp_path / "rough")
-    (after, _), sharp = errors_of_adjusted(drawn / "map")
-    assert after < before / 3
-    assert sharp < blur / 3
-
-
-def test_adjusted_keypoints_are_those_of_the_map_and_features_stay(drawn: Path) -> None:
-    with (
-        FeatureFile(drawn / "map" / "features.h5") as before,
-        FeatureFile(drawn / "map" / "adjusted.h5") as after,
-    ):
-        for image in model_of(drawn / "map").images.values():
-            detected, moved = before[image.name], after[image.name]
-            assert torch.equal(detected.keypoints, ROUGH[int(image.name[5:7])].keypoints)
-            xy = np.array([point.xy for point in image.points2D]) - 0.5
-            np.testing.assert_allclose(xy, moved.keypoints.numpy(), atol=1e-4)
-            assert moved.descriptors.shape == (len(moved), 0)
-            assert (moved.keypoints != detected.keypoints).any(dim=1).float().mean() > 0.8
-    report = json.loads((drawn / "map" / "report.json").read_text())
-    assert report["settings"]["refine"]
-    assert report["settings"]["reprojection_px"] == MIN_REPROJECTION_ERROR
-    assert report["seconds"]["adjustment"] > 0
-
-
-def test_a_killed_run_with_adjustment_goes_on(
-    drawn: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
-) -> None:
-    process = processes.Process(
-        target=_map_until_killed, args=(drawn / "photos", tmp_path / "map", "mapping", True)
-    )
-    process.start()
-    process.join(120)
-    assert process.exitcode == -9
-    reconstruct(drawn / "photos", tmp_path / "map", model=PreparedNetwork([]), refine=True)
-    for name in ("adjusted.h5", "sparse/0/images.bin", "sparse/0/points3D.bin"):
-        first, second = (root / "map" / name for root in (drawn, tmp_path))
-        assert first.read_bytes() == second.read_bytes()
-
-
-def test_photos_are_added_to_an_adjusted_map(drawn: Path, tmp_path: Path) -> None:
-    shutil.copytree(drawn / "map", tmp_path / "map")
-    new = write_photos(tmp_path / "new", [6])
-    both = network([*ROUGH, seen(QUERY)])
-    with pytest.raises(InputError, match="new map"):
-        add_photos(tmp_path / "map", new, model=both, refine=True)
-    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
-    assert errors(model_of(tmp_path / "map"))[0] < 2
 
 
 def test_photos_that_fail_have_reasons(tmp_path: Path) -> None:

@@ -163,7 +163,6 @@ def reconstruction(
     model: Path | None = None,
     camera_mode: CameraMode = "auto",
     mapper: Mapper = "incremental",
-    refine: bool = False,
     evaluation: Evaluation,
     printing: options.Printing,
 ) -> None:
@@ -174,12 +173,11 @@ def reconstruction(
 
     Options:
         model MODEL: COLMAP model of the true cameras. Default: found in DIR.
-        refine: Adjust keypoints as d2net reconstruct --refine does.
     """
     from d2net.evaluation.reconstruction import evaluate_reconstruction
     from d2net.mapping.settings import MappingSettings
 
-    settings = MappingSettings(camera_mode=camera_mode, mapper=mapper, refine=refine)
+    settings = MappingSettings(camera_mode=camera_mode, mapper=mapper)
     evaluate = partial(evaluate_reconstruction, model=model, settings=settings)
     evaluation.run(evaluate, folder, printing, model)
 

@@ -24,7 +24,6 @@ def reconstruct(
     masks: Path | None = None,
     matcher: str = "nearest",
     mapper: Mapper = "incremental",
-    refine: bool = False,
     camera_model: str = "SIMPLE_RADIAL",
     camera_mode: CameraMode = "auto",
     camera_params: str | None = None,
@@ -48,8 +47,6 @@ def reconstruct(
             with two names per line.
         poses DIR: Folder of a COLMAP model with known cameras and poses. They are kept, and only
             points are triangulated.
-        refine: Align the patches around matched keypoints, and move the keypoints to where they
-            fit.
         camera_model MODEL: COLMAP's name of the camera model, such as PINHOLE or OPENCV.
         camera_params F,CX,CY,...: Known parameters of the camera model for photos of one size.
             Default: the focal length in EXIF, or a guess, is refined.
@@ -86,7 +83,6 @@ def reconstruct(
         "camera_model": camera_model,
         "camera_mode": camera_mode,
         "camera_params": params,
-        "refine": refine,
         "seed": seed,
     }
     model = extraction.model(printing)

@@ -183,8 +183,6 @@ def _reconstruct(
         models: list[pycolmap.Reconstruction] = []
         with suppress(MappingError):  # some photos give no map
             stages.match(stages.select_pairs(PairChoice(), scene.photos))
-            if settings.refine:
-                stages.adjust(upright=True)
             stages.verify()
             models = stages.map()
         seconds = sum(folder.seconds.get(stage, 0.0) for stage in ("verification", "mapping"))

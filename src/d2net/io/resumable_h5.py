@@ -130,12 +130,15 @@ class H5File:
 
     def has_entry(self, name: str) -> bool:
         """Whether there is an entry `name`."""
-        if not self._file:
-            raise InputError(f"{self.path} is closed; read it within its `with` block")
+        self._check_open()
         with suppress(InputError), self._format_errors():
             group = self._file.get(check_name(name))
             return isinstance(group, h5py.Group) and self._is_entry(group)
         return False
+
+    def _check_open(self) -> None:
+        if not self._file:
+            raise InputError(f"{self.path} is closed; read it within its `with` block")
 
     def read_record(self, name: str) -> Record:
         """The datasets and attributes of the entry `name`, unchecked."""
@@ -173,6 +176,7 @@ class H5File:
         except D2NetError:
             raise
         except Exception as error:
+            self._check_open()
             where = "" if name is None else f" at {name!r}"
             reason = str(error).partition("\n")[0]  # HDF5's messages can have many lines
             raise FormatError(

@@ -40,7 +40,6 @@ class MapFolder:
         self.matches = path / "matches.h5"
         self.pairs = path / "pairs.txt"
         self.retrieval = path / "retrieval.h5"
-        self.adjusted = path / "adjusted.h5"
         self.database = path / "database.db"
         self.sparse = path / "sparse"
         self.record = WorkRecord(path / "map.json")

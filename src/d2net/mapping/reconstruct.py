@@ -21,12 +21,11 @@ from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.exif import Position, check_photo_sizes, gps_positions
-from d2net.io.h5 import FeatureFile, FeatureWriter, MatchFile
+from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.image_lists import FoundImage, find_images
 from d2net.io.pair_lists import Pair, read_pairs, write_pairs
 from d2net.io.resume import check_settings, fingerprint
 from d2net.io.text_lists import as_known
-from d2net.mapping.adjust_keypoints import adjust_map_keypoints, adjusted_uncertainty
 from d2net.mapping.assign_cameras import assign_cameras, check_cameras
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
 from d2net.mapping.map_folder import MapFolder
@@ -128,8 +127,6 @@ def reconstruct(
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
         stages.match(stages.select_pairs(pairs or PairChoice(), found))
-        if settings.refine:
-            stages.adjust(model.settings.upright)
         if poses is not None:
             return stages.finish([stages.triangulate(poses)])
         stages.verify()
@@ -147,12 +144,10 @@ def add_photos(
 ) -> MapSummary:
     """Add photos, under names that the map does not have yet, to a map made by `reconstruct`.
 
-    The map's photos keep their poses. `refine` is refused: no keypoints are moved. After the map's
-    photos were moved, give their new folder, so that they are found there.
+    The map's photos keep their poses. After these photos were moved, give their new folder, so that
+    they are found there.
     """
     settings = MappingSettings(**options)
-    if settings.refine:
-        raise InputError("refine is only for new maps; add photos without it")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
         given = _find_photos(Path(photos))
@@ -221,7 +216,6 @@ class Stages:
         self.uncertainty: dict[str, float] = {}  # typical, in pixels; of photos with keypoints
         self.failed: dict[str, str] = {}  # why photos have no features
         self.provenance: object = None  # how the features were made
-        self.keypoints = folder.features  # the file of the map's keypoints
         self.inputs = ""  # fingerprint of all that the next stage depends on
 
     @property
@@ -314,7 +308,7 @@ class Stages:
         self._progress("verifying", 0, None)
         with (
             folder.timed("verification"),
-            FeatureFile(self.keypoints) as features,
+            FeatureFile(folder.features) as features,
             MatchFile(folder.matches) as matches,
         ):
             # Photos of an existing map keep their cameras, and their files may be gone.
@@ -343,30 +337,6 @@ class Stages:
             verify_pairs(folder.database, self.limits, settings.seed)
             folder.record.values["insignificant_pairs"] = pairs.num_left_out
         folder.record.finish("verification", self.inputs)
-
-    def adjust(self, upright: bool) -> None:
-        """Verify, and move keypoints along the tracks of the inliers."""
-        folder = self._folder
-        if folder.record.inputs("adjustment") != self.inputs or not folder.adjusted.exists():
-            self.verify()
-            with folder.timed("adjustment"), FeatureFile(folder.features) as features:
-                adjusted = adjust_map_keypoints(
-                    folder.database,
-                    LazyFeatures(features.__getitem__, self.usable),
-                    folder.photo,
-                    upright=upright,
-                    progress=self._progress,
-                )
-                folder.adjusted.unlink(missing_ok=True)  # made from other inputs
-                with FeatureWriter(folder.adjusted, {"adjusted": features.settings}) as writer:
-                    for name, found in adjusted.items():
-                        writer.add(name, found)
-            folder.record.finish("adjustment", self.inputs)
-        with FeatureFile(folder.features) as before, FeatureFile(folder.adjusted) as after:
-            for name in self.usable:
-                self.uncertainty[name] = adjusted_uncertainty(before[name], after[name])
-        self.keypoints = folder.adjusted
-        self._depend_on("adjusted")
 
     def map(
         self,
@@ -440,7 +410,7 @@ class Stages:
         self._progress("triangulating", 0, None)
         with (
             folder.timed("triangulation"),
-            FeatureFile(self.keypoints) as features,
+            FeatureFile(folder.features) as features,
             MatchFile(folder.matches) as matches,
         ):
             keypoints = {name: features[name].keypoints.numpy() for name in names}

@@ -33,7 +33,6 @@ class MappingOptions(TypedDict, total=False):
     camera_model: str
     camera_mode: CameraMode
     camera_params: tuple[float, ...] | None
-    refine: bool
     seed: int
 
 
@@ -64,10 +63,6 @@ class MappingSettings(Settings):
     camera_params: tuple[float, ...] | None = None
     """Known parameters of the camera model, in COLMAP's order and in pixels; they are not refined.
     None: the focal length comes from EXIF or COLMAP's guess, and everything is refined."""
-
-    refine: bool = False
-    """Adjust keypoints along their tracks between verification and mapping; the photos are read
-    again. docs/experiments.md has the gain in accuracy."""
 
     seed: int = 0
     """Seed of all random samples; the same seed gives the same map on one machine."""

@@ -44,7 +44,6 @@ _SEARCH_SIGMAS, _MAX_SEARCH = 2.0, 6
 """The search radius in standard deviations of the difference of both points, and its limit."""
 _STEPS = 8
 _MIN_CORRELATION = 0.6
-_MAX_CORRELATION = 0.99  # noise is derived from the correlation up to this one
 _MAX_ZOOM = 2.5  # if a patch is shrunk or enlarged more, too little is left to compare
 _NEIGHBOURS = 12  # that determine an affine map
 _AFFINE_DEVIATION = 0.25  # expected difference, per entry, from the affine map of the whole photo
@@ -102,15 +101,15 @@ def refine(
         for features, photo in ((a, photo_a), (b, photo_b))
     )
     with torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        fits = fit_matches(first, second, a.to("cpu"), b.to("cpu"), rows_a, rows_b)
+        points, moved = fit_matches(first, second, a.to("cpu"), b.to("cpu"), rows_a, rows_b)
     keypoints = b.keypoints.clone()
-    keypoints[rows_b[fits.moved]] = fits.points[fits.moved].to(keypoints)
+    keypoints[rows_b[moved]] = points[moved].to(keypoints)
     b = replace(b, keypoints=keypoints)
-    return lower_uncertainty(a, rows_a[fits.moved]), lower_uncertainty(b, rows_b[fits.moved])
+    return _lower_uncertainty(a, rows_a[moved]), _lower_uncertainty(b, rows_b[moved])
 
 
-def lower_uncertainty(features: Features, rows: Tensor) -> Features:
-    """The same features; keypoints at `rows` (indices or mask) are at least as certain as a fit."""
+def _lower_uncertainty(features: Features, rows: Tensor) -> Features:
+    """The same features; the keypoints `rows` are at least as certain as a fit."""
     uncertainty = features.uncertainty.clone()
     limit = FIT_DEVIATION * _reduction(features.image_size)
     uncertainty[rows] = uncertainty[rows].clamp(max=limit)
@@ -149,12 +148,6 @@ class GreyPhoto:
         maps = torch.from_numpy(np.stack([blurred, *slopes]))[None]
         return cls(maps, coordinates.resize(small, size))
 
-    @property
-    def scales(self) -> Tensor:
-        """2 x 2, diagonal: size of a pixel of the reduced photo in pixels of the photo."""
-        x, y = self.photo_from_grey.x.scale, self.photo_from_grey.y.scale
-        return torch.diag(self.maps.new_tensor([x, y]))
-
     def sample(self, points: Tensor, channels: slice) -> Tensor:
         """C x K x M values at K x M x 2 points, bilinearly."""
         height, width = self.maps.shape[2:]
@@ -179,31 +172,17 @@ def _reduction(size: Size) -> float:
     return max(size[0] / small[0], size[1] / small[1])
 
 
-@dataclass(frozen=True)
-class PatchFits:
-    """Where the patches around K points of a first photo fit best in a second one.
-
-    Attributes:
-        points: K x 2 float32, pixels of the second photo; unchanged where no better fit was found.
-        moved: K bool, where a better fit was found.
-        affine: K x 2 x 2, linear part of `second_from_first` around each point, in pixels.
-        information: K x 2 x 2, inverse covariance of `points`: large in all directions at corners,
-            small along edges, and smaller where the light differs.
-    """
-
-    points: Tensor
-    moved: Tensor
-    affine: Tensor
-    information: Tensor
-
-
 def fit_matches(
     first: GreyPhoto, second: GreyPhoto, a: Features, b: Features, rows_a: Tensor, rows_b: Tensor
-) -> PatchFits:
+) -> tuple[Tensor, Tensor]:
     """Align the patches around matched keypoints of the first photo with the second photo.
 
     The features are on the CPU. There are two matches at least. Most must be right, because the
     affine map of a patch is estimated from the matches around it.
+
+    Returns:
+        K x 2 float32 points in pixels of the second photo, and K bool, where a better fit was
+        found; the other points are unchanged.
     """
     deviations = torch.hypot(
         a.uncertainty[rows_a] / _reduction(a.image_size),
@@ -217,14 +196,8 @@ def fit_matches(
         _align(first, second, points_a[chunk], points_b[chunk], affine[chunk], radius[chunk])
         for chunk in torch.split(torch.arange(len(points_a)), _CHUNK)
     ]
-    points, moved, information = (torch.cat(part) for part in zip(*parts, strict=True))
-    grey_from_first, grey_from_second = first.scales.inverse(), second.scales.inverse()
-    return PatchFits(
-        second.photo_from_grey(points),
-        moved,
-        second.scales @ affine @ grey_from_first,
-        grey_from_second @ information @ grey_from_second,
-    )
+    points, moved = (torch.cat(part) for part in zip(*parts, strict=True))
+    return second.photo_from_grey(points), moved
 
 
 def local_affine_maps(a: Array, b: Array) -> Array:
@@ -258,8 +231,8 @@ def _affine_maps(a: Array, b: Array, prior: Array, strength: float) -> Array:
 
 def _align(
     first: GreyPhoto, second: GreyPhoto, a: Tensor, start: Tensor, affine: Tensor, radius: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`points`, `moved` and `information` of `PatchFits`, in reduced pixels, from `start`."""
+) -> tuple[Tensor, Tensor]:
+    """The result of `fit_matches` in reduced pixels, from `start`."""
     along = torch.arange(-_HALF_PATCH, _HALF_PATCH + 1, dtype=torch.float32)
     offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), dim=-1).reshape(-1, 2)
     weights = torch.exp(-(offsets**2).sum(dim=1) / (2 * _WEIGHT_DEVIATION**2))
@@ -285,24 +258,20 @@ def _align(
             better = correlations > best[rows]
             best[rows[better]], points[rows[better]] = correlations[better], at[better]
     for _ in range(_STEPS):
-        step, normal = _gauss_newton_step(second, points, warped, pattern, weights)
-        points = points + step
+        points = points + _gauss_newton_step(second, points, warped, pattern, weights)
     last = correlation(points, all_rows)
     zoom = torch.linalg.det(affine).abs().sqrt()
     moved = (last >= best - 1e-3) & (last > _MIN_CORRELATION) & (contrast[:, 0] > 1)
     moved &= (points - start).norm(dim=1) <= radius + 1
     moved &= (zoom < _MAX_ZOOM) & (zoom > 1 / _MAX_ZOOM)
     moved &= first.contains(pixels) & second.contains(points[:, None] + warped)
-    noise = 2 * (1 - last.clamp(max=_MAX_CORRELATION))  # mean squared difference of the patches
-    num_pixels = 1 / (weights**2).sum()  # effective number
-    information = normal * (num_pixels / noise)[:, None, None]
-    return torch.where(moved[:, None], points, start), moved, information
+    return torch.where(moved[:, None], points, start), moved
 
 
 def _gauss_newton_step(
     second: GreyPhoto, points: Tensor, warped: Tensor, pattern: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """K x 2 steps towards the best fit, each at most a pixel, and K x 2 x 2 normal matrices."""
+) -> Tensor:
+    """K x 2 steps towards the best fit, each at most a pixel."""
     grey, *slopes = second.sample(points[:, None] + warped, slice(3))
     patches, contrast = _normalized(grey, weights)
     slope = torch.stack(slopes, dim=-1) / contrast[..., None]
@@ -313,7 +282,8 @@ def _gauss_newton_step(
     normal = torch.einsum("kmi,kmj,m->kij", slope, slope, weights) + 1e-4 * torch.eye(2).to(slope)
     gradient = torch.einsum("kmi,km,m->ki", slope, pattern - patches, weights)
     steps = torch.linalg.solve(normal, gradient)
-    return steps / steps.norm(dim=1, keepdim=True).clamp(min=1), normal
+    bounded: Tensor = steps / steps.norm(dim=1, keepdim=True).clamp(min=1)
+    return bounded
 
 
 def _normalized(patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

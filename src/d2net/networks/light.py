@@ -75,7 +75,9 @@ class ConvBlock(nn.Sequential):
         """In float32 on a CPU, wide blocks without normalisation use Winograd convolution."""
         convolution = cast(nn.Conv2d, self[0])
         weight, bias = convolution.weight, convolution.bias
-        direct = torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting()
+        # The Winograd convolution has no gradient.
+        direct = torch.is_autocast_enabled("cpu") or torch.is_grad_enabled()
+        direct |= torch.compiler.is_exporting()
         if not self._is_wide or bias is None or direct or x.device.type != "cpu":
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
         return cast(Tensor, self[2](self._winograd(x, weight, bias)))

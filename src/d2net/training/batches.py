@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2net.errors import D2NetError, InputError
+from d2net.io.arrays import evenly_spaced
 from d2net.io.image_lists import find_images
 from d2net.training.correspondences import PointPairs, corner_correspondences
 from d2net.training.loss import PaddedCorrespondences
@@ -48,10 +49,18 @@ class PairBatch(NamedTuple):
     corners: PaddedCorrespondences | None
 
 
-def collate(pairs: Sequence[TrainingPair], *, corners: bool = False) -> PairBatch:
-    """Make a batch of pairs, with lists of correspondences padded to the longest."""
+def collate(
+    pairs: Sequence[TrainingPair], *, corners: bool = False, most: int | None = None
+) -> PairBatch:
+    """Make a batch of pairs, with lists of correspondences padded to the longest.
+
+    At most `most` correspondences of each pair are kept.
+    """
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
-    points = [(pair.points_a, pair.points_b) for pair in pairs]
+    points = []
+    for pair in pairs:
+        kept = evenly_spaced(len(pair.points_a), most or len(pair.points_a))
+        points.append((pair.points_a[kept], pair.points_b[kept]))
     at_corners = [
         corner_correspondences(pair.image_a, pair.image_b, known)
         for pair, known in zip(pairs, points, strict=True)

@@ -206,7 +206,7 @@ class DistillationObjective(FeatureObjective):
         descriptors = descriptors.view(*batch.points.shape[:3], -1)
         a, b = (descriptors[:, k][batch.valid] for k in (0, 1))
         teacher = F.normalize(batch.targets[batch.valid].float() @ student.projection, dim=1)
-        near = _near(batch)
+        near = near_points(batch.places, batch.valid)
         to_teacher = [contrast(x @ teacher.T * student.scale, near) for x in (a, b)]
         between = contrast(a @ b.T * student.scale, near)
         matched = (-between.detach()).exp()  # probability of a match in both directions
@@ -246,15 +246,9 @@ class DistillationObjective(FeatureObjective):
         shown: Tensor = loss[batch.shown.flatten(0, 1)]
         return shown
 
-    @torch.no_grad()
     def pair_loss(self, pair: TrainingPair) -> float:
         """The loss between the crops of a validation pair, at its correspondences."""
-        device, network = self.network.projection.device, self.network.average.for_inference()
-        images = torch.from_numpy(np.stack([pair.image_a, pair.image_b])).to(device).float()
-        points = torch.from_numpy(np.stack([pair.points_a, pair.points_b])).to(device)
-        a, b = network.describe_batch(network.compute_maps(images, torch.float32), points)
-        near = torch.zeros(len(a), len(a), dtype=torch.bool, device=device)
-        return float(contrast(a @ b.T * self.network.scale, near).mean() / 2)
+        return contrast_of_pair(self.network.average, pair, float(self.network.scale.detach()))
 
     def model(self) -> D2Net:
         """See `FeatureObjective.model`."""
@@ -266,11 +260,13 @@ class DistillationObjective(FeatureObjective):
         save_weights(path, self.network.average, header(self.settings, path, state, made_of))
 
 
-def _near(batch: StudentPair) -> Tensor:
-    """Pairs of points of one photo that are too near to be negatives, n x n bool."""
-    photo = torch.arange(len(batch.valid), device=batch.valid.device)[:, None]
-    photo = photo.expand(batch.valid.shape)[batch.valid]
-    places = batch.places[batch.valid].double()
+def near_points(places: Tensor, valid: Tensor) -> Tensor:
+    """Pairs of points of one photo that are too near to be negatives, n x n bool.
+
+    Takes B x K x 2 positions in pixels; n of the B x K points are valid.
+    """
+    photo = torch.arange(len(valid), device=valid.device)[:, None].expand(valid.shape)[valid]
+    places = places[valid].double()
     near = torch.cdist(places, places) < _MIN_DISTANCE
     return (near & (photo[:, None] == photo)).fill_diagonal_(False)
 
@@ -283,6 +279,18 @@ def contrast(similarity: Tensor, near: Tensor) -> Tensor:
     similarity = similarity.masked_fill(near, -1e4)
     right = similarity.diagonal()
     return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * right
+
+
+@torch.no_grad()
+def contrast_of_pair(network: Light, pair: TrainingPair, scale: float) -> float:
+    """The mean of `contrast` between the crops of a validation pair, at its correspondences."""
+    network = network.for_inference()
+    device = network.score_head.nothing.device
+    images = torch.from_numpy(np.stack([pair.image_a, pair.image_b])).to(device).float()
+    points = torch.from_numpy(np.stack([pair.points_a, pair.points_b])).to(device)
+    a, b = network.describe_batch(network.compute_maps(images, torch.float32), points)
+    near = torch.zeros(len(a), len(a), dtype=torch.bool, device=device)
+    return float(contrast(a @ b.T * scale, near).mean() / 2)
 
 
 def splat(positions: Tensor, mass: Tensor, edge: int) -> Tensor:

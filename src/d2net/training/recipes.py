@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from d2net.io.image_lists import photos_folder
+from d2net.networks.light import Light
+from d2net.networks.weights import load_network
 from d2net.progress import Progress, no_progress
 from d2net.training.batches import input_files
 from d2net.training.distillation import DistillationObjective
+from d2net.training.fine_tuning import FineTuningObjective
 from d2net.training.loop import TrainingResult, run
 from d2net.training.matcher import MatcherObjective
 from d2net.training.objective import Objective
 from d2net.training.settings import (
     DistillationSettings,
+    FineTuningSettings,
     MatcherTrainingSettings,
     SourceSettings,
     TrainingSettings,
@@ -22,7 +26,8 @@ from d2net.training.settings import (
 from d2net.training.sources import detect_kind
 from d2net.training.supervised import SupervisedObjective
 
-AnySettings: TypeAlias = TrainingSettings | DistillationSettings | MatcherTrainingSettings
+FeatureSettings: TypeAlias = TrainingSettings | FineTuningSettings
+AnySettings: TypeAlias = FeatureSettings | DistillationSettings | MatcherTrainingSettings
 
 _HOLD_OUT = 10
 _WHITENING = 300  # pairs
@@ -37,13 +42,15 @@ def train(
     workers: int = 1,
     progress: Progress = no_progress,
 ) -> TrainingResult:
-    """Train a network, distil one from teachers or train a matcher, or resume; see `loop.run`."""
+    """Train or fine-tune a network, distil one or train a matcher, or resume; see `loop.run`."""
     objective: Objective
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data), Path(output) / "pairs", progress)
     elif isinstance(settings, DistillationSettings):
         targets = Path(output) / "teachers"
         objective = DistillationObjective(settings, Path(data), targets, progress)
+    elif isinstance(settings, FineTuningSettings):
+        objective = FineTuningObjective(settings, Path(data))
     else:
         objective = SupervisedObjective(settings, Path(data))
     files = input_files(settings, Path(data))
@@ -52,41 +59,49 @@ def train(
     )
 
 
-def read_recipe(path: Path) -> TrainingSettings | MatcherTrainingSettings:
-    """The settings of a TOML file: of a matcher if it has the setting `objective`."""
-    if "objective" in read_toml(path):
-        return MatcherTrainingSettings.from_file(path)
-    return TrainingSettings.from_file(path)
+def read_recipe(path: Path) -> FeatureSettings | MatcherTrainingSettings:
+    """The settings of a TOML file; `objective` is "matcher" or "light", or missing for a VGG."""
+    objective = read_toml(path).get("objective")
+    if objective is None:
+        return TrainingSettings.from_file(path)
+    settings = FineTuningSettings if objective == "light" else MatcherTrainingSettings
+    return settings.from_file(path)
 
 
 def settings_for_photos(
     folder: Path, *, start: str = "seasons", steps: int = 1000, batch: int = 4
-) -> TrainingSettings:
+) -> FeatureSettings:
     """Settings that adapt weights to the photos of a folder.
 
-    The recipe of the weights seasons, shortened: half random homographies of single photos, half
-    pairs of the reconstruction or of aligned photos if the folder has them. A tenth of these pairs
-    is validated on. A run on fewer pairs than the whitening needs keeps the whitening of `start`.
+    For a VGG it is the recipe of the weights seasons, shortened. Half of the pairs are random
+    homographies of single photos, half come from the reconstruction or the aligned photos if the
+    folder has them. A tenth of these pairs is validated on. A run on fewer pairs than the whitening
+    needs keeps the whitening of `start`.
     """
     kind = detect_kind(folder)
     sources = [SourceSettings(kind, ".", hold_out=_HOLD_OUT)]
     if kind in ("colmap", "aligned"):
         images = photos_folder(folder) if kind == "colmap" else folder
         sources.insert(0, SourceSettings("photos", images.relative_to(folder).as_posix()))
+    common: dict[str, Any] = {
+        "sources": tuple(sources),
+        "start": start,
+        "batch": batch,
+        "steps": steps,
+        "schedule": "cosine",
+        "precision": "bfloat16",
+        "validate_every": 500,
+        "validation_pairs": 12,
+        "save_every": 100,
+    }
+    if isinstance(load_network(start)[0], Light):
+        return FineTuningSettings(**common)
     return TrainingSettings(
-        sources=tuple(sources),
-        start=start,
+        **common,
         layers=("conv4_1", "conv4_2", "conv4_3"),
-        batch=batch,
-        steps=steps,
         learning_rate=2e-4,
         contrast=1.0,
         whitening=_WHITENING if steps * batch >= _WHITENING else 0,
-        schedule="cosine",
         warmup=20,
         sampling="bilinear",
-        precision="bfloat16",
-        validate_every=500,
-        validation_pairs=12,
-        save_every=100,
     )

@@ -303,6 +303,31 @@ class TrainingSettings(RunSettings):
 
 
 @dataclass(frozen=True)
+class FineTuningSettings(RunSettings):
+    """Settings of a run that fine-tunes the network light."""
+
+    objective: Literal["light"] = "light"
+    """Marks a recipe for the network light."""
+
+    start: str = "light"
+    crop: int = 320
+    batch: int = 4
+    steps: int = 1000
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = 50
+    clip: float | None = 5.0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    points: int = 160
+    """Maximum number of correspondences of a pair."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_least(1, "points")
+
+
+@dataclass(frozen=True)
 class DistillationSettings(RunSettings):
     """Settings of a run that trains the network light to imitate teachers."""
 

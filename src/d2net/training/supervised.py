@@ -70,8 +70,8 @@ class SupervisedObjective(FeatureObjective):
         network, self.start = load_network(settings.start)
         if not isinstance(network, VGG):
             raise InputError(
-                f"d2net train adapts a VGG: start from seasons, ots or the file of one, not from "
-                f"{settings.start}"
+                f"start must be seasons, ots or the file of a VGG, not {settings.start}; a recipe "
+                'for the network light has objective = "light"'
             )
         self.normalisation, self.whitening = network.normalisation, network.whitening
         self.network = network.backbone.requires_grad_(False)
