@@ -87,6 +87,8 @@ def test_rows_stay_together() -> None:
     assert some.scores.tolist() == [3, 1]
     assert some.image_size == (640, 480)
     assert len(make()[:0]) == 0
+    assert make()[::-1].scores.tolist() == make().scores.tolist()[::-1]
+    assert len(make()[0:0:-1]) == 0
 
 
 def test_best_goes_by_score() -> None:

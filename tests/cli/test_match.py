@@ -253,6 +253,12 @@ def test_refinement_is_for_verified_matches_of_two_photos(d2net: Run, photos: Pa
         assert run.err.startswith("error: --refine needs two photos")
 
 
+def test_options_of_extraction_are_refused_with_a_features_file(d2net: Run) -> None:
+    run = d2net("match", "--features", "f.h5", "--pairs", "p.txt", "-o", "m.h5", "--turns", 4)
+    assert run.code == 2
+    assert "to d2net extract" in run.err
+
+
 def test_a_learned_matcher_gives_confidences(d2net: Run, photos: Path) -> None:
     a, b = sorted(photos.rglob("*.png"))[:2]
     features = make_tiny_model().extract(a)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from d2net.io.exif import Position, camera_name, gps_position, gps_positions
+from d2net.io.exif import Position, camera_name, gps_position, gps_positions, photo_size
 from d2net.io.image_lists import FoundImage
 
 NORTH_EAST = {1: "N", 2: (48.0, 51.0, 30.24), 3: "E", 4: (2.0, 17.0, 40.2)}
@@ -74,6 +74,16 @@ def test_the_altitude_may_be_below_the_sea_or_missing(tmp_path, tags, altitude):
 )
 def test_no_or_senseless_data_are_no_position(tmp_path, tags):
     assert gps_position(put_photo(tmp_path / "a.jpg", tags)) is None
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "jpg"])
+def test_the_size_of_a_rotated_photo(tmp_path, ending):
+    """Pillow gives the size of TIFF files as it is after the rotation."""
+    path, exif = tmp_path / f"photo.{ending}", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    assert photo_size(path) == (30, 40)
+    assert photo_size(path, upright=False) == (40, 30)
 
 
 def test_photos_that_cannot_be_read_have_none(tmp_path):

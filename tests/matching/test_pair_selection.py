@@ -44,6 +44,10 @@ def test_sequential(names, overlap):
     assert found == [(names[i], names[j]) for (i, j), d in distances.items() if d in allowed]
 
 
+def test_a_huge_overlap_means_all_pairs():
+    assert pairs.sequential("abcd", 10**12) == list(itertools.combinations("abcd", 2))
+
+
 def colmap_sequential(path, names, overlap, quadratic):
     """The pairs that COLMAP itself chooses."""
     options = pycolmap.SequentialPairingOptions(

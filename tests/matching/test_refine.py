@@ -90,6 +90,17 @@ def test_matches_lie_within_a_tenth_of_a_pixel(photo, name, deviation):
     assert torch.equal(refined_a.keypoints, a.keypoints)
 
 
+def test_photos_that_use_little_of_their_range(photo):
+    """Such as 12 bits in 16, or thermal photos."""
+    H = np.array(WARPS["shift"], float)
+    a, b, matches = pair(H, 1.0)
+    dim = [(9000 + 2.0 * image).astype(np.uint16) for image in (photo, warped(photo, H))]
+    _, refined = refine(a, b, matches, *dim)
+    moved = (refined.keypoints != b.keypoints).any(dim=1).numpy()
+    assert moved.mean() > 0.7
+    assert np.median(errors(H, a, refined)[moved]) < 0.1
+
+
 def test_the_default_type_and_device_of_torch_and_autocast_do_not_matter(photo):
     H = np.array(WARPS["shift"], float)
     a, b, matches = pair(H, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_keypoints_are_those_of_the_model_best_first(
 ) -> None:
     settings = {"default": {}, "deep": {"descriptor": "plain"}, "original": {"original": True}}
     found = pair[0].extract(presets(tiny_model)[preset], preset)
-    expected = tiny_model.extract(pair[0].pixels(), **settings[preset])
+    expected = tiny_model.extract(pair[0].file, **settings[preset])
     expected = expected[expected.scores.argsort(descending=True, stable=True)]
     assert len(found) > 20
     assert torch.equal(found.keypoints, expected.keypoints)
@@ -40,6 +41,17 @@ def test_both_networks_of_the_default_can_be_chosen() -> None:
     types = {name: model.settings.descriptor for name, model in chosen.items()}
     assert types == {"default": "combined", "light": "light", "deep": "plain", "original": "plain"}
     assert chosen["original"].settings.original
+
+
+def test_sixteen_bits_are_not_rounded_to_eight(tiny_model: D2Net, tmp_path: Path) -> None:
+    """A photo that uses few of its values, such as a thermal one, has details in the others."""
+    with Image.open(io.BytesIO(photo())) as grey:
+        values = 9000 + 2 * np.asarray(grey.convert("L")).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "photo.png")
+    expected = tiny_model.extract(tmp_path / "photo.png")
+    found = SentPhoto.read((tmp_path / "photo.png").read_bytes()).extract(tiny_model, "default")
+    assert len(found) == len(expected) > 20
+    assert set(map(tuple, found.keypoints.tolist())) == set(map(tuple, expected.keypoints.tolist()))
 
 
 @pytest.mark.parametrize("number", [40, 8000])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,7 +17,6 @@ from .served import SIZE, photo
 def test_a_photo_is_read_and_made_small_to_show() -> None:
     sent = SentPhoto.read(photo())
     assert sent.size == SIZE
-    assert sent.pixels().shape == (SIZE[1], SIZE[0], 3)
     with Image.open(io.BytesIO(sent.picture)) as picture:
         assert picture.format == "JPEG"
         assert picture.size == SIZE
@@ -30,14 +28,6 @@ def test_a_photo_is_shown_as_its_exif_data_turn_it() -> None:
     Image.new("RGB", (40, 30)).save(buffer, "JPEG", exif=exif)
     assert SentPhoto.read(buffer.getvalue()).size == (30, 40)
     assert SentPhoto.read(buffer.getvalue(), upright=False).size == (40, 30)
-
-
-def test_sixteen_bits_become_eight() -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 9), 65535, np.uint16)).save(buffer, "PNG")
-    pixels = SentPhoto.read(buffer.getvalue()).pixels()
-    assert pixels.dtype == np.uint8
-    assert (pixels == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -94,5 +94,10 @@ def test_a_recipe_names_the_network(folder: Path) -> None:
     recipe.write_text('objective = "light"\nstart = "seasons"\n')
     given = read_recipe(recipe)
     assert isinstance(given, FineTuningSettings)
+    (folder / "wrong.toml").write_text('objective = "lights"')
+    with pytest.raises(InputError, match="light or matcher, not 'lights'"):
+        read_recipe(folder / "wrong.toml")
+    with pytest.raises(InputError, match="points must be at least 2"):
+        settings(folder, points=1)
     with pytest.raises(InputError, match="seasons are not weights of the network light"):
         FineTuningObjective(given, folder)

@@ -187,6 +187,8 @@ def test_other_settings_need_another_output(tmp_path: Path) -> None:
     train(small(steps=1), tmp_path, workers=0)
     with pytest.raises(OutputError, match=r"learning_rate was 0.001 and is now 0.1"):
         train(small(steps=1, learning_rate=0.1), tmp_path, workers=0)
+    with pytest.raises(OutputError, match="steps was 1 and is now 2"):
+        train(small(steps=2), tmp_path, workers=0)
 
 
 def test_a_damaged_state_says_so(tmp_path: Path) -> None:

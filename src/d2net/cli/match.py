@@ -49,6 +49,11 @@ def match(
             "--refine needs two photos and verified matches: it moves keypoints for one pair, but "
             "a features file stores one position for all pairs"
         )
+    if features is not None and extraction != options.Extraction(device=extraction.device):
+        raise InputError(
+            "--features are extracted already: give the options of extraction, such as --weights, "
+            "to d2net extract"
+        )
     if features is not None and pairs is not None and output is not None and not photos:
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)
         return

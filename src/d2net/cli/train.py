@@ -82,16 +82,16 @@ def train(
     """Train weights or a matcher, or adapt weights to your photos.
 
     A recipe says what is trained and how; the options under Recipe replace its values. Without
-    --config, the weights seasons are adapted. The result is RUN/weights.safetensors, for --weights
-    of the other commands; --weights light+RUN/weights.safetensors adds the network light. The file
-    of a matcher is for --matcher. A run that was stopped continues when the same command is started
-    again.
+    --config, the weights seasons are adapted, or those of --from, such as light. The result is
+    RUN/weights.safetensors, for --weights of the other commands. For a VGG's, --weights
+    light+RUN/weights.safetensors adds the network light. The file of a matcher is for --matcher. A
+    run that was stopped continues when the same command is started again.
 
     Options:
         data DATA: Folder with a COLMAP model and its photos, with aligned photos, or with any
             photos; with --config the folder of its sources.
         output RUN: Folder of the run.
-        config FILE: A recipe (toml), see configs. Default: adapt the weights seasons.
+        config FILE: A recipe (toml), see configs.
     """
     if data is None and config is None:
         raise InputError(

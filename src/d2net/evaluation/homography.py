@@ -32,6 +32,7 @@ from d2net.evaluation.results import (
 from d2net.features import Features, Matches
 from d2net.geometry import robust
 from d2net.geometry.homography import transfer, transfer_error
+from d2net.io.h5 import are_upright
 from d2net.io.image_lists import EXTENSIONS
 from d2net.io.text_lists import finite_numbers, read_lines
 from d2net.matching import match
@@ -144,12 +145,14 @@ def evaluate_homography(
         photos (in means over pairs, each photo counts once).
     """
     num_keypoints: dict[str, dict[Path, int]] = {}
+    upright = are_upright(source.provenance.get("made by", source.provenance))
 
     def judge(
         pair: HomographyPair, a: Features, b: Features, matches: Matches
     ) -> tuple[Figures, Drawing]:
         if refined:
-            a, b = refine(a, b, match(a, b, verify="fundamental"), *pair.photos)
+            verified = match(a, b, verify="fundamental")
+            a, b = refine(a, b, verified, *pair.photos, upright=upright)
         sizes = zip(pair.photos, (len(a), len(b)), strict=True)
         num_keypoints.setdefault(pair.group, {}).update(sizes)
         return _judge(pair.H, a, b, matches)

@@ -90,6 +90,8 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
+            if image.format == "TIFF":  # pillow's size may be upright already
+                width, height = (int(image.tag_v2[tag]) for tag in (256, 257))
             is_turned = upright and image.getexif().get(Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None

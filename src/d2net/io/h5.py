@@ -103,8 +103,7 @@ class FeatureFile(H5File, Mapping[str, Features]):
     @property
     def upright(self) -> bool:
         """Whether the photos were rotated upright."""
-        extraction = (self.settings or {}).get("extraction")  # may be another program's
-        return not isinstance(extraction, dict) or bool(extraction.get("upright", True))
+        return are_upright(self.settings)
 
     def inputs(self, name: str) -> str:
         """The photo and mask that features were made from (`record_files`); "" if unknown."""
@@ -121,6 +120,12 @@ class FeatureFile(H5File, Mapping[str, Features]):
     def _check_known(self, name: str) -> None:
         if name not in self:
             raise NoSuchEntryError(f"{self.path} contains no features of {name!r}.")
+
+
+def are_upright(made_by: Mapping[str, Any] | None) -> bool:
+    """Whether photos were rotated upright, by what is recorded about their features."""
+    extraction = (made_by or {}).get("extraction")  # may be another program's
+    return not isinstance(extraction, dict) or bool(extraction.get("upright", True))
 
 
 class FeatureWriter(EntryWriter):

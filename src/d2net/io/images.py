@@ -23,7 +23,9 @@ from d2net.io.image_decoding import MAX_PIXELS, Samples, UnreadableError, decode
 Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]
 """H x W x 3 RGB, uint8 or float32 in 0..255."""
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | torch.Tensor
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | io.BytesIO | Image.Image | npt.NDArray[Any] | torch.Tensor
+)
 """A photo in any form that `to_pixels` accepts."""
 
 MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
@@ -68,10 +70,10 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
     """Pixels of a photo that is given as a file, an array or a tensor.
 
     Args:
-        image: a path or pillow image (see `read_image`); an array H x W or H x W x 1, 3 or 4 in
-            RGB order, of bool, uint8, uint16 or float; or a tensor 1 x H x W or 3 x H x W, with
-            or without a batch dimension of one, of uint8 or float. The range of floats is
-            found as in `read_image`; it should be [0, 1].
+        image: a path, a file in memory or a pillow image (see `read_image`); an array H x W or
+            H x W x 1, 3 or 4 in RGB order, of bool, uint8, uint16 or float; or a tensor 1 x H x W
+            or 3 x H x W, with or without a batch dimension of one, of uint8 or float. The range of
+            floats is found as in `read_image`; it should be [0, 1].
         upright: as for `read_image`; has no effect on arrays and tensors.
 
     Raises:
@@ -100,7 +102,7 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
                 f"an image array must be H x W or H x W x 1, 3 or 4, not of shape {image.shape}"
             )
         return _pixels_from_array(image)
-    if isinstance(image, (str, os.PathLike, Image.Image)):
+    if isinstance(image, (str, os.PathLike, io.BytesIO, Image.Image)):
         return read_image(image, upright=upright)
     raise InputError(
         "an image must be a path, a pillow image, a NumPy array or a torch tensor, not "

@@ -150,6 +150,7 @@ def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
     pairs connect a sequence that slows down or comes back. The names are in the order in which the
     photos were taken; see `natural_order`.
     """
+    overlap = min(overlap, len(names))
     doubling = {2**i for i in range(min(overlap, len(names).bit_length()))}
     steps = sorted({*range(1, overlap + 1), *doubling})
     return [

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from d2net.extraction.d2net import D2Net
@@ -64,17 +63,18 @@ class SentPhoto:
     @classmethod
     def read(cls, content: bytes, *, upright: bool = True) -> SentPhoto:
         """Read a photo from the bytes of its file; ImageError if it is no photo, or too large."""
-        pixels = _read(content, upright)
+        pixels = read_image(io.BytesIO(content), upright=upright, max_pixels=MAX_PIXELS)
         return cls(content, upright, (pixels.shape[1], pixels.shape[0]), screen_jpeg(pixels))
 
-    def pixels(self) -> Pixels:
-        """H x W x 3 uint8."""
-        return np.rint(_read(self.content, self.upright)).astype(np.uint8)
+    @property
+    def file(self) -> io.BytesIO:
+        """The photo's file."""
+        return io.BytesIO(self.content)
 
     def extract(self, model: D2Net, preset: str) -> Features:
         """The photo's features by the preset's model, best score first, extracted once."""
         if preset not in self.features:
-            found = model.extract(self.pixels(), max_keypoints=MAX_KEYPOINTS)
+            found = model.extract(self.file, upright=self.upright, max_keypoints=MAX_KEYPOINTS)
             best_first = found.scores.argsort(descending=True, stable=True)
             self.features[preset] = found[best_first]  # `original` keeps the release's order
         return self.features[preset]
@@ -162,7 +162,3 @@ def matches_to_dict(matches: Matches) -> dict[str, Any]:
 def screen_jpeg(pixels: Pixels) -> bytes:
     """The photo as JPEG, reduced to the size of a screen."""
     return small_jpeg(pixels, 1600, 85)
-
-
-def _read(content: bytes, upright: bool) -> Pixels:
-    return read_image(io.BytesIO(content), upright=upright, max_pixels=MAX_PIXELS)

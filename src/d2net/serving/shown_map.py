@@ -60,7 +60,7 @@ class ShownMap:
             ..., the `inliers` first; null without inliers.
         """
         if _PRESET not in photo.features:
-            photo.features[_PRESET] = self.map.model.extract(photo.pixels())
+            photo.features[_PRESET] = self.map.model.extract(photo.file)
         features = photo.features[_PRESET]
         with TemporaryDirectory() as folder:  # COLMAP reads EXIF data from files
             path = Path(folder) / "photo"

@@ -123,7 +123,7 @@ def run(
         new_run = TrainingState(settings.to_dict(), objective.start, {})
         state = load_state(output / "last") or new_run
         for file in (file for name in _FILES for file in output.glob(name)):
-            if state is new_run or (file == weights and state.step < settings.steps):
+            if state is new_run or (file == weights and state.step < state.settings["steps"]):
                 raise OutputError(
                     f"{file} was not made by a run in this folder: choose another output, so that "
                     "the file is not overwritten"

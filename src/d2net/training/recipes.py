@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from d2net.errors import InputError
 from d2net.io.image_lists import photos_folder
 from d2net.networks.light import Light
 from d2net.networks.weights import load_network
@@ -64,6 +65,8 @@ def read_recipe(path: Path) -> FeatureSettings | MatcherTrainingSettings:
     objective = read_toml(path).get("objective")
     if objective is None:
         return TrainingSettings.from_file(path)
+    if objective not in ("light", "matcher"):
+        raise InputError(f"{path}: objective must be light or matcher, not {objective!r}")
     settings = FineTuningSettings if objective == "light" else MatcherTrainingSettings
     return settings.from_file(path)
 

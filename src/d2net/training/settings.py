@@ -324,7 +324,7 @@ class FineTuningSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_least(1, "points")
+        self.check_least(2, "points")
 
 
 @dataclass(frozen=True)
