@@ -225,6 +225,20 @@ def left_half(size: tuple[int, int] = SIZE) -> Image.Image:
     return Image.fromarray(mask)
 
 
+def test_photos_without_keypoints_are_counted_in_a_warning(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Black masks, for example."""
+    (tmp_path / "masks").mkdir()
+    for photo in [p for p in photos.rglob("*") if p.is_file()]:
+        mask = tmp_path / "masks" / f"{photo.relative_to(photos)}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", SIZE).save(mask)
+    summary = run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
+    assert set(summary.extracted.values()) == {0}
+    assert f"{len(summary.extracted)} of {len(summary.extracted)} photos have no" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["a.jpg.png", "a.png"])
 def test_masks_bar_keypoints(tiny_model: D2Net, photos: Path, tmp_path: Path, name: str) -> None:
     (photos / "a.png").rename(photos / "a.jpg")
@@ -273,7 +287,8 @@ def test_photos_without_a_mask_are_named(
     (tmp_path / "masks").mkdir()
     Image.new("L", SIZE, 0).save(tmp_path / "masks" / "a.png")
     run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
-    (missing,) = caplog.messages
+    missing, empty = caplog.messages
+    assert empty.startswith("1 of 4 photos have no keypoints, such as a.png")
     assert "3 of 4 photos have no mask" in missing
 
 

@@ -276,6 +276,18 @@ def test_signed_tiff_with_negative_values_is_refused(tmp_path):
         read_bytes(tmp_path, tiff_bytes(np.array([[-5, 7]], np.int16)))
 
 
+def test_signed_bytes_with_negative_values_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="has values from -5 to 7"):
+        read_bytes(tmp_path, tiff_bytes(np.array([[-5, 7]], np.int8)))
+
+
+@pytest.mark.parametrize("compression", [34712, 33003, 33005, 50002])
+def test_compressions_that_opencv_reads_as_black_are_refused(tmp_path, rgb, compression):
+    """JPEG 2000 of microscopes, and JPEG XL."""
+    with pytest.raises(ImageError, match="compression is not supported"):
+        read_bytes(tmp_path, tiff_bytes(rgb, t259=compression))
+
+
 def test_deep_colours_in_separate_planes_are_refused(tmp_path, deep):
     with pytest.raises(ImageError, match="separate planes"):
         read_bytes(tmp_path, tiff_bytes(deep, t284=2))

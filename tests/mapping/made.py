@@ -60,30 +60,6 @@ def seen(
     )
 
 
-def draw_photos(folder: Path, poses: Sequence[pycolmap.Rigid3d]) -> Path:
-    """`photo00.png`, ... of what cameras see of the cloud: each point amid blobs of its own."""
-    folder.mkdir(parents=True)
-    y, x = np.mgrid[-14:15, -14:15]
-    for number, pose in enumerate(poses):
-        canvas = np.full((SIZE[1] + 80, SIZE[0] + 80), 128.0)
-        for point, centre in enumerate(LENS.img_from_cam(np.array([pose * p for p in CLOUD]))):
-            column, row = np.floor(centre).astype(int)
-            if not (-20 <= column < SIZE[0] + 20 and -20 <= row < SIZE[1] + 20):
-                continue
-            chance = np.random.default_rng(point)
-            blobs = chance.uniform(-8, 8, (12, 2)) + centre - 0.5 - (column, row)
-            shades = chance.choice([-50, 50], 12)
-            patch = sum(
-                s * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 4.5)
-                for s, (u, v) in zip(shades, blobs, strict=True)
-            )
-            canvas[row + 26 : row + 55, column + 26 : column + 55] += patch
-        pixels = np.clip(canvas[40:-40, 40:-40], 0, 255).astype(np.uint8)
-        pixels[0, 0] = number
-        Image.fromarray(pixels).convert("RGB").save(folder / f"photo{number:02}.png")
-    return folder
-
-
 def nothing() -> Features:
     return seen(camera(0))[:0]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pycolmap
 import pytest
 import torch
+from PIL import Image
 
 from d2net.errors import FormatError, InputError, MappingError, OutputError
 from d2net.features import Features
@@ -181,6 +182,14 @@ def test_photos_that_fail_have_reasons(tmp_path: Path) -> None:
     assert reasons["photo06.png"] == NO_FEATURES
     assert reasons["photo07.png"] == NO_MATCHES
     assert "broken.png" in reasons["broken.png"]
+    # It stays in the report when photos are added, and leaves it when it can be read.
+    new = write_photos(tmp_path / "new", [8])
+    features += [seen(QUERY), seen(camera(-1.0, -3))]
+    summary = add_photos(tmp_path / "map", new, model=network(features))
+    assert (summary.num_registered, len(summary.failed)) == (7, 3)
+    Image.new("RGB", SIZE, (9, 9, 9)).save(photos / "broken.png")
+    summary = add_photos(tmp_path / "map", photos, model=network(features))
+    assert (summary.num_registered, len(summary.failed)) == (8, 2)
 
 
 def test_a_second_scene_is_a_map_of_its_own(tmp_path: Path) -> None:

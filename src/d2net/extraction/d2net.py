@@ -317,8 +317,8 @@ def prepare(
 @cache  # once, not for every photo
 def _advise_to_stretch() -> None:
     _log.warning(
-        "a photo uses less than a tenth of its range of grey values, so few keypoints are found in "
-        "it; stretch=True (--stretch) extends the range"
+        "a photo uses less than a tenth of its range of grey values; a VGG finds few keypoints in "
+        "it unless stretch=True (--stretch) extends the range"
     )
 
 

@@ -147,6 +147,12 @@ def extract_folder(
                 except (ImageError, InputError) as error:
                     summary.failed[name] = str(error)
                 progress(f"extracting: {name}", number, len(todo))
+        empty = [name for name, number in summary.extracted.items() if not number]
+        if empty:
+            _log.warning(
+                "%d of %d photos have no keypoints, such as %s: blank photos, or black masks",
+                *(len(empty), len(found), empty[0]),
+            )
         if len(summary.failed) == len(found):
             raise InputError(
                 "no photo could be extracted, so no features are written; the first error: "

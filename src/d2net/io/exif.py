@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pycolmap
 
 _MAX_ALTITUDE = 20_000.0  # metres
+_DIAGONAL_35MM = math.hypot(36, 24)  # mm
 
 
 class Position(NamedTuple):
@@ -129,3 +131,12 @@ def camera_name(path: Path) -> str | None:
     except Exception:  # pillow's readers let nearly every kind of exception through
         return None
     return "|".join([*body, focal_length, *rest])
+
+
+def focal_length_35mm(path: Path, size: Size) -> float | None:
+    """The focal length in pixels from its 35 mm equivalent; None if unknown."""
+    try:
+        millimetres = float(_exif(path)[1][Base.FocalLengthIn35mmFilm])
+    except Exception:  # pillow's readers let nearly every kind of exception through
+        return None
+    return millimetres * math.hypot(*size) / _DIAGONAL_35MM if millimetres > 0 else None

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from d2net.errors import ImageError, InputError
 from d2net.geometry.coordinates import Size
@@ -244,8 +244,10 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
             "its first image is a preview, as in raw photos; develop it to JPEG or TIFF first"
         )
     _check_size((int(tags.get(Base.ImageWidth, 0)), int(tags.get(Base.ImageLength, 0))), max_pixels)
+    if tags.get(Base.Compression, 1) not in COMPRESSION_INFO:  # OpenCV may return black pixels
+        raise UnreadableError("its compression is not supported; save it with LZW or deflate")
     bits = max(tags.get(Base.BitsPerSample, (1,)))
-    needs_opencv = False
+    needs_opencv = bits == 8 and 2 in tags.get(Base.SampleFormat, ())  # signed
     if tags.get(Base.SamplesPerPixel, 1) > 1 and bits > 8:
         if tags.get(Base.PlanarConfiguration, 1) == 2:  # pillow and OpenCV both confuse the planes
             raise UnreadableError(

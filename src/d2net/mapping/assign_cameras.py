@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pycolmap
@@ -12,7 +11,7 @@ from d2net.errors import InputError
 from d2net.geometry.cameras import check_camera_model, known_camera, possible_focal_length
 from d2net.geometry.coordinates import Size
 from d2net.io.colmap_database import guessed_camera
-from d2net.io.exif import camera_name, photo_size
+from d2net.io.exif import camera_name, focal_length_35mm, photo_size
 from d2net.io.image_lists import FoundImage
 from d2net.mapping.settings import MappingSettings
 
@@ -26,11 +25,13 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
     """
     check_camera_model(model)
     if path is not None:
-        with suppress(RuntimeError, ValueError):  # COLMAP reads fewer file formats than Pillow
+        try:
             inferred = pycolmap.infer_camera_from_image(path)
-            is_known = inferred.has_prior_focal_length and possible_focal_length(inferred)
-            if is_known and {inferred.width, inferred.height} == set(size):
-                return guessed_camera(size, model, inferred.mean_focal_length())
+        except (RuntimeError, ValueError):  # COLMAP reads neither HEIC nor WebP
+            inferred = guessed_camera(size, "SIMPLE_PINHOLE", focal_length_35mm(path, size))
+        is_known = inferred.has_prior_focal_length and possible_focal_length(inferred)
+        if is_known and {inferred.width, inferred.height} == set(size):
+            return guessed_camera(size, model, inferred.mean_focal_length())
     return guessed_camera(size, model)
 
 
@@ -57,6 +58,12 @@ def assign_cameras(
         if first == name:
             if settings.camera_params is None:
                 cameras[name] = photo_camera(path, size, settings.camera_model)
+                is_known = map_camera or cameras[name].has_prior_focal_length
+                if "FISHEYE" in settings.camera_model and not is_known:
+                    raise InputError(
+                        f"COLMAP cannot estimate the focal length of {settings.camera_model}, and "
+                        f"the EXIF data of {name} have none: give the camera's parameters"
+                    )
                 if map_camera and key is None and (map_camera.width, map_camera.height) == size:
                     cameras[name] = map_camera
             else:

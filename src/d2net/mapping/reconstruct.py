@@ -122,7 +122,8 @@ def reconstruct(
                 f"d2net reconstruct {photos} --into {output}"
             )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
-        folder.record.values.pop("made_with", None)
+        for name in ("made_with", "unreadable"):
+            folder.record.values.pop(name, None)
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
@@ -441,6 +442,8 @@ class Stages:
         registered = {name for part in maps for name in part.photos}
         removed = folder.record.values.get("removed", {})
         failed = why_unregistered(folder.database, registered, self.usable)
+        unreadable = {**folder.record.values.get("unreadable", {}), **self.failed}
+        unreadable = {name: unreadable[name] for name in unreadable.keys() - self.sizes.keys()}
         clouds = [read_cloud(model) for model in models]
         settings = {
             **self._settings.to_dict(),
@@ -449,7 +452,7 @@ class Stages:
             "features": self.provenance,
         }
         summary = replace(
-            summarise(clouds, {**failed, **removed, **self.failed}),
+            summarise(clouds, {**failed, **removed, **self.failed, **unreadable}),
             maps=tuple(maps),
             insignificant_pairs=folder.record.values.get("insignificant_pairs", 0),
             seconds=dict(folder.seconds),
@@ -457,7 +460,7 @@ class Stages:
             settings=folder.record.values.setdefault("made_with", settings),
         )
         write_report(clouds, folder.path, summary, folder.photo_folders, folder.photo)
-        folder.record.values["finished"] = sorted(self.sizes)
+        folder.record.values |= {"finished": sorted(self.sizes), "unreadable": unreadable}
         folder.record.values["left_out"] = summary.insignificant_pairs
         folder.record.save()
         return summary

@@ -15,7 +15,7 @@ from d2net.geometry.cameras import quiet_colmap
 from d2net.io.atomic import new_folder
 from d2net.io.colmap_model import write_model
 from d2net.io.h5 import FeatureFile
-from d2net.io.images import to_pixels
+from d2net.io.images import for_screen, to_pixels
 from d2net.mapping.map_folder import MapFolder
 from d2net.progress import Progress, no_progress
 
@@ -52,7 +52,9 @@ def export_scene(
             progress(f"undistorting {image.name}", done, len(posed))
             lens = lenses[image.camera_id]
             pixels = to_pixels(folder.photo(image.name), upright=upright)
-            bitmap = pycolmap.Bitmap.from_array(np.rint(pixels).astype(np.uint8))
+            bitmap = pycolmap.Bitmap.from_array(
+                pixels if pixels.dtype == np.uint8 else for_screen(pixels)
+            )
             with quiet_colmap():
                 undistorted, _ = pycolmap.undistort_image(options, bitmap, lens)
             if len(image.points2D):

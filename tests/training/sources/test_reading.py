@@ -37,6 +37,12 @@ def test_the_last_photos_are_kept_and_read_only(tmp_path):
         first[0, 0] = 0
 
 
+def test_deep_photos_of_a_narrow_range_keep_their_contrast(tmp_path):
+    values = 9000 + np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) // 8
+    Image.fromarray(values).save(tmp_path / "thermal.png")
+    assert len(np.unique(read_photo(tmp_path / "thermal.png", None))) > 200
+
+
 def test_grey_and_deep_photos_become_eight_bit_rgb(tmp_path):
     Image.fromarray(np.full((20, 30), 30000, np.uint16)).save(tmp_path / "deep.png")
     Image.new("L", (30, 20), 117).save(tmp_path / "grey.png")
