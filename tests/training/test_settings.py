@@ -144,5 +144,5 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         TrainingSettings.from_file(tmp_path / "missing.toml")
     path.write_text('objective = "matching"')
-    with pytest.raises(InputError, match="objective must be matcher, not 'matching'"):
+    with pytest.raises(InputError, match="objective must be light or matcher, not 'matching'"):
         read_recipe(path)
