@@ -91,7 +91,7 @@ def test_matches_lie_within_a_tenth_of_a_pixel(photo, name, deviation):
 
 
 def test_photos_that_use_little_of_their_range(photo):
-    """Such as 12 bits in 16, or thermal photos."""
+    """Thermal photos, for example, or 12-bit photos in 16-bit files."""
     H = np.array(WARPS["shift"], float)
     a, b, matches = pair(H, 1.0)
     dim = [(9000 + 2.0 * image).astype(np.uint16) for image in (photo, warped(photo, H))]

@@ -44,7 +44,7 @@ def test_both_networks_of_the_default_can_be_chosen() -> None:
 
 
 def test_sixteen_bits_are_not_rounded_to_eight(tiny_model: D2Net, tmp_path: Path) -> None:
-    """A photo that uses few of its values, such as a thermal one, has details in the others."""
+    """A thermal photo may use so few of its 16-bit values that 8 bits lose its details."""
     with Image.open(io.BytesIO(photo())) as grey:
         values = 9000 + 2 * np.asarray(grey.convert("L")).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "photo.png")

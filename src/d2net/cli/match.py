@@ -51,8 +51,8 @@ def match(
         )
     if features is not None and extraction != options.Extraction(device=extraction.device):
         raise InputError(
-            "--features are extracted already: give the options of extraction, such as --weights, "
-            "to d2net extract"
+            "the features in --features are already extracted, so options such as --weights and "
+            "--turns have no effect here: give them to d2net extract"
         )
     if features is not None and pairs is not None and output is not None and not photos:
         _match_file(features, pairs, output, matching, extraction.device, cluster, printing)

@@ -82,9 +82,9 @@ def train(
     """Train weights or a matcher, or adapt weights to your photos.
 
     A recipe says what is trained and how; the options under Recipe replace its values. Without
-    --config, the weights seasons are adapted, or those of --from, such as light. The result is
-    RUN/weights.safetensors, for --weights of the other commands. For a VGG's, --weights
-    light+RUN/weights.safetensors adds the network light. The file of a matcher is for --matcher. A
+    --config, the weights seasons are adapted, or those that --from names, such as light. Give the
+    result, RUN/weights.safetensors, to the other commands as --weights, or a matcher as --matcher.
+    If you trained a VGG, --weights light+RUN/weights.safetensors lets light detect the keypoints. A
     run that was stopped continues when the same command is started again.
 
     Options:

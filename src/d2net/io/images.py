@@ -185,10 +185,14 @@ def has_low_contrast(pixels: Pixels) -> bool:
     return 0 < high - low < 255 / 10
 
 
+def raise_low_contrast(pixels: Pixels) -> Pixels:
+    """Stretch the contrast of a photo that uses less than a tenth of its range."""
+    return stretch_contrast(pixels) if has_low_contrast(pixels) else pixels
+
+
 def for_screen(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """Convert pixels to 8 bits for display; a low contrast is stretched."""
-    pixels = stretch_contrast(pixels) if has_low_contrast(pixels) else pixels
-    return np.rint(pixels).astype(np.uint8)
+    return np.rint(raise_low_contrast(pixels)).astype(np.uint8)
 
 
 def _range_of_samples(pixels: Pixels) -> tuple[float, float]:

@@ -24,14 +24,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import GridMap, Size
-from d2net.io.images import (
-    ImageLike,
-    has_low_contrast,
-    limited_size,
-    resize,
-    stretch_contrast,
-    to_pixels,
-)
+from d2net.io.images import ImageLike, limited_size, raise_low_contrast, resize, to_pixels
 from d2net.matching.verification import check_rows
 from d2net.settings import ExtractionSettings
 
@@ -145,7 +138,7 @@ class GreyPhoto:
                 f"the photo has {size[0]} x {size[1]} pixels, but its features are from one with "
                 f"{image_size[0]} x {image_size[1]}"
             )
-        pixels = stretch_contrast(pixels) if has_low_contrast(pixels) else pixels
+        pixels = raise_low_contrast(pixels)
         small = _reduced_size(size)
         grey = cv2.cvtColor(np.asarray(resize(pixels, small), np.float32), cv2.COLOR_RGB2GRAY)
         blurred = cv2.GaussianBlur(grey, (0, 0), _BLUR)

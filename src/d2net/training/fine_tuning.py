@@ -1,7 +1,7 @@
 """Fine-tuning of the network light on pairs of photos with correspondences.
 
-The network learns to match the crops of a pair. It also reproduces the descriptors and the score of
-its starting weights, so it keeps what it knows of other photos.
+The network learns to match the crops of a pair. It must also reproduce the descriptors and scores
+of its starting weights, so that it does not get worse on other photos.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FineTuningObjective(FeatureObjective):
 
         - between: contrastive, the descriptors of one crop against those of the other;
         - descriptors: distance of each descriptor from that of the starting weights, 1 - cosine;
-        - score: divergence of the keypoint's place in each cell from that of the starting weights.
+        - score: KL divergence of each cell's score distribution from that of the starting weights.
         """
         points_a, points_b, valid = batch.correspondences
         images, points = batch.images.float(), torch.cat([points_a, points_b])

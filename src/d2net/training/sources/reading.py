@@ -16,13 +16,7 @@ from d2net.errors import FormatError, ImageError
 from d2net.geometry.coordinates import Size
 from d2net.io.exif import photo_size
 from d2net.io.image_decoding import decode, quiet_opencv
-from d2net.io.images import (
-    has_low_contrast,
-    limited_size,
-    read_image,
-    resize,
-    stretch_contrast,
-)
+from d2net.io.images import limited_size, raise_low_contrast, read_image, resize
 from d2net.training.crops import RGB
 
 DepthMap = NDArray[np.float32]
@@ -55,8 +49,8 @@ def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> RGB
             pixels = read_image(photo, upright=upright)
     if pixels is None:  # after an error, which this raises again with the path in its message, too
         pixels = read_image(path, upright=upright)
-    if pixels.dtype != np.uint8 and has_low_contrast(pixels):
-        pixels = stretch_contrast(pixels)  # or 8 bits would lose it
+    if pixels.dtype != np.uint8:
+        pixels = raise_low_contrast(pixels)  # or 8 bits would lose it
     pixels = resize(pixels, size)
     photo_8bit = np.array(pixels if pixels.dtype == np.uint8 else np.rint(pixels), dtype=np.uint8)
     photo_8bit.flags.writeable = False
