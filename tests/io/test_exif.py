@@ -48,7 +48,13 @@ def test_south_and_west_are_negative(tmp_path):
 
 @pytest.mark.parametrize(
     ("tags", "altitude"),
-    [({5: b"\0", 6: 35.5}, 35.5), ({5: b"\1", 6: 35.5}, -35.5), ({6: IFDRational(0, 0)}, None)],
+    [
+        ({5: b"\0", 6: 35.5}, 35.5),
+        ({5: b"\1", 6: 35.5}, -35.5),
+        ({5: b"\2", 6: 35.5}, 35.5),
+        ({5: b"\3", 6: 35.5}, -35.5),
+        ({6: IFDRational(0, 0)}, None),
+    ],
 )
 def test_the_altitude_may_be_below_the_sea_or_missing(tmp_path, tags, altitude):
     position = gps_position(put_photo(tmp_path / "a.jpg", {**NORTH_EAST, **tags}))

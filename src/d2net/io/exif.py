@@ -72,8 +72,8 @@ def gps_position(path: Path) -> Position | None:
     if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         return None
     try:
-        sign = -1 if tags.get(GPS.GPSAltitudeRef) in (1, b"\1") else 1
-        altitude = sign * float(tags[GPS.GPSAltitude])
+        below = tags.get(GPS.GPSAltitudeRef) in (1, 3, b"\1", b"\3")  # 3: below the sea, EXIF 3.0
+        altitude = (-1 if below else 1) * float(tags[GPS.GPSAltitude])
     except (LookupError, TypeError, ValueError, ZeroDivisionError):
         altitude = float("nan")
     return Position(latitude, longitude, altitude if abs(altitude) < _MAX_ALTITUDE else None)
