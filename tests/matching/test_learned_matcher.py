@@ -63,6 +63,28 @@ def test_the_same_keypoints_match_the_most_confident_first(matcher: str) -> None
         assert torch.equal(match(a, a[order], matcher=matcher).indices, matches.indices)
 
 
+@pytest.mark.parametrize(
+    ("confident", "likely", "unlikely", "kept"),
+    [(600, 50, 0, 600), (100, 450, 0, 500), (5, 9, 90, 14)],
+)
+def test_improbable_matches_are_kept_where_there_are_few_others(
+    matcher: str,
+    monkeypatch: pytest.MonkeyPatch,
+    confident: int,
+    likely: int,
+    unlikely: int,
+    kept: int,
+) -> None:
+    n = confident + likely + unlikely
+    confidence = torch.cat([torch.full((confident,), 0.5), torch.full((likely,), 0.05)])
+    confidence = torch.cat([confidence, torch.full((unlikely,), 0.005)])[torch.randperm(n)]
+    found = torch.arange(n)[:, None].expand(n, 2), confidence
+    monkeypatch.setattr(MatchingTransformer, "match", lambda *_: found)
+    matches = match(make_photo(n, 1), make_photo(n, 2), matcher=matcher)
+    assert matches.confidence is not None
+    assert torch.equal(matches.confidence, confidence.sort(descending=True).values[:kept])
+
+
 def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:
     some, none = make_photo(20, 1), make_photo(0, 1)
     assert [len(match(a, b, matcher=matcher)) for a, b in ((none, some), (some, none))] == [0, 0]

@@ -20,7 +20,12 @@ MAX_KEYPOINTS = 4096
 and memory grow with the square of the number."""
 
 MIN_CONFIDENCE = 0.01
-"""Less likely matches are dropped. LightGlue's 0.1 also drops right ones across sensors."""
+"""Less likely matches are dropped."""
+
+_CONFIDENT = 0.1  # LightGlue's limit
+_ENOUGH = 500
+"""Less confident matches are only kept up to this number. Robust estimation needs them in pairs
+across sensors or seasons, and is less accurate with them in others (docs/experiments.md)."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
@@ -54,7 +59,8 @@ class LearnedMatcher:
         with torch.autocast(a.descriptors.device.type, enabled=False):
             pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
         order = confidence.argsort(descending=True, stable=True)
-        order = order[confidence[order] >= MIN_CONFIDENCE]
+        confident, likely = (int((confidence >= c).sum()) for c in (_CONFIDENT, MIN_CONFIDENCE))
+        order = order[: max(confident, min(likely, _ENOUGH))]
         indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
         first, second = (f.descriptors[i].float() for f, i in zip((a, b), indices.T, strict=True))
         return Matches(indices, (first * second).sum(1), confidence=confidence[order])
