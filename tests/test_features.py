@@ -89,6 +89,7 @@ def test_rows_stay_together() -> None:
     assert len(make()[:0]) == 0
     assert make()[::-1].scores.tolist() == make().scores.tolist()[::-1]
     assert len(make()[0:0:-1]) == 0
+    assert make()[np.array([3, 1])[::-1]].scores.tolist() == [1, 3]
 
 
 def test_best_goes_by_score() -> None:

@@ -76,8 +76,8 @@ class Features:
 
     def __getitem__(self, rows: Tensor | slice) -> Features:
         """The features at `rows`: indices, a boolean mask or a slice."""
-        if isinstance(rows, slice) and (rows.step or 1) < 0:  # which torch does not take
-            rows = torch.tensor(range(len(self))[rows], dtype=torch.int64)
+        if isinstance(rows, slice | np.ndarray):  # torch takes no negative steps
+            rows = torch.from_numpy(np.arange(len(self))[rows].copy())
         return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def best(self, n: int | None) -> Features:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pycolmap
 import pytest
+from PIL import Image
 
 from d2net.cli.localize import picture_file
+from d2net.io.drawn_pictures import write_picture
 from d2net.io.poses import read_poses, write_poses
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
@@ -167,8 +169,11 @@ def test_a_pose_counts_although_its_picture_cannot_be_drawn(
             return Answer("localized", best_photo="gone.png")
 
     monkeypatch.setattr(Map, "open", lambda *arguments, **options: MapWithoutPhotos())
+    (here / "drawn").mkdir()
+    write_picture(here / "drawn" / "a.png", Image.new("RGB", (40, 30)))
     run = d2net("localize", "map", "photos", "--pictures", "drawn", "--json")
     assert run.code == 1
+    assert not (here / "drawn" / "a.png").exists()  # of an earlier answer
     assert "gone.png" in run.err
     assert run.json["queries"]["a.png"]["verdict"] == "localized"
     assert list(read_poses("poses.txt")) == ["a.png"]

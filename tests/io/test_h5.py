@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -198,6 +199,15 @@ def test_adding_to_a_file_is_as_if_written_at_once(path, tmp_path):
             writer.add(name, photos[name])
         assert writer.done() == set(photos)
     assert path.read_bytes() == write(tmp_path / "once.h5", photos).read_bytes()
+
+
+def test_a_writer_may_be_used_again_and_by_threads(path):
+    writer = FeatureWriter(path, SETTINGS)
+    for name in ("a.jpg", "b.jpg"):
+        with writer, ThreadPoolExecutor() as pool:
+            pool.submit(writer.add, name, make_features(5, 4)).result()
+    with FeatureFile(path) as file:
+        assert file.entries() == ("a.jpg", "b.jpg")
 
 
 def test_a_finished_run_started_again_touches_nothing(path):

@@ -161,8 +161,9 @@ def test_a_pipe_does_not_block(photos):
 
 
 def test_raw_photos_are_told(photos, caplog):
-    (photos / "other" / "b.DNG").touch()
-    assert names(find_images([photos / "other"])) == ["a.png"]
+    (photos / "other" / "b.GPR").touch()
+    (photos / "other" / "c.HIF").touch()
+    assert names(find_images([photos / "other"])) == ["a.png", "c.HIF"]
     assert "1 photo in a format that is not read, such as" in caplog.text
 
 

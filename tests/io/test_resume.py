@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_a_file_is_unchanged_if_its_content_is(tmp_path):
     assert not are_unchanged(with_mask, photo, None)
     photo.unlink()
     assert not are_unchanged(without_mask, photo, None)
+
+
+def test_a_renamed_file_of_equal_size_and_time_is_another_one(tmp_path):
+    """As scans from an archive with one date are."""
+    scans = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    for scan, content in zip(scans, (b"one", b"two"), strict=True):
+        scan.write_bytes(content)
+        os.utime(scan, ns=(1, 1))
+    record = record_files(scans[1])
+    time.sleep(0.02)  # clocks of file systems are coarse
+    scans[0].replace(scans[1])
+    assert not are_unchanged(record, scans[1])
 
 
 def test_features_of_a_changed_photo_are_replaced(tmp_path):

@@ -139,6 +139,27 @@ def test_an_impossible_camera_is_refused(root: Path, focal_length: float) -> Non
         opened(root, seen(QUERY)).localize(photo(0), camera=lens)
 
 
+@pytest.mark.parametrize(
+    ("model", "params", "reason"),
+    [("PINHOLE", [300.0, 160, 120], "not 3 numbers"), ("EQUIRECTANGULAR", [], "panoramas")],
+)
+def test_features_with_an_impossible_camera_are_refused(
+    root: Path, model: str, params: list[float], reason: str
+) -> None:
+    lens = pycolmap.Camera(model=model, width=LENS.width, height=LENS.height, params=params)
+    map_ = opened(root, seen(QUERY))
+    with pytest.raises(InputError, match=reason):
+        map_.localize_features(map_.model.extract(photo(0)), lens)
+
+
+def test_a_camera_without_a_size_has_that_of_the_photo(root: Path) -> None:
+    map_, lens = opened(root, seen(QUERY)), copy.deepcopy(LENS)
+    features = map_.model.extract(photo(0))
+    lens.width = lens.height = 0
+    without, expected = (map_.localize_features(features, c).to_dict() for c in (lens, LENS))
+    assert without == expected
+
+
 def test_photos_of_two_scenes_are_not_mixed(tmp_path: Path) -> None:
     """One model of two scenes without matches in between: half the correspondences are wrong."""
     photos = write_photos(tmp_path / "photos", range(12))

@@ -758,6 +758,27 @@ def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_
     assert summary.num_registered == 7
 
 
+@pytest.mark.parametrize("upright", [True, False])
+def test_cameras_of_photos_as_stored_are_not_those_of_upright_photos(
+    made: Path, tmp_path: Path, upright: bool
+) -> None:
+    (tmp_path / "poses").mkdir()
+    true_model().write_text(tmp_path / "poses")
+    photos = shutil.copytree(made / "photos", tmp_path / "photos")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in photos.iterdir():
+        Image.open(path).save(path, exif=exif)
+    extractor = network()
+    extractor.settings = extractor.resolve(upright=upright)
+    if upright:
+        with pytest.raises(InputError, match="they must be the same"):
+            reconstruct(photos, tmp_path / "map", model=extractor, poses=tmp_path / "poses")
+        assert not (tmp_path / "map").exists()
+    else:
+        reconstruct(photos, tmp_path / "map", model=extractor, poses=tmp_path / "poses")
+
+
 def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     (tmp_path / "poses").mkdir()

@@ -171,7 +171,14 @@ def test_two_photos_are_matched_where_there_is_no_torch(exported: Any, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"original": True}, {"multiscale": True}, {"turns": 4}, {"precision": "bfloat16"}]
+    "setting",
+    [
+        {"original": True},
+        {"multiscale": True},
+        {"turns": 4},
+        {"upright": False},
+        {"precision": "bfloat16"},
+    ],
 )
 def test_what_a_graph_cannot_be(setting: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="works at one scale"):

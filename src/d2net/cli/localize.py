@@ -93,6 +93,8 @@ def localize(
     with progress.shown(printing) as report:
         report("localizing", 0, len(photos))
         for done, photo in enumerate(photos, 1):
+            if photo.name in drawings:
+                drawings[photo.name].unlink(missing_ok=True)  # of an earlier answer
             try:
                 check_pose_name(photo.name)
                 camera = cameras.get(photo.name)

@@ -61,7 +61,11 @@ def reconstruct(
     from d2net.io.pair_lists import read_pairs
     from d2net.matching.pair_selection import PairMethod
 
-    pair_file = Path(pairs) if pairs not in get_args(PairMethod) and Path(pairs).is_file() else None
+    pair_file = None if pairs in get_args(PairMethod) else Path(pairs)
+    if pair_file is not None and not pair_file.is_file():
+        raise InputError(
+            f"--pairs takes a method or a file of pairs, and there is no file {pairs!r}"
+        )
     choice = pairing.choose("list" if pair_file else cast(PairMethod, pairs), pair_file)
     try:
         params = tuple(map(float, camera_params.split(","))) if camera_params else None

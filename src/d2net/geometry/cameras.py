@@ -26,12 +26,13 @@ def quiet_colmap() -> Iterator[None]:
     """Silence COLMAP's log lines on the terminal; errors are raised."""
     import pycolmap
 
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
+    before, silent = pycolmap.logging.minloglevel, pycolmap.logging.Level.FATAL.value
+    pycolmap.logging.minloglevel = silent
     try:
         yield
     finally:
-        pycolmap.logging.minloglevel = before
+        if before != silent:  # else another thread restores it
+            pycolmap.logging.minloglevel = before
 
 
 MIN_FIELD_OF_VIEW, MAX_FIELD_OF_VIEW = 5.0, 170.0

@@ -100,21 +100,29 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
     return (height, width) if is_turned else (width, height)
 
 
-def check_photo_sizes(photos: Iterable[tuple[Path, pycolmap.Camera]], warn: bool = True) -> None:
-    """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it."""
+def check_photo_sizes(
+    photos: Iterable[tuple[Path, pycolmap.Camera]],
+    upright: bool | None = None,
+    warn: bool = True,
+) -> None:
+    """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it.
+
+    `upright` says how the photos will be extracted; None if that is not known.
+    """
     rotated = []  # photos that keep their size, so the size cannot tell the camera's orientation
     for path, camera in photos:
-        size = photo_size(path)
-        if size is not None and size != (camera.height, camera.width):
+        size = photo_size(path, upright=upright is not False)
+        if size is not None and (upright is not None or size != (camera.height, camera.width)):
             check_photo_size(str(path), size, camera)
         with suppress(Exception), Image.open(path) as image:
             kinds = range(2, 9 if image.width == image.height else 5)
             if image.getexif().get(Base.Orientation) in kinds:
                 rotated.append(path)
-    if rotated and warn:
+    if rotated and warn and upright is not False:
         logging.getLogger(__name__).warning(
             "EXIF data rotate %d of the photos, for example %s. If the true cameras belong to the "
-            "photos as stored, as in COLMAP's models, extract with upright=false",
+            "photos as stored, as in COLMAP's models, give --stored-orientation (in `evaluate`: "
+            "upright=false)",
             len(rotated),
             rotated[0],
         )

@@ -19,12 +19,13 @@ _log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"}
-    | {".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".heic", ".heif", ".hif", ".avif", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """In folders, files with these extensions (upper or lower case) are photos."""
 
 _UNREAD = frozenset(
     {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}  # raw photos
+    | {".nrw", ".gpr", ".crw", ".rwl", ".3fr", ".iiq"}
     | {".jxl", ".jp2", ".exr", ".hdr", ".psd", ".insp"}
 )
 

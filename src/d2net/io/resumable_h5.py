@@ -254,6 +254,7 @@ class EntryWriter:
                     database.close()
                     for end in ("-wal", "-shm", "-journal", ""):
                         Path(f"{self._partial}{end}").unlink(missing_ok=True)
+                self._pending.clear()
 
     def _add_entry(self, name: str, attributes: Attributes) -> None:
         self._entries[name] = attributes
@@ -332,7 +333,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
     # Every statement is a transaction. The writer holds a lock of its own, and some network drives
     # have none that SQLite could use.
     location = f"{path.absolute().as_uri()}?nolock=1"
-    database = sqlite3.connect(location, uri=True, isolation_level=None)
+    database = sqlite3.connect(location, uri=True, isolation_level=None, check_same_thread=False)
     try:
         # With a write-ahead log, neither a kill nor a power cut damages the database. The exclusive
         # mode avoids shared memory, which network drives lack.

@@ -30,16 +30,19 @@ def fingerprint(value: object) -> str:
 
 
 def file_state(path: Path) -> list[int] | None:
-    """Size in bytes and modification time in nanoseconds; None if the file does not exist."""
+    """Size, times of modification and of the last change in nanoseconds; None without a file.
+
+    Renaming a file changes the second time only.
+    """
     try:
         state = path.stat()
     except (OSError, ValueError):  # ValueError: a null character in the name
         return None
-    return [state.st_size, state.st_mtime_ns]
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
 def record_files(*paths: Path | None) -> str:
-    """Sizes, modification times and checksums of files, by which `are_unchanged` knows them."""
+    """Sizes, times and checksums of files, by which `are_unchanged` knows them."""
     states = ([*(file_state(path) or []), _checksum(path)] if path else [] for path in paths)
     return ";".join(" ".join(map(str, state)) for state in states)
 
@@ -47,7 +50,7 @@ def record_files(*paths: Path | None) -> str:
 def are_unchanged(record: str, *paths: Path | None) -> bool:
     """Whether the first files of a record have the recorded content; None stands for no file.
 
-    A checksum is computed only if the size agrees and the time differs, as for a copied file.
+    A checksum is computed only if the size agrees and a time differs, as for a copied file.
     """
     return all(map(_is_unchanged, paths, record.split(";")))
 
@@ -59,7 +62,7 @@ def _is_unchanged(path: Path | None, recorded: str) -> bool:
     words = recorded.split()
     if not state or state[:1] != words[:1]:
         return False
-    return state == words[:2] or _checksum(path) == words[-1]
+    return state == words[:-1] or _checksum(path) == words[-1]
 
 
 def _checksum(path: Path) -> str:

@@ -235,7 +235,7 @@ class Map:
         Args:
             image: the query, in any form that `D2Net.extract` takes.
             camera: COLMAP's camera of the query, which counts as known. None reads it from the
-                file's EXIF data; without a focal length there, it is estimated with the pose.
+                EXIF data of a path; without a focal length there, it is estimated with the pose.
             num_retrieved: number of map photos that the query is matched with.
             seed: seed of RANSAC's random samples.
         """
@@ -244,10 +244,7 @@ class Map:
             path = Path(image) if isinstance(image, str | os.PathLike) else None
             query_camera = photo_camera(path, features.image_size)
         else:
-            check_photo_size("the photo", features.image_size, camera)
-            query_camera = known_camera(
-                camera.model_name, features.image_size, camera.params.tolist()
-            )
+            query_camera = pycolmap.Camera(camera.todict() | {"has_prior_focal_length": True})
         return self.localize_features(
             features, query_camera, from_exif=camera is None, num_retrieved=num_retrieved, seed=seed
         )
@@ -267,13 +264,16 @@ class Map:
         if it is `from_exif` and the correspondences contradict it, as for cropped photos.
         """
         check_photo_size("the photo", features.image_size, camera)
+        is_known = camera.has_prior_focal_length
+        camera = known_camera(camera.model_name, features.image_size, camera.params.tolist())
+        camera.has_prior_focal_length = is_known
         similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]
         found = estimate_query_pose(
             features,
             camera,
             AbsolutePoseOptions(
                 threshold=pose_threshold(features),
-                estimate_focal_length=not camera.has_prior_focal_length,
+                estimate_focal_length=not is_known,
                 seed=seed,
             ),
             (
@@ -285,7 +285,7 @@ class Map:
             ),
             lambda name: self._matcher(features, self.features(name)),
             lambda name: self._points_of[self.map_numbers[name]](name),
-            from_exif=from_exif and camera.has_prior_focal_length,
+            from_exif=from_exif and is_known,
         )
         is_kept = found.pose is None or bool(found.pose.camera.params[0] == camera.params[0])
         map_number = self.map_numbers[found.photos[0]] if found.photos else 0
@@ -295,7 +295,7 @@ class Map:
             found.pose,
             *_verdict(found, features),
             features,
-            camera.has_prior_focal_length and is_kept,
+            is_known and is_kept,
             map_number,
             self._georeferences[map_number],
         )

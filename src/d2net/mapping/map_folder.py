@@ -84,10 +84,11 @@ class MapFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to that of a stage."""
+        """Note how long a stage takes. Features and matches may be made in several runs."""
         start = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        before = self.seconds.get(stage, 0.0) if stage in ("features", "matches") else 0.0
+        self.seconds[stage] = before + time.perf_counter() - start
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

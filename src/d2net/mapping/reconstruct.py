@@ -112,7 +112,8 @@ def reconstruct(
         check_cameras(found, settings, model.settings.upright)
     else:
         known_poses = read_model(find_model(poses) or poses, files).images.values()
-        check_photo_sizes((files[i.name], i.camera) for i in known_poses if i.name in files)
+        cameras = [(files[i.name], i.camera) for i in known_poses if i.name in files]
+        check_photo_sizes(cameras, upright=model.settings.upright)
     with opened(Path(output)) as folder:
         added = sorted(folder.finished - files.keys())
         if added and len(folder.photo_folders) > 1:
