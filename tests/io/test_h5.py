@@ -208,6 +208,19 @@ def test_a_writer_may_be_used_again_and_by_threads(path):
             pool.submit(writer.add, name, make_features(5, 4)).result()
     with FeatureFile(path) as file:
         assert file.entries() == ("a.jpg", "b.jpg")
+    path.unlink()
+    with writer:
+        writer.add("c.jpg", make_features(5, 4))
+    with FeatureFile(path) as file:
+        assert file.entries() == ("c.jpg",)
+
+
+def test_a_writer_of_matches_may_be_used_again(path):
+    writer = MatchWriter(path, SETTINGS)
+    for _ in range(2):
+        with writer:
+            writer.add("a.jpg", "b.jpg", make_matches(5), 20)
+        path.unlink()
 
 
 def test_a_finished_run_started_again_touches_nothing(path):

@@ -779,6 +779,20 @@ def test_cameras_of_photos_as_stored_are_not_those_of_upright_photos(
         reconstruct(photos, tmp_path / "map", model=extractor, poses=tmp_path / "poses")
 
 
+def test_cameras_are_compared_with_photos_whose_files_tell_no_size(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HEIC files tell it only with their pixels."""
+    (tmp_path / "poses").mkdir()
+    model = true_model()
+    for camera in model.cameras.values():
+        camera.width, camera.height = camera.height, camera.width
+    model.write_text(tmp_path / "poses")
+    monkeypatch.setattr("d2net.io.exif.photo_size", lambda *_, **__: None)
+    with pytest.raises(InputError, match="they must be the same"):
+        reconstruct(made / "photos", tmp_path / "map", model=network(), poses=tmp_path / "poses")
+
+
 def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     (tmp_path / "poses").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,8 @@ def localize(
     with progress.shown(printing) as report:
         report("localizing", 0, len(photos))
         for done, photo in enumerate(photos, 1):
-            if photo.name in drawings:
-                drawings[photo.name].unlink(missing_ok=True)  # of an earlier answer
+            with suppress(OSError, KeyError):  # the picture of an earlier answer
+                drawings[photo.name].resolve().unlink()
             try:
                 check_pose_name(photo.name)
                 camera = cameras.get(photo.name)

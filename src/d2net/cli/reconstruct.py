@@ -61,7 +61,7 @@ def reconstruct(
     from d2net.io.pair_lists import read_pairs
     from d2net.matching.pair_selection import PairMethod
 
-    pair_file = None if pairs in get_args(PairMethod) else Path(pairs)
+    pair_file = None if pairs in get_args(PairMethod) and pairs != "list" else Path(pairs)
     if pair_file is not None and not pair_file.is_file():
         raise InputError(
             f"--pairs takes a method or a file of pairs, and there is no file {pairs!r}"

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -279,18 +278,15 @@ class MatchWriter(EntryWriter):
 
     reader = MatchFile
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        super().__init__(path, settings)
-        self._pairs: set[Pair] = set()
-
     def done(self) -> Set[Pair]:
         """The pairs (first, second) that this run or an earlier one has finished."""
-        return self._pairs
+        return {(str(entry["name0"]), str(entry["name1"])) for entry in self._entries.values()}
 
     def is_done(self, first: str, second: str, inputs: str = "") -> bool:
         """Whether a pair is finished, and if `inputs` are given, whether from these inputs."""
-        stored = self.inputs(group_name(first, second))
-        return (first, second) in self._pairs and inputs in ("", stored)
+        entry = self._entries.get(group_name(first, second), {})
+        is_same = (entry.get("name0"), entry.get("name1")) == (first, second)
+        return is_same and inputs in ("", entry.get(INPUTS))
 
     def add(
         self, first: str, second: str, matches: Matches, num_keypoints: int, inputs: str = ""
@@ -303,7 +299,7 @@ class MatchWriter(EntryWriter):
         already, in either order, or if the matches do not fit.
         """
         pair = (check_name(first), check_name(second))
-        if first == second or (second, first) in self._pairs:
+        if first == second or self.is_done(second, first):
             raise InputError(f"{first!r} and {second!r} are the same photo, or matched already.")
         stored = self._entries.get(group_name(*pair))
         if stored is not None and (stored["name0"], stored["name1"]) != pair:
@@ -330,10 +326,6 @@ class MatchWriter(EntryWriter):
         if kept.confidence is not None:
             attributes["scores"] = "confidence"
         self._append(group_name(*pair), Record(arrays, {"": attributes}), inputs)
-
-    def _add_entry(self, name: str, attributes: Attributes) -> None:
-        super()._add_entry(name, attributes)
-        self._pairs.add((str(attributes["name0"]), str(attributes["name1"])))
 
 
 def typical_uncertainty(features: Features) -> float:

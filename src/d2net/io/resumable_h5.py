@@ -191,6 +191,7 @@ class EntryWriter:
     end of the block they and the entries that `path` has already are written to a new file, which
     replaces `path`; for a moment the disk must hold everything twice. After an error or a kill,
     `path` is as before, and the next run with the same settings continues where this one stopped.
+    Threads may add different entries at the same time.
     """
 
     reader: type[H5File]
@@ -212,6 +213,9 @@ class EntryWriter:
 
     def __enter__(self) -> Self:
         """Take the lock, read which entries are done, and compare the settings."""
+        self._existing = None
+        for known in (self._pending, self._entries, self._folders):
+            known.clear()
         with ExitStack() as stack:
             stack.enter_context(locked(self.path))
             if self.path.exists():
@@ -254,7 +258,6 @@ class EntryWriter:
                     database.close()
                     for end in ("-wal", "-shm", "-journal", ""):
                         Path(f"{self._partial}{end}").unlink(missing_ok=True)
-                self._pending.clear()
 
     def _add_entry(self, name: str, attributes: Attributes) -> None:
         self._entries[name] = attributes

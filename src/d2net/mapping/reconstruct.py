@@ -16,6 +16,7 @@ from d2net.errors import InputError, MappingError, OutputError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures
+from d2net.geometry.cameras import check_photo_size
 from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
 from d2net.io.colmap_database import write_database
@@ -125,6 +126,8 @@ def reconstruct(
         folder.record.values["photos"] = []  # an earlier map may be of other photos
         for name in ("made_with", "unreadable"):
             folder.record.values.pop(name, None)
+        for stage in ("verification", "mapping") if poses else ("triangulation",):
+            folder.seconds.pop(stage, None)
         folder.add_photo_folder(Path(photos))
         stages = Stages(folder, settings, progress)
         stages.extract(model, found, masks)
@@ -409,6 +412,9 @@ class Stages:
                 f"there are no features of {missing[0]}, a photo of the model {poses}; all its "
                 f"{len(names)} photos must be among the photos given"
             )
+        for image in known.images.values():  # of some files, only pixels tell the size
+            if image.name in self.sizes:
+                check_photo_size(image.name, self.sizes[image.name], image.camera)
         self._progress("triangulating", 0, None)
         with (
             folder.timed("triangulation"),

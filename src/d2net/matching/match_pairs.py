@@ -104,7 +104,7 @@ def match_pairs(
         counts: dict[Pair, int] = {}
         with MatchWriter(os.fspath(output), settings) as writer:
             for pair in wanted:
-                stored = pair[::-1] if pair[::-1] in writer.done() else pair
+                stored = pair[::-1] if writer.is_done(*pair[::-1]) else pair
                 inputs = fingerprint([state_of(name) for name in stored])
                 if not writer.is_done(*stored, inputs):
                     todo[stored] = pair, inputs
