@@ -785,8 +785,8 @@ def test_cameras_are_compared_with_photos_whose_files_tell_no_size(
     """HEIC files tell it only with their pixels."""
     (tmp_path / "poses").mkdir()
     model = true_model()
-    for camera in model.cameras.values():
-        camera.width, camera.height = camera.height, camera.width
+    for lens in model.cameras.values():
+        lens.width, lens.height = lens.height, lens.width
     model.write_text(tmp_path / "poses")
     monkeypatch.setattr("d2net.io.exif.photo_size", lambda *_, **__: None)
     with pytest.raises(InputError, match="they must be the same"):

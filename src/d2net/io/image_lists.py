@@ -25,8 +25,8 @@ EXTENSIONS = frozenset(
 
 _UNREAD = frozenset(
     {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}  # raw photos
-    | {".nrw", ".gpr", ".crw", ".rwl", ".3fr", ".iiq"}
-    | {".jxl", ".jp2", ".exr", ".hdr", ".psd", ".insp"}
+    | {".nrw", ".gpr", ".crw", ".rwl", ".3fr", ".iiq", ".x3f", ".mrw", ".sr2", ".erf", ".kdc"}
+    | {".jxl", ".jp2", ".j2k", ".tga", ".exr", ".hdr", ".psd", ".insp"}
 )
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -204,6 +205,7 @@ class EntryWriter:
         self.path = Path(path)
         self.settings = as_settings(settings)
         self._stack = ExitStack()
+        self._lock = threading.RLock()
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._database: sqlite3.Connection | None = None
         self._existing: H5File | None = None
@@ -244,7 +246,7 @@ class EntryWriter:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        with self._stack:
+        with self._lock, self._stack:
             database = self._opened()
             self._database = None
             if error is None and (self._pending or not self.path.exists()):
@@ -269,26 +271,27 @@ class EntryWriter:
 
     def _append(self, name: str, record: Record, inputs: str) -> None:
         """Store an entry; an entry of this name that was made from other inputs is replaced."""
-        database = self._opened()
-        check_name(name)
-        if name in self._entries and inputs in ("", self.inputs(name)):
-            raise InputError(f"{name!r} is in {self.path} already.")
-        if name in self._folders or any(folder in self._entries for folder in _folders_of(name)):
-            raise InputError(
-                f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
-                "another; rename one of them."
-            )
-        attributes = record.attributes.setdefault("", {})
-        if inputs:
-            attributes[INPUTS] = inputs
-        arrays = io.BytesIO()
-        np.savez(arrays, **record.arrays)  # type: ignore[arg-type]  # one of its options is a bool
-        texts = json.dumps(self.settings), json.dumps(record.attributes)
-        with self._database_errors():
-            row = (name, *texts, arrays.getbuffer())
-            database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
-        self._add_entry(name, attributes)
-        self._pending.add(name)
+        with self._lock:
+            database = self._opened()
+            check_name(name)
+            if name in self._entries and inputs in ("", self.inputs(name)):
+                raise InputError(f"{name!r} is in {self.path} already.")
+            if name in self._folders or not self._entries.keys().isdisjoint(_folders_of(name)):
+                raise InputError(
+                    f"{name!r} cannot be stored in {self.path}: one photo's name is the folder of "
+                    "another; rename one of them."
+                )
+            attributes = record.attributes.setdefault("", {})
+            if inputs:
+                attributes[INPUTS] = inputs
+            arrays = io.BytesIO()
+            np.savez(arrays, **record.arrays)  # type: ignore[arg-type]  # one of its options is a bool
+            texts = json.dumps(self.settings), json.dumps(record.attributes)
+            with self._database_errors():
+                row = (name, *texts, arrays.getbuffer())
+                database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", row)
+            self._add_entry(name, attributes)
+            self._pending.add(name)
 
     def _read(self, database: sqlite3.Connection, name: str) -> Record:
         if name not in self._pending and self._existing is not None:
