@@ -42,8 +42,7 @@ class D2Net(nn.Module):
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
         settings: defaults of `extract`.
-        weights: name and checksum of the weights, saved with results. Set them anew after you
-            change parameters, or features of both will pass for the same.
+        weights: name and checksum, saved with results; give new ones if you change parameters.
     """
 
     def __init__(

@@ -46,8 +46,10 @@ def possible_focal_length(camera: pycolmap.Camera) -> bool:
     return bool(MIN_FIELD_OF_VIEW <= field_of_view <= MAX_FIELD_OF_VIEW)
 
 
-def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Camera:
-    """COLMAP's camera with known parameters, in COLMAP's order, for a photo of this size.
+def known_camera(
+    model: str, size: Size, params: Sequence[float], is_known: bool = True
+) -> pycolmap.Camera:
+    """COLMAP's camera with these parameters, in COLMAP's order, for a photo of this size.
 
     InputError: there is no such model, or no camera of this size can have these parameters.
     """
@@ -68,7 +70,7 @@ def known_camera(model: str, size: Size, params: Sequence[float]) -> pycolmap.Ca
             f"the principal point of {model} {given} is outside a photo of {size[0]} x {size[1]} "
             "pixels"
         )
-    camera.has_prior_focal_length = True
+    camera.has_prior_focal_length = is_known
     return camera
 
 

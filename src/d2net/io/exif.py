@@ -101,13 +101,11 @@ def photo_size(path: Path, upright: bool = True) -> Size | None:
 
 
 def check_photo_sizes(
-    photos: Iterable[tuple[Path, pycolmap.Camera]],
-    upright: bool | None = None,
-    warn: bool = True,
+    photos: Iterable[tuple[Path, pycolmap.Camera]], upright: bool | None = None, warn: bool = True
 ) -> None:
     """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it.
 
-    `upright` says how the photos will be extracted; None if that is not known.
+    `upright`: how the photos will be extracted; None if either way.
     """
     rotated = []  # photos that keep their size, so the size cannot tell the camera's orientation
     for path, camera in photos:

@@ -30,10 +30,7 @@ def fingerprint(value: object) -> str:
 
 
 def file_state(path: Path) -> list[int] | None:
-    """Size, times of modification and of the last change in nanoseconds; None without a file.
-
-    Renaming a file changes the second time only.
-    """
+    """Size, times of modification and last change (as by renaming); None without a file."""
     try:
         state = path.stat()
     except (OSError, ValueError):  # ValueError: a null character in the name

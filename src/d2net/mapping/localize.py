@@ -264,17 +264,14 @@ class Map:
         if it is `from_exif` and the correspondences contradict it, as for cropped photos.
         """
         check_photo_size("the photo", features.image_size, camera)
-        is_known = camera.has_prior_focal_length
-        camera = known_camera(camera.model_name, features.image_size, camera.params.tolist())
-        camera.has_prior_focal_length = is_known
+        is_known, params = camera.has_prior_focal_length, camera.params.tolist()
+        camera = known_camera(camera.model_name, features.image_size, params, is_known)
         similar = [name for name, _ in self._retrieval.query(features, num_retrieved)]
         found = estimate_query_pose(
             features,
             camera,
             AbsolutePoseOptions(
-                threshold=pose_threshold(features),
-                estimate_focal_length=not is_known,
-                seed=seed,
+                threshold=pose_threshold(features), estimate_focal_length=not is_known, seed=seed
             ),
             (
                 group

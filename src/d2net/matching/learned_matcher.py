@@ -16,16 +16,11 @@ from d2net.networks.matcher import KeypointBatch
 from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
-"""At most this many keypoints of a photo are matched, those with the highest scores, because time
-and memory grow with the square of the number."""
+"""Only the best keypoints of a photo are matched, because time grows with their number squared."""
 
-MIN_CONFIDENCE = 0.01
-"""Less likely matches are dropped."""
-
-_CONFIDENT = 0.1  # LightGlue's limit
-_ENOUGH = 500
-"""Less confident matches are only kept up to this number. Robust estimation needs them in pairs
-across sensors or seasons, and is less accurate with them in others (docs/experiments.md)."""
+_CONFIDENT, MIN_CONFIDENCE, _ENOUGH = 0.1, 0.01, 500
+"""Matches above LightGlue's limit of 0.1 are kept, and above 0.01 as many as make up 500. Robust
+estimation needs these across sensors and seasons, and is less accurate with them elsewhere."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
