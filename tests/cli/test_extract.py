@@ -220,23 +220,18 @@ def wait_for(path: Path, size: int) -> None:
     pytest.fail(f"{path} did not reach {size} bytes")
 
 
-def write_many(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
     write_photos(folder, *(f"day {i % 3}/{i}.png" for i in range(9)))
-    for photo in folder.rglob("*.png"):
-        os.utime(photo, (0, 0))  # the features file stores the time, and is compared
     return folder
 
 
-@pytest.fixture
-def many(here: Path) -> Path:
-    return write_many(here / "photos")
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file of a run over `many` that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run = Real(folder)("extract", write_many(folder / "photos"), "-o", "f.h5", "--quiet")
+    run = Real(folder)("extract", many, "-o", "f.h5", "--quiet")
     assert run == Result(0, "", "")
     return (folder / "f.h5").read_bytes()
 
