@@ -40,7 +40,7 @@ def test_a_file_is_unchanged_if_its_content_is(tmp_path):
 
 
 def test_a_renamed_file_of_equal_size_and_time_is_another_one(tmp_path):
-    """As scans from an archive with one date are."""
+    """Scans from an archive can share one date."""
     scans = [tmp_path / "a.tif", tmp_path / "b.tif"]
     for scan, content in zip(scans, (b"one", b"two"), strict=True):
         scan.write_bytes(content)

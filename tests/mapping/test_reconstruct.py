@@ -779,10 +779,10 @@ def test_cameras_of_photos_as_stored_are_not_those_of_upright_photos(
         reconstruct(photos, tmp_path / "map", model=extractor, poses=tmp_path / "poses")
 
 
-def test_cameras_are_compared_with_photos_whose_files_tell_no_size(
+def test_cameras_are_compared_after_extraction_if_the_header_gives_no_size(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HEIC files tell it only with their pixels."""
+    """The size of HEIC photos is known once their pixels are read."""
     (tmp_path / "poses").mkdir()
     model = true_model()
     for lens in model.cameras.values():

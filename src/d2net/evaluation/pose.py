@@ -48,12 +48,12 @@ PRECISION = Curve(
     "share of matches within the threshold, in pixels, of the true epipolar geometry",
 )
 THRESHOLDS = (0.5, 1, 2, 4, 8)
-"""RANSAC's thresholds in pixels of the photos (Sampson distance). None is chosen on this data."""
+"""RANSAC's thresholds in pixels (Sampson distance). All are reported; none is chosen here."""
 SEEDS = (0, 1, 2)
 """Seeds of RANSAC's random samples; figures are means over them."""
 DRAWN_AS_CORRECT = 3
 FAILED = 180.0
-"""Error in degrees of a pair without an estimate: beyond every limit, and JSON can hold it."""
+"""Error in degrees of a pair without an estimate. It exceeds every limit, and JSON can hold it."""
 
 PROTOCOL = Protocol(
     "pose",

@@ -42,7 +42,7 @@ class D2Net(nn.Module):
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
         settings: defaults of `extract`.
-        weights: name and checksum, saved with results; give new ones if you change parameters.
+        weights: name and checksum, saved with results. Set them if you change the parameters.
     """
 
     def __init__(

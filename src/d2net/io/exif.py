@@ -105,7 +105,7 @@ def check_photo_sizes(
 ) -> None:
     """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it.
 
-    `upright`: how the photos will be extracted; None if either way.
+    `upright` tells whether the photos will be turned upright; None if that is not known.
     """
     rotated = []  # photos that keep their size, so the size cannot tell the camera's orientation
     for path, camera in photos:

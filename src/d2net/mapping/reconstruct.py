@@ -412,7 +412,7 @@ class Stages:
                 f"there are no features of {missing[0]}, a photo of the model {poses}; all its "
                 f"{len(names)} photos must be among the photos given"
             )
-        for image in known.images.values():  # of some files, only pixels tell the size
+        for image in known.images.values():  # the header of HEIC gave no size
             if image.name in self.sizes:
                 check_photo_size(image.name, self.sizes[image.name], image.camera)
         self._progress("triangulating", 0, None)

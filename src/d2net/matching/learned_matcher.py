@@ -19,8 +19,8 @@ MAX_KEYPOINTS = 4096
 """Only the best keypoints of a photo are matched, because time grows with their number squared."""
 
 _CONFIDENT, MIN_CONFIDENCE, _ENOUGH = 0.1, 0.01, 500
-"""Matches above LightGlue's limit of 0.1 are kept, and above 0.01 as many as make up 500. Robust
-estimation needs these across sensors and seasons, and is less accurate with them elsewhere."""
+"""Matches above 0.1, LightGlue's limit, are kept. If they are fewer than 500, the best ones above
+0.01 make up the number. Robust estimation needs these across sensors and seasons only."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's

@@ -51,8 +51,8 @@ def verify(
     Args:
         a: features of the first photo.
         b: features of the second photo.
-        matches: pairs of rows of `a` and `b`, all that a matcher gives: the significance of inliers
-            alone is too high.
+        matches: pairs of rows of `a` and `b`. Give all that a matcher found: with inliers alone,
+            the significance is too high.
         model: "fundamental" (any scene), "homography" (a plane, or a camera that only turns) or
             "essential" (any scene, known cameras).
         threshold: largest error of an inlier in pixels of the photos, see `RobustOptions`; None
