@@ -38,8 +38,9 @@ from d2net.mapping.settings import MappingSettings
 PAGE = Path(__file__).parents[1] / "docs" / "accuracy.md"
 
 BASELINES = ("rootsift", "aliked:weights=aliked-n16.pth", "xfeat:weights=xfeat.pt")
-METHODS = ("light+seasons", "light", "light + learned", "ots:original", *BASELINES)
-MAPPED = ("light+seasons", "rootsift")
+LEARNED = ("light + learned", "light+seasons + learned")
+METHODS = ("light+seasons", "light", *LEARNED, "ots:original", *BASELINES)
+MAPPED = ("light+seasons", "light", *LEARNED, "rootsift")
 LARGE_MAPS = ("light+seasons:max_keypoints=2000",)
 
 PLANES = ("MMA@1", "MMA@3", "MMA@5", "MMA@10", "corner@3", "features", "matches")

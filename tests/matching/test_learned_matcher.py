@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2net import match
+from d2net import D2Net, match
 from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.h5 import FeatureWriter, MatchFile
 from d2net.matching.learned_matcher import _read, distinct_keypoints
 from d2net.matching.match_pairs import match_pairs
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
-from d2net.networks.weights import save_weights
+from d2net.networks.weights import load_matcher, save_weights
 
 from ..tiny import default_type
 
@@ -63,26 +63,28 @@ def test_the_same_keypoints_match_the_most_confident_first(matcher: str) -> None
         assert torch.equal(match(a, a[order], matcher=matcher).indices, matches.indices)
 
 
-@pytest.mark.parametrize(
-    ("confident", "likely", "unlikely", "kept"),
-    [(600, 50, 0, 600), (100, 450, 0, 500), (5, 9, 90, 14)],
-)
-def test_improbable_matches_are_kept_where_there_are_few_others(
-    matcher: str,
-    monkeypatch: pytest.MonkeyPatch,
-    confident: int,
-    likely: int,
-    unlikely: int,
-    kept: int,
+@pytest.mark.parametrize(("confident", "kept"), [(600, 600), (100, 500), (0, 500)])
+def test_nearest_neighbours_make_up_the_number_where_few_matches_are_confident(
+    matcher: str, monkeypatch: pytest.MonkeyPatch, confident: int, kept: int
 ) -> None:
-    n = confident + likely + unlikely
-    confidence = torch.cat([torch.full((confident,), 0.5), torch.full((likely,), 0.05)])
-    confidence = torch.cat([confidence, torch.full((unlikely,), 0.005)])[torch.randperm(n)]
-    found = torch.arange(n)[:, None].expand(n, 2), confidence
+    n = 700
+    confidence = torch.full((n,), 0.09)
+    confidence[torch.randperm(n)[:confident]] = 0.5
+    # The network matches each keypoint with the next one; its nearest neighbour is itself.
+    rows = torch.arange(n)
+    found = torch.stack([rows, (rows + 1) % n], dim=1), confidence
     monkeypatch.setattr(MatchingTransformer, "match", lambda *_: found)
-    matches = match(make_photo(n, 1), make_photo(n, 2), matcher=matcher)
+    photo = replace(make_photo(n, 1), scores=torch.linspace(1, 0, n))
+    matches = match(photo, photo, matcher=matcher)
+    assert len(matches) == kept
     assert matches.confidence is not None
-    assert torch.equal(matches.confidence, confidence.sort(descending=True).values[:kept])
+    assert matches.confidence.tolist() == pytest.approx(
+        [0.5] * confident + [0.05] * (kept - confident)
+    )
+    first, second = matches.indices.T
+    assert torch.equal((first + 1)[:confident] % n, second[:confident])
+    assert torch.equal(first[confident:], second[confident:])
+    assert first.unique().numel() == second.unique().numel() == kept
 
 
 def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:
@@ -101,10 +103,10 @@ def test_keypoints_outside_the_photo_and_half_precision_match(matcher: str) -> N
 
 def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
     a = make_photo(20, 1)
-    with pytest.raises(InputError, match=f"'{TYPE}' of length 16, not 'other' of length 16"):
+    with pytest.raises(InputError, match=f"'{TYPE}', not 'other'"):
         match(a, replace(a, descriptor_id="other"), matcher=matcher)
     shorter = replace(a, descriptors=a.descriptors[:, :8], descriptor_id=None)
-    with pytest.raises(InputError, match="not 'unknown ones' of length 8"):
+    with pytest.raises(InputError, match="not 'unknown ones of length 8"):
         match(shorter, shorter, matcher=matcher)
     for factor in (2.0, torch.nan):
         with pytest.raises(InputError, match="must have unit length"):
@@ -113,6 +115,22 @@ def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
         match(a, a, matcher=matcher, ratio=0.8)
     with pytest.raises(InputError, match="there is no file 'nearst'"):
         match(a, a, matcher="nearst")
+
+
+def test_learned_has_weights_for_the_descriptors_of_light_and_of_the_default() -> None:
+    photos = []
+    for network, loaded in map(load_matcher, ("learned", "learned_seasons")):
+        shape = 30, network.settings.descriptor_length
+        descriptors = torch.nn.functional.normalize(torch.randn(shape), dim=1)
+        made_by = loaded.metadata["descriptor_id"]
+        photo = replace(make_photo(30, 1), descriptors=descriptors, descriptor_id=made_by)
+        assert match(photo, photo, matcher="learned").indices[:, 0].unique().numel() > 20
+        photos.append(photo)
+    of_light, of_default = photos
+    assert of_light.descriptor_id == D2Net.from_pretrained("light").descriptor_id()
+    assert of_default.descriptor_id == D2Net.from_pretrained().descriptor_id()
+    with pytest.raises(InputError, match="cannot be compared"):
+        match(of_light, of_default, matcher="learned")
 
 
 def test_of_close_keypoints_the_best_stays() -> None:

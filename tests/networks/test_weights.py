@@ -90,7 +90,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
-PACKAGED = ("seasons", "light", "learned", "ots")
+PACKAGED = ("seasons", "light", "learned", "learned_seasons", "ots")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -141,13 +141,15 @@ def test_the_card_and_the_recipe_of_light_name_every_set_of_photos_that_was_trai
     assert {source.path.partition("/")[0] for source in recipe.sources} == set(sources)
 
 
-def test_the_card_and_the_recipe_of_learned_name_every_set_of_photos_that_was_trained_on():
-    record = CATALOGUE["learned"]
-    section = (record.path.parent / "MODEL_CARD.md").read_text().partition("`learned`\n")[2]
-    section = section.partition("# Model card")[0]
-    settings = json.loads(load_weights("learned").metadata["settings"])
+@pytest.mark.parametrize("name", ["learned", "learned_seasons"])
+def test_the_card_and_the_recipe_of_matchers_name_every_set_of_photos_that_was_trained_on(name):
+    card = (CATALOGUE[name].path.parent / "MODEL_CARD.md").read_text()
+    section = card.partition("`learned`\n")[2].partition("# Model card")[0]
+    settings = json.loads(load_weights(name).metadata["settings"])
     recipe = MatcherTrainingSettings.from_file(ROOT / "configs" / "matcher.toml")
-    assert MatcherTrainingSettings.from_dict({**settings, "name": ""}) == recipe
+    trained = MatcherTrainingSettings.from_dict({**settings, "name": ""})
+    assert trained.training_sources == recipe.training_sources
+    assert (trained == recipe) == (name == "learned")
     for source in recipe.training_sources:
         assert f"| {source.path} |" in section
 
@@ -459,7 +461,9 @@ def test_paths_that_are_no_files(tmp_path):
 def test_an_unknown_name_gets_the_names_there_are():
     with pytest.raises(WeightsError, match=r"'d2tf'.*d2_tf_no_phototourism.*mean 'd2_tf'"):
         load_weights("d2tf")
-    with pytest.raises(WeightsError, match="'zebra', only default, seasons, light, learned, ots"):
+    with pytest.raises(
+        WeightsError, match="'zebra', only default, seasons, light, learned, learned_seasons, ots"
+    ):
         load_weights("zebra")
 
 

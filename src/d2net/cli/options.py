@@ -42,7 +42,7 @@ Options:
 
 Matching:
     matcher nearest|learned|FILE: nearest: mutual nearest neighbours. learned: the packaged matcher
-            for the features of light. FILE: weights of another learned matcher.
+            for the default and for light. FILE: weights of another learned matcher.
 
 Network:
     weights NAME|FILE: A name that `d2net weights` lists, or a file. Two joined by +, such as
@@ -129,7 +129,9 @@ class Extraction:
         if self.full_resolution:
             if self.max_edge != _DEFAULT.max_edge:
                 raise InputError("give --max-edge or --full-resolution, not both")
-            values |= {"max_edge": None, "max_sum_edges": None}
+            values["max_edge"] = None
+        if self.full_resolution or (self.max_edge or 0) > (_DEFAULT.max_edge or 0):
+            values["max_sum_edges"] = None
         settings = ExtractionSettings(**values).to_dict()  # checked before the slow imports
 
         from d2net.extraction.d2net import D2Net

@@ -41,7 +41,7 @@ def match(
         a: features of the first photo.
         b: features of the second photo, on the same device.
         matcher: "nearest" for mutual nearest neighbours, "learned" for the packaged matcher of the
-            features of `light`, or the weights file of another learned matcher.
+            features of the default or of `light`, or the weights file of another learned matcher.
         ratio: see `mutual_nearest`; D2-Net matches best without it.
         verify: the model for verification ("fundamental", "homography" or "essential"), or None.
         threshold: see the function `d2net.verify`, as for `intrinsics` and `seed`.

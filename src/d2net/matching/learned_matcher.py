@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
-from d2net.matching.nearest import check_descriptors
+from d2net.matching.nearest import check_descriptors, mutual_nearest
 from d2net.networks.catalogue import CATALOGUE, expand_user
-from d2net.networks.matcher import KeypointBatch
+from d2net.networks.matcher import KeypointBatch, MatchingTransformer
 from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
 """Only the best keypoints of a photo are matched, because time grows with their number squared."""
 
-_CONFIDENT, MIN_CONFIDENCE, _ENOUGH = 0.1, 0.01, 500
-"""Matches above 0.1, LightGlue's limit, are kept. If they are fewer than 500, the best ones above
-0.01 make up the number. Robust estimation needs these across sensors and seasons only."""
+MIN_CONFIDENCE = 0.1
+"""Less probable matches are dropped, as in LightGlue."""
+
+_ENOUGH, _FILLED_CONFIDENCE = 500, 0.05
+"""If fewer matches are left, mutual nearest neighbours among the other keypoints make up this
+number. Robust estimation needs them across seasons and sensors, where the transformer is unsure.
+About one in twenty of them is right (docs/experiments.md)."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
@@ -29,36 +32,49 @@ score is kept. Keypoints of light are never closer: its detector keeps one in 5 
 
 
 class LearnedMatcher:
-    """Matches keypoints of one descriptor type by a transformer, with the weights in `file`."""
+    """Matches keypoints by a transformer: that of a file, or the packaged one of their type."""
 
-    def __init__(self, file: Path) -> None:
-        self._network, loaded = load_matcher(file)
-        self._descriptor_id = loaded.metadata["descriptor_id"]
-        self.id = f"{loaded.name} {loaded.sha256[:8]}"
+    def __init__(self, path: str) -> None:
+        names = ("learned", "learned_seasons") if path == "learned" else (path,)
+        loaded = [load_matcher(name) for name in names]
+        self._networks = {weights.metadata["descriptor_id"]: network for network, weights in loaded}
+        self.id = f"{loaded[0][1].name} {'+'.join(weights.sha256[:8] for _, weights in loaded)}"
 
     @torch.no_grad()
     def __call__(self, a: Features, b: Features) -> Matches:
         """Matches of the features of two photos with `confidence`, the most confident one first."""
-        expected = self._network.settings.descriptor_length
-        for features in (a, b):
-            given, length = features.descriptor_id, features.descriptors.shape[1]
-            if given not in (None, self._descriptor_id) or length != expected:
-                raise InputError(
-                    f"the matcher {self.id!r} matches descriptors {self._descriptor_id!r} of "
-                    f"length {expected}, not {given or 'unknown ones'!r} of length {length}: "
-                    'extract the photos with those weights, or use the matcher "nearest"'
-                )
+        network, _ = (self.network(f.descriptor_id, f.descriptors.shape[1]) for f in (a, b))
         check_descriptors(a.descriptors, b.descriptors)
         rows = distinct_keypoints(a), distinct_keypoints(b)
-        network = self._network.to(a.descriptors.device)
+        network = network.to(a.descriptors.device)
         with torch.autocast(a.descriptors.device.type, enabled=False):
             pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
         order = confidence.argsort(descending=True, stable=True)
-        confident, likely = (int((confidence >= c).sum()) for c in (_CONFIDENT, MIN_CONFIDENCE))
-        order = order[: max(confident, min(likely, _ENOUGH))]
+        order = order[confidence[order] >= MIN_CONFIDENCE]
         indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
+        confidence = confidence[order]
+        if len(indices) < _ENOUGH:
+            nearest = mutual_nearest(a.descriptors, b.descriptors)
+            best = nearest.indices[nearest.similarity.argsort(descending=True, stable=True)]
+            is_taken = torch.isin(best[:, 0], indices[:, 0]) | torch.isin(best[:, 1], indices[:, 1])
+            indices = torch.cat([indices, best[~is_taken]])[:_ENOUGH]
+            filled = confidence.new_full((len(indices) - len(confidence),), _FILLED_CONFIDENCE)
+            confidence = torch.cat([confidence, filled])
         first, second = (f.descriptors[i].float() for f, i in zip((a, b), indices.T, strict=True))
-        return Matches(indices, (first * second).sum(1), confidence=confidence[order])
+        return Matches(indices, (first * second).sum(1), confidence=confidence)
+
+    def network(self, descriptor_id: str | None, length: int | None = None) -> MatchingTransformer:
+        """The network for descriptors of a type and length; None if unknown."""
+        for name, network in self._networks.items():
+            lengths = None, network.settings.descriptor_length
+            if descriptor_id in (None, name) and length in lengths:
+                return network
+        known = " or ".join(map(repr, self._networks))
+        raise InputError(
+            f"the matcher {self.id!r} matches descriptors {known}, not "
+            f"{descriptor_id or f'unknown ones of length {length}'!r}: extract the photos with "
+            'those weights, or use the matcher "nearest"'
+        )
 
 
 def load_learned(path: str) -> LearnedMatcher:
@@ -69,12 +85,12 @@ def load_learned(path: str) -> LearnedMatcher:
             f'matcher must be "nearest", "learned" or the file of a learned matcher, but there is '
             f"no file {path!r}"
         )
-    return _read(file, file.stat().st_mtime_ns)
+    return _read(str(path), file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def _read(file: Path, _changed: int) -> LearnedMatcher:
-    return LearnedMatcher(file)
+def _read(path: str, _changed: int) -> LearnedMatcher:
+    return LearnedMatcher(path)
 
 
 def distinct_keypoints(features: Features) -> Tensor:

@@ -154,6 +154,14 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             advice="a matcher for the features of light: --matcher learned; packaged",
         ),
         WeightsRecord(
+            name="learned_seasons",
+            sha256="8efeab3a1cd2b51514c2acd9919e040075e3f320a48486e81ee265b48c27a51a",
+            bytes=2_163_118,
+            licence=_OF_D2NET,
+            training_data="features of light+seasons on the photos that MODEL_CARD.md lists",
+            advice="a matcher for the features of the default: --matcher learned; packaged",
+        ),
+        WeightsRecord(
             name="ots",
             sha256="01e1e8a017c9a182a597d44ba38e92f39d190019332f6fa75219ebadd733b701",
             bytes=15_272_984,

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from d2net.errors import InputError, needs_package
 from d2net.extraction.d2net import D2Net
 from d2net.io.atomic import new_folder
+from d2net.matching.learned_matcher import load_learned
 from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
 from d2net.networks.matcher import KeypointBatch, MatchingTransformer
-from d2net.networks.weights import load_matcher
 from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
 
 if TYPE_CHECKING:
@@ -71,12 +71,7 @@ def export_onnx(
     about = {**model.provenance(chosen), "licence": "; ".join(licences)}
     learned = None
     if matcher is not None:
-        learned, loaded = load_matcher(matcher)
-        if loaded.metadata["descriptor_id"] != model.descriptor_id(chosen):
-            raise InputError(
-                f"the matcher {matcher} matches descriptors {loaded.metadata['descriptor_id']!r}, "
-                f"not {model.descriptor_id(chosen)!r}: export it with the model that makes those"
-            )
+        learned = load_learned(matcher).network(model.descriptor_id(chosen)).cpu()
     image = {"image": (torch.zeros(96, 128, 3, dtype=torch.uint8), ("height", "width"))}
     with new_folder(Path(output)) as folder:
         program = _program(_Graph(model, chosen), image, _OUTPUTS)
