@@ -151,12 +151,10 @@ class Matches:
         inliers: K bool, or None before verification.
         model: the fitted model ("homography", "fundamental", "essential", or "pose" for the pose
             of a photo in a map, which has no matrix), or None before verification.
-        matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None if no model
-            was found.
+        matrix: the fitted 3 x 3 float64 matrix (pixels, centres at integers), or None without one.
         significance: see `geometry.significance`: minus log10 of the probability that matches of
             two different places agree with a model equally well; None before verification.
-        confidence: K float32, the calibrated probability that a match is right; None if the matcher
-            does not give one.
+        confidence: K float32, the calibrated probability that a match is right; None without one.
     """
 
     indices: Tensor
@@ -180,7 +178,7 @@ class Matches:
     def __repr__(self) -> str:
         if self.inliers is None:
             return f"Matches({len(self)})"
-        return f"Matches({len(self)}, {self.num_inliers} inliers of a {self.model} model)"
+        return f"Matches({len(self)}, {self.num_inliers} inliers, {self.model} model)"
 
     def points(
         self, a: Features, b: Features

@@ -58,8 +58,8 @@ def conf(
 
     Args:
         weights: as for `D2Net.from_pretrained`.
-        resize_max: longest edge in pixels; hloc reduces larger photos, to the same pixels as
-            `D2Net.extract`. None for no limit.
+        resize_max: longest edge in pixels; hloc reduces larger photos, as `D2Net.extract` with
+            `max_sum_edges=None`. None for no limit.
         **settings: of `ExtractionSettings`, without `max_edge`, `max_sum_edges` and `upright`:
             hloc reads the photos itself.
 

@@ -195,8 +195,7 @@ def plot_keypoints(
 
     The radius of a circle shows the scale of its keypoint, the colour shows its score. The score
     map is h x w, see `D2Net.score_map`. It is stretched over the photo, without a frame of three
-    cells, which the network's zero padding distorts. The other arguments and the errors are those
-    of `plot_matches`.
+    cells, which the network's zero padding distorts. See `plot_matches` for the rest.
     """
     path = picture_path(output)
     photo = _photo(image, features, upright)

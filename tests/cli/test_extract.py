@@ -144,11 +144,15 @@ def test_types_of_descriptors(d2net: Run, photos: Path) -> None:
     assert "original reproduces the 2019 release, whose descriptor is 'plain'" in run.err
 
 
-def test_full_resolution_lifts_both_limits(d2net: Run, photos: Path) -> None:
+def test_full_resolution_and_large_edges_lift_the_limit_of_both(d2net: Run, photos: Path) -> None:
     d2net("extract", photos, "-o", "f.h5", "--full-resolution")
     with FeatureFile("f.h5") as file:
         assert file.settings is not None
         assert file.settings["extraction"]["max_edge"] is None
+        assert file.settings["extraction"]["max_sum_edges"] is None
+    d2net("extract", photos, "-o", "large.h5", "--max-edge", "2000")
+    with FeatureFile("large.h5") as file:
+        assert file.settings is not None
         assert file.settings["extraction"]["max_sum_edges"] is None
     run = d2net("extract", photos, "-o", "g.h5", "--full-resolution", "--max-edge", "100")
     assert (run.code, "--max-edge or --full-resolution" in run.err) == (2, True)

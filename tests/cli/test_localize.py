@@ -32,7 +32,7 @@ def test_queries_of_one_name_need_a_root(d2net: Run, photos: Path) -> None:
     (photos / "b").mkdir()
     (photos / "b" / "a.png").write_bytes((photos / "a.png").read_bytes())
     queries = (photos / "a.png", photos / "b" / "a.png")
-    assert "give a root folder" in d2net("localize", "map", *queries).err
+    assert "give a folder that contains both as root" in d2net("localize", "map", *queries).err
     assert "map is not a map" in d2net("localize", "map", *queries, "--root", photos).err
 
 

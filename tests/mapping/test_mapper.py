@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pycolmap
@@ -22,11 +24,15 @@ from .made import camera, seen
 
 @dataclass
 class Model:
-    photos: int
+    photos: range
     points: int
 
+    @property
+    def images(self) -> dict[int, Any]:
+        return {i: SimpleNamespace(name=str(i), has_pose=True) for i in self.photos}
+
     def num_reg_images(self) -> int:
-        return self.photos
+        return len(self.photos)
 
     def num_points3D(self) -> int:
         return self.points
@@ -55,7 +61,8 @@ def test_it_starts_again_while_photos_are_missing(
 
     def mapping(database: Path, photos: Path, output: Path, options: Any, **_: Any) -> Any:
         used.append(options.random_seed)
-        return {i: Model(photos, 100) for i, photos in enumerate(found[len(used) - 1])}
+        ends = [0, *accumulate(found[len(used) - 1])]
+        return {a: Model(range(a, b), 100) for a, b in pairwise(ends)}
 
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
     chain = [(str(i), str(i + 1), None) for i in range(connected - 1)]
@@ -71,6 +78,19 @@ def test_it_starts_again_while_photos_are_missing(
     )
     assert used == seeds
     assert (models[0].num_reg_images() if models else None) == best
+
+
+def test_a_model_of_photos_that_are_in_a_larger_one_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = [range(8, 11), range(9), range(2, 5), range(7, 9)]
+    models = {i: Model(photos, 100) for i, photos in enumerate(found)}
+    monkeypatch.setattr(pycolmap, "incremental_mapping", lambda *_, **__: models)
+    monkeypatch.setattr(mapper, "verified_pairs", lambda _: [])
+    kept = run_mapper(
+        tmp_path / "database.db", tmp_path / "new", MappingSettings(), [], limits=Thresholds(4, 1)
+    )
+    assert [cast("Model", model).photos for model in kept] == [range(9), range(8, 11)]
 
 
 def test_pairs_that_agree_by_accident_are_left_out() -> None:

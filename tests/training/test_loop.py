@@ -84,7 +84,7 @@ def test_learns_and_the_result_loads(tmp_path: Path) -> None:
         assert torch.equal(learnt[name], before) == (not name.startswith("conv4_3"))
     assert info.network.normalisation == start.network.normalisation
     assert info.bytes < 16e6
-    assert info.metadata["training_data"] == "conv4_3 of ots on here"
+    assert info.metadata["training_data"] == f"conv4_3 of ots on {Path.cwd().name} (here)"
     assert TrainingSettings.from_dict(json.loads(info.metadata["settings"])) == settings
     assert info.metadata["pairs"] == "24"
 

@@ -1,8 +1,7 @@
 """The command line. Each command reads its options, calls one function and prints the result.
 
 Exit codes: 0 success, 1 some photos or pairs failed or nothing was found, 2 wrong input or output,
-130 stopped by Ctrl-C. torch is imported only by the commands that need it, so that `--help` answers
-at once.
+130 stopped by Ctrl-C. torch is imported only by the commands that need it, so `--help` is fast.
 """
 
 from __future__ import annotations

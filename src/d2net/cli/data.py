@@ -26,8 +26,7 @@ def check(
 ) -> None:
     """Draw training pairs with their correspondences, and print statistics.
 
-    Reveals wrong poses, depth maps or alignment before a night of training. The exit code is 1 if
-    something looks wrong.
+    Reveals wrong poses, depth maps or alignment before training; then the exit code is 1.
 
     Options:
         source DIR: A reconstruction, or a folder of photos.

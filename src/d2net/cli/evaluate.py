@@ -147,8 +147,7 @@ def pose(
 
     Options:
         model MODEL: COLMAP model. Default: found in DIR.
-        pairs FILE: Pairs to match; SuperGlue's lists with poses are read, too. Default: all pairs
-            of the model.
+        pairs FILE: Pairs to match; SuperGlue's lists with poses are read, too. Default: all.
         solver: RANSAC of poselib, or of OpenCV (magsac).
     """
     from d2net.evaluation.pose import evaluate_pose

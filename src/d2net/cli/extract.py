@@ -34,8 +34,7 @@ def extract(
     Options:
         paths PHOTOS: Photos and folders.
         output PATH: Features file (h5), or folder (npz, mat).
-        format: h5: one file in hloc's layout. npz, mat: one file NAME.d2-net per photo, as the
-            2019 release writes.
+        format: h5: one file in hloc's layout. npz, mat: NAME.d2-net per photo, as the release.
         image_list FILE: Text file with one photo per line, instead of PHOTOS.
         root DIR: Photos are named relative to this folder. Default: the folder in PHOTOS; for a
             list, the current folder.

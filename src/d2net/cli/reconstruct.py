@@ -45,8 +45,7 @@ def reconstruct(
         pairs METHOD|FILE: How to pair photos: auto (all pairs of up to 50 photos, retrieval for
             more), exhaustive, sequential (for videos), retrieval, gps, covisibility, or a text file
             with two names per line.
-        poses DIR: Folder of a COLMAP model with known cameras and poses. They are kept, and only
-            points are triangulated.
+        poses DIR: Folder of a COLMAP model with known cameras and poses. They are kept.
         camera_model MODEL: COLMAP's name of the camera model, such as PINHOLE or OPENCV.
         camera_params F,CX,CY,...: Known parameters of the camera model for photos of one size.
             Default: the focal length in EXIF, or a guess, is refined.

@@ -195,8 +195,7 @@ def _build_map(
         queries = []
         for query in dataset.queries:
             similar = retrieval.query(photos.features(query.name), NUM_RETRIEVED)
-            # A query without features is similar to no photo. Any photo will do, because the
-            # query cannot be localized.
+            # A query without features is similar to no photo, and any will do.
             candidates = tuple(name for name, _ in similar) or tuple(names[:1])
             queries.append(query._replace(candidates=candidates))
         sigmas = [float(f.uncertainty.median()) for f in features.values() if len(f)]

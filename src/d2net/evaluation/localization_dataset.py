@@ -126,8 +126,7 @@ class LocalizationSettings:
             judged, except in a scene, whose model has the true poses.
         night: folder for simulated night photos of a scene's queries, which become queries, too;
             None: no night photos.
-        threshold: largest reprojection error of an inlier in pixels; None for the dataset's usual
-            one.
+        threshold: largest reprojection error of an inlier in pixels; None: the usual one.
     """
 
     pairs: tuple[Path, ...] = ()

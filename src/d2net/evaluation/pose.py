@@ -76,8 +76,7 @@ def evaluate_pose(
 ) -> Result:
     """Relative poses from a source's matches, compared with known cameras.
 
-    See `find_pairs` for `folder`, `model` and `pairs`. The solver is "poselib" or "magsac"
-    (OpenCV).
+    See `find_pairs` for `folder`, `model` and `pairs`. The solver is "poselib" or "magsac".
 
     Returns:
         Per pair: `error t=T`, the pose error in degrees at RANSAC threshold T, a mean over the

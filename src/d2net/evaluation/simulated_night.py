@@ -20,8 +20,7 @@ WHITE_ELECTRONS = 40.0
 READ_NOISE = 2.0
 """Standard deviation of the read noise, in electrons."""
 SKY, LAMP_RADIUS = 0.04, 0.3
-"""Share of the light far from the lamp, and standard deviation of the light's fall-off, in units of
-the longer edge."""
+"""Share of the light far from the lamp, and standard deviation of its fall-off, per longer edge."""
 BRIGHTEST = 0.3
 """Share of white, in linear light, to which the 99th percentile is scaled."""
 _SODIUM, _MOON = np.array([1.0, 0.55, 0.125]), np.array([0.6, 0.75, 1.0])

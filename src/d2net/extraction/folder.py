@@ -89,17 +89,15 @@ def extract_folder(
 
     Args:
         model: the network.
-        photos: a folder, a list of photos and folders, or the result of `find_images` or
-            `read_image_list`.
+        photos: a folder, a list of photos and folders, or what `find_images` returns.
         output: the HDF5 file, or the folder for npz and mat.
         format: "h5" for one file in hloc's layout. "npz" or "mat" for one file `NAME.d2-net` per
             photo, as the 2019 release writes them.
         masks: folder with one mask per photo: the mask of a.jpg is a.jpg.png (as in COLMAP) or
             a.png. Photos without a mask are extracted whole.
         half: store descriptors in half precision (h5 only). Keypoints stay in float32.
-        cluster: address of a Ray cluster that shares the work, or "auto" for the cluster of this
-            machine.
-        progress: called after each photo.
+        cluster: address of a Ray cluster that shares the work, or "auto".
+        progress: called with (stage, done, total) at the start and after each photo.
         **settings: changes to the model's settings.
 
     Raises:

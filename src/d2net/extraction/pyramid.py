@@ -45,8 +45,7 @@ class Level:
         size: (width, height) of the level's image.
         cells: (rows, columns) of its map.
         level_from_photo: from pixels of the photo to pixels of the level's image, for resizing.
-        photo_from_level: maps keypoints back to the photo; with `original` not the inverse of
-            `level_from_photo`.
+        photo_from_level: maps keypoints back to the photo; with `original` not its inverse.
         photo_from_cells: from cells to pixels of the photo.
         coarser_from_cells: from cells to cells of the level before; None at the first level.
     """

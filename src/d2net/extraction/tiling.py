@@ -3,8 +3,7 @@
 A tile is a rectangle of the photo. At every level it owns the cells whose centres lie in it, so no
 keypoint is lost or doubled at a seam. Maps are computed with a margin that is wide enough for all
 that depends on neighbours: local maxima, sub-pixel samples, the map of the coarser level, and
-suppression. So the result equals that of the whole photo. `keypoints.find_keypoints` joins the
-tiles' keypoints.
+suppression. So the result equals that of the whole photo. `find_keypoints` joins tiles.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ MARGIN = 8
 def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[list[Window]]:
     """The windows of cells that each tile owns, one window per level.
 
-    `size` is (width, height) of the photo, and `cells_per_tile` the limit for the finest level,
-    margins included.
+    `size` is (width, height) of the photo, and `cells_per_tile` the limit for the finest level.
     """
     if not levels:
         return

@@ -18,8 +18,7 @@ from d2net.geometry import coordinates
 from d2net.geometry.coordinates import Rotation
 
 _BORDER = 8
-"""Keypoints within this many pixels (of their level) of the photo's border depend on pixels beyond
-it."""
+"""Keypoints within this many pixels (of their level) of the photo's border depend on padding."""
 
 _ROWS_AT_ONCE = 128
 

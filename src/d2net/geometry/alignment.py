@@ -99,8 +99,7 @@ def spread_of(centres: Array) -> float:
 
 def rotation_angle(a: Array, b: Array) -> float:
     """Angle in degrees of the rotation between two 3 x 3 rotations."""
-    # From the chord |a - b| = 2 sqrt(2) sin(angle / 2): the arc cosine of the trace is inaccurate
-    # for small angles.
+    # From the chord |a - b| = 2 sqrt(2) sin(angle / 2), exact for small angles, too.
     return float(np.degrees(2 * np.arcsin(min(np.linalg.norm(a - b) / np.sqrt(8), 1.0))))
 
 

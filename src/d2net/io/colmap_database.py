@@ -1,8 +1,7 @@
 """COLMAP's database of cameras, photos, keypoints and matches, written with pycolmap.
 
 COLMAP puts the centre of the top-left pixel at (0.5, 0.5); the half pixel is added here.
-Descriptors are left out: pycolmap 4.2 accepts only descriptors of COLMAP's own features, and COLMAP
-has no matcher for ours.
+Descriptors are left out: pycolmap 4.2 accepts only those of COLMAP's own features.
 """
 
 from __future__ import annotations

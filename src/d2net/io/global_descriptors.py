@@ -1,7 +1,6 @@
 """One vector per photo, in the HDF5 layout of hloc: a group per photo with `global_descriptor`.
 
-The codebook of the vectors is an attribute of the file, where programs that list photos do not
-find it.
+The codebook of the vectors is an attribute of the file, not an entry.
 
 Source: https://github.com/cvg/Hierarchical-Localization, hloc/extract_features.py and
 pairs_from_retrieval.py.

@@ -76,7 +76,7 @@ def find_images(
             if name in found:
                 raise InputError(
                     f"{str(found[name])!r} and {str(file)!r} would both have the name {name!r}; "
-                    "give a root folder that contains both, so that their names differ"
+                    "give a folder that contains both as root, so that their names differ"
                 )
             found[name] = file
     return [FoundImage(path, name) for name, path in found.items()]

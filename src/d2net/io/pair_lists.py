@@ -1,7 +1,6 @@
 """Lists of pairs of photos in hloc's text format: two names per line.
 
-The names are separated by a space, as hloc writes them, or by a tab, so that names may contain
-spaces.
+The names are separated by a space, as hloc writes them, or by a tab.
 """
 
 from __future__ import annotations

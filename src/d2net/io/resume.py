@@ -78,8 +78,7 @@ class WorkRecord:
     Attributes:
         path: the JSON file. It is first written by `save` or `finish`.
         settings: how the work is done; None if the record is new and no settings were given.
-        values: further values of the caller, of types that JSON can express. Call `save` after
-            changing them.
+        values: further values of the caller, of types that JSON can express; see `save`.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:

@@ -58,8 +58,7 @@ class Localization(QueryPose):
     """A query's pose and how far it can be trusted.
 
     Attributes:
-        verdict: "localized", "doubtful" (an accident cannot be excluded, or the pose is uncertain)
-            or "lost".
+        verdict: "localized", "doubtful" (perhaps an accident, or uncertain) or "lost".
         reason: why the query is not localized; empty if it is.
         known_camera: the camera was given or read from EXIF; the focal length was not estimated.
         map_number: number n of the map `sparse/n` in whose frame the pose is.

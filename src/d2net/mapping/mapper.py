@@ -173,7 +173,11 @@ def run_mapper(
                 initial_image_pair_callback=begin,
                 next_image_callback=lambda: progress("mapping", next(numbers), None),
             )
-        models = sorted(found.values(), key=_size, reverse=True)
+        models: list[pycolmap.Reconstruction] = []
+        for model in sorted(found.values(), key=_size, reverse=True):
+            # COLMAP tries photos again that are in a larger model. Another model of them is wrong.
+            if not any(_photos(model) <= _photos(larger) for larger in models):
+                models.append(model)
         best = max(best, models, key=lambda models: _size(*models[:1]))
         if not best or best[0].num_reg_images() >= _SUFFICIENT_SHARE * connected:
             break
@@ -183,6 +187,10 @@ def run_mapper(
 def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
     """Number of photos and points, by which models are compared."""
     return (model.num_reg_images(), model.num_points3D()) if model else (0, 0)
+
+
+def _photos(model: pycolmap.Reconstruction) -> set[str]:
+    return {image.name for image in model.images.values() if image.has_pose}
 
 
 def _incremental_options(

@@ -80,8 +80,7 @@ class Correspondences:
     def from_matches(cls, matched: Iterable[tuple[Matches, Array]]) -> Correspondences:
         """Correspondences from matches with map photos and the 3D points of their keypoints.
 
-        Points are N x 3, NaN where unknown. If several photos match one keypoint to the same point,
-        it counts once.
+        Points are N x 3, NaN where unknown. Equal correspondences count once.
         """
         rows, points = [np.empty((0, 3), np.int64)], [np.empty((0, 3))]
         for photo, (matches, known) in enumerate(matched):

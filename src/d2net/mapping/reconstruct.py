@@ -67,13 +67,12 @@ def reconstruct(
     """Make a map from a folder of photos.
 
     A run that was stopped continues at its stage when it is started again. With other photos, pairs
-    or mapping options, the stages that depend on them are repeated. Other extraction settings are
-    an error.
+    or mapping options, the stages that depend on them are repeated. Other extraction settings, or
+    another matcher, are an error.
 
     Args:
         photos: the folder.
-        output: the map's folder. `MapFolder` lists its files, beside `report.json`, `map.png` and
-            `map.html`.
+        output: the map's folder. `MapFolder` lists its files, beside the report.
         model: extracts features; None for the default weights.
         pairs: how pairs are selected; None for all pairs of few photos, and retrieval for many.
         masks: see `extract_folder`.

@@ -37,8 +37,7 @@ def triangulate(
     The points of `model` are not used. `keypoints` are those of every photo, by name: N x 2 (x, y)
     in pixels, the centre of the top-left pixel at (0, 0). `matches` are names of two photos and
     K x 2 rows of their keypoints. `max_error` is the largest reprojection error of a point in
-    pixels (4 is COLMAP's), and the largest Sampson distance of a match from the known epipolar
-    geometry.
+    pixels (4 is COLMAP's), and the largest Sampson distance of a match.
 
     Returns:
         A new model with the same photos, poses and cameras. Row i of a photo's keypoints is its

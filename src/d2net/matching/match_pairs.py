@@ -62,7 +62,7 @@ def match_pairs(
         output: HDF5 file of matches in hloc's layout. If matches are verified, it gets the inliers.
         device: device on which descriptors are compared.
         cluster: the address of a Ray cluster that shares the work; see `extract_folder`.
-        progress: called after each pair.
+        progress: called with (stage, done, total) at the start and after each pair.
         options: `matcher`, `ratio`, `verify`, `threshold`; see `match`.
 
     Raises:

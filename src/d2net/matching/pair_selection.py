@@ -50,8 +50,7 @@ class PairChoice(Settings):
         method: "exhaustive" (all pairs), "sequential" (photos that follow each other by name),
             "retrieval" (photos that look most alike), "gps" (photos taken close to each other; for
             photos without a position, retrieval), "covisibility" (photos that see the same points
-            of a COLMAP model), "list" (pairs of a file), or "auto": all pairs of few photos,
-            retrieval for many.
+            of a COLMAP model), "list" (pairs of a file), or "auto": all pairs, or retrieval.
         num_matched: number of other photos for each photo (retrieval, gps, covisibility).
         overlap: number of following photos for each photo (sequential).
         max_distance: largest distance in metres (gps).

@@ -67,8 +67,7 @@ def verify(
         no match is an inlier, and the significance is 0.
 
     Raises:
-        InputError: a name is unknown, a value is out of range, or the matches belong to other
-            features.
+        InputError: an unknown name, a value out of range, or matches of other features.
     """
     if model not in get_args(Model):
         raise InputError(f"model must be one of {', '.join(get_args(Model))}, not {model!r}")

@@ -56,8 +56,7 @@ class Detections:
         scores: N float32, larger is better.
         anchors: N x 2 int64 (x, y), the pixel that the detection belongs to. It decides which tile
             owns the detection.
-        channels: N int64, the channel of the map in which the keypoint was detected; zero if there
-            are no channels.
+        channels: N int64, the channel of the map of the detection; zero without channels.
         located: N bool, False where the sub-pixel position lies outside of the detection's own cell
             or cannot be described.
     """

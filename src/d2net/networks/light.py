@@ -1,8 +1,7 @@
 """The small network `light`: keypoints and descriptors in a fifteenth of the default's time.
 
 `d2net distill` trains it to imitate larger networks. All maps are centred: cell 0 of a map of
-stride s lies at pixel (s - 1) / 2, because convolutions of stride 2 have a kernel of 4 and a
-padding of 1.
+stride s lies at pixel (s - 1) / 2: a convolution of stride 2 has a kernel of 4, and a padding of 1.
 """
 
 from __future__ import annotations

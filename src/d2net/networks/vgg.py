@@ -120,8 +120,7 @@ class VGG(Network):
         again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and
         Zisserman, CVPR 2012). fused: root of the deep and of the shallow map, which has a smaller
         receptive field and sharper positions. whitened: both, and the root of the deep map's mean
-        around the position, reduced by the whitening. Where the maps are zero, all but whitened
-        descriptors are zero.
+        around the position, reduced by the whitening. Zeros stay zeros, unless whitened.
         """
         deep, shallow = maps
         plain = F.normalize(sample(deep, EXTRACTION_CELLS.inverse()(positions)), dim=1)
@@ -154,8 +153,7 @@ class VGG(Network):
     ) -> None:
         """Add the deep map of the coarser level (D2-Net, section 4.2).
 
-        The release adds the maps. By default the result is the mean of all levels so far, so that
-        values keep one scale.
+        The release adds the maps. By default the result is the mean of all levels so far.
         """
         deep, added = maps[0], coarser[0]
         if not original:
@@ -183,8 +181,7 @@ class DeepDetector:
         found = detect(view.maps[0], original=self._original, min_rise=min_rise)
         # The release sums the maps of all levels and divides by the level's number. By default the
         # maps are means, weighted by the square root of the resolution: of the exponents tried, it
-        # gives the most accurate matches of the best 500 keypoints (0.57 at 3 px; 0.52 for plain
-        # values).
+        # gives the most accurate matches of the best 500 (0.57 at 3 px; plain 0.52).
         factor = 1 / view.level if self._original else math.sqrt(view.factor)
         return replace(
             found,

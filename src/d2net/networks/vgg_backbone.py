@@ -5,8 +5,7 @@ section 4.1 "Feature extraction"):
 
 - stride 8, for training: three 2x2 max pools;
 - stride 4, for extraction: the third pool is a 2x2 average of stride 1 (the map loses one row and
-  one column) and conv4_1 to conv4_3 have dilation 2. This equals four interleaved maps of stride 8,
-  each with its own pool.
+  one column) and conv4_1 to conv4_3 have dilation 2. This equals four interleaved maps of stride 8.
 """
 
 from __future__ import annotations

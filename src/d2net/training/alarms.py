@@ -54,8 +54,7 @@ class Monitor:
     def step(self, figures: Mapping[str, float], problems: Iterable[str] = ()) -> list[str]:
         """Check the figures of a step: `loss`, `gradient` (its norm), and those that alarms name.
 
-        Returns the problems, which are sentences about the data of the step, then the alarms: each
-        of them once in a run.
+        Returns the problems, sentences about the data of the step, then the alarms, each once.
         """
         self._steps += 1
         loss, gradient = figures["loss"], figures["gradient"]

@@ -115,8 +115,7 @@ def check_source(
 def sift_errors(pair: TrainingPair) -> Array:
     """Distances in pixels between the ends of SIFT matches and the correspondences around them.
 
-    The matches pass the ratio test in both directions. Those without correspondences around them
-    are left out.
+    The matches pass the ratio test in both directions. Those far from correspondences are left out.
     """
     sift, matcher = cv2.SIFT.create(1000), cv2.BFMatcher(cv2.NORM_L2)
     (points_a, descriptors_a), (points_b, descriptors_b) = (

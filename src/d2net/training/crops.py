@@ -145,8 +145,7 @@ def random_crop(
 ) -> Crop:
     """A randomly warped crop that lies wholly inside the photo, as near to a point as possible.
 
-    `scale` is in pixels of the crop per pixel of the photo; it is increased where the photo is too
-    small.
+    `scale` is in pixels of the crop per pixel of the photo; it is increased for small photos.
     """
     corners = warp.random_corners(edge / scale, rng)
     corners *= min(1.0, *(np.array(size) / np.ptp(corners, axis=0)))

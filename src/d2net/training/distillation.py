@@ -29,7 +29,7 @@ from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatches
 from d2net.training.muon import Muon
-from d2net.training.objective import FeatureObjective, header, mean_over_processes
+from d2net.training.objective import FeatureObjective, mean_over_processes
 from d2net.training.settings import DistillationSettings, RunSettings
 from d2net.training.sources.base import TrainingPair
 from d2net.training.sources.distillation import (
@@ -257,7 +257,7 @@ class DistillationObjective(FeatureObjective):
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`; the moving average is saved."""
         made_of = "distilled from " + ", ".join(entry.name for entry in self.settings.teachers)
-        save_weights(path, self.network.average, header(self.settings, path, state, made_of))
+        save_weights(path, self.network.average, self.header(path, state, made_of))
 
 
 def near_points(places: Tensor, valid: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.distillation import contrast, contrast_of_pair, near_points
-from d2net.training.objective import FeatureObjective, header, mean_over_processes
+from d2net.training.objective import FeatureObjective, mean_over_processes
 from d2net.training.settings import FineTuningSettings
 from d2net.training.sources.base import TrainingPair
 from d2net.training.state import TrainingState
@@ -96,4 +96,4 @@ class FineTuningObjective(FeatureObjective):
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""
         made_of = f"{self.start['name']}, fine-tuned"
-        save_weights(path, self.network, header(self.settings, path, state, made_of))
+        save_weights(path, self.network, self.header(path, state, made_of))

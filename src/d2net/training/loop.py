@@ -80,8 +80,7 @@ def run(
     """Train, or resume an interrupted run with the same output.
 
     On a CPU, with the same number of threads, a run that was killed and resumed ends with the same
-    bits as one that was not. Under torchrun every process calls this. Alarms are logged as
-    warnings.
+    bits as one that was not. Under torchrun every process calls this. Alarms are logged.
 
     Args:
         objective: network, batches and loss.

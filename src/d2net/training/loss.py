@@ -184,8 +184,7 @@ def contrastive_loss(maps: Tensor, keypoints: PaddedCorrespondences) -> tuple[Te
     weights it by the soft scores of the deep map, so corners of the photo count for little. This
     loss asks for the same as matching: among all keypoints of the other photo, the partner must be
     the most similar one, in both directions. Its likelihood is a softmax over similarities
-    (InfoNCE: van den Oord, Li and Vinyals, 2018; in both directions as in LoFTR: Sun et al., CVPR
-    2021, section 3.3).
+    (InfoNCE: van den Oord et al., 2018; in both directions as in LoFTR, section 3.3).
 
     `maps` are those of `matching_loss`, and `keypoints` corresponding corners of the B pairs.
 

@@ -2,8 +2,7 @@
 
 Keypoints are extracted from the crops of training pairs once, as users extract them, and stored.
 The pair's correspondences determine which keypoints match. The loss is LightGlue's (section 3.4):
-at every layer, the negative log-likelihood of the true matches and of the keypoints without a
-partner.
+at every layer, the negative log-likelihood of true matches and of unmatched keypoints.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from d2net.networks.matcher import Assignment, MatcherSettings, MatchingTransfor
 from d2net.networks.weights import load_matcher, save_weights
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import interpolate
-from d2net.training.objective import Objective, fixed_pairs, header, mean_over_processes
+from d2net.training.objective import Objective, fixed_pairs, mean_over_processes
 from d2net.training.settings import MatcherTrainingSettings, RunSettings
 from d2net.training.sources.base import TrainingPair
 from d2net.training.state import TrainingState
@@ -135,6 +134,7 @@ class Example(NamedTuple):
 class MatcherObjective(Objective):
     """A matcher that learns on the features of a frozen network."""
 
+    settings: MatcherTrainingSettings
     network: MatchingTransformer
 
     def __init__(
@@ -269,7 +269,7 @@ class MatcherObjective(Objective):
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""
-        about = header(self.settings, path, state, f"features of {self.start['name']}")
+        about = self.header(path, state, f"features of {self.start['name']}")
         save_weights(path, self.network, {**about, "descriptor_id": self.descriptor_id})
 
     def finish(self, path: Path, progress: Progress) -> None:

@@ -17,8 +17,7 @@ class Muon(torch.optim.AdamW):
     Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) sees a
     kernel as a matrix of outputs x inputs and makes its momentum orthogonal before the step. The
     step has the size of AdamW's (Liu et al., "Muon is scalable for LLM training", 2025), so one
-    learning rate serves both. Parameters with two or more dimensions are kernels; others have no
-    weight decay.
+    learning rate serves both. Kernels have two or more dimensions; others no weight decay.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:

@@ -37,6 +37,7 @@ class Objective(nn.Module, ABC):
     """A network to train, its batches and its loss.
 
     Attributes:
+        settings: the recipe; its sources are in the folder `data`.
         network: the module that checkpoints save, with everything that learns with it. Its
             parameters that require a gradient are trained. Other modules of the objective, such
             as teachers, are neither trained nor saved.
@@ -45,6 +46,8 @@ class Objective(nn.Module, ABC):
         alarms: conditions on the figures of `forward`.
     """
 
+    settings: RunSettings
+    data: Path
     network: nn.Module
     start: dict[str, str]
     alarms: Sequence[Alarm] = ()
@@ -64,6 +67,21 @@ class Objective(nn.Module, ABC):
         """The optimizer of the parameters that learn."""
         learned = [p for p in self.network.parameters() if p.requires_grad]
         return torch.optim.Adam(learned, lr=settings.learning_rate)
+
+    def header(self, path: Path, state: TrainingState, made_of: str) -> dict[str, str]:
+        """Metadata of a weights file: name, licence, training data, and how the run was made."""
+        settings, start = self.settings, state.start["name"]
+        sources = ", ".join(source.path for source in settings.training_sources)
+        data = "the teachers" if start == "none" else start
+        return {
+            "name": settings.name or path.resolve().parent.name,
+            "licence": f"as of {data} and of the training data",
+            "training_data": f"{made_of} on {self.data.absolute().name} ({sources})",
+            "start": json.dumps(state.start),
+            "settings": json.dumps(settings.to_dict()),
+            "steps": str(state.step),
+            "pairs": str(state.pairs),
+        }
 
     def validate(self) -> Mapping[str, float] | None:
         """Judge the network: `score` is higher for better weights. None: no validation."""
@@ -98,8 +116,7 @@ class FeatureObjective(Objective):
 
     def __init__(self, settings: RunSettings, data: Path) -> None:
         super().__init__()
-        self.settings: RunSettings = settings
-        self.data = data
+        self.settings, self.data = settings, data
         self._fixed: list[TrainingPair] = []
 
     @abstractmethod
@@ -146,21 +163,6 @@ def match_errors(model: D2Net, pair: TrainingPair) -> Array:
     partners = interpolate(points_a, pair.points_a, pair.points_b)
     errors = np.linalg.norm(partners - points_b, axis=1).astype(np.float64)
     return np.asarray(errors[np.isfinite(errors)])
-
-
-def header(settings: RunSettings, path: Path, state: TrainingState, made_of: str) -> dict[str, str]:
-    """Metadata of a weights file: name, licence, training data, and how the run was made."""
-    sources = ", ".join(source.path for source in settings.training_sources)
-    start = state.start["name"]
-    return {
-        "name": settings.name or path.resolve().parent.name,
-        "licence": f"as of {'the teachers' if start == 'none' else start} and of the training data",
-        "training_data": f"{made_of} on {sources}",
-        "start": json.dumps(state.start),
-        "settings": json.dumps(settings.to_dict()),
-        "steps": str(state.step),
-        "pairs": str(state.pairs),
-    }
 
 
 def mean_over_processes(values: Tensor, usable: Tensor | None = None) -> Tensor:

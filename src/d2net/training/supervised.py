@@ -19,7 +19,7 @@ from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE, WINDOW, Alarm
 from d2net.training.batches import Mixture, PairBatch, PairBatches, collate, training_part
 from d2net.training.loss import PaddedCorrespondences, contrastive_loss, matching_loss
-from d2net.training.objective import FeatureObjective, header, mean_over_processes
+from d2net.training.objective import FeatureObjective, mean_over_processes
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 from d2net.training.state import TrainingState
@@ -138,7 +138,7 @@ class SupervisedObjective(FeatureObjective):
         """See `Objective.save`."""
         made_of = f"{', '.join(self.settings.layers)} of {self.start['name']}"
         network = VGG(self.network, self.normalisation, self.whitening)
-        save_weights(path, network, header(self.settings, path, state, made_of))
+        save_weights(path, network, self.header(path, state, made_of))
 
     def finish(self, path: Path, progress: Progress) -> None:
         """Learn the whitening of descriptors, if the settings ask for it."""

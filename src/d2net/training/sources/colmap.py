@@ -48,8 +48,7 @@ class ColmapOptions(SceneOptions):
 def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     """Open a reconstruction: text or binary, any camera model, with or without depth maps.
 
-    `find_depth_map` says where depth maps are looked for. If some photos have one, the others are
-    left out.
+    `find_depth_map` says where depth maps are looked for. If some have one, others are left out.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
@@ -89,8 +88,9 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     if not photos:
         reason = "; ".join(remarks) or "it has no photo with a pose"
         raise InputError(
-            f"the model {path} gives no photo to train on: {reason}; give the folder of its photos "
-            "as images, and a model with points"
+            f"the model {path} gives no photo to train on: {reason}; give a model with "
+            "points, and the folder of its photos with --set images=DIR or in a recipe; for a map "
+            "by d2net, train on the folder that `d2net export scene` writes"
         )
     with_depth = [photo for photo in photos if photo.depth_map is not None]
     if with_depth and len(with_depth) < len(photos):

@@ -138,8 +138,7 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
     - `offsets.json`: {name: [ox, oy]} of photos of one view in `images/` or beside the file. The
       point (x, y) of photo i lies at (x + oj.x - oi.x, y + oj.y - oi.y) of photo j. All pairs of
       photos are used, also the pairs of all such views below the folder.
-    - two or more subfolders with photos of the same names (extensions may differ) that are aligned
-      pixel by pixel.
+    - two or more subfolders of aligned photos with the same names (extensions may differ).
     """
     photos = aligned_photos(folder) if folder.is_dir() else []
     if not photos:
