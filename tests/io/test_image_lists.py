@@ -90,7 +90,7 @@ def test_files_given_twice_are_listed_once(photos):
 
 
 def test_different_files_of_one_name_need_a_root(photos):
-    with pytest.raises(InputError, match=r"both have the name 'a\.png'; give a root"):
+    with pytest.raises(InputError, match=r"both have the name 'a\.png'; give a folder"):
         find_images([photos / "photos", photos / "other"])
     found = find_images([photos / "photos", photos / "other"], root=photos)
     assert names(found)[-1] == "other/a.png"
