@@ -170,8 +170,7 @@ class ExtractionSettings(Settings):
     white. Useful for photos that use a small part of their range: 12 bits in 16, thermal."""
 
     precision: Precision = "float32"
-    """Precision of the network: float32, bfloat16, or float16 (GPU). Detection always runs in
-    float32."""
+    """Precision of the network: float32, bfloat16, or float16 (GPU). Detection runs in float32."""
 
     def __post_init__(self) -> None:
         if self.max_keypoints is _DEFAULT_BUDGET:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from d2net.features import Features
 from d2net.io.h5 import FeatureWriter, MatchFile
 from d2net.matching.learned_matcher import _read, distinct_keypoints
 from d2net.matching.match_pairs import match_pairs
-from d2net.networks.matcher import MatcherSettings, MatchingTransformer
+from d2net.networks.matcher import (
+    KeypointBatch,
+    MatcherSettings,
+    MatchingTransformer,
+    Prepared,
+)
 from d2net.networks.weights import load_matcher, save_weights
 
 from ..tiny import default_type
@@ -85,6 +91,27 @@ def test_nearest_neighbours_make_up_the_number_where_few_matches_are_confident(
     assert torch.equal((first + 1)[:confident] % n, second[:confident])
     assert torch.equal(first[confident:], second[confident:])
     assert first.unique().numel() == second.unique().numel() == kept
+
+
+def test_the_first_self_attention_of_a_photo_is_computed_once(
+    matcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+
+    def prepare(self: MatchingTransformer, photo: KeypointBatch) -> Prepared:
+        prepared.append(photo.positions.shape[1])
+        return original(self, photo)
+
+    original = MatchingTransformer.prepare
+    monkeypatch.setattr(MatchingTransformer, "prepare", prepare)
+    photos = [make_photo(n, 1) for n in (40, 41, 42)]
+    alone = [match(a[:], b[:], matcher=matcher) for a, b in combinations(photos, 2)]
+    prepared.clear()
+    together = [match(a, b, matcher=matcher) for a, b in combinations(photos, 2)]
+    assert prepared == [40, 41, 42]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.scores, other.scores)
 
 
 def test_photos_without_keypoints_have_no_matches(matcher: str) -> None:

@@ -42,6 +42,12 @@ def padded(batch: KeypointBatch, n: int) -> KeypointBatch:
     )
 
 
+def match(
+    matcher: MatchingTransformer, a: KeypointBatch, b: KeypointBatch
+) -> tuple[Tensor, Tensor]:
+    return matcher.match(matcher.prepare(a), matcher.prepare(b))
+
+
 def log_probability(assignment: Assignment) -> Tensor:
     """B x N x M, the assignment of LightGlue."""
     both = assignment.similarity.log_softmax(2) + assignment.similarity.log_softmax(1)
@@ -84,7 +90,7 @@ def test_pairs_of_a_batch_do_not_affect_each_other(matcher: MatchingTransformer)
 @torch.no_grad()
 def test_the_order_of_photos_does_not_matter(matcher: MatchingTransformer) -> None:
     a, b = keypoints(40, 1), keypoints(50, 2)
-    (pairs, confidence), (swapped, same) = matcher.match(a, b), matcher.match(b, a)
+    (pairs, confidence), (swapped, same) = match(matcher, a, b), match(matcher, b, a)
     order = swapped[:, 1].argsort()
     assert len(pairs) > 5
     assert torch.equal(swapped[order].flip(1), pairs)
@@ -124,18 +130,18 @@ def test_keypoints_that_leave_early_do_not_change_the_others_rows(
     a, b = keypoints(40, 1), keypoints(50, 2)
     expected, probability = matcher(a, b)[-1].mutual_best()
     monkeypatch.setattr("d2net.networks.matcher._MIN_MATCHABILITY", 0.0)
-    pairs, confidence = matcher.match(a, b)
+    pairs, confidence = match(matcher, a, b)
     assert pairs.tolist() == expected.tolist()
     torch.testing.assert_close(confidence, matcher.calibrated(probability))
     logits = matcher(a, b)[-1].matchability_a[0]
     monkeypatch.setattr(
         "d2net.networks.matcher._MIN_MATCHABILITY", float(logits.median().sigmoid())
     )
-    some, _ = matcher.match(a, b)
+    some, _ = match(matcher, a, b)
     assert 0 < len(some) < len(pairs)
     monkeypatch.setattr("d2net.networks.matcher._MIN_MATCHABILITY", 1.0)
     for x, y in ((a, b), (keypoints(0, 1), b), (a, keypoints(0, 2))):
-        none, confidence = matcher.match(x, y)
+        none, confidence = match(matcher, x, y)
         assert none.shape == (0, 2)
         assert len(confidence) == 0
 

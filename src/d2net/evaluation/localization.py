@@ -99,8 +99,7 @@ def evaluate_localization(
         true poses `position error` in metres (in a scene: percent of its cameras' spread),
         `rotation error` in degrees, and 100 or 0 for each of the limits, such as "0.25 m, 2°". Per
         group (day, night) and overall: the means (that of a limit is the percentage of queries
-        within it), and `median position error` and `median rotation error` of the queries that
-        have a pose.
+        within it), and `median position error` and `median rotation error` of those with a pose.
     """
     settings = settings or LocalizationSettings()
     if settings.threshold is not None:

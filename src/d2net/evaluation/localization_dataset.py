@@ -124,8 +124,7 @@ class LocalizationSettings:
         model: folder of a COLMAP model of the map, found likewise.
         truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
             judged, except in a scene, whose model has the true poses.
-        night: folder for simulated night photos of a scene's queries, which become queries, too;
-            None: no night photos.
+        night: folder for simulated night photos of a scene's queries, which become queries, too.
         threshold: largest reprojection error of an inlier in pixels; None: the usual one.
     """
 

@@ -126,8 +126,7 @@ def evaluate_reconstruction(
         `position error` in percent of their spread (root mean square distance from their centroid)
         and `rotation error` in degrees, after alignment by a similarity. Per scene: the figures of
         `SCENE_METRICS`, `mapping seconds` for verification and mapping, and with true cameras the
-        figures of `CAMERA_METRICS`. Overall: means over the scenes. A scene that cannot be mapped
-        has zeros and no errors.
+        figures of `CAMERA_METRICS`. Overall: means over the scenes; zeros without a map.
     """
     settings = replace(settings or MappingSettings(), matcher=source.matcher)
     results: list[PairResult] = []

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 class D2Net(nn.Module):
     """D2-Net: joint description and detection of local features.
 
-    Dusmanu et al., CVPR 2019. Most users want `D2Net.from_pretrained()`. The constructor gives an
-    untrained network.
+    Dusmanu et al., CVPR 2019. Most users want `D2Net.from_pretrained()`.
 
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
@@ -219,8 +218,7 @@ class D2Net(nn.Module):
     def score_map(self, image: ImageLike) -> Tensor:
         """Detection scores of a photo, for display.
 
-        This map is not tiled. So a photo is reduced to the default size limits even if the model's
-        own limits are larger.
+        This map is not tiled. So larger photos are reduced to the default size limits.
 
         Returns:
             h x w float32 at one scale: for light, a value per pixel; for a VGG, one per cell, the

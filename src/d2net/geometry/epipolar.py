@@ -36,8 +36,7 @@ def fundamental_from_essential(essential: Array, intrinsics_a: Array, intrinsics
 def epipolar_lines(matrix: Array, points: Array) -> Array:
     """The epipolar lines of N points in the other photo: N x 3, (x, y, 1) . l = 0, unit normals.
 
-    `matrix` is F for points of photo a, and F^T for points of b. The row of an epipole, which has
-    no line, is not finite.
+    `matrix` is F for points of photo a, and F^T for points of b. An epipole's row is not finite.
     """
     lines = points @ matrix[:, :2].T + matrix[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -3,8 +3,7 @@
 pycolmap trusts every count in a binary file, even one that it read beyond the end, and allocates
 that much memory: an empty points3D.bin costs 17 GB. So the files are checked first.
 
-Source: https://colmap.github.io/format.html; COLMAP's src/colmap/scene/reconstruction_io.cc for
-rigs and frames.
+Source: https://colmap.github.io/format.html; COLMAP's src/colmap/scene/reconstruction_io.cc.
 """
 
 from __future__ import annotations

@@ -113,8 +113,7 @@ def read_image_list(file: str | os.PathLike[str], root: str | os.PathLike[str]) 
     """The photos below `root` that a text file names, whether or not they exist.
 
     Each line has one name, which may contain spaces. Names that occurred before are skipped, and so
-    are cameras after the name (`name CAMERA_MODEL width height parameters...`, as in hloc's lists
-    of queries).
+    are cameras after the name (`name CAMERA_MODEL width height parameters...`, as in hloc).
 
     Raises:
         InputError: the list cannot be read, or a name leads out of `root`.

@@ -56,8 +56,7 @@ def read_image(
     Args:
         source: a file on the disk or in memory, or the current frame of a pillow image. Prefer
             files: pillow reduces 16-bit RGB to 8 bits, and turns a TIFF upright when it loads it.
-        upright: apply the EXIF orientation; False keeps the stored orientation. HEIC photos are
-            always turned upright.
+        upright: apply the EXIF orientation; False keeps the stored one. HEIC is always upright.
         max_pixels: larger files are refused before memory is allocated for them.
 
     Raises:

@@ -38,8 +38,7 @@ def read_lines(
     """The lines of a text file without the empty ones, and without comments (# at the start).
 
     The text is UTF-8, or UTF-16 with a byte order mark (Windows PowerShell writes that). Error
-    messages name the `expected` content: InputError if the file cannot be read, FormatError if it
-    is not text.
+    messages name the `expected` content: InputError if unreadable, FormatError if not text.
 
     Yields:
         The number of the line, from 1, and the line without blanks around it.

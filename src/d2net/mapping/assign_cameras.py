@@ -20,8 +20,7 @@ def photo_camera(path: Path | None, size: Size, model: str = "SIMPLE_RADIAL") ->
     """A photo's camera with the focal length from EXIF if it is possible, or with COLMAP's guess.
 
     `size` is that of the photo from which features were extracted: upright, unless the stored
-    orientation was asked for; COLMAP itself does not rotate photos. `path` is None if there is no
-    file.
+    orientation was asked for; COLMAP itself does not rotate photos. `path` may be None.
     """
     check_camera_model(model)
     if path is not None:

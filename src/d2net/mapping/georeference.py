@@ -53,8 +53,7 @@ class Georeference:
         latitude, longitude: of the map's origin in degrees (WGS84).
         altitude: of the origin in metres as in the photos' EXIF data; 0 if they have none.
         num_positions: number of photos with a GPS position.
-        num_agreeing: number of these whose position agrees with the map; the origin is their
-            centre.
+        num_agreeing: number of these that agree with the map; the origin is their centre.
         error: standard deviation of their GPS positions along east or north, in metres.
         spread: root mean square horizontal distance of the agreeing photos from the origin.
     """

@@ -148,8 +148,7 @@ def add_photos(
 ) -> MapSummary:
     """Add photos, under names that the map does not have yet, to a map made by `reconstruct`.
 
-    The map's photos keep their poses. After these photos were moved, give their new folder, so that
-    they are found there.
+    The map's photos keep their poses. If they were moved, give their new folder.
     """
     settings = MappingSettings(**options)
     MapFolder(Path(map_folder)).read_models()

@@ -81,8 +81,7 @@ def write_report(
 def page_data(cloud: Cloud) -> dict[str, Any]:
     """The data that `map.js` draws, as JSON.
 
-    `positions` are 3 float32 in the map's frame, and `colours` 4 bytes (red, green, blue, 255) of
-    each point, in base64.
+    `positions` are 3 float32 in the map's frame, `colours` 4 bytes (RGB and 255), in base64.
     """
     look = find_look(cloud)
     half_width = float(look.extent.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.matching.nearest import check_descriptors, mutual_nearest
 from d2net.networks.catalogue import CATALOGUE, expand_user
-from d2net.networks.matcher import KeypointBatch, MatchingTransformer
+from d2net.networks.matcher import KeypointBatch, MatchingTransformer, Prepared
 from d2net.networks.weights import load_matcher
 
 MAX_KEYPOINTS = 4096
@@ -38,6 +39,7 @@ class LearnedMatcher:
         names = ("learned", "learned_seasons") if path == "learned" else (path,)
         loaded = [load_matcher(name) for name in names]
         self._networks = {weights.metadata["descriptor_id"]: network for network, weights in loaded}
+        self._prepared: WeakKeyDictionary[Features, tuple[Tensor, Prepared]] = WeakKeyDictionary()
         self.id = f"{loaded[0][1].name} {'+'.join(weights.sha256[:8] for _, weights in loaded)}"
 
     @torch.no_grad()
@@ -45,13 +47,17 @@ class LearnedMatcher:
         """Matches of the features of two photos with `confidence`, the most confident one first."""
         network, _ = (self.network(f.descriptor_id, f.descriptors.shape[1]) for f in (a, b))
         check_descriptors(a.descriptors, b.descriptors)
-        rows = distinct_keypoints(a), distinct_keypoints(b)
         network = network.to(a.descriptors.device)
         with torch.autocast(a.descriptors.device.type, enabled=False):
-            pairs, confidence = network.match(as_batch(a[rows[0]]), as_batch(b[rows[1]]))
+            for photo in (a, b):  # once for each photo of many pairs
+                if photo not in self._prepared:
+                    distinct = distinct_keypoints(photo)
+                    self._prepared[photo] = distinct, network.prepare(as_batch(photo[distinct]))
+            (rows_a, of_a), (rows_b, of_b) = self._prepared[a], self._prepared[b]
+            pairs, confidence = network.match(of_a, of_b)
         order = confidence.argsort(descending=True, stable=True)
         order = order[confidence[order] >= MIN_CONFIDENCE]
-        indices = torch.stack([r[p] for r, p in zip(rows, pairs[order].T, strict=True)], dim=1)
+        indices = torch.stack([rows_a[pairs[order, 0]], rows_b[pairs[order, 1]]], dim=1)
         confidence = confidence[order]
         if len(indices) < _ENOUGH:
             nearest = mutual_nearest(a.descriptors, b.descriptors)

@@ -199,8 +199,7 @@ def from_covisibility(
 ) -> list[Pair]:
     """Pairs of each photo of a COLMAP model with the photos that share the most points with it.
 
-    The photos are sorted by name. Photos without a common point are not paired. `names` selects
-    photos of the model.
+    Sorted by name; of `names` if given. Photos without a common point are not paired.
     """
     in_model, shared = shared_points(model)
     if names is not None:

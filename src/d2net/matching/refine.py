@@ -68,8 +68,7 @@ def refine(
     matches = d2net.verify(a, b, matches, "fundamental")  # a more precise model
     ```
 
-    A point stays where it is if no position nearby fits better. With fewer than 8 verified matches
-    nothing is moved.
+    A point stays where it is if no position nearby fits better. 8 verified matches are needed.
 
     Args:
         a: features of the first photo.

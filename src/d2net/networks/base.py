@@ -54,11 +54,9 @@ class Detections:
     Attributes:
         positions: N x 2 float32 (x, y) in pixels of the view, to a fraction of a pixel.
         scores: N float32, larger is better.
-        anchors: N x 2 int64 (x, y), the pixel that the detection belongs to. It decides which tile
-            owns the detection.
+        anchors: N x 2 int64 (x, y), the pixel of the detection, which decides on its tile.
         channels: N int64, the channel of the map of the detection; zero without channels.
-        located: N bool, False where the sub-pixel position lies outside of the detection's own cell
-            or cannot be described.
+        located: N bool, False where the sub-pixel position is outside of its cell or not described.
     """
 
     positions: Tensor

@@ -199,8 +199,7 @@ class DescriptorHead(nn.Module):
 class Light(Network):
     """The network `light`.
 
-    Its maps are the maps at 1/2, 1/4 and 1/8 of the image, and the score's logits: 16 for each cell
-    of 4 x 4 pixels.
+    Its maps are the maps at 1/2, 1/4 and 1/8 of the image, and 16 logits of each 4 x 4 pixels.
     """
 
     grid = Grid(

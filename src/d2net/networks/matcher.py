@@ -83,6 +83,14 @@ class KeypointBatch(NamedTuple):
         return (self.positions + 0.5 - half) / half.amax(-1, keepdim=True)
 
 
+class Prepared(NamedTuple):
+    """The keypoints of one photo (B = 1) after the first self-attention."""
+
+    descriptors: Tensor  # 1 x N x D
+    rotation: Tensor  # 2 x 1 x 1 x N x C / heads / 2
+    states: Tensor  # 1 x N x C
+
+
 @dataclass(frozen=True)
 class Assignment:
     """The soft partial assignment after a layer (LightGlue, section 3.2).
@@ -163,7 +171,13 @@ class Layer(nn.Module):
 
         `rotations` are those of `_rotation`, and `valid` those of `KeypointBatch`.
         """
-        a, b = map(self._attend_within, states, rotations, valid)
+        a, b = map(self.attend_within, states, rotations, valid)
+        return self.attend_across(a, b, valid)
+
+    def attend_across(
+        self, a: Tensor, b: Tensor, valid: MaskPair = (None, None)
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-attention, which follows self-attention."""
         # Keys serve as queries, too, so both directions have the same attention scores.
         key_a, key_b = self._split(self.cross_key(a)), self._split(self.cross_key(b))
         value_a, value_b = self._split(self.cross_value(a)), self._split(self.cross_value(b))
@@ -171,7 +185,8 @@ class Layer(nn.Module):
         to_b = self.cross_output(_attend(key_b, key_a, value_a, valid[0]))
         return self.cross_update(a, to_a), self.cross_update(b, to_b)
 
-    def _attend_within(self, x: Tensor, rotation: Tensor, valid: Tensor | None) -> Tensor:
+    def attend_within(self, x: Tensor, rotation: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Self-attention of one photo."""
         query, key, value = (self._split(part) for part in self.query_key_value(x).chunk(3, -1))
         message = _attend(_rotate(query, rotation), _rotate(key, rotation), value, valid)
         return cast(Tensor, self.self_update(x, self.self_output(message)))
@@ -240,19 +255,28 @@ class MatchingTransformer(nn.Module):
             assignments.append(head(states, descriptors, valid))
         return assignments
 
-    def match(self, a: KeypointBatch, b: KeypointBatch) -> tuple[Tensor, Tensor]:
+    def prepare(self, photo: KeypointBatch) -> Prepared:
+        """The part of matching that does not depend on the other photo, for one photo (B = 1)."""
+        rotation, states = self._rotation(photo), self._first_state(photo)
+        if states.numel():  # attention over empty tensors can fail on MPS
+            states = cast(Layer, self.layers[0]).attend_within(states, rotation)
+        return Prepared(photo.descriptors, rotation, states)
+
+    def match(self, a: Prepared, b: Prepared) -> tuple[Tensor, Tensor]:
         """Match one pair of photos (B = 1). All layers but the last prune keypoints.
 
         Returns:
             K x 2 int64 rows of both photos, and K calibrated probabilities that they match.
         """
-        states = [self._first_state(a), self._first_state(b)]
-        rotations = [self._rotation(a), self._rotation(b)]
-        rows = [torch.arange(x.positions.shape[1], device=x.positions.device) for x in (a, b)]
+        states, rotations = [a.states, b.states], [a.rotation, b.rotation]
+        rows = [torch.arange(x.shape[1], device=x.device) for x in states]
         for layer, head in zip(self.layers, self.heads, strict=True):
-            if not all(map(len, rows)):  # attention over empty tensors can fail on MPS
+            if not all(map(len, rows)):
                 return torch.stack([r[:0] for r in rows], dim=1), states[0].new_empty(0)
-            states = list(layer(states, rotations, (None, None)))
+            layer = cast(Layer, layer)
+            if layer is not self.layers[0]:
+                states = list(map(layer.attend_within, states, rotations))
+            states = list(layer.attend_across(states[0], states[1]))
             if head is self.heads[-1]:
                 break
             for side in (0, 1):

@@ -37,8 +37,7 @@ def sample_batch(maps: Tensor, positions: Tensor, around: Sequence[float] = (0.0
     """`sample` of a batch of dense maps, differentiable with respect to the maps.
 
     A sample is one weighted sum of rows of a table. Forward and backward, that is many times faster
-    than gathering the rows first. From B x h x w x C float32, contiguous, and B x N x 2 positions
-    it gives B x N x C.
+    than gathering the rows first. From contiguous B x h x w x C float32 and B x N x 2: B x N x C.
     """
     batch, height, width, channels = maps.shape
     offsets = positions.new_tensor(around)

@@ -102,8 +102,7 @@ class VGGBackbone(nn.Module):
         computation (float32, or bfloat16 and float16 where the device has them). The deep map
         (conv4_3) is B x h x w x C, h = H // 4 - 1, contiguous, cell c at pixel 4c + 3.5. The
         shallow map (conv3_3, not pooled) is B x (h + 1) x (w + 1) x C', cell c at pixel 4c + 1.5.
-        Both have the precision of `images` or float32. If a side of the image is under 8 pixels, h
-        or w is 0.
+        Both have the precision of `images` or float32. Below 8 pixels h or w is 0.
         """
         batch, _, height, width = images.shape
         if min(height, width) < MIN_SIDE:

@@ -46,8 +46,7 @@ _COSINE, _SCORE = 1.0, 3.0  # weights of the terms
 _FLOOR = 0.2  # share of the teachers' score that remains of a keypoint that is not matched
 _MIN_DISTANCE = 3.0  # px; points of a photo nearer than this are no negatives of each other
 _FIRST_SCALE, _LEARNED_SCALE, _MAX_SCALE = 15.0, 33.0, 50.0
-"""Factor of the cosines in the softmax, which is learned: of random weights, of starting weights,
-and at most."""
+"""Factor of the cosines in the softmax, learned: random, of starting weights, and at most."""
 _AVERAGING = 0.999  # of the weights
 _WEIGHT_DECAY = 1e-4
 _PROJECTION_PHOTOS, _PROJECTION_STEP = 200, 5  # from which the principal components come

@@ -86,8 +86,7 @@ def run(
         objective: network, batches and loss.
         settings: an interrupted run resumes with the same settings only.
         output: folder of all files that the run writes.
-        files: the files that the run reads, by name; an interrupted run resumes only if they are
-            the same.
+        files: the files that the run reads, by name; a run resumes only with the same.
         device: device of the network: cpu, cuda or cuda:1; under torchrun cpu or cuda.
         workers: number of processes that prepare batches ahead of time; 0: this one prepares them.
         progress: called after every step.

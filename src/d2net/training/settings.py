@@ -116,8 +116,7 @@ class RunSettings(Settings):
     other scenes than `sources`."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Share of the pairs that the sources of each part give together. Empty: only the sources'
-    weights count."""
+    """Share of the pairs that the sources of each part give together. Empty: only weights count."""
 
     groups: tuple[str, ...] = ()
     """Only sources of these groups are used, for training and validation. Empty: all."""

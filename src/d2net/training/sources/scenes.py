@@ -225,8 +225,7 @@ def find_overlaps(
     """Find the photos of one scene that see the same points.
 
     Returns:
-        K x 2 numbers of photos, in both orders, and K shares of the first photo's points that the
-        second sees.
+        K x 2 numbers of photos, in both orders, and the K shares of points that both see.
     """
     from scipy import sparse
 
