@@ -150,7 +150,7 @@ def test_full_resolution_and_large_edges_lift_the_limit_of_both(d2net: Run, phot
         assert file.settings is not None
         assert file.settings["extraction"]["max_edge"] is None
         assert file.settings["extraction"]["max_sum_edges"] is None
-    d2net("extract", photos, "-o", "large.h5", "--max-edge", "2000")
+    d2net("extract", photos, "-o", "large.h5", "--max-edge", "1500")
     with FeatureFile("large.h5") as file:
         assert file.settings is not None
         assert file.settings["extraction"]["max_sum_edges"] is None

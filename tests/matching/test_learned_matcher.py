@@ -130,10 +130,10 @@ def test_keypoints_outside_the_photo_and_half_precision_match(matcher: str) -> N
 
 def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
     a = make_photo(20, 1)
-    with pytest.raises(InputError, match=f"'{TYPE}', not 'other'"):
+    with pytest.raises(InputError, match=f"'{TYPE}', not 'other' of length 16"):
         match(a, replace(a, descriptor_id="other"), matcher=matcher)
     shorter = replace(a, descriptors=a.descriptors[:, :8], descriptor_id=None)
-    with pytest.raises(InputError, match="not 'unknown ones of length 8"):
+    with pytest.raises(InputError, match="not 'unknown ones' of length 8"):
         match(shorter, shorter, matcher=matcher)
     for factor in (2.0, torch.nan):
         with pytest.raises(InputError, match="must have unit length"):
@@ -184,6 +184,11 @@ def test_files_hold_the_confidence(matcher: str, tmp_path: Path) -> None:
     assert expected.confidence is not None
     rows = expected.indices[:, 0].argsort()
     torch.testing.assert_close(found.confidence, expected.confidence[rows])
+    for packaged in ("learned", "learned_seasons"):
+        with pytest.raises(InputError, match="matches descriptors"):
+            match_pairs(
+                tmp_path / "f.h5", [("a.jpg", "b.jpg")], tmp_path / "n.h5", matcher=packaged
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

@@ -45,7 +45,8 @@ def padded(batch: KeypointBatch, n: int) -> KeypointBatch:
 def match(
     matcher: MatchingTransformer, a: KeypointBatch, b: KeypointBatch
 ) -> tuple[Tensor, Tensor]:
-    return matcher.match(matcher.prepare(a), matcher.prepare(b))
+    descriptors = a.descriptors[0], b.descriptors[0]
+    return matcher.match(matcher.prepare(a), matcher.prepare(b), descriptors)
 
 
 def log_probability(assignment: Assignment) -> Tensor:

@@ -204,3 +204,8 @@ def until(ask: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
         assert time.monotonic() < end, answer
         time.sleep(0.02)
     return answer
+
+
+def test_a_learned_matcher_leaves_the_model_that_it_matches() -> None:
+    assert [*app._Site(D2Net.from_pretrained(), None, "learned")._models] == ["default"]
+    assert len(app._Site(D2Net.from_pretrained(), None, "nearest")._models) > 1

@@ -44,7 +44,7 @@ def localize(
         map_folder MAP: A map by d2net reconstruct.
         queries QUERIES: Photos and folders.
         output FILE: Text file with the poses.
-        root DIR: --json names queries relative to this folder. Default: the folder in QUERIES.
+        root DIR: Queries are named relative to this folder. Default: the folder in QUERIES.
         intrinsics FILE: Text file with the cameras of the queries, one per line: name CAMERA_MODEL
             width height parameters. Default: the focal length in EXIF; without it, an estimate.
         pictures DIR: Draw each query beside the map's photo with the most inliers.

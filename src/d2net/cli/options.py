@@ -94,7 +94,8 @@ class Extraction:
         original: Reproduce the 2019 release, faults included.
 
     Photos:
-        max_edge PIXELS: Reduce photos whose longer edge exceeds this.
+        max_edge PIXELS: Reduce photos whose longer edge exceeds this; by default also photos whose
+            edges add up to more than 2800.
         full_resolution: Keep the size of all photos; large ones are cut into tiles.
         stored_orientation: Use photos as stored, without the orientation in the EXIF data.
         stretch: Stretch the contrast of dim photos, such as thermal ones or 12 bits in 16.
@@ -130,7 +131,8 @@ class Extraction:
             if self.max_edge != _DEFAULT.max_edge:
                 raise InputError("give --max-edge or --full-resolution, not both")
             values["max_edge"] = None
-        if self.full_resolution or (self.max_edge or 0) > (_DEFAULT.max_edge or 0):
+        # With an edge of up to 1400 the sum is within its limit.
+        if self.full_resolution or 1400 < (self.max_edge or 0) != _DEFAULT.max_edge:
             values["max_sum_edges"] = None
         settings = ExtractionSettings(**values).to_dict()  # checked before the slow imports
 

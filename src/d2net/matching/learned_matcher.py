@@ -23,13 +23,11 @@ MIN_CONFIDENCE = 0.1
 
 _ENOUGH, _FILLED_CONFIDENCE = 500, 0.05
 """If fewer matches are left, mutual nearest neighbours among the other keypoints make up this
-number. Robust estimation needs them across seasons and sensors, where the transformer is unsure.
-About one in twenty of them is right (docs/experiments.md)."""
+number: robust estimation needs them across seasons and sensors, where one in twenty is right."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
-keypoints. Closer keypoints confuse attention (arXiv 2602.08430), so only the one with the highest
-score is kept. Keypoints of light are never closer: its detector keeps one in 5 x 5 pixels."""
+keypoints. Of closer ones, which confuse attention (arXiv 2602.08430), only the best is kept."""
 
 
 class LearnedMatcher:
@@ -54,7 +52,8 @@ class LearnedMatcher:
                     distinct = distinct_keypoints(photo)
                     self._prepared[photo] = distinct, network.prepare(as_batch(photo[distinct]))
             (rows_a, of_a), (rows_b, of_b) = self._prepared[a], self._prepared[b]
-            pairs, confidence = network.match(of_a, of_b)
+            descriptors = a.descriptors[rows_a].float(), b.descriptors[rows_b].float()
+            pairs, confidence = network.match(of_a, of_b, descriptors)
         order = confidence.argsort(descending=True, stable=True)
         order = order[confidence[order] >= MIN_CONFIDENCE]
         indices = torch.stack([rows_a[pairs[order, 0]], rows_b[pairs[order, 1]]], dim=1)
@@ -75,11 +74,11 @@ class LearnedMatcher:
             lengths = None, network.settings.descriptor_length
             if descriptor_id in (None, name) and length in lengths:
                 return network
-        known = " or ".join(map(repr, self._networks))
+        known, given = " or ".join(map(repr, self._networks)), descriptor_id or "unknown ones"
+        size = f" of length {length}" if length else ""
         raise InputError(
-            f"the matcher {self.id!r} matches descriptors {known}, not "
-            f"{descriptor_id or f'unknown ones of length {length}'!r}: extract the photos with "
-            'those weights, or use the matcher "nearest"'
+            f"the matcher {self.id!r} matches descriptors {known}, not {given!r}{size}: extract "
+            'the photos with those weights, or use the matcher "nearest"'
         )
 
 

@@ -19,13 +19,13 @@ from d2net.io.pair_lists import Pair, read_pairs
 from d2net.io.resume import fingerprint
 from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
-from d2net.networks.catalogue import expand_user
+from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_CACHED_PHOTOS = 8  # in memory: pairs usually come sorted by their first photo
+_CACHED_PHOTOS = 64  # in memory; a learned matcher prepares each of them once
 _CLUSTER_BATCH = 64  # pairs that a process of a cluster matches at a time
 
 _Job: TypeAlias = tuple[Path, MatchOptions, str]
@@ -95,7 +95,7 @@ def match_pairs(
             )
         matcher = all_options["matcher"]
         settings = {"features": file.settings, **all_options, "matcher": matcher_id(matcher)}
-        if matcher not in ("nearest", "learned"):
+        if matcher != "nearest" and matcher not in CATALOGUE:
             # The machines of a cluster have other working directories.
             all_options["matcher"] = str(expand_user(matcher).absolute())
         job = file.path.absolute(), all_options, device

@@ -86,7 +86,6 @@ class KeypointBatch(NamedTuple):
 class Prepared(NamedTuple):
     """The keypoints of one photo (B = 1) after the first self-attention."""
 
-    descriptors: Tensor  # 1 x N x D
     rotation: Tensor  # 2 x 1 x 1 x N x C / heads / 2
     states: Tensor  # 1 x N x C
 
@@ -260,10 +259,14 @@ class MatchingTransformer(nn.Module):
         rotation, states = self._rotation(photo), self._first_state(photo)
         if states.numel():  # attention over empty tensors can fail on MPS
             states = cast(Layer, self.layers[0]).attend_within(states, rotation)
-        return Prepared(photo.descriptors, rotation, states)
+        return Prepared(rotation, states)
 
-    def match(self, a: Prepared, b: Prepared) -> tuple[Tensor, Tensor]:
+    def match(
+        self, a: Prepared, b: Prepared, descriptors: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Match one pair of photos (B = 1). All layers but the last prune keypoints.
+
+        `descriptors` of the photos are N x D and M x D float32.
 
         Returns:
             K x 2 int64 rows of both photos, and K calibrated probabilities that they match.
@@ -284,8 +287,8 @@ class MatchingTransformer(nn.Module):
                 stay = matchability.sigmoid() > _MIN_MATCHABILITY
                 states[side], rows[side] = states[side][:, stay], rows[side][stay]
                 rotations[side] = rotations[side][..., stay, :]
-        descriptors = a.descriptors[:, rows[0]], b.descriptors[:, rows[1]]
-        pairs, probability = head(states, descriptors, (None, None)).mutual_best()
+        kept = [d[None, r] for d, r in zip(descriptors, rows, strict=True)]
+        pairs, probability = head(states, kept, (None, None)).mutual_best()
         matched = torch.stack([r[p] for r, p in zip(rows, pairs.T, strict=True)], dim=1)
         return matched, self.calibrated(probability)
 

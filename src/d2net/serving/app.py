@@ -168,7 +168,8 @@ class Worker:
 
 class _Site:
     def __init__(self, model: D2Net, shown: ShownMap | None, matcher: str) -> None:
-        self._models = presets(model)
+        # A learned matcher knows the descriptors of the given model only.
+        self._models = presets(model) if matcher == "nearest" else {"default": model}
         self._shown = shown
         self._matcher = matcher
         self._photos = Photos()

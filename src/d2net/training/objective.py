@@ -71,12 +71,12 @@ class Objective(nn.Module, ABC):
     def header(self, path: Path, state: TrainingState, made_of: str) -> dict[str, str]:
         """Metadata of a weights file: name, licence, training data, and how the run was made."""
         settings, start = self.settings, state.start["name"]
-        sources = ", ".join(source.path for source in settings.training_sources)
+        sources = ", ".join(dict.fromkeys(source.path for source in settings.training_sources))
         data = "the teachers" if start == "none" else start
         return {
             "name": settings.name or path.resolve().parent.name,
             "licence": f"as of {data} and of the training data",
-            "training_data": f"{made_of} on {self.data.absolute().name} ({sources})",
+            "training_data": f"{made_of} on {self.data.resolve().name} ({sources})",
             "start": json.dumps(state.start),
             "settings": json.dumps(settings.to_dict()),
             "steps": str(state.step),
