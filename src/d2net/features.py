@@ -23,7 +23,7 @@ _ARRAYS = ("keypoints", "scores", "scales", "descriptors", "uncertainty")
 class Features:
     """The local features of one photo.
 
-    All tensors are on one device, have N rows and no gradient. N = 0 is an ordinary result.
+    All tensors are on one device, have N >= 0 rows and no gradient. Never change them in place.
 
     Attributes:
         keypoints: N x 2 float32, (x, y) in pixels of the photo as given (upright unless asked

@@ -175,7 +175,7 @@ def run_mapper(
             )
         models: list[pycolmap.Reconstruction] = []
         for model in sorted(found.values(), key=_size, reverse=True):
-            # COLMAP tries photos again that are in a larger model. Another model of them is wrong.
+            # COLMAP also starts models from photos of a larger model; those are wrong.
             if not any(_photos(model) <= _photos(larger) for larger in models):
                 models.append(model)
         best = max(best, models, key=lambda models: _size(*models[:1]))

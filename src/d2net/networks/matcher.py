@@ -84,7 +84,7 @@ class KeypointBatch(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The keypoints of one photo (B = 1) after the first self-attention."""
+    """The keypoints of one photo (B = 1), after the first self-attention."""
 
     rotation: Tensor  # 2 x 1 x 1 x N x C / heads / 2
     states: Tensor  # 1 x N x C
