@@ -22,8 +22,8 @@ MIN_CONFIDENCE = 0.1
 """Less probable matches are dropped, as in LightGlue."""
 
 _ENOUGH, _FILLED_CONFIDENCE = 500, 0.05
-"""If fewer matches are left, mutual nearest neighbours among the other keypoints make up this
-number: robust estimation needs them across seasons and sensors, where one in twenty is right."""
+"""If fewer matches are left, mutual nearest neighbours with both ends unmatched are added, up to
+this number: robust estimation needs them across seasons and sensors, where 5 % are right."""
 
 _MIN_DISTANCE = 2.5
 """Smallest distance of two keypoints in pixels at scale 1, times the smallest scale of the photo's
@@ -69,7 +69,7 @@ class LearnedMatcher:
         return Matches(indices, (first * second).sum(1), confidence=confidence)
 
     def network(self, descriptor_id: str | None, length: int | None = None) -> MatchingTransformer:
-        """The network for descriptors of a type and length; None if unknown."""
+        """The network for a descriptor id and length; None stands for an unknown one."""
         for name, network in self._networks.items():
             lengths = None, network.settings.descriptor_length
             if descriptor_id in (None, name) and length in lengths:

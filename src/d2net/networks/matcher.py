@@ -9,8 +9,8 @@ CPU or let it learn from few pairs (docs/experiments.md has the figures):
   Most of the time on a CPU goes into the softmax of each head.
 - The first state also encodes the absolute position of a keypoint. As in the paper, self-attention
   has a rotary encoding, and cross-attention has none.
-- Descriptors are scaled to unit variance, updates start from zero, and the keys of cross-attention
-  start orthogonal. So the layers learn from the first steps.
+- Descriptors are scaled to unit variance, updates start from zero, and the key weights of
+  cross-attention start orthogonal. So the layers learn from the first steps.
 - Pruning depends on the matchability alone. There is no confidence classifier, and so no early
   exit: three layers leave little to skip.
 - The probability of a match is calibrated after training.
@@ -34,12 +34,12 @@ TensorPair: TypeAlias = Sequence[Tensor]  # one tensor for each of the two photo
 MaskPair: TypeAlias = Sequence[Tensor | None]  # likewise, see `KeypointBatch.valid`
 
 _CROSS_GAIN = 1.3
-"""Initial gain of the cross-attention's keys. Orthogonal keys keep the similarity of the states.
+"""Initial gain of the cross-attention's key weights. Orthogonal ones keep the states' similarity.
 With this gain, attention prefers a true partner and still sees other keypoints."""
 
 _MIN_MATCHABILITY = 0.05
-"""Keypoints with a lower matchability are pruned after a layer (LightGlue, section 3.3: 0.01). It
-saves a sixth of the time and costs few right matches."""
+"""Keypoints that have a partner with a lower probability are pruned after a layer (LightGlue,
+section 3.3: 0.01). It saves a sixth of the time and costs few right matches."""
 
 _WAVES = 32
 """Number of plane waves (Fourier features) that encode a position in a keypoint's first state."""
@@ -84,7 +84,7 @@ class KeypointBatch(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The keypoints of one photo (B = 1), after the first self-attention."""
+    """The keypoints of one photo (B = 1) after the first self-attention, to be kept in memory."""
 
     rotation: Tensor  # 2 x 1 x 1 x N x C / heads / 2
     states: Tensor  # 1 x N x C
@@ -114,17 +114,14 @@ class Assignment:
             K x 2 int64 rows of both photos, and K probabilities, not calibrated.
         """
         similarity = self.similarity[0]
-        # log P = 2 * similarity + log_a[:, None] + log_b; computing all of P would take long.
         log_a = F.logsigmoid(self.matchability_a[0]) - similarity.logsumexp(1)
         log_b = F.logsigmoid(self.matchability_b[0]) - similarity.logsumexp(0)
-        doubled = 2 * similarity
-        best_b = (doubled + log_b).argmax(1)
-        best_a = (doubled + log_a[:, None]).argmax(0)
+        log_p = 2 * similarity + (log_a[:, None] + log_b)  # in an order that swapping keeps
+        best_b, best_a = log_p.argmax(1), log_p.argmax(0)
         rows = torch.arange(similarity.shape[0], device=similarity.device)
         mutual = best_a[best_b] == rows
         rows, cols = rows[mutual], best_b[mutual]
-        probability = (doubled[rows, cols] + log_a[rows] + log_b[cols]).exp()
-        return torch.stack([rows, cols], dim=1), probability
+        return torch.stack([rows, cols], dim=1), log_p[rows, cols].exp()
 
 
 class FeedForward(nn.Module):
@@ -211,7 +208,7 @@ class AssignmentHead(nn.Module):
     def forward(self, states: TensorPair, descriptors: TensorPair, valid: MaskPair) -> Assignment:
         """The assignment of states B x N x C and B x M x C; see `KeypointBatch` for the others."""
         x, y = (self.project(state) for state in states)
-        # LightGlue divides by C ** 0.5. The learned scale absorbs the difference.
+        # LightGlue divides both by C ** 0.25. The learned scale absorbs the difference.
         similarity = (self.state_scale / x.shape[-1] ** 0.25) * x @ y.mT
         a, b = descriptors
         similarity = similarity + (self.descriptor_scale.exp() * a) @ b.mT

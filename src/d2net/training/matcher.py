@@ -88,7 +88,7 @@ def ground_truth(
 def _partners(
     points: NDArray[Any], known_a: NDArray[Any], known_b: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """Partners of N x 2 points in crop b, perhaps outside of it; NaN where they are unknown.
+    """True places of N x 2 points in crop b, perhaps outside of it; NaN where they are unknown.
 
     Crops of one photo are related by a homography, which holds everywhere.
     """
@@ -204,7 +204,7 @@ class MatcherObjective(Objective):
         )
 
     def forward(self, batch: MatcherBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss, averaged over layers and pairs."""
+        """The loss, averaged over layers and pairs; `recall` is of the best similarity per row."""
         dtype: torch.dtype = getattr(torch, self.settings.precision)
         with torch.autocast(batch.a.positions.device.type, dtype, dtype != torch.float32):
             layers = self.network(batch.a, batch.b)
@@ -221,9 +221,9 @@ class MatcherObjective(Objective):
         """See `Objective.validate`.
 
         Returns:
-            `loss` of the last layer, and its negative as `score`. Of the matches with a probability
-            above 0.5: `precision`, `recall` of the true ones, and `different`, their mean number
-            in a pair of different places.
+            `loss` of the last layer; `score`, its negative. Of the matches with a raw probability
+            above 0.5: `precision`; `recall`, right ones (within MATCH_DISTANCE in b) per labelled
+            match; and `different`, their mean number in a pair of different places.
         """
         if not self.settings.validation_sources:
             return None

@@ -376,7 +376,7 @@ class MatcherTrainingSettings(RunSettings):
     """Marks a recipe for a matcher."""
 
     matcher: str = ""
-    """File of the matcher to start from. Empty: a new one."""
+    """Name or file of the matcher to start from. Empty: a new one."""
 
     widths: Mapping[str, Any] = field(default_factory=dict)
     """Width, heads and layers of a new matcher, see `MatcherSettings`."""

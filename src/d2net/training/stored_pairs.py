@@ -34,7 +34,7 @@ _SMALLEST = 0.5  # smallest edge of other parts, as a share of the crop's
 _BEST = 0.4  # probability that a part keeps its best keypoints; otherwise it keeps random ones
 
 NO_MATCH_DISTANCE = 6.0
-"""A keypoint has no match if no keypoint lies within this distance of its partner, pixels."""
+"""A keypoint has no match if no keypoint lies within so many pixels of its true place."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class GroundTruth(NamedTuple):
     """Which keypoints of two crops match.
 
     Attributes:
-        errors: N x M distances in pixels of the keypoints of b from the partners of those of a;
-            infinite for crops of different places; NaN where the partner is unknown.
+        errors: N x M distances in pixels of the keypoints of b from the true places of those of
+            a; infinite for crops of different places; NaN where the place is unknown.
         labels: which keypoints match.
     """
 
@@ -210,7 +210,7 @@ class PartBatches(Dataset[Drawn | D2NetError]):
         rng = pair_generator(settings.seed, step, row)
         pair = self._stored.read(int(rng.integers(settings.pairs)))
         if row < round(settings.batch * settings.different):
-            for _ in range(_MAX_DRAWS):
+            for _ in range(_MAX_DRAWS):  # if all fail, the pair stays one of the same place
                 other = self._stored.read(int(rng.integers(settings.pairs)))
                 if are_different(pair.places, other.places):
                     labels = no_matches(len(pair.a.keypoints), len(other.b.keypoints))
@@ -222,8 +222,8 @@ class PartBatches(Dataset[Drawn | D2NetError]):
 def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> StoredPair:
     """A random window of each crop, with at most `limit` keypoints: the best, or random ones.
 
-    If any keypoints match, both windows contain one of the matches. Random keypoints are drawn as
-    whole matches, because drawing each photo's separately leaves half as many as real photos have.
+    If any keypoints match, both windows contain one of the matches. Both keypoints of a match have
+    one random rank: separate ranks would leave half as many matches as real photos have.
     A keypoint whose match was left out counts as unmatched, unless another one near it remains.
     """
     matches, *unmatched = pair.labels
@@ -258,7 +258,7 @@ def random_part(pair: StoredPair, limit: int, rng: np.random.Generator) -> Store
 def _window(
     crop: CropKeypoints, anchor: int, ranks: NDArray[Any], limit: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], CropKeypoints]:
-    """The `limit` keypoints of lowest rank in a random window that contains the one `anchor`."""
+    """The `limit` keypoints of lowest rank in a random window that contains keypoint `anchor`."""
     edge = crop.size if rng.random() < _WHOLE else crop.size * rng.uniform(_SMALLEST, 1)
     point = crop.keypoints[anchor]
     first, last = np.maximum(0, point - edge), np.minimum(crop.size - edge, point)
