@@ -172,3 +172,22 @@ def test_without_verification_there_is_no_verdict(graf):
     a, b, _ = graf
     found = match(a, b)
     assert found.verdict is found.significance is None
+
+
+@pytest.mark.parametrize("model", ["fundamental", "homography"])
+def test_what_stands_still_at_the_border_of_different_places_proves_nothing(model):
+    """A time stamp: its matches agree with each other, whatever the photos show."""
+    rng = np.random.default_rng(0)
+    stamp = rng.uniform([10, 590], [300, 630], (60, 2))
+    a, b = (
+        features(np.vstack([stamp, rng.uniform([0, 0], [800, 640], (400, 2))])) for _ in range(2)
+    )
+    assert verify(a, b, in_order(460), model).verdict == "none"
+
+
+@pytest.mark.parametrize("model", ["fundamental", "homography"])
+def test_photos_of_a_fixed_camera_show_the_same_place_up_to_the_border(model):
+    points = np.random.default_rng(0).uniform([0, 0], [800, 640], (400, 2))
+    found = verify(features(points), features(points + 0.3), in_order(400), model)
+    assert found.verdict == "same"
+    assert found.num_inliers == 400

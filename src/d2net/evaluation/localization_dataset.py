@@ -216,8 +216,7 @@ def read_aachen(
     pairs = from_covisibility(model, NUM_COVISIBLE)
     if not pairs:
         raise InputError(
-            f"no two photos of the model {model_path} see the same point, so no pairs of photos of "
-            "the map can be chosen"
+            f"no two photos of the model {model_path} see the same point, so pairs cannot be chosen"
         )
     return LocalizationDataset(
         AACHEN_VERSIONS.get(len(model.images), ""),

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import robust
-from d2net.geometry.epipolar import fundamental_from_essential
+from d2net.geometry.epipolar import fundamental_from_essential, sampson_distance
+from d2net.geometry.homography import transfer_error
 from d2net.geometry.robust import Model, RobustOptions
 from d2net.geometry.significance import epipolar_significance, homography_significance
 
@@ -23,17 +24,18 @@ of this size even at precise keypoints. (Poses from points known to 0.4 px are b
 
 SIGMAS = 3.64
 """Default threshold of a Sampson distance in standard deviations of a keypoint's position: the 0.99
-quantile of MAGSAC++'s noise model (Barath et al., CVPR 2020). It gives 5.5 px for a VGG and
-1.8 px for light. "Image Matching across Wide Baselines" (Jin et al., IJCV 2021) found 5 to 10 px
-best for D2-Net and 1 px for SIFT."""
+quantile of MAGSAC++'s noise model (Barath et al., CVPR 2020): 5.5 px for a VGG, 1.8 for light."""
 
 PRECISE_SHARE = 0.25
 """Where keypoints differ in uncertainty, this share of the matches, the most precise, sets the
-threshold. They determine the model, and less precise matches that are right still agree with it."""
+threshold. They determine the model."""
+
+_STILL, _BORDER = 2.0, 0.1
+"""In photos of one size, matches that move by fewer pixels, and are nearer to the border than this
+share of the diagonal, prove nothing: they may be a time stamp, a logo or one's own vehicle."""
 
 HOMOGRAPHY_FACTOR = math.sqrt(2)
-"""A transfer error contains the noise of both points of a pair. A Sampson distance is shared out
-between both points, so it contains the noise of one."""
+"""A transfer error contains the noise of both points of a pair, a Sampson distance that of one."""
 
 
 def verify(
@@ -82,25 +84,33 @@ def verify(
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, seed=seed, progressive=True)
     points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
+    still = np.zeros(len(matches), dtype=np.bool_)
+    if a.image_size == b.image_size:
+        border = _BORDER * math.hypot(*a.image_size)
+        inner = (points_a >= border) & (points_a < np.array(a.image_size) - border)
+        still = (np.abs(points_a - points_b).max(axis=1) < _STILL) & ~inner.all(axis=1)
     best_first = matches.scores.argsort(descending=True, stable=True).cpu().numpy()
-    matrix, sorted_inliers = robust.estimate(
+    best_first = best_first[~still[best_first]]
+    inliers = np.zeros(len(matches), dtype=np.bool_)
+    matrix, inliers[best_first] = robust.estimate(
         model, points_a[best_first], points_b[best_first], options, intrinsics
     )
-    inliers = np.empty_like(sorted_inliers)
-    inliers[best_first] = sorted_inliers
     significance = 0.0
     if matrix is not None:
-        photos = points_a, points_b, a.image_size, b.image_size
+        moving = points_a[~still], points_b[~still], a.image_size, b.image_size
         if model == "homography":
-            significance = homography_significance(matrix, *photos, threshold=threshold)
-        elif intrinsics is None:
-            significance = epipolar_significance(matrix, *photos, threshold=threshold)
+            errors = transfer_error(matrix, points_a, points_b)
+            significance = homography_significance(matrix, *moving, threshold=threshold)
         else:
-            cameras = (np.asarray(K, dtype=np.float64) for K in intrinsics)
-            F = fundamental_from_essential(matrix, *cameras)
+            F, samples, solutions = matrix, 7, 3
+            if intrinsics is not None:
+                F = fundamental_from_essential(matrix, *map(np.asarray, intrinsics))
+                samples, solutions = 5, 10
+            errors = sampson_distance(F, points_a, points_b)
             significance = epipolar_significance(
-                F, *photos, threshold=threshold, sample_size=5, num_solutions=10
+                F, *moving, threshold=threshold, sample_size=samples, num_solutions=solutions
             )
+        inliers[still] = errors[still] <= threshold
     return replace(
         matches,
         inliers=torch.from_numpy(inliers).to(matches.indices.device),

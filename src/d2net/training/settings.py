@@ -149,8 +149,7 @@ class RunSettings(Settings):
     """Maximum norm of the gradient; None for no limit. (release: none)"""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the convolutions. Weights, loss and optimizer are always float32. (release:
-    float32)"""
+    """Precision of the convolutions. All else is always float32. (release: float32)"""
 
     seed: int = 1
     """Decides which pairs are drawn. (release: 1)"""
@@ -279,12 +278,10 @@ class TrainingSettings(RunSettings):
     """Layers that are trained: the last ones, without a gap. (release: conv4_3)"""
 
     sampling: Sampling = "cells"
-    """Where scores and descriptors are sampled: at the nearest cell, or bilinear at the point.
-    (release: cells)"""
+    """Where scores and descriptors are sampled: nearest cell, or bilinear. (release: cells)"""
 
     contrast: float = 0.0
-    """Weight of `contrastive_loss`, which compares descriptors at corners. 0: off. (release:
-    none)"""
+    """Weight of `contrastive_loss`, of descriptors at corners. 0: off. (release: none)"""
 
     whitening: int = 0
     """Number of pairs from which the whitening of descriptors is learned after the last step; see
