@@ -52,6 +52,8 @@ def find_pairs(
     ScanNet-1500) holds the ground truth itself: `name0 name1 rot0 rot1 K0 K1 T_0to1`, matrices row
     by row, pixel centres at integers.
     """
+    if pairs is not None and pairs.is_fifo():
+        raise InputError(f"{pairs} is a pipe, which cannot be read twice: save the pairs in a file")
     # SuperGlue's lines have numbers after the names.
     _, first_line = next(read_lines(pairs, "pairs"), (0, "")) if pairs else (0, "")
     if pairs is not None and len(first_line.split()) > 10:

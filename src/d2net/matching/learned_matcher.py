@@ -87,8 +87,7 @@ def load_learned(path: str) -> LearnedMatcher:
     file = CATALOGUE[path].path if path in CATALOGUE else expand_user(str(path))
     if not file.is_file():
         raise InputError(
-            f'matcher must be "nearest", "learned" or the file of a learned matcher, but there is '
-            f"no file {path!r}"
+            f'matcher must be "nearest", "learned" or a file, but there is no file {path!r}'
         )
     return _read(str(path), file.stat().st_mtime_ns)
 
