@@ -97,7 +97,7 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
         pairs.append(MarkedPair(group, (photos[0], photos[1]), marks[:, :2], marks[:, 2:]))
     if not pairs:
         raise InputError(
-            f"{folder} holds no pair: a folder with photos 01 and 02 (as 01.png) and corrs.txt"
+            f"{folder} holds no pair: expected folders with photos 01 and 02 and corrs.txt"
         )
     return pairs
 

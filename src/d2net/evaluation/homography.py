@@ -113,7 +113,7 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
             pairs.append(HomographyPair(sequence.name, (first, image), H))
     if not pairs:
         raise InputError(
-            f"{folder} holds no sequence: a folder with images 1, 2, ... and homographies H_1_2 ..."
+            f"{folder} holds no sequence: expected folders with images 1, 2, ... and H_1_2, ..."
         )
     return pairs
 

@@ -216,7 +216,7 @@ def read_aachen(
     pairs = from_covisibility(model, NUM_COVISIBLE)
     if not pairs:
         raise InputError(
-            f"no two photos of the model {model_path} see the same point, so pairs cannot be chosen"
+            f"no two photos of the model {model_path} see the same point, so there are no pairs"
         )
     return LocalizationDataset(
         AACHEN_VERSIONS.get(len(model.images), ""),

@@ -43,7 +43,7 @@ def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reco
     folder = Path(folder)
     if not is_model(folder):
         raise InputError(
-            f"{folder} holds no COLMAP model: cameras, images and points3D as .txt or .bin"
+            f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"
         )
     for name in ("cameras", "rigs", "frames", "images", "points3D"):
         if (folder / f"{name}.bin").is_file():
