@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Draw training pairs with their correspondences, and print statistics.
 
-    Reveals wrong poses, depth maps or alignment before training; then the exit code is 1.
+    Wrong poses, depth maps and alignment show before training. The exit code is then 1.
 
     Options:
         source DIR: A reconstruction, or a folder of photos.

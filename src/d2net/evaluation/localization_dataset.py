@@ -125,7 +125,7 @@ class LocalizationSettings:
         truth: true poses of the queries as `name qw qx qy qz tx ty tz`. Without it nothing is
             judged, except in a scene, whose model has the true poses.
         night: folder for simulated night photos of a scene's queries, which become queries, too.
-        threshold: largest reprojection error of an inlier in pixels; None: the usual one.
+        threshold: largest reprojection error of an inlier in pixels; None: the dataset's.
     """
 
     pairs: tuple[Path, ...] = ()

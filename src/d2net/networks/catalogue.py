@@ -155,8 +155,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         ),
         WeightsRecord(
             name="learned_seasons",
-            sha256="8efeab3a1cd2b51514c2acd9919e040075e3f320a48486e81ee265b48c27a51a",
-            bytes=2_163_118,
+            sha256="2d5a1e87ef49dd83cde5aa3622c8264cf0bf67ac88077f5e1f827c5077396b2b",
+            bytes=2_163_110,
             licence=_OF_D2NET,
             training_data="features of light+seasons on the photos that MODEL_CARD.md lists",
             advice="a matcher for the features of the default: --matcher learned; packaged",

@@ -58,8 +58,8 @@ class GroundTruth(NamedTuple):
     """Which keypoints of two crops match.
 
     Attributes:
-        errors: N x M distances in pixels of the keypoints of b from the true places of those of
-            a; infinite for crops of different places; NaN where the place is unknown.
+        errors: N x M distances in pixels from the true place of each keypoint of a to each of
+            b; infinite for crops of different places; NaN where the place is unknown.
         labels: which keypoints match.
     """
 

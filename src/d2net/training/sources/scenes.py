@@ -225,7 +225,7 @@ def find_overlaps(
     """Find the photos of one scene that see the same points.
 
     Returns:
-        K x 2 numbers of photos, in both orders, and the K shares of points that both see.
+        K x 2 numbers of photos, in both orders, and K shares of the first's points in the second.
     """
     from scipy import sparse
 
