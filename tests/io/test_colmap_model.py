@@ -9,7 +9,7 @@ import pycolmap
 import pytest
 
 from d2net.errors import FormatError, InputError
-from d2net.io.colmap_model import read_model
+from d2net.io.colmap_model import find_model, read_model
 
 FILES = ("cameras", "rigs", "frames", "images", "points3D")
 
@@ -29,6 +29,16 @@ def model(tmp_path):
 def test_whole_models_are_read(model):
     read = read_model(model)
     assert (read.num_points3D(), read.num_images(), read.num_rigs()) == (50, 12, 2)
+
+
+def test_the_folder_with_models_0_1_stands_for_its_first_model(model, tmp_path):
+    assert find_model(model) == model
+    first = tmp_path / "scene" / "sparse" / "0"
+    first.mkdir(parents=True)
+    for file in model.glob("*.bin"):
+        file.rename(first / file.name)
+    assert find_model(tmp_path / "scene") == find_model(tmp_path / "scene" / "sparse") == first
+    assert find_model(model) is None
 
 
 def test_photos_without_keypoints_in_text_models(tmp_path):

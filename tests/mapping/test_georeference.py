@@ -207,6 +207,36 @@ def test_a_drone_that_looks_down_is_aligned_by_its_positions() -> None:
     check(model, georeference(model, fixes(centres, 1.0)), centres, rotations)
 
 
+@pytest.mark.parametrize("pitch", [30.0, 45.0, 60.0, 75.0, 90.0])
+@pytest.mark.parametrize("step", [15.0, 50.0])
+@pytest.mark.parametrize("turning", [False, True])
+def test_a_drone_may_tilt_its_camera_by_any_angle(pitch: float, step: float, turning: bool) -> None:
+    """In a small area a tilted map agrees with all positions within the errors of GPS."""
+    y, x = (part.ravel() for part in np.meshgrid(np.arange(5) * step, np.arange(5) * step))
+    centres = np.column_stack([x, y, np.full(25, 80.0)])
+    chance = np.random.default_rng(4)
+    heading = np.pi / 2 + np.repeat([0, np.pi * turning, 0, np.pi * turning, 0], 5)
+    held = np.column_stack([chance.normal(0, 1, 25), pitch + chance.normal(0, 1, 25)])
+    rotations = looking(heading + chance.normal(0, 0.03, 25), held)
+    model = model_of(centres, rotations)
+    assert georeference(model, fixes(centres, 0.05)) is not None
+    _, turned = poses(model)
+    assert max(map(rotation_angle, turned, rotations)) < 5
+
+
+@pytest.mark.parametrize("length", [20.0, 40.0, 80.0])
+def test_drifting_altitudes_do_not_tilt_a_walk(length: float) -> None:
+    """Altitudes of phones drift by 10 m; the cameras know better what is level."""
+    centres = np.column_stack([np.linspace(0, length, 20), np.zeros(20), np.full(20, 1.6)])
+    held = np.random.default_rng(3).normal(0, [2, 3], (20, 2))
+    rotations = looking(np.linspace(0, 0.1, 20), held)
+    model = model_of(centres, rotations)
+    drifting = centres + np.outer(np.linspace(0, 10, 20), [0, 0, 1])
+    assert georeference(model, fixes(drifting, 0.3)) is not None
+    _, turned = poses(model)
+    assert max(map(rotation_angle, turned, rotations)) < 8
+
+
 def test_a_known_distance_sets_the_scale() -> None:
     centres, rotations = walk()
     model = model_of(centres, rotations)

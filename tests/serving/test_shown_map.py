@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
@@ -44,6 +45,23 @@ def query(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", SIZE, (shade,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_the_camera_of_another_map_is_not_drawn_in_the_first_one(
+    root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "map"
+    shutil.copytree(root / "map", folder)
+    models = MapFolder(folder).sparse
+    (models / "0").rename(models / "1")
+    (models / "0").mkdir()
+    one_photo = pycolmap.Reconstruction(models / "1")
+    for frame in one_photo.reg_frame_ids()[1:]:
+        one_photo.deregister_frame(frame)
+    one_photo.write_binary(models / "0")
+    answer = shown(folder).localize(SentPhoto.read(query(0)))
+    assert (answer["verdict"], answer["map"], answer["shape"]) == ("localized", 1, None)
+    assert shown(folder).about()["photos"] == 1
 
 
 def test_a_photo_is_localized_beside_the_best_matching_one(root: Path) -> None:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 
 def find_model(folder: Path | str) -> Path | None:
-    """The folder of a scene's model: `model`, `sparse/0`, `sparse` or the scene's folder itself."""
-    folder = Path(folder)
-    candidates = (folder / "model", folder / "sparse" / "0", folder / "sparse", folder)
+    """The folder of a model: `model`, `sparse/0`, `sparse`, the folder itself or `0` in it."""
+    candidates = (Path(folder, part) for part in ("model", "sparse/0", "sparse", "", "0"))
     return next((candidate for candidate in candidates if is_model(candidate)), None)
 
 

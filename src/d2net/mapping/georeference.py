@@ -38,6 +38,10 @@ _MAX_SCALE_DEVIATION = 0.1
 many photos and at least half of the positions agree, and its scale is known to this share. Ten
 photos within a few metres of each other do not determine the scale."""
 
+_TILTS, _MIN_GAIN = (0, 0.25, 0.5, 0.75, 1), 12.0
+"""Tilts from which the alignment of a drone's cameras starts, in parts of a right angle, and how
+much less the sum of squares must be than that of level cameras."""
+
 _NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
 _MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
 _LEVEL = 0.05
@@ -134,20 +138,25 @@ def georeference(
     reference = transform.ecef_to_ellipsoid(middle[None])[0]
     targets = transform.ellipsoid_to_enu(on_earth, *reference)
     sources = np.asarray(turn * np.array([centres[name] for name in names]))
-    aligned, n = None, 0
-    # Cameras that look down (drones) resemble cameras that look ahead, so the positions decide.
+    # Most cameras are level. Those of a drone may share a level axis and any tilt about it.
     down = Rotation.align_vectors(_UP[None], -upright.apply(rotations[:, 2].mean(axis=0))[None])[0]
-    for tilt in (Rotation.identity(), down):
-        found = _align(tilt.apply(sources), targets, known_scale=scale is not None)
+    axis = upright.apply(np.linalg.svd(rotations[:, 0])[2][:1])
+    tilted = [(Rotation.from_rotvec(part * down.as_rotvec()), axis) for part in _TILTS]
+    aligned, limit = None, np.inf
+    for tilt, level in [(Rotation.identity(), np.eye(3)[:2]), *tilted]:
+        found = _align(tilt.apply(sources), targets, tilt.apply(level), scale is not None)
         if found is not None:
             found *= _similarity(1.0, tilt, np.zeros(3))
-            number = int(np.count_nonzero(_agree(np.asarray(found * sources), targets)))
-            if number > 1.25 * n:
-                aligned, n = found, number
+            errors = (np.asarray(found * sources) - targets) / _GPS_DEVIATION
+            slopes = level @ found.rotation.matrix()[2] / _UP_DEVIATION
+            cost = np.minimum(np.square(errors).sum(axis=1), 9.0).sum() + np.square(slopes).sum()
+            if cost < limit:
+                aligned, limit = found, cost - (_MIN_GAIN if level is not axis else 0.0)
     if aligned is None:
         return None
     moved = np.asarray(aligned * sources)
     agree = _agree(moved, targets)
+    n = int(np.count_nonzero(agree))
     origin = targets[agree].mean(axis=0)
     spread = float(np.sqrt(moved[agree, :2].var(axis=0).sum()))
     error = float(np.sqrt(((moved - targets)[agree, :2] ** 2).sum() / (2 * n - 4)))
@@ -192,11 +201,14 @@ def _agree(moved: Array, targets: Array) -> NDArray[np.bool_]:
     return np.asarray(horizontal & (np.abs(errors[:, 2]) <= _MAX_GPS_ERROR[2]))
 
 
-def _align(sources: Array, targets: Array, *, known_scale: bool) -> pycolmap.Sim3d | None:
+def _align(
+    sources: Array, targets: Array, level: Array, known_scale: bool
+) -> pycolmap.Sim3d | None:
     """The similarity from upright sources to targets (N x 3), robust to wrong targets.
 
-    It starts from the best turn about the vertical, scale and shift from pairs of photos (MSAC). In
-    the plane of complex numbers it is target = a source + b.
+    `level` are K x 3 directions of the sources that are about level. The search starts from the
+    best turn about the vertical, scale and shift from pairs of photos (MSAC). In the plane of
+    complex numbers it is target = a source + b.
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (sources, targets))
     first, second = np.triu_indices(len(z), 1)
@@ -226,14 +238,14 @@ def _align(sources: Array, targets: Array, *, known_scale: bool) -> pycolmap.Sim
             return None
         if (agree == before).all():
             break
-        fitted = _fit(sources[agree], targets[agree], fitted, known_scale)
+        fitted = _fit(sources[agree], targets[agree], level, fitted, known_scale)
     return fitted
 
 
 def _fit(
-    sources: Array, targets: Array, start: pycolmap.Sim3d, known_scale: bool
+    sources: Array, targets: Array, level: Array, start: pycolmap.Sim3d, known_scale: bool
 ) -> pycolmap.Sim3d:
-    """Least squares over positions and the direction of up."""
+    """Least squares over positions and the directions (K x 3) that should be level."""
     centre, target_centre = sources.mean(axis=0), targets.mean(axis=0)
     turned = Rotation.from_quat(start.rotation.quat)
 
@@ -246,7 +258,7 @@ def _fit(
     def residuals(change: Array) -> Array:
         similarity = changed(change)
         errors = (np.asarray(similarity * sources) - targets) / _GPS_DEVIATION
-        tilt = similarity.rotation.matrix()[:2, 2] / _UP_DEVIATION
+        tilt = (level @ similarity.rotation.matrix()[2]) / _UP_DEVIATION
         return np.concatenate([errors.ravel(), tilt])
 
     return changed(least_squares(residuals, np.zeros(7)).x)

@@ -21,7 +21,7 @@ _PRESET = "map"  # key of features that are extracted with the map's settings
 
 
 class ShownMap:
-    """A map to look at, in which photos are localized."""
+    """A map to look at, `sparse/0` of its folder; photos are localized in all of its maps."""
 
     def __init__(self, map_: Map) -> None:
         self.map = map_
@@ -31,7 +31,7 @@ class ShownMap:
         """Name and size of the map, as JSON."""
         return {
             "name": self.map.folder.path.resolve().name,
-            "photos": len(self.map.names),
+            "photos": len(self.map.reconstruction.reg_image_ids()),
             "points": len(self.map.reconstruction.points3D),
         }
 
@@ -55,9 +55,9 @@ class ShownMap:
 
         Returns:
             `Localization.to_dict`, to which two entries are added. `shape` is the photo's camera as
-            `map.js` draws it; null without a pose. `partner` is the map photo with the most
-            inliers: its name, its size, and the matched `query_points` and `points` as x, y, x, y,
-            ..., the `inliers` first; null without inliers.
+            `map.js` draws it; null without a pose in `sparse/0`. `partner` is the map photo with
+            the most inliers: its name, its size, and the matched `query_points` and `points` as
+            x, y, x, y, ..., the `inliers` first; null without inliers.
         """
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.file)
@@ -68,7 +68,7 @@ class ShownMap:
             camera = photo_camera(path, features.image_size)
         answer = self.map.localize_features(features, camera, from_exif=True)
         shape = partner = None
-        if answer.pose is not None:
+        if answer.pose is not None and answer.map_number == 0:
             query = posed_photo("", answer.pose.camera, answer.pose.cam_from_world)
             both = replace(self._cloud, photos=(*self._cloud.photos, query))
             shapes = frustums(both, max(self.page_data["oblique"]["extent"]))
