@@ -12,14 +12,14 @@ from d2net.matching.verification import default_threshold, verify
 K = np.array([[800.0, 0, 399.5], [0, 800, 319.5], [0, 0, 1]])
 
 
-def features(points, uncertainty=1.0):
+def features(points, uncertainty=1.0, size=(800, 640)):
     n = len(points)
     return Features(
         keypoints=torch.as_tensor(points, dtype=torch.float32).reshape(n, 2),
         scores=torch.ones(n),
         scales=torch.ones(n),
         descriptors=torch.ones(n, 1),
-        image_size=(800, 640),
+        image_size=size,
         uncertainty=torch.full((n,), float(uncertainty)),
     )
 
@@ -181,6 +181,23 @@ def test_what_stands_still_at_the_border_of_different_places_proves_nothing(mode
     stamp = rng.uniform([10, 590], [300, 630], (60, 2))
     a, b = (
         features(np.vstack([stamp, rng.uniform([0, 0], [800, 640], (400, 2))])) for _ in range(2)
+    )
+    assert verify(a, b, in_order(460), model).verdict == "none"
+
+
+@pytest.mark.parametrize("model", ["fundamental", "homography"])
+@pytest.mark.parametrize("corner", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_a_watermark_in_a_corner_of_photos_of_two_sizes_proves_nothing(model, corner):
+    rng = np.random.default_rng(0)
+    inside = rng.uniform([10, 10], [300, 50], (60, 2))  # distances from the corner
+    a, b = (
+        features(
+            np.vstack(
+                [np.abs(np.multiply(corner, size) - inside), rng.uniform([0, 0], size, (400, 2))]
+            ),
+            size=size,
+        )
+        for size in ((800, 640), (640, 720))
     )
     assert verify(a, b, in_order(460), model).verdict == "none"
 

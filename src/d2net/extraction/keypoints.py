@@ -16,6 +16,7 @@ from d2net.networks.base import Detections, Grid, Maps, Network, View
 from d2net.settings import ExtractionSettings
 
 _MAX_CHANNELS = 1 << 16
+_RADIUS = 4 / 3  # of suppression, in deviations of a keypoint's position: half a cell of a VGG
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,11 @@ def _search_tile(
     """For each level and photo: the photo's index, and the keypoints in the cells of a tile."""
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     detector = network.detector(original=settings.original)
-    rule = CellSuppression if settings.original else RadiusSuppression
-    suppression = [rule(network.grid) for _ in photos]
+    radius = _RADIUS * float(detector.uncertainty(torch.ones(1)))
+    suppression = [
+        CellSuppression(network.grid) if settings.original else RadiusSuppression(radius)
+        for _ in photos
+    ]
     dtype = getattr(torch, settings.precision)
     coarser: tuple[Maps, Window] | None = None
     for level, own in zip(pyramid, owned, strict=True):

@@ -50,10 +50,10 @@ class CellSuppression:
 
 
 class RadiusSuppression:
-    """The default rule: a keypoint suppresses finer ones within half its cell of its position."""
+    """The default rule: a keypoint suppresses finer ones within `radius` pixels of its level."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, radius: float) -> None:
+        self._radius = radius
         self._kept: list[tuple[Tensor, float]] = []
 
     def apply(self, found: Detections, level: Level, window: Window) -> Detections:
@@ -63,7 +63,7 @@ class RadiusSuppression:
         free = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
         for kept, radius in self._kept:
             free &= ~has_neighbour(positions, kept, radius)
-        self._kept.append((positions[free], self._grid.stride / 2 / level.factor))
+        self._kept.append((positions[free], self._radius / level.factor))
         return found[free]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,6 +36,10 @@ Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
 
 NUM_RETRIEVED = 20
 """Map photos that a query is matched with: those most similar to it."""
+
+_FEW_PHOTOS = 5
+"""These most similar photos of a group are also tried without the others, whose outliers may be so
+many that RANSAC misses the pose."""
 
 POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 """RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
@@ -273,13 +277,14 @@ class Map:
                 threshold=pose_threshold(features), estimate_focal_length=not is_known, seed=seed
             ),
             (
-                group
+                photos
                 for number, observed in enumerate(self._observed)
                 for group in covisible_groups(
                     [name for name in similar if self.map_numbers[name] == number], observed
                 )
+                for photos in dict.fromkeys((group, group[:_FEW_PHOTOS]))
             ),
-            lambda name: self._matcher(features, self.features(name)),
+            cache(lambda name: self._matcher(features, self.features(name))),
             lambda name: self._points_of[self.map_numbers[name]](name),
             from_exif=from_exif and is_known,
         )

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
@@ -17,6 +17,8 @@ from d2net.geometry.epipolar import fundamental_from_essential, sampson_distance
 from d2net.geometry.homography import transfer_error
 from d2net.geometry.robust import Model, RobustOptions
 from d2net.geometry.significance import epipolar_significance, homography_significance
+
+Array = NDArray[np.float64]
 
 MIN_THRESHOLD = 1.5
 """Smallest default threshold of a Sampson distance in pixels. Lens distortion and blur leave errors
@@ -31,8 +33,8 @@ PRECISE_SHARE = 0.25
 threshold. They determine the model."""
 
 _STILL, _BORDER = 2.0, 0.1
-"""In photos of one size, matches that move by fewer pixels, and are nearer to the border than this
-share of the diagonal, prove nothing: they may be a time stamp, a logo or one's own vehicle."""
+"""Matches that move by fewer pixels, and are nearer to the border than this share of the diagonal,
+prove nothing: they may be a time stamp, a logo or one's own vehicle."""
 
 HOMOGRAPHY_FACTOR = math.sqrt(2)
 """A transfer error contains the noise of both points of a pair, a Sampson distance that of one."""
@@ -84,11 +86,7 @@ def verify(
         threshold = default_threshold(a, b, matches, model)
     options = RobustOptions(threshold=threshold, seed=seed, progressive=True)
     points_a, points_b = (points.astype(np.float64) for points in matches.points(a, b))
-    still = np.zeros(len(matches), dtype=np.bool_)
-    if a.image_size == b.image_size:
-        border = _BORDER * math.hypot(*a.image_size)
-        inner = (points_a >= border) & (points_a < np.array(a.image_size) - border)
-        still = (np.abs(points_a - points_b).max(axis=1) < _STILL) & ~inner.all(axis=1)
+    still = _still((points_a, points_b), (np.array(a.image_size), np.array(b.image_size)))
     best_first = matches.scores.argsort(descending=True, stable=True).cpu().numpy()
     best_first = best_first[~still[best_first]]
     inliers = np.zeros(len(matches), dtype=np.bool_)
@@ -118,6 +116,21 @@ def verify(
         matrix=matrix,
         significance=max(0.0, significance),
     )
+
+
+def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[np.bool_]:
+    """Marks matches near the borders that keep their distance from a corner, or their share of it.
+
+    `sizes` are (width, height).
+    """
+    near = np.ones(len(points[0]), dtype=np.bool_)
+    for places, size in zip(points, sizes, strict=True):
+        border = _BORDER * np.linalg.norm(size)
+        near &= ~((places >= border) & (places < size - border)).all(axis=1)
+    (a, b), (size_a, size_b) = points, sizes
+    moved = [a - b - np.array(corner) * (size_a - size_b) for corner in np.ndindex(2, 2)]
+    moved.append(a - b * size_a / size_b)
+    return near & (np.abs(moved).max(axis=2) < _STILL).any(axis=0)
 
 
 def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:

@@ -106,13 +106,7 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     network = _build(checkpoint, path)
     name = checkpoint.metadata.get("name", path.stem) if record is None else record.name
     return Weights(
-        network=network,
-        name=name,
-        path=path,
-        bytes=checkpoint.bytes,
-        sha256=checkpoint.sha256,
-        metadata=checkpoint.metadata,
-        record=record,
+        network, name, path, checkpoint.bytes, checkpoint.sha256, checkpoint.metadata, record
     )
 
 
