@@ -131,8 +131,9 @@ def run(
         for name, value in now.items():
             if before.get(name) != value:
                 raise OutputError(
-                    f"{output} holds a run with other settings ({name} was {before.get(name)!r} "
-                    f"and is now {value!r}): give the same settings to resume it, or another output"
+                    f"{output} holds {state.step} steps of a run with other settings ({name} was "
+                    f"{before.get(name)!r} and is now {value!r}): give the same settings to resume "
+                    "it, delete it, or choose another output"
                 )
         if state is new_run:
             state.inputs = {name: record_files(path) for name, path in files.items()}
