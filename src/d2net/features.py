@@ -183,10 +183,10 @@ class Matches:
     def points(
         self, a: Features, b: Features
     ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]:
-        """Positions of the matched keypoints of both photos, as OpenCV and pycolmap take them.
+        """Positions of the matched keypoints of both photos, as OpenCV takes them.
 
-        Two K x 2 float32 arrays of (x, y) in pixels. `matches.verified().points(a, b)` gives the
-        positions of the inliers.
+        Two K x 2 float32 arrays of (x, y) in pixels; add 0.5 for pycolmap's cameras.
+        `matches.verified().points(a, b)` gives the positions of the inliers.
         """
         first, second = self.indices.cpu().unbind(1)
         return a.keypoints.cpu()[first].numpy(), b.keypoints.cpu()[second].numpy()

@@ -188,16 +188,19 @@ def test_opening_needs_a_finished_map_and_its_weights(
     shutil.copy(root / "map" / "matches.h5", tmp_path / "features.h5")
     with pytest.raises(InputError, match="no features of a map"):
         Map.open(tmp_path)
+    with pytest.raises(InputError, match=r"with the weights untrained .* give their file"):
+        Map.open(root / "map")
     stranger = network()
     stranger.weights = {"name": "others", "sha256": "f" * 64}
     monkeypatch.setattr(D2Net, "from_pretrained", lambda *_, **__: stranger)
     with pytest.raises(InputError, match="not with others"):
-        Map.open(root / "map")
+        Map.open(root / "map", weights="others")
     stranger.weights = network().weights
     (root / "map" / "sparse" / ".DS_Store").touch()  # macOS leaves it in every folder
-    assert len(Map.open(root / "map").names) == 6
+    assert len(Map.open(root / "map", weights="untrained").names) == 6
     stranger.weights = {**network().weights, "name": "renamed"}
-    assert Map.open(root / "map").model.weights == network().weights
+    opened = Map.open(root / "map", weights="renamed")
+    assert opened.model.weights == network().weights
 
 
 def test_equal_correspondences_count_once() -> None:

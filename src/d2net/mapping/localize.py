@@ -31,6 +31,7 @@ from d2net.mapping.query_pose import (
 )
 from d2net.matching import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
+from d2net.networks.catalogue import CATALOGUE
 
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
 
@@ -215,12 +216,14 @@ class Map:
         if "weights" not in recorded:
             raise InputError(f"{folder.features} holds no features of a map by d2net")
         name, sha256 = recorded["weights"]["name"], recorded["weights"]["sha256"]
+        made_with = f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]})"
+        if weights is None and not CATALOGUE.keys() >= {*name.split("+")}:
+            raise InputError(f"{made_with}, which d2net does not have: give their file (--weights)")
         model = D2Net.from_pretrained(weights or name, device=device, **recorded["extraction"])
         if model.weights["sha256"] != sha256:
             raise InputError(
-                f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]}), "
-                f"not with {model.weights['name']} ({model.weights['sha256'][:12]}); pass the "
-                "map's weights"
+                f"{made_with}, not with {model.weights['name']} ({model.weights['sha256'][:12]}); "
+                "pass the map's weights"
             )
         model.weights = recorded["weights"]  # a file may have been renamed
         return cls(folder, model, matcher)
