@@ -18,8 +18,7 @@ from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import accuracy, auc, evaluate_pairs, matched_points
 from d2net.evaluation.pose_dataset import PosedPair, find_pairs
 from d2net.evaluation.results import (
-    FEATURES,
-    MATCHES,
+    COUNTS,
     OVERALL,
     Array,
     Curve,
@@ -111,8 +110,7 @@ def evaluate_pose(
             for angle in ANGLES
         ),
         PRECISION.metric(3),
-        FEATURES,
-        MATCHES,
+        *COUNTS,
     ]
     pair_errors = [Metric(f"error t={t:g}", "", "°", higher_is_better=False) for t in THRESHOLDS]
     return Result(
@@ -130,7 +128,7 @@ def evaluate_pose(
         results,
         _groups(results, np.array(errors)),
         headline,
-        pair_metrics=[PRECISION.metric(5), *pair_errors, FEATURES, MATCHES],
+        pair_metrics=[PRECISION.metric(5), *pair_errors, *COUNTS],
         curve=PRECISION,
     )
 
