@@ -66,7 +66,7 @@ def open_megadepth(folder: Path, options: SceneOptions, crop: int) -> ScenePairs
             f"{options.min_overlap} or more: lower min_overlap"
         )
     left_out = len(stored) - len(usable)
-    remarks = [f"{left_out} scenes have no pairs with enough overlap"] if left_out else []
+    remarks = (f"{left_out} scenes have no pairs with enough overlap",) if left_out else ()
     return ScenePairs("megadepth", usable, options, crop, remarks, _PAIRS_PER_SCENE)
 
 
