@@ -337,6 +337,5 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     given = confidence >= MIN_CONFIDENCE
     right, confidence = right[given], confidence[given]
     bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, right.double() - confidence.double())
+    gaps = torch.bincount(bins, right.double() - confidence.double())
     return float(gaps.abs().sum() / max(1, len(right)))
