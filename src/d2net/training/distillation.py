@@ -276,8 +276,7 @@ def contrast(similarity: Tensor, near: Tensor) -> Tensor:
     Partners are on the diagonal of the n x n logits; entries in `near` are no negatives.
     """
     similarity = similarity.masked_fill(near, -1e4)
-    right = similarity.diagonal()
-    return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * right
+    return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * similarity.diagonal()
 
 
 @torch.no_grad()

@@ -103,8 +103,7 @@ class StoredScene:
 def _open(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     try:
         with h5py.File(path, "r") as file:
-            header = json.loads(file.attrs[_HEADER])
-            yield file, header
+            yield file, json.loads(file.attrs[_HEADER])
     except (OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FormatError(
