@@ -25,7 +25,6 @@ from d2net.io.arrays import evenly_spaced
 from d2net.networks.light import SCORE_CELL, Light, LightSettings
 from d2net.networks.weights import load_network, save_weights
 from d2net.progress import Progress, no_progress
-from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatches
 from d2net.training.muon import Muon
@@ -251,7 +250,7 @@ class DistillationObjective(FeatureObjective):
 
     def model(self) -> D2Net:
         """See `FeatureObjective.model`."""
-        return D2Net(self.network.average.for_inference(), ExtractionSettings())
+        return D2Net(self.network.average.for_inference())
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`; the moving average is saved."""
