@@ -298,10 +298,8 @@ def splat(positions: Tensor, mass: Tensor, edge: int) -> Tensor:
     low = positions.floor()
     part = positions - low
     out = torch.zeros(len(positions), edge * edge, device=positions.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = (low + low.new_tensor([dx, dy])).clamp(0, edge - 1).unbind(-1)
-            across = part[..., 0] if dx else 1 - part[..., 0]
-            down = part[..., 1] if dy else 1 - part[..., 1]
-            out.scatter_add_(1, (y * edge + x).long(), mass * across * down)
+    for offset in low.new_tensor([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        x, y = (low + offset).clamp(0, edge - 1).unbind(-1)
+        across, down = (1 - offset - part).abs().unbind(-1)
+        out.scatter_add_(1, (y * edge + x).long(), mass * across * down)
     return out.view(-1, 1, edge, edge)
