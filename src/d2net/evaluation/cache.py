@@ -49,6 +49,10 @@ class CachedSource:
             self.provenance["matcher"] = matcher_id(matcher)
             self.name = f"{self.name} + {self.provenance['matcher'].partition(' ')[0]}"
 
+    def described(self, folder: Path) -> tuple[str, str, Mapping[str, object]]:
+        """`method`, `folder` and `provenance` of a `Result` on the photos of a folder."""
+        return self.name, str(folder), self.provenance
+
 
 class CachedPhotos(ExitStack):
     """Features and matches of photos by their names; a context manager.

@@ -117,9 +117,7 @@ def evaluate_epipolar(
         _add_spread(figures)  # the spread of the mean, not the mean of the spreads
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {"seeds": SEEDS, "threshold": THRESHOLD, "max_iterations": MAX_ITERATIONS},
         pairs,
         groups,

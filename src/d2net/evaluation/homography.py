@@ -167,9 +167,7 @@ def evaluate_homography(
         figures["features"] = float(np.mean(photos))  # photo 1 is in every pair, but counts once
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {"magsac_px": MAGSAC_THRESHOLD, "refined": refined},
         pairs,
         groups,

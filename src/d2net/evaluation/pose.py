@@ -115,9 +115,7 @@ def evaluate_pose(
     pair_errors = [Metric(f"error t={t:g}", "", "°", higher_is_better=False) for t in THRESHOLDS]
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {
             "model": model,
             "pairs": pairs,
