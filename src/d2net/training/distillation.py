@@ -110,7 +110,6 @@ class DistillationObjective(FeatureObjective):
         super().__init__(settings, data)
         self._progress = progress
         teachers = load_teachers(settings, data, "cpu")
-        checksums = [teacher.sha256 for teacher in teachers]
         self._targets = StoredTargets(folder, data, settings)
         if settings.start == "none":
             widths = LightSettings.from_dict(settings.student) if settings.student else None
@@ -123,7 +122,7 @@ class DistillationObjective(FeatureObjective):
                 raise InputError(f"{settings.start} are not weights of the network light")
             light = network.float()
         names = [entry.name for entry in settings.teachers]
-        self.start |= dict(zip(names, checksums, strict=True))
+        self.start |= dict(zip(names, (teacher.sha256 for teacher in teachers), strict=True))
         length = sum(teacher.length for teacher in teachers)
         if length < light.widths.dimension:
             raise InputError(
