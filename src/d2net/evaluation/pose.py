@@ -143,8 +143,7 @@ def _judge(
     Ka, Kb = (np.diag([focal, focal, 1.0]) for focal in (focal_a, focal_b))
     usable = np.isfinite(np.hstack([ideal_a, ideal_b])).all(axis=1)  # others have no ray
     ideal_a, ideal_b = ideal_a[usable], ideal_b[usable]
-    both = points_a, points_b
-    distances = pose_distance(pair.rotation, pair.translation, pair.cameras, both)
+    distances = pose_distance(pair.rotation, pair.translation, pair.cameras, (points_a, points_b))
     figures = PRECISION.figures(accuracy(distances, PRECISION.thresholds))
 
     errors = np.full((len(options), len(options[0])), FAILED)
