@@ -191,8 +191,7 @@ class MatcherObjective(Objective):
     def _features(
         self, pair: TrainingPair, keypoints: int
     ) -> tuple[Features, Features, GroundTruth]:
-        images = [pair.image_a, pair.image_b]
-        both = self.extractor.extract_batch(images, max_keypoints=keypoints)
+        both = self.extractor.extract_batch([pair.image_a, pair.image_b], max_keypoints=keypoints)
         a, b = (features[distinct_keypoints(features)] for features in both)
         return a, b, ground_truth(a.keypoints, b.keypoints, pair.points_a, pair.points_b)
 
