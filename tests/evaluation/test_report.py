@@ -22,8 +22,7 @@ from d2net.evaluation.plots import curves, draw_pair
 from d2net.evaluation.reconstruction import SCENE_METRICS
 from d2net.evaluation.report import published_tables, terminal_tables, write_html
 from d2net.evaluation.results import (
-    FEATURES,
-    MATCHES,
+    COUNTS,
     Drawing,
     Metric,
     PairResult,
@@ -37,7 +36,7 @@ GRAF = ("graf1.jpg", "graf3.jpg")
 ODD = '<script>alert(1)</script> & "quoted" [bold]'
 
 
-HEADLINE = [*(MMA.metric(t) for t in (1, 3, 5, 10)), Metric("corner@3"), FEATURES, MATCHES]
+HEADLINE = [*(MMA.metric(t) for t in (1, 3, 5, 10)), Metric("corner@3"), *COUNTS]
 
 
 def pair(group: str, share: float, photos: tuple[str, str] = GRAF, matches: int = 60) -> PairResult:

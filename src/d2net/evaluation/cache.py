@@ -49,8 +49,12 @@ class CachedSource:
             self.provenance["matcher"] = matcher_id(matcher)
             self.name = f"{self.name} + {self.provenance['matcher'].partition(' ')[0]}"
 
+    def described(self, folder: Path) -> tuple[str, str, Mapping[str, object]]:
+        """`method`, `folder` and `provenance` of a `Result` on the photos of a folder."""
+        return self.name, str(folder), self.provenance
 
-class CachedPhotos:
+
+class CachedPhotos(ExitStack):
     """Features and matches of photos by their names; a context manager.
 
     Photos and pairs that an earlier run has finished are read from its files.
@@ -85,23 +89,17 @@ class CachedPhotos:
                             f"features is {given[0]} x {given[1]}; they must be the same"
                         )
                     writer.add(name, found.best(source.max_keypoints), inputs)
-        self._stack = ExitStack()
-        self._features = self._stack.enter_context(FeatureFile(features_path))
+        super().__init__()
+        self._features = self.enter_context(FeatureFile(features_path))
         # Pairs usually come sorted by their first photo.
         self.features = lru_cache(maxsize=8)(self._features.__getitem__)
-
-    def __enter__(self) -> CachedPhotos:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def match(self, pairs: Iterable[Pair], progress: Progress) -> None:
         """Match the pairs that no earlier run has matched."""
         path, device, matcher = self.path / "matches.h5", self._source.device, self._source.matcher
         features = self._features.path
         match_pairs(features, pairs, path, device=device, matcher=matcher, progress=progress)
-        self._matches = self._stack.enter_context(MatchFile(path))
+        self._matches = self.enter_context(MatchFile(path))
 
     def matches(self, first: str, second: str) -> Matches:
         """The matches of two photos that have been matched."""

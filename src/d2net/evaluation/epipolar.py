@@ -16,8 +16,7 @@ from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
-    FEATURES,
-    MATCHES,
+    COUNTS,
     Array,
     Curve,
     Drawing,
@@ -59,8 +58,7 @@ _HEADLINE = [
     Metric("mAA spread", "largest minus smallest mAA over the seeds", higher_is_better=False),
     WITHIN.metric(3),
     WITHIN.metric(10),
-    FEATURES,
-    MATCHES,
+    *COUNTS,
     Metric("inliers", "mean number of matches that fit the estimated fundamental matrix"),
 ]
 
@@ -119,9 +117,7 @@ def evaluate_epipolar(
         _add_spread(figures)  # the spread of the mean, not the mean of the spreads
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {"seeds": SEEDS, "threshold": THRESHOLD, "max_iterations": MAX_ITERATIONS},
         pairs,
         groups,

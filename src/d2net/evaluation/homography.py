@@ -18,8 +18,7 @@ from d2net.errors import FormatError, InputError
 from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
-    FEATURES,
-    MATCHES,
+    COUNTS,
     Array,
     Curve,
     Drawing,
@@ -69,7 +68,7 @@ _CORNER = Metric(
     "share of pairs whose estimated homography moves the corners of the photo by at most 3 px from "
     "their true positions, on average",
 )
-_HEADLINE = [*(MMA.metric(t) for t in (1, 3, 5, 10)), _CORNER, FEATURES, MATCHES]
+_HEADLINE = [*(MMA.metric(t) for t in (1, 3, 5, 10)), _CORNER, *COUNTS]
 
 
 @dataclass(frozen=True)
@@ -168,9 +167,7 @@ def evaluate_homography(
         figures["features"] = float(np.mean(photos))  # photo 1 is in every pair, but counts once
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {"magsac_px": MAGSAC_THRESHOLD, "refined": refined},
         pairs,
         groups,

@@ -156,9 +156,7 @@ def evaluate_localization(
     counts = [_LOCALIZED, _INLIERS, _CORRESPONDENCES, FEATURES]
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         asdict(settings),
         results,
         _groups(results),

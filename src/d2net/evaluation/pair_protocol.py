@@ -85,8 +85,7 @@ def auc(errors: ArrayLike, thresholds: Sequence[float]) -> Array:
     values = np.sort(np.asarray(errors, dtype=np.float64))
     if values.size == 0:
         return np.zeros(len(thresholds))
-    recall = np.arange(1, len(values) + 1) / len(values)
-    values, recall = np.append(0.0, values), np.append(0.0, recall)
+    values, recall = np.append(0.0, values), np.arange(len(values) + 1) / len(values)
     areas = []
     for threshold in thresholds:
         last = int(np.searchsorted(values, threshold))

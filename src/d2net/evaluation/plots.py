@@ -62,8 +62,7 @@ def curves(results: Sequence[Result], groups: Sequence[str]) -> str:
             axes.set_xlabel("threshold (px)")
             axes.set_ylim(0, 1)
         panels[0].set_ylabel(curve.name)
-        methods = [result.method for result in results]
-        figure.legend(panels[0].lines, methods, loc="lower center")
+        figure.legend(panels[0].lines, [result.method for result in results], loc="lower center")
         figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.97, wspace=0.12)
         figure.subplots_adjust(bottom=(0.75 + 0.25 * len(results)) / figure.get_figheight())
         buffer = io.BytesIO()

@@ -18,8 +18,7 @@ from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import accuracy, auc, evaluate_pairs, matched_points
 from d2net.evaluation.pose_dataset import PosedPair, find_pairs
 from d2net.evaluation.results import (
-    FEATURES,
-    MATCHES,
+    COUNTS,
     OVERALL,
     Array,
     Curve,
@@ -111,15 +110,12 @@ def evaluate_pose(
             for angle in ANGLES
         ),
         PRECISION.metric(3),
-        FEATURES,
-        MATCHES,
+        *COUNTS,
     ]
     pair_errors = [Metric(f"error t={t:g}", "", "°", higher_is_better=False) for t in THRESHOLDS]
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {
             "model": model,
             "pairs": pairs,
@@ -130,7 +126,7 @@ def evaluate_pose(
         results,
         _groups(results, np.array(errors)),
         headline,
-        pair_metrics=[PRECISION.metric(5), *pair_errors, FEATURES, MATCHES],
+        pair_metrics=[PRECISION.metric(5), *pair_errors, *COUNTS],
         curve=PRECISION,
     )
 
@@ -147,8 +143,7 @@ def _judge(
     Ka, Kb = (np.diag([focal, focal, 1.0]) for focal in (focal_a, focal_b))
     usable = np.isfinite(np.hstack([ideal_a, ideal_b])).all(axis=1)  # others have no ray
     ideal_a, ideal_b = ideal_a[usable], ideal_b[usable]
-    both = points_a, points_b
-    distances = pose_distance(pair.rotation, pair.translation, pair.cameras, both)
+    distances = pose_distance(pair.rotation, pair.translation, pair.cameras, (points_a, points_b))
     figures = PRECISION.figures(accuracy(distances, PRECISION.thresholds))
 
     errors = np.full((len(options), len(options[0])), FAILED)

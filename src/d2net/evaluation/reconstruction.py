@@ -144,9 +144,7 @@ def evaluate_reconstruction(
     with_truth = any(scene.true_model is not None for scene in scenes)
     return Result(
         PROTOCOL,
-        source.name,
-        str(folder),
-        source.provenance,
+        *source.described(folder),
         {"model": model, **settings.to_dict()},
         results,
         groups,

@@ -45,7 +45,7 @@ class Metric:
 
 
 FEATURES = Metric("features", "mean number of keypoints of a photo", higher_is_better=None)
-MATCHES = Metric("matches", "mean number of matches of a pair", higher_is_better=None)
+COUNTS = (FEATURES, Metric("matches", "mean number of matches of a pair", higher_is_better=None))
 
 
 @dataclass(frozen=True)

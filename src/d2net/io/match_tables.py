@@ -64,16 +64,15 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
         lists = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
         write_text(path, json.dumps(lists) + "\n")
     elif suffix == ".csv":
-        names = ["x_a", "y_a", "x_b", "y_b", "similarity"]
-        columns = [*points_a.T, *points_b.T, similarity]
+        ends = (*points_a.T, *points_b.T)
+        columns: dict[str, Any] = dict(zip(("x_a", "y_a", "x_b", "y_b"), ends, strict=True))
+        columns["similarity"] = similarity
         if confidence is not None:
-            names.append("confidence")
-            columns.append(confidence)
+            columns["confidence"] = confidence
         if inliers is not None:
-            names.append("inlier")
-            columns.append(inliers.astype(int))
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        lines = [",".join(names), *(",".join(map(str, row)) for row in rows)]
+            columns["inlier"] = inliers.astype(int)
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
         write_text(path, "\n".join(lines) + "\n")
     else:
         raise InputError(

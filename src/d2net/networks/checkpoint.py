@@ -135,11 +135,9 @@ def unpack(data: bytes) -> bytes:
     metadata = json.loads(header_of(data)).get("__metadata__") or {}
     if "packed" not in metadata:
         return data
-    arrays = (
-        arrays_of(unpack(_read(PACKAGED / f"{metadata['base']}.safetensors")))
-        if "base" in metadata
-        else {}
-    )
+    arrays: dict[str, bytes] = {}
+    if "base" in metadata:
+        arrays = arrays_of(unpack(_read(PACKAGED / f"{metadata['base']}.safetensors")))
     for name, planes in arrays_of(data).items():
         arrays[name] = np.frombuffer(planes, np.uint8).reshape(2, -1).T.tobytes()
     header = metadata["packed"].encode()

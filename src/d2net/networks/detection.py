@@ -10,6 +10,8 @@ gathered for the candidates alone. The result equals that of the dense computati
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -152,12 +154,9 @@ def largest_around(values: Tensor, radius: int) -> Tensor:
 
     Shifted maxima take a twentieth of the time of `max_pool2d` on a CPU.
     """
-    height, width = values.shape
-    padded = F.pad(values, (radius,) * 4, value=-torch.inf)
-    rows = padded[:, :width]
-    for shift in range(1, 2 * radius + 1):
-        rows = torch.maximum(rows, padded[:, shift : shift + width])
-    largest = rows[:height]
-    for shift in range(1, 2 * radius + 1):
-        largest = torch.maximum(largest, rows[shift : shift + height])
+    largest = F.pad(values, (radius,) * 4, value=-torch.inf)
+    for axis in (1, 0):
+        size = values.shape[axis]
+        shifted = [largest.narrow(axis, shift, size) for shift in range(2 * radius + 1)]
+        largest = reduce(torch.maximum, shifted)
     return largest

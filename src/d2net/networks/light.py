@@ -25,7 +25,6 @@ SCORE_CELL = 4
 """The score is a distribution over the 4 x 4 pixels of a cell and "no keypoint"."""
 
 _COARSEST_STRIDE = 32
-_BORDER = 4
 _PEAK_RADIUS = 2
 """A keypoint is the most probable pixel of the 5 x 5 around it."""
 
@@ -302,7 +301,7 @@ class Light(Network):
 class LightDetector:
     """Keypoints are local maxima of the score's probability."""
 
-    border = _BORDER
+    border = 4
 
     def __init__(self, network: Light) -> None:
         self._network = network

@@ -239,8 +239,7 @@ def _build(checkpoint: Checkpoint, path: Path) -> VGG | Light | MatchingTransfor
     network: VGG | Light | MatchingTransformer
     try:
         if metadata.get("architecture") == "light":
-            network = Light(LightSettings.from_dict(json.loads(metadata["widths"])))
-            network = network.for_inference()
+            network = Light(LightSettings.from_dict(json.loads(metadata["widths"]))).for_inference()
         elif metadata.get("architecture") == "matcher":
             network = MatchingTransformer(MatcherSettings.from_dict(json.loads(metadata["widths"])))
             network = network.eval().requires_grad_(False)

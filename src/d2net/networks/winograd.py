@@ -94,7 +94,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     scratch = out.new_empty(2, 6 * n * max(padded_width * inputs, tile_cols * max(inputs, outputs)))
     transformed = out.new_empty(36 * n * tile_cols * inputs)
     products = out.new_empty(36 * n * tile_cols * outputs)
-    low_precision = weight.dtype != out.dtype
     columns = out.new_empty(4, 6, n, tile_cols, outputs)
     tiles = out.new_empty(n, 4, tile_cols, 4, outputs)
 
@@ -124,10 +123,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         )
         p = products[: 36 * m * tile_cols * outputs].view(36, m * tile_cols, outputs)
         v = v.view(36, m * tile_cols, inputs)
-        if low_precision:
-            p.copy_(torch.bmm(v.to(weight.dtype), weight))
-        else:
+        if weight.dtype == p.dtype:
             torch.bmm(v, weight, out=p)
+        else:
+            p.copy_(torch.bmm(v.to(weight.dtype), weight))
         c = columns[:, :, :m]
         _output_transform(
             list(p.view(6, 6, m, tile_cols, outputs)), list(c), *pair(6, m, tile_cols, outputs)

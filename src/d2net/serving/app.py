@@ -64,11 +64,10 @@ def serve(
     see `d2net.match` for `matcher`.
     """
     with listen(host, port) as listening:
-        device = str(model.device)
         matcher_id(matcher)  # reports a wrong file at once
         shown = None
         if map_folder is not None:
-            shown = ShownMap(Map.open(map_folder, device=device, matcher=matcher))
+            shown = ShownMap(Map.open(map_folder, device=str(model.device), matcher=matcher))
         config = uvicorn.Config(
             make_app(model, shown, [host], matcher),
             log_level="warning",

@@ -57,15 +57,12 @@ def collate(
     At most `most` correspondences of each pair are kept.
     """
     images = np.stack([pair.image_a for pair in pairs] + [pair.image_b for pair in pairs])
-    points = []
+    points, at_corners = [], []
     for pair in pairs:
         kept = evenly_spaced(len(pair.points_a), most or len(pair.points_a))
         points.append((pair.points_a[kept], pair.points_b[kept]))
-    at_corners = [
-        corner_correspondences(pair.image_a, pair.image_b, known)
-        for pair, known in zip(pairs, points, strict=True)
-        if corners
-    ]
+        if corners:
+            at_corners.append(corner_correspondences(pair.image_a, pair.image_b, points[-1]))
     return PairBatch(
         torch.from_numpy(images), _padded(points), _padded(at_corners) if corners else None
     )

@@ -89,13 +89,6 @@ class Crop:
 
     def cut(self, photo: RGB) -> RGB:
         """Resample the photo to edge x edge x 3 pixels, black beyond its borders."""
-        left, top = -self.crop_from_photo[:2, 2]
-        shift = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]])
-        if np.array_equal(self.crop_from_photo, shift) and left % 1 == top % 1 == 0:
-            rows = slice(int(top), int(top) + self.edge)
-            part = photo[rows, int(left) : int(left) + self.edge]
-            if min(left, top) >= 0 and part.shape[:2] == (self.edge, self.edge):
-                return np.array(part)
         matrix, centre = self.crop_from_photo, np.full((1, 2), (self.edge - 1) / 2)
         scale = local_scale(matrix, self.to_photo(centre)[0])
         if scale < _MIN_BILINEAR_SCALE:

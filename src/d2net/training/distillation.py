@@ -25,7 +25,6 @@ from d2net.io.arrays import evenly_spaced
 from d2net.networks.light import SCORE_CELL, Light, LightSettings
 from d2net.networks.weights import load_network, save_weights
 from d2net.progress import Progress, no_progress
-from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatches
 from d2net.training.muon import Muon
@@ -111,7 +110,6 @@ class DistillationObjective(FeatureObjective):
         super().__init__(settings, data)
         self._progress = progress
         teachers = load_teachers(settings, data, "cpu")
-        checksums = [teacher.sha256 for teacher in teachers]
         self._targets = StoredTargets(folder, data, settings)
         if settings.start == "none":
             widths = LightSettings.from_dict(settings.student) if settings.student else None
@@ -124,7 +122,7 @@ class DistillationObjective(FeatureObjective):
                 raise InputError(f"{settings.start} are not weights of the network light")
             light = network.float()
         names = [entry.name for entry in settings.teachers]
-        self.start |= dict(zip(names, checksums, strict=True))
+        self.start |= dict(zip(names, (teacher.sha256 for teacher in teachers), strict=True))
         length = sum(teacher.length for teacher in teachers)
         if length < light.widths.dimension:
             raise InputError(
@@ -251,7 +249,7 @@ class DistillationObjective(FeatureObjective):
 
     def model(self) -> D2Net:
         """See `FeatureObjective.model`."""
-        return D2Net(self.network.average.for_inference(), ExtractionSettings())
+        return D2Net(self.network.average.for_inference())
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`; the moving average is saved."""
@@ -276,8 +274,7 @@ def contrast(similarity: Tensor, near: Tensor) -> Tensor:
     Partners are on the diagonal of the n x n logits; entries in `near` are no negatives.
     """
     similarity = similarity.masked_fill(near, -1e4)
-    right = similarity.diagonal()
-    return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * right
+    return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * similarity.diagonal()
 
 
 @torch.no_grad()
@@ -300,10 +297,8 @@ def splat(positions: Tensor, mass: Tensor, edge: int) -> Tensor:
     low = positions.floor()
     part = positions - low
     out = torch.zeros(len(positions), edge * edge, device=positions.device)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = (low + low.new_tensor([dx, dy])).clamp(0, edge - 1).unbind(-1)
-            across = part[..., 0] if dx else 1 - part[..., 0]
-            down = part[..., 1] if dy else 1 - part[..., 1]
-            out.scatter_add_(1, (y * edge + x).long(), mass * across * down)
+    for offset in low.new_tensor([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        x, y = (low + offset).clamp(0, edge - 1).unbind(-1)
+        across, down = (1 - offset - part).abs().unbind(-1)
+        out.scatter_add_(1, (y * edge + x).long(), mass * across * down)
     return out.view(-1, 1, edge, edge)

@@ -16,7 +16,6 @@ from d2net.errors import InputError
 from d2net.extraction.d2net import D2Net
 from d2net.networks.light import Light
 from d2net.networks.weights import load_network, save_weights
-from d2net.settings import ExtractionSettings
 from d2net.training.alarms import COLLAPSE
 from d2net.training.batches import PairBatch, PairBatches, collate, training_part
 from d2net.training.distillation import contrast, contrast_of_pair, near_points
@@ -91,7 +90,7 @@ class FineTuningObjective(FeatureObjective):
 
     def model(self) -> D2Net:
         """See `FeatureObjective.model`."""
-        return D2Net(self.network.for_inference(), ExtractionSettings())
+        return D2Net(self.network.for_inference())
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""

@@ -265,8 +265,7 @@ def _validate(
     objective: Objective, state: TrainingState, best: Path, log: RunLog | None, fabric: Fabric
 ) -> None:
     """Validate in the main process, and save the weights if they are the best so far."""
-    figures = objective.validate() if log is not None else None
-    if log is not None and figures is not None:
+    if log is not None and (figures := objective.validate()) is not None:
         entry = {"step": state.step, **figures}
         state.validations.append(entry)
         log.write("validation", state.step, figures)

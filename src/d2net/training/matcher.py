@@ -8,7 +8,7 @@ at every layer, the negative log-likelihood of true matches and of unmatched key
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,7 +178,6 @@ class MatcherObjective(Objective):
                     "different places: name another source, or set different = 0"
                 )
         self._stored = StoredPairs(folder, data, settings)
-        self._fixed: list[Example] = []
 
     def dataset(self, rank: int, processes: int) -> PartBatches:
         """See `Objective.dataset`. Features that are not stored yet are extracted first."""
@@ -192,8 +191,7 @@ class MatcherObjective(Objective):
     def _features(
         self, pair: TrainingPair, keypoints: int
     ) -> tuple[Features, Features, GroundTruth]:
-        images = [pair.image_a, pair.image_b]
-        both = self.extractor.extract_batch(images, max_keypoints=keypoints)
+        both = self.extractor.extract_batch([pair.image_a, pair.image_b], max_keypoints=keypoints)
         a, b = (features[distinct_keypoints(features)] for features in both)
         return a, b, ground_truth(a.keypoints, b.keypoints, pair.points_a, pair.points_b)
 
@@ -228,7 +226,7 @@ class MatcherObjective(Objective):
         if not self.settings.validation_sources:
             return None
         right, judged, true, of_different, losses = 0, 0, 0, [], []
-        for example in self._fixed_examples():
+        for example in self._fixed_examples:
             loss, probability, labels = _judge(self.network, example)
             losses.append(loss)
             labels = labels[probability > 0.5]
@@ -245,27 +243,27 @@ class MatcherObjective(Objective):
             "different": float(np.mean(of_different)) if of_different else 0.0,
         }
 
+    @cached_property
     def _fixed_examples(self) -> list[Example]:
         """The examples of the validation pairs. Their features are extracted once."""
-        if not self._fixed:
-            settings, scale = self.settings, _VALIDATION_SCALE
-            crop = round(settings.crop * scale / 8) * 8
-            keypoints = round(settings.keypoints * scale**2)
-            pairs = fixed_pairs(settings.updated(crop=crop), self.data)
-            examples = [Example(*self._features(p, keypoints), different=False) for p in pairs]
-            places = [places_of(pair.photos, settings, self.data) for pair in pairs]
-            two = permutations(range(len(pairs)), 2)
-            rows = [(i, j) for i, j in two if are_different(places[i], places[j])]
-            share = settings.different / (1 - settings.different)
-            for n in evenly_spaced(len(rows), round(len(pairs) * share)):
-                a, b = examples[rows[n][0]].a, examples[rows[n][1]].b
-                errors = torch.full((len(a), len(b)), torch.inf, device=a.keypoints.device)
-                truth = GroundTruth(errors, no_matches(len(a), len(b)))
-                examples.append(Example(a, b, truth, different=True))
-            self._fixed = [e for e in examples if len(e.a) and len(e.b)]
-            if not self._fixed:
-                raise InputError("no validation pair has keypoints in both crops")
-        return self._fixed
+        settings, scale = self.settings, _VALIDATION_SCALE
+        crop = round(settings.crop * scale / 8) * 8
+        keypoints = round(settings.keypoints * scale**2)
+        pairs = fixed_pairs(settings.updated(crop=crop), self.data)
+        examples = [Example(*self._features(p, keypoints), different=False) for p in pairs]
+        places = [places_of(pair.photos, settings, self.data) for pair in pairs]
+        two = permutations(range(len(pairs)), 2)
+        rows = [(i, j) for i, j in two if are_different(places[i], places[j])]
+        share = settings.different / (1 - settings.different)
+        for n in evenly_spaced(len(rows), round(len(pairs) * share)):
+            a, b = examples[rows[n][0]].a, examples[rows[n][1]].b
+            errors = torch.full((len(a), len(b)), torch.inf, device=a.keypoints.device)
+            truth = GroundTruth(errors, no_matches(len(a), len(b)))
+            examples.append(Example(a, b, truth, different=True))
+        usable = [e for e in examples if len(e.a) and len(e.b)]
+        if not usable:
+            raise InputError("no validation pair has keypoints in both crops")
+        return usable
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`."""
@@ -281,7 +279,7 @@ class MatcherObjective(Objective):
         network, loaded = load_matcher(path)
         network = network.to(next(self.network.parameters()).device)
         judged = []
-        examples = self._fixed_examples()
+        examples = self._fixed_examples
         for number, example in enumerate(examples):
             _, probability, labels = _judge(network, example)
             half = torch.full_like(labels, number % 2)
@@ -337,6 +335,5 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     given = confidence >= MIN_CONFIDENCE
     right, confidence = right[given], confidence[given]
     bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, right.double() - confidence.double())
+    gaps = torch.bincount(bins, right.double() - confidence.double())
     return float(gaps.abs().sum() / max(1, len(right)))

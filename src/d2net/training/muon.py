@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,9 @@ class Muon(torch.optim.AdamW):
     learning rate serves both. Kernels have two or more dimensions; others no weight decay.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        given = list(parameters)
-        kernels = [p for p in given if p.ndim > 1]
-        others = [p for p in given if p.ndim <= 1]
+    def __init__(self, parameters: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        kernels = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
             {"params": kernels},
             {"params": others, "weight_decay": 0.0},

@@ -48,8 +48,7 @@ def train(
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data), Path(output) / "pairs", progress)
     elif isinstance(settings, DistillationSettings):
-        targets = Path(output) / "teachers"
-        objective = DistillationObjective(settings, Path(data), targets, progress)
+        objective = DistillationObjective(settings, Path(data), Path(output) / "teachers", progress)
     elif isinstance(settings, FineTuningSettings):
         objective = FineTuningObjective(settings, Path(data))
     else:

@@ -70,7 +70,7 @@ class SourceSettings(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """The table that describes the source."""
-        table = {item.name: getattr(self, item.name) for item in fields(self)}
+        table = super().to_dict()
         return {**table.pop("options"), **table}
 
 
@@ -220,14 +220,12 @@ class RunSettings(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Names and plain values; `from_dict` gives the same settings again."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = super().to_dict()
         for name, value in values.items():
             if name in _TABLES:
-                values[name] = [table.to_dict() for table in value]
+                values[name] = [table.to_dict() for table in getattr(self, name)]
             elif isinstance(value, tuple):
                 values[name] = list(value)
-            elif isinstance(value, Mapping):
-                values[name] = dict(value)
         return values
 
     @property

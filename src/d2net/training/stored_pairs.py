@@ -147,8 +147,7 @@ class StoredPairs:
                 self._settings, training_part(self._settings, self._data)
             )
             for attempt in range(_MAX_DRAWS):
-                rng = pair_generator(self._settings.seed, number, attempt)
-                pair, problems = mixture.draw(rng)
+                pair, problems = mixture.draw(pair_generator(self._settings.seed, number, attempt))
                 for problem in problems:
                     _log.warning("%s", problem)
                 a, b, truth = features(pair)

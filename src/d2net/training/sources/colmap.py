@@ -108,7 +108,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     if not options.min_correspondences:
         options = replace(options, min_correspondences=_MIN_CORRESPONDENCES[bool(with_depth)])
     scene = Scene(pairs[shares >= options.min_overlap], photos.__getitem__)
-    return ScenePairs(folder.resolve().name, [scene], options, crop, remarks)
+    return ScenePairs(folder.resolve().name, [scene], options, crop, tuple(remarks))
 
 
 def scene_photo(

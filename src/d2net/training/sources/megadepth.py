@@ -66,7 +66,7 @@ def open_megadepth(folder: Path, options: SceneOptions, crop: int) -> ScenePairs
             f"{options.min_overlap} or more: lower min_overlap"
         )
     left_out = len(stored) - len(usable)
-    remarks = [f"{left_out} scenes have no pairs with enough overlap"] if left_out else []
+    remarks = (f"{left_out} scenes have no pairs with enough overlap",) if left_out else ()
     return ScenePairs("megadepth", usable, options, crop, remarks, _PAIRS_PER_SCENE)
 
 
@@ -103,8 +103,7 @@ class StoredScene:
 def _open(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     try:
         with h5py.File(path, "r") as file:
-            header = json.loads(file.attrs[_HEADER])
-            yield file, header
+            yield file, json.loads(file.attrs[_HEADER])
     except (OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FormatError(

@@ -27,11 +27,10 @@ _KEPT = 48  # photos, and as many depth maps: 0.3 GB of each at 1600 pixels
 
 def size_of(path: Path, *, upright: bool) -> Size:
     """(width, height) of a photo: from its header, else from its pixels; ImageError if damaged."""
-    size = photo_size(path, upright)
-    if size is None:
-        height, width = decode(path, lambda samples: samples, upright=upright).shape[:2]
-        size = width, height
-    return size
+    if size := photo_size(path, upright):
+        return size
+    height, width = decode(path, lambda samples: samples, upright=upright).shape[:2]
+    return width, height
 
 
 @lru_cache(maxsize=_KEPT)
@@ -51,8 +50,7 @@ def read_photo(path: Path, max_edge: int | None, *, upright: bool = True) -> RGB
         pixels = read_image(path, upright=upright)
     if pixels.dtype != np.uint8:
         pixels = raise_low_contrast(pixels)  # or 8 bits would lose it
-    pixels = resize(pixels, size)
-    photo_8bit = np.array(pixels if pixels.dtype == np.uint8 else np.rint(pixels), dtype=np.uint8)
+    photo_8bit: RGB = resize(pixels, size).round().astype(np.uint8)
     photo_8bit.flags.writeable = False
     return photo_8bit
 

@@ -128,6 +128,7 @@ class ScenePhotoPair(NamedTuple):
         return DepthWarp(sides[0], sides[1], options.depth_tolerance)
 
 
+@dataclass(eq=False)
 class ScenePairs:
     """A source of training pairs from scenes with known cameras, each with at least one pair.
 
@@ -135,20 +136,15 @@ class ScenePairs:
     random pair of scene i // pairs_per_scene. `remarks` name the photos that were left out.
     """
 
-    def __init__(
-        self,
-        name: str,
-        scenes: Sequence[Scene],
-        options: SceneOptions,
-        crop: int,
-        remarks: Sequence[str] = (),
-        pairs_per_scene: int = 0,
-    ) -> None:
-        self.name = name
-        self.remarks = tuple(remarks)
-        self._scenes, self._options, self._crop = scenes, options, crop
-        self._per_scene = pairs_per_scene
-        self._ends = np.cumsum([pairs_per_scene or len(scene.pairs) for scene in scenes])
+    name: str
+    scenes: Sequence[Scene]
+    options: SceneOptions
+    crop: int
+    remarks: tuple[str, ...] = ()
+    pairs_per_scene: int = 0
+
+    def __post_init__(self) -> None:
+        self._ends = np.cumsum([self.pairs_per_scene or len(scene.pairs) for scene in self.scenes])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -156,24 +152,24 @@ class ScenePairs:
     def photos(self, index: int, rng: np.random.Generator) -> ScenePhotoPair:
         """The two photos of a pair."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        scene = self._scenes[number]
+        scene = self.scenes[number]
         row = index - int(self._ends[number])  # negative: counted from the scene's last pair
-        if self._per_scene:
+        if self.pairs_per_scene:
             row = int(rng.integers(len(scene.pairs)))
         return ScenePhotoPair.of(*(scene.photo(int(i)) for i in scene.pairs[row]))
 
     def pair(self, index: int, rng: np.random.Generator) -> TrainingPair | None:
         """Make crops around a random point that both photos see; see `Source.pair`."""
-        photos, options = self.photos(index, rng), self._options
+        photos, options = self.photos(index, rng), self.options
         a, b, points_a, points_b = photos
         depth_warp = photos.depth_warp(options)
         for row in rng.permutation(len(points_a))[:_ATTEMPTS]:
-            crop_a = crop_around(points_a[row], a.size, self._crop)
+            crop_a = crop_around(points_a[row], a.size, self.crop)
             if (options.rotation, options.scale, options.perspective) == (0, 1, 0):
-                crop_b = crop_around(points_b[row], b.size, self._crop)
+                crop_b = crop_around(points_b[row], b.size, self.crop)
             else:
                 scale = options.random_ratio(rng)
-                crop_b = random_crop(points_b[row], b.size, self._crop, scale, options, rng)
+                crop_b = random_crop(points_b[row], b.size, self.crop, scale, options, rng)
             if depth_warp is None:
                 points = sparse_correspondences(crop_a, crop_b, points_a, points_b)
             else:
@@ -199,7 +195,7 @@ class ScenePairs:
         translation = b.cam_from_world[:, 3] - rotation @ a.cam_from_world[:, 3]
         distances = pose_distance(rotation, translation, (a.camera, b.camera), (in_a, in_b))
         figures = {"track_error_pixels": median_known(distances)}
-        warp = photos.depth_warp(self._options)
+        warp = photos.depth_warp(self.options)
         if warp is None:
             return figures
         with np.errstate(invalid="ignore", divide="ignore"):
