@@ -130,7 +130,7 @@ def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[n
     (a, b), (size_a, size_b) = points, sizes
     moved = [a - b - np.array(corner) * (size_a - size_b) for corner in np.ndindex(2, 2)]
     moved.append(a - b * size_a / size_b)
-    return near & (np.abs(moved).max(axis=2) < _STILL).any(axis=0)
+    return np.asarray(near & (np.abs(moved).max(axis=2) < _STILL).any(axis=0))
 
 
 def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:
