@@ -31,7 +31,7 @@ def test_whole_models_are_read(model):
     assert (read.num_points3D(), read.num_images(), read.num_rigs()) == (50, 12, 2)
 
 
-def test_the_folder_with_models_0_1_stands_for_its_first_model(model, tmp_path):
+def test_sparse_stands_for_its_first_model(model, tmp_path):
     assert find_model(model) == model
     first = tmp_path / "scene" / "sparse" / "0"
     first.mkdir(parents=True)
@@ -39,6 +39,8 @@ def test_the_folder_with_models_0_1_stands_for_its_first_model(model, tmp_path):
         file.rename(first / file.name)
     assert find_model(tmp_path / "scene") == find_model(tmp_path / "scene" / "sparse") == first
     assert find_model(model) is None
+    (tmp_path / "scene" / "sparse").rename(tmp_path / "numbered")
+    assert find_model(tmp_path / "numbered") is None  # scenes may be numbered
 
 
 def test_photos_without_keypoints_in_text_models(tmp_path):

@@ -237,6 +237,20 @@ def test_drifting_altitudes_do_not_tilt_a_walk(length: float) -> None:
     assert max(map(rotation_angle, turned, rotations)) < 8
 
 
+@pytest.mark.parametrize("distance", [8.0, 15.0])
+def test_two_walks_with_other_altitudes_do_not_tilt_a_facade(distance: float) -> None:
+    """A phone's altitudes are wrong by metres, and differently on each walk."""
+    chance = np.random.default_rng(0)
+    x = np.r_[np.linspace(0, 50, 40), np.linspace(50, 0, 40)]
+    centres = np.column_stack([x, np.repeat([0.0, -distance], 40), np.full(80, 1.6)])
+    held = chance.normal([0, -8], [2, 5], (80, 2))
+    rotations = looking(np.pi / 2 + chance.normal(0, 0.15, 80), held)
+    model = model_of(centres, rotations)
+    georeference(model, fixes(centres + np.repeat([[0, 0, 9.0], [0, 0, -9.0]], 40, axis=0), 1.5))
+    for estimated, true in zip(poses(model)[1], rotations, strict=True):
+        assert (estimated.T @ true)[2, 2] > np.cos(np.radians(20))
+
+
 def test_a_known_distance_sets_the_scale() -> None:
     centres, rotations = walk()
     model = model_of(centres, rotations)

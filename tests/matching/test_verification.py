@@ -186,20 +186,34 @@ def test_what_stands_still_at_the_border_of_different_places_proves_nothing(mode
 
 
 @pytest.mark.parametrize("model", ["fundamental", "homography"])
-@pytest.mark.parametrize("corner", [(0, 0), (1, 0), (0, 1), (1, 1)])
-def test_a_watermark_in_a_corner_of_photos_of_two_sizes_proves_nothing(model, corner):
+@pytest.mark.parametrize("anchor", [(0, 0), (1, 0), (0, 1), (1, 1), (0.5, 1)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_watermark_in_photos_of_two_sizes_proves_nothing(model, anchor, scaled):
     rng = np.random.default_rng(0)
-    inside = rng.uniform([10, 10], [300, 50], (60, 2))  # distances from the corner
+    offset = rng.uniform([-100, -25], [100, 25], (60, 2)) + np.sign(0.5 - np.array(anchor)) * (
+        110,
+        35,
+    )
     a, b = (
         features(
             np.vstack(
-                [np.abs(np.multiply(corner, size) - inside), rng.uniform([0, 0], size, (400, 2))]
+                [
+                    np.multiply(anchor, size) + offset * (size[0] / 800 if scaled else 1),
+                    rng.uniform([0, 0], size, (400, 2)),
+                ]
             ),
             size=size,
         )
-        for size in ((800, 640), (640, 720))
+        for size in ((800, 640), (720, 720))
     )
     assert verify(a, b, in_order(460), model).verdict == "none"
+
+
+@pytest.mark.parametrize("model", ["fundamental", "homography"])
+def test_panoramas_show_the_same_place(model):
+    points = np.random.default_rng(0).uniform([0, 0], [2400, 300], (400, 2))
+    a, b = (features(at, size=(2400, 300)) for at in (points, points + 0.3))
+    assert verify(a, b, in_order(400), model).verdict == "same"
 
 
 @pytest.mark.parametrize("model", ["fundamental", "homography"])

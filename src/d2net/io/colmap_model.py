@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def find_model(folder: Path | str) -> Path | None:
-    """The folder of a model: `model`, `sparse/0`, `sparse`, the folder itself or `0` in it."""
-    candidates = (Path(folder, part) for part in ("model", "sparse/0", "sparse", "", "0"))
+    """The folder of a scene's model: `model`, `sparse/0`, `sparse` or the scene's folder itself.
+
+    `folder` may be the scene's folder, or `sparse` in it.
+    """
+    inside = ("", "0") if Path(folder).name == "sparse" else ("model", "sparse/0", "sparse", "")
+    candidates = (Path(folder, part) for part in inside)
     return next((candidate for candidate in candidates if is_model(candidate)), None)
 
 

@@ -38,9 +38,10 @@ _MAX_SCALE_DEVIATION = 0.1
 many photos and at least half of the positions agree, and its scale is known to this share. Ten
 photos within a few metres of each other do not determine the scale."""
 
-_TILTS, _MIN_GAIN = (0, 0.25, 0.5, 0.75, 1), 12.0
-"""Tilts from which the alignment of a drone's cameras starts, in parts of a right angle, and how
-much less the sum of squares must be than that of level cameras."""
+_TILTS, _DOWN, _MIN_GAIN = (0, 0.25, 0.5, 0.75, 1), -0.3, 12.0
+"""Tilts from which the alignment of a drone's cameras starts, in parts of a right angle; the sine
+below which nearly all of them must look, since altitudes of two walks differ by metres and would
+tilt a street; and how much less the sum of squares must be than that of level cameras."""
 
 _NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
 _MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
@@ -150,8 +151,10 @@ def georeference(
             errors = (np.asarray(found * sources) - targets) / _GPS_DEVIATION
             slopes = level @ found.rotation.matrix()[2] / _UP_DEVIATION
             cost = np.minimum(np.square(errors).sum(axis=1), 9.0).sum() + np.square(slopes).sum()
-            if cost < limit:
-                aligned, limit = found, cost - (_MIN_GAIN if level is not axis else 0.0)
+            ahead = found.rotation.matrix()[2] @ upright.apply(rotations[:, 2]).T
+            if cost < limit and (level is not axis or np.quantile(ahead, 0.9) < _DOWN):
+                gain = max(_MIN_GAIN, len(names) / 2)
+                aligned, limit = found, cost - (gain if level is not axis else 0.0)
     if aligned is None:
         return None
     moved = np.asarray(aligned * sources)

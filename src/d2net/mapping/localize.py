@@ -23,6 +23,7 @@ from d2net.mapping.assign_cameras import photo_camera
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.query_pose import (
+    SIGNIFICANT,
     QueryPose,
     covisible_groups,
     estimate_query_pose,
@@ -48,9 +49,9 @@ COLMAP's 12 px are 8 sigma of a VGG's keypoints in photos of full size. In maps 
 known to 0.4 px, a threshold of 3 px places queries 1.5 times as accurately as one of 8 px
 (docs/experiments.md, Maps)."""
 
-LOCALIZED, DOUBTFUL = 10.0, 2.0
-"""Limits of a pose's significance. Above the first one, a query is localized if its rotation is
-also known well enough. Between them it is doubtful, and below the second one it is lost."""
+DOUBTFUL = 2.0
+"""Significance of a doubtful pose. Above `SIGNIFICANT`, a query is localized if its rotation is
+also known well enough. Between them it is doubtful, and below this one it is lost."""
 
 MAX_ROTATION_DEVIATION = 1.0
 """Largest standard deviation of a localized query's rotation, in degrees."""
@@ -321,7 +322,7 @@ def _verdict(found: QueryPose, features: Features) -> tuple[Verdict, str]:
     agreeing = f"{found.num_inliers} of {total} correspondences agree with the pose"
     if found.pose.significance <= DOUBTFUL:
         return "lost", f"{agreeing}, as many as agree by accident"
-    if found.pose.significance <= LOCALIZED:
+    if found.pose.significance <= SIGNIFICANT:
         return "doubtful", f"only {agreeing}, which may be an accident"
     deviation = found.pose.rotation_deviation
     if deviation > MAX_ROTATION_DEVIATION:

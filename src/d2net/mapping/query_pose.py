@@ -20,6 +20,7 @@ from d2net.geometry.absolute_pose import AbsolutePose, AbsolutePoseOptions, abso
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
+SIGNIFICANT = 10.0  # significance above which a pose is no accident
 _MIN_SHARED_POINTS = 10  # two photos of a map that see this many common points are covisible
 _CONTRADICTION = 1.02  # gain in inliers by another focal length; docs/experiments.md, Maps
 _CACHED_PHOTOS = 2000  # photos of a map whose 3D points stay in memory, about 100 KB each
@@ -123,6 +124,12 @@ class QueryPose:
         return len(np.unique(self.correspondences.rows[self.inliers]))
 
     @property
+    def rank(self) -> tuple[float, int]:
+        """Orders poses: significant ones first, and by inliers among them."""
+        significance = 0.0 if self.pose is None else self.pose.significance
+        return min(significance, SIGNIFICANT), self.num_inliers
+
+    @property
     def best_photo(self) -> str | None:
         """The map photo with the most inliers; None without inliers."""
         photos = self.correspondences.photos[self.inliers]
@@ -139,7 +146,7 @@ def estimate_query_pose(
     *,
     from_exif: bool = False,
 ) -> QueryPose:
-    """Estimate a query's pose once for each group of map photos, and keep the best by inliers.
+    """Estimate a query's pose once for each group of map photos, and keep the best.
 
     The photos of a group are covisible: photos of other parts of the scene would only add outliers.
     `points_of` gives the 3D points of a map photo's keypoints, see `keypoint_points`. A focal
@@ -156,7 +163,7 @@ def estimate_query_pose(
             limit = 0 if pose is None else _CONTRADICTION * pose.inliers.sum()
             pose = other if other is not None and other.inliers.sum() > limit else pose
         candidate = QueryPose(photos, found, pose)
-        if not best.photos or candidate.num_inliers > best.num_inliers:
+        if not best.photos or candidate.rank > best.rank:
             best = candidate
     return best
 

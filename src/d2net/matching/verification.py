@@ -119,16 +119,21 @@ def verify(
 
 
 def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[np.bool_]:
-    """Marks matches near the borders that keep their distance from a corner, or their share of it.
+    """Marks matches near the borders that keep their place in photos of any sizes (width, height).
 
-    `sizes` are (width, height).
+    They keep it relative to a corner, the middle of a side or the centre, in pixels or scaled with
+    the width or the height; or they keep their share of both.
     """
     near = np.ones(len(points[0]), dtype=np.bool_)
     for places, size in zip(points, sizes, strict=True):
-        border = _BORDER * np.linalg.norm(size)
+        border = min(_BORDER * np.linalg.norm(size), size.min() / 4)
         near &= ~((places >= border) & (places < size - border)).all(axis=1)
     (a, b), (size_a, size_b) = points, sizes
-    moved = [a - b - np.array(corner) * (size_a - size_b) for corner in np.ndindex(2, 2)]
+    moved = [
+        a - b * scale - np.array(anchor) / 2 * (size_a - size_b * scale)
+        for anchor in np.ndindex(3, 3)
+        for scale in (1, *size_a / size_b)
+    ]
     moved.append(a - b * size_a / size_b)
     return np.asarray(near & (np.abs(moved).max(axis=2) < _STILL).any(axis=0))
 
