@@ -40,10 +40,13 @@ def is_model(folder: Path) -> bool:
 
 
 def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reconstruction:
-    """Read the model in a folder, text or binary; with the names of `photos` as they are there."""
+    """Read the model in a folder, text or binary; with the names of `photos` as they are there.
+
+    If the folder is no model itself, the one that `find_model` finds in it is read.
+    """
     import pycolmap
 
-    folder = Path(folder)
+    folder = Path(folder) if is_model(Path(folder)) else find_model(folder) or Path(folder)
     if not is_model(folder):
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"

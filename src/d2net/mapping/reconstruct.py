@@ -111,7 +111,7 @@ def reconstruct(
     if poses is None:
         check_cameras(found, settings, model.settings.upright)
     else:
-        known_poses = read_model(find_model(poses) or poses, files).images.values()
+        known_poses = read_model(poses, files).images.values()
         cameras = [(files[i.name], i.camera) for i in known_poses if i.name in files]
         check_photo_sizes(cameras, upright=model.settings.upright)
     with opened(Path(output)) as folder:
@@ -402,7 +402,7 @@ class Stages:
     def triangulate(self, poses: Path | str) -> pycolmap.Reconstruction:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
-        known = read_model(find_model(poses) or poses, self.uncertainty)
+        known = read_model(poses, self.uncertainty)
         names = sorted(image.name for image in known.images.values() if image.has_pose)
         missing = [name for name in names if name not in self.uncertainty]
         if missing:

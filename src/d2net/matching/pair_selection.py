@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from d2net.errors import InputError
 from d2net.features import Features
-from d2net.io.colmap_model import find_model, read_model
+from d2net.io.colmap_model import read_model
 from d2net.io.exif import Position, gps_positions
 from d2net.io.image_lists import FoundImage
 from d2net.io.pair_lists import Pair, read_pairs
@@ -117,7 +117,7 @@ def choose_pairs(
     if method == "retrieval":
         return by_retrieval()
     if choice.model is not None:
-        model = read_model(find_model(choice.model) or choice.model, known)
+        model = read_model(choice.model, known)
         return from_covisibility(model, choice.num_matched, names=names)
     if choice.file is not None:
         all_names = known | {photo.name for photo in photos or ()}  # some may have no features
