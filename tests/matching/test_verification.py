@@ -209,6 +209,19 @@ def test_a_watermark_in_photos_of_two_sizes_proves_nothing(model, anchor, scaled
     assert verify(a, b, in_order(460), model).verdict == "none"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_black_bars_of_films_prove_nothing(seed):
+    """Keypoints slide along the edges of the bars, which are epipolar lines of a sideways motion."""
+    rng = np.random.default_rng(seed)
+    edge = np.column_stack([rng.uniform(10, 790, 150), rng.choice([75.0, 565.0], 150)])
+    moved = edge + np.column_stack([rng.normal(25, 3, 150), rng.uniform(-1, 1, 150)])
+    a, b = (
+        features(np.vstack([bars, rng.uniform([0, 80], [800, 560], (300, 2))]))
+        for bars in (edge, moved)
+    )
+    assert verify(a, b, in_order(450)).verdict == "none"
+
+
 @pytest.mark.parametrize("model", ["fundamental", "homography"])
 def test_panoramas_show_the_same_place(model):
     points = np.random.default_rng(0).uniform([0, 0], [2400, 300], (400, 2))

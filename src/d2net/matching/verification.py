@@ -122,20 +122,22 @@ def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[n
     """Marks matches near the borders that keep their place in photos of any sizes (width, height).
 
     They keep it relative to a corner, the middle of a side or the centre, in pixels or scaled with
-    the width or the height; or they keep their share of both.
+    the width or the height; or they keep their share of both; or they move along the black bar of a
+    film, and keep their distance from that border.
     """
-    near = np.ones(len(points[0]), dtype=np.bool_)
-    for places, size in zip(points, sizes, strict=True):
-        border = min(_BORDER * np.linalg.norm(size), size.min() / 4)
-        near &= ~((places >= border) & (places < size - border)).all(axis=1)
     (a, b), (size_a, size_b) = points, sizes
+    depths = [np.hstack([p, size - p]) for p, size in zip(points, sizes, strict=True)]
+    limits = [min(_BORDER * np.linalg.norm(size), size.min() / 4) for size in sizes]
+    near_a, near_b = (depth < limit for depth, limit in zip(depths, limits, strict=True))
+    along = near_a & near_b & (np.abs(depths[0] - depths[1]) < _STILL)
     moved = [
         a - b * scale - np.array(anchor) / 2 * (size_a - size_b * scale)
         for anchor in np.ndindex(3, 3)
         for scale in (1, *size_a / size_b)
     ]
     moved.append(a - b * size_a / size_b)
-    return np.asarray(near & (np.abs(moved).max(axis=2) < _STILL).any(axis=0))
+    still = (np.abs(moved).max(axis=2) < _STILL).any(axis=0)
+    return np.asarray(along.any(axis=1) | (near_a.any(axis=1) & near_b.any(axis=1) & still))
 
 
 def default_threshold(a: Features, b: Features, matches: Matches, model: Model) -> float:
