@@ -211,7 +211,7 @@ def test_a_watermark_in_photos_of_two_sizes_proves_nothing(model, anchor, scaled
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_black_bars_of_films_prove_nothing(seed):
-    """Keypoints slide along the edges of the bars, which are epipolar lines of a sideways motion."""
+    """Keypoints slide along the edges of the bars, as if the camera had moved sideways."""
     rng = np.random.default_rng(seed)
     edge = np.column_stack([rng.uniform(10, 790, 150), rng.choice([75.0, 565.0], 150)])
     moved = edge + np.column_stack([rng.normal(25, 3, 150), rng.uniform(-1, 1, 150)])
