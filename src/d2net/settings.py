@@ -150,7 +150,7 @@ class ExtractionSettings(Settings):
     keypoints of all copies. Only one photo of a pair needs this."""
 
     max_edge: int | None = 1600
-    """Longest edge in pixels; larger photos are reduced. `max_sum_edges` limits it, too."""
+    """Longest edge in pixels, None for no limit. `max_sum_edges` also reduces photos."""
 
     max_sum_edges: int | None = 2800
     """Largest sum of both edges in pixels; larger photos are reduced. None: no limit."""

@@ -45,7 +45,6 @@ _RADIUS = 2.5  # of the circle of a keypoint of scale 1
 _SUBPIXEL_BITS = 4  # OpenCV draws at sixteenths of a pixel
 
 _FRAME = 3  # cells at the border of a score map that the network's zero padding distorts
-_TINY = float(np.finfo(np.float32).tiny)
 
 _BACKGROUND = (24, 24, 24)
 _TEXT = (240, 240, 240)
@@ -219,7 +218,7 @@ def plot_keypoints(
             raise InputError(
                 f"a score map must be h x w finite numbers from 0; this one has shape {heat.shape}"
             )
-        heat = heat / max(float(heat.mean()), _TINY)
+        heat = heat / (float(heat.mean()) or 1.0)
         right = picture.columns[1]
         frame = _FRAME if min(heat.shape) > 4 * _FRAME else 0
         inner = slice(frame, -frame or None)

@@ -38,6 +38,7 @@ def test_sparse_stands_for_its_first_model(model, tmp_path):
     for file in model.glob("*.bin"):
         file.rename(first / file.name)
     assert find_model(tmp_path / "scene") == find_model(tmp_path / "scene" / "sparse") == first
+    assert read_model(tmp_path / "scene" / "sparse").num_images() == 12
     assert find_model(model) is None
     (tmp_path / "scene" / "sparse").rename(tmp_path / "numbered")
     assert find_model(tmp_path / "numbered") is None  # scenes may be numbered

@@ -211,7 +211,7 @@ def test_a_drone_that_looks_down_is_aligned_by_its_positions() -> None:
 @pytest.mark.parametrize("step", [15.0, 50.0])
 @pytest.mark.parametrize("turning", [False, True])
 def test_a_drone_may_tilt_its_camera_by_any_angle(pitch: float, step: float, turning: bool) -> None:
-    """In a small area a tilted map agrees with all positions within the errors of GPS."""
+    """In an area of 60 m a tilted map agrees with all positions within the errors of GPS."""
     y, x = (part.ravel() for part in np.meshgrid(np.arange(5) * step, np.arange(5) * step))
     centres = np.column_stack([x, y, np.full(25, 80.0)])
     chance = np.random.default_rng(4)
@@ -238,7 +238,7 @@ def test_drifting_altitudes_do_not_tilt_a_walk(length: float) -> None:
 
 
 @pytest.mark.parametrize("distance", [8.0, 15.0])
-def test_two_walks_with_other_altitudes_do_not_tilt_a_facade(distance: float) -> None:
+def test_two_walks_whose_altitudes_differ_do_not_tilt_a_facade(distance: float) -> None:
     """A phone's altitudes are wrong by metres, and differently on each walk."""
     chance = np.random.default_rng(0)
     x = np.r_[np.linspace(0, 50, 40), np.linspace(50, 0, 40)]

@@ -17,11 +17,12 @@ import torch
 from d2net import D2Net
 from d2net.errors import InputError
 from d2net.features import Features, Matches
+from d2net.geometry.absolute_pose import AbsolutePoseOptions
 from d2net.geometry.alignment import rotation_angle
 from d2net.io.colmap_database import guessed_camera
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
-from d2net.mapping.query_pose import Correspondences
+from d2net.mapping.query_pose import Correspondences, covisible_groups, estimate_query_pose
 from d2net.mapping.reconstruct import reconstruct
 
 from ..tiny import default_type
@@ -62,7 +63,7 @@ def test_the_matches_with_one_photo(root: Path, dtype: torch.dtype) -> None:
     with default_type(dtype):
         assert len(answer.matches(answer.best_photo)) == len(answer.correspondences)
     other = "photo00.png" if answer.best_photo == "photo05.png" else "photo05.png"
-    with pytest.raises(InputError, match=f"not matched with '{other}'"):
+    with pytest.raises(InputError, match=f"'{other}' gave no correspondences"):
         answer.matches(other)
 
 
@@ -213,3 +214,29 @@ def test_equal_correspondences_count_once() -> None:
     assert found.photos.tolist() == [0, 0, 1]
     assert found.map_rows.tolist() == [0, 1, 1]
     assert len(Correspondences.from_matches([])) == 0
+
+
+def test_a_significant_pose_goes_before_one_with_more_inliers() -> None:
+    """Those of many photos may be accidental, while few photos determine the pose."""
+    rng = np.random.default_rng(0)
+    world = rng.uniform([-3, -3, 4], [3, 3, 9], (400, 3))
+    pixels = LENS.img_from_cam(world) - 0.5
+    pixels[25:] = rng.uniform([0, 0], SIZE, (375, 2))
+    keypoints, ones = torch.from_numpy(pixels).float(), torch.ones(400)
+    features = Features(keypoints, ones, ones, torch.ones(400, 1), SIZE, ones)
+    rows = {"few": np.arange(40), "many": np.arange(25, 400)}
+
+    def match(name: str) -> Matches:
+        indices = torch.from_numpy(rows[name])[:, None].expand(-1, 2)
+        return Matches(indices, torch.ones(len(indices)))
+
+    for groups in ((("few",), ("many",)), (("many",), ("few",))):
+        options = AbsolutePoseOptions(threshold=12.0)
+        found = estimate_query_pose(features, LENS, options, groups, match, lambda _: world)
+        assert found.photos == ("few",)
+
+
+def test_the_photos_of_a_group_are_sorted_by_similarity() -> None:
+    points = {"a": range(20), "b": range(40, 60), "c": range(10, 50)}
+    groups = covisible_groups("abc", lambda name: frozenset(points[name]))
+    assert groups == [("a", "b", "c")]

@@ -72,6 +72,7 @@ class CachedPhotos(ExitStack):
         prefix: str = "",
     ) -> None:
         """Extract the photos; `prefix` comes before their names in a features file."""
+        super().__init__()
         self._source = source
         self.path = source.folder / fingerprint([source.provenance, str(folder.resolve())])
         self.path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,6 @@ class CachedPhotos(ExitStack):
                             f"features is {given[0]} x {given[1]}; they must be the same"
                         )
                     writer.add(name, found.best(source.max_keypoints), inputs)
-        super().__init__()
         self._features = self.enter_context(FeatureFile(features_path))
         # Pairs usually come sorted by their first photo.
         self.features = lru_cache(maxsize=8)(self._features.__getitem__)

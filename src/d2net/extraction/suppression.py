@@ -50,7 +50,7 @@ class CellSuppression:
 
 
 class RadiusSuppression:
-    """The default rule: a keypoint suppresses finer ones within `radius` pixels of its level."""
+    """The default: a keypoint suppresses finer ones within `radius`, in pixels of its own level."""
 
     def __init__(self, radius: float) -> None:
         self._radius = radius

@@ -28,7 +28,7 @@ def find_model(folder: Path | str) -> Path | None:
 
     `folder` may be the scene's folder, or `sparse` in it.
     """
-    inside = ("", "0") if Path(folder).name == "sparse" else ("model", "sparse/0", "sparse", "")
+    inside = ["model", "sparse/0", "sparse", "", *["0"] * (Path(folder).resolve().name == "sparse")]
     candidates = (Path(folder, part) for part in inside)
     return next((candidate for candidate in candidates if is_model(candidate)), None)
 
@@ -46,7 +46,8 @@ def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reco
     """
     import pycolmap
 
-    folder = Path(folder) if is_model(Path(folder)) else find_model(folder) or Path(folder)
+    folder = Path(folder)
+    folder = folder if is_model(folder) else find_model(folder) or folder
     if not is_model(folder):
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"

@@ -64,9 +64,8 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
         lists = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
         write_text(path, json.dumps(lists) + "\n")
     elif suffix == ".csv":
-        ends = (*points_a.T, *points_b.T)
-        columns: dict[str, Any] = dict(zip(("x_a", "y_a", "x_b", "y_b"), ends, strict=True))
-        columns["similarity"] = similarity
+        columns: dict[str, Any] = {"x_a": points_a[:, 0], "y_a": points_a[:, 1]}
+        columns |= {"x_b": points_b[:, 0], "y_b": points_b[:, 1], "similarity": similarity}
         if confidence is not None:
             columns["confidence"] = confidence
         if inliers is not None:

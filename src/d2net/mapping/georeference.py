@@ -28,8 +28,8 @@ _UP = np.array([0.0, 0.0, 1.0])
 
 _GPS_DEVIATION = np.array([5.0, 5.0, 10.0])
 _UP_DEVIATION = np.radians(5.0)
-"""Standard deviations of a GPS position (east, north, up) in metres, and of the cameras' common up
-in radians: their weights in the alignment."""
+"""Standard deviations of a GPS position (east, north, up) in metres, and of a direction that the
+cameras call level in radians: their weights in the alignment."""
 
 _MAX_GPS_ERROR = 3 * _GPS_DEVIATION
 _MIN_POSITIONS = 4
@@ -38,10 +38,15 @@ _MAX_SCALE_DEVIATION = 0.1
 many photos and at least half of the positions agree, and its scale is known to this share. Ten
 photos within a few metres of each other do not determine the scale."""
 
-_TILTS, _DOWN, _MIN_GAIN = (0, 0.25, 0.5, 0.75, 1), -0.3, 12.0
-"""Tilts from which the alignment of a drone's cameras starts, in parts of a right angle; the sine
-below which nearly all of them must look, since altitudes of two walks differ by metres and would
-tilt a street; and how much less the sum of squares must be than that of level cameras."""
+_TILTS = (0, 0.25, 0.5, 0.75, 1)
+"""Starting tilts, as shares of the turn that makes the mean view point straight down."""
+
+_DOWN = -0.3
+"""A tilt is accepted only if 90 % of the cameras look below this sine. Altitudes of two walks
+differ by metres and would otherwise tilt a street."""
+
+_MIN_GAIN = 12.0
+"""A tilt must reduce the sum of squares by this much, and by half the number of positions."""
 
 _NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
 _MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
@@ -139,22 +144,25 @@ def georeference(
     reference = transform.ecef_to_ellipsoid(middle[None])[0]
     targets = transform.ellipsoid_to_enu(on_earth, *reference)
     sources = np.asarray(turn * np.array([centres[name] for name in names]))
-    # Most cameras are level. Those of a drone may share a level axis and any tilt about it.
-    down = Rotation.align_vectors(_UP[None], -upright.apply(rotations[:, 2].mean(axis=0))[None])[0]
-    axis = upright.apply(np.linalg.svd(rotations[:, 0])[2][:1])
+    # Most cameras are level. A drone's may be tilted by any angle about one level axis.
+    forwards = upright.apply(rotations[:, 2])
+    down = Rotation.align_vectors(_UP[None], -forwards.mean(axis=0)[None])[0]
+    axis = upright.apply(np.linalg.svd(rotations[:, 0], full_matrices=False)[2][:1])
     tilted = [(Rotation.from_rotvec(part * down.as_rotvec()), axis) for part in _TILTS]
-    aligned, limit = None, np.inf
+    aligned, best = None, np.inf
     for tilt, level in [(Rotation.identity(), np.eye(3)[:2]), *tilted]:
         found = _align(tilt.apply(sources), targets, tilt.apply(level), scale is not None)
-        if found is not None:
-            found *= _similarity(1.0, tilt, np.zeros(3))
-            errors = (np.asarray(found * sources) - targets) / _GPS_DEVIATION
-            slopes = level @ found.rotation.matrix()[2] / _UP_DEVIATION
-            cost = np.minimum(np.square(errors).sum(axis=1), 9.0).sum() + np.square(slopes).sum()
-            ahead = found.rotation.matrix()[2] @ upright.apply(rotations[:, 2]).T
-            if cost < limit and (level is not axis or np.quantile(ahead, 0.9) < _DOWN):
-                gain = max(_MIN_GAIN, len(names) / 2)
-                aligned, limit = found, cost - (gain if level is not axis else 0.0)
+        if found is None:
+            continue
+        found *= _similarity(1.0, tilt, np.zeros(3))
+        errors, slopes = _residuals(found, sources, targets, level)
+        cost = np.minimum(np.square(errors).sum(axis=1), 3.0**2).sum() + np.square(slopes).sum()
+        if level is not axis:
+            cost -= max(_MIN_GAIN, len(names) / 2)
+        elif np.quantile(forwards @ found.rotation.matrix()[2], 0.9) >= _DOWN:
+            continue
+        if cost < best:
+            aligned, best = found, cost
     if aligned is None:
         return None
     moved = np.asarray(aligned * sources)
@@ -214,10 +222,8 @@ def _align(
     complex numbers it is target = a source + b.
     """
     z, w = (points[:, 0] + 1j * points[:, 1] for points in (sources, targets))
-    first, second = np.triu_indices(len(z), 1)
-    if len(first) > _NUM_HYPOTHESES:
-        rows = np.random.default_rng(0).choice(len(first), _NUM_HYPOTHESES, replace=False)
-        first, second = first[rows], second[rows]
+    number = min(_NUM_HYPOTHESES, 4 * len(z) ** 2)
+    first, second = np.random.default_rng(0).integers(len(z), size=(2, number))
     apart = (z[second] != z[first]) & (w[second] != w[first])
     first, second = first[apart], second[apart]
     if not len(first):
@@ -245,6 +251,14 @@ def _align(
     return fitted
 
 
+def _residuals(
+    similarity: pycolmap.Sim3d, sources: Array, targets: Array, level: Array
+) -> tuple[Array, Array]:
+    """Errors of positions, N x 3, and of K level directions, in standard deviations."""
+    errors = (np.asarray(similarity * sources) - targets) / _GPS_DEVIATION
+    return errors, level @ similarity.rotation.matrix()[2] / _UP_DEVIATION
+
+
 def _fit(
     sources: Array, targets: Array, level: Array, start: pycolmap.Sim3d, known_scale: bool
 ) -> pycolmap.Sim3d:
@@ -259,9 +273,7 @@ def _fit(
         return _similarity(scale, rotation, shift)
 
     def residuals(change: Array) -> Array:
-        similarity = changed(change)
-        errors = (np.asarray(similarity * sources) - targets) / _GPS_DEVIATION
-        tilt = (level @ similarity.rotation.matrix()[2]) / _UP_DEVIATION
-        return np.concatenate([errors.ravel(), tilt])
+        errors, slopes = _residuals(changed(change), sources, targets, level)
+        return np.concatenate([errors.ravel(), slopes])
 
     return changed(least_squares(residuals, np.zeros(7)).x)

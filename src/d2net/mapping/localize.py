@@ -40,8 +40,8 @@ NUM_RETRIEVED = 20
 """Map photos that a query is matched with: those most similar to it."""
 
 _FEW_PHOTOS = 5
-"""These most similar photos of a group are also tried without the others, whose outliers may be so
-many that RANSAC misses the pose."""
+"""The pose is also estimated from this many of a group's most similar photos. With all photos,
+outliers may be so many that RANSAC misses the pose."""
 
 POSE_SIGMAS, MIN_POSE_ERROR = 8.0, 3.0
 """RANSAC's threshold in standard deviations of a keypoint's position, and its minimum in pixels.
@@ -50,8 +50,8 @@ known to 0.4 px, a threshold of 3 px places queries 1.5 times as accurately as o
 (docs/experiments.md, Maps)."""
 
 DOUBTFUL = 2.0
-"""Significance of a doubtful pose. Above `SIGNIFICANT`, a query is localized if its rotation is
-also known well enough. Between them it is doubtful, and below this one it is lost."""
+"""A query is lost at this significance or below, and doubtful up to `SIGNIFICANT`. Above that it is
+localized if its rotation is also known well enough."""
 
 MAX_ROTATION_DEVIATION = 1.0
 """Largest standard deviation of a localized query's rotation, in degrees."""
@@ -91,7 +91,7 @@ class Localization(QueryPose):
     def matches(self, photo: str) -> Matches:
         """With one map photo: the matches that gave correspondences, with inliers marked."""
         if photo not in self.photos:
-            raise InputError(f"the query was not matched with {photo!r}: name one of `photos`")
+            raise InputError(f"{photo!r} gave no correspondences: name one of `photos`")
         shown = self.correspondences.photos == self.photos.index(photo)
         chosen = self.correspondences[shown]
         return Matches(
@@ -219,12 +219,12 @@ class Map:
         name, sha256 = recorded["weights"]["name"], recorded["weights"]["sha256"]
         made_with = f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]})"
         if weights is None and not CATALOGUE.keys() >= {*name.split("+")}:
-            raise InputError(f"{made_with}, which d2net does not have: give their file (--weights)")
+            raise InputError(f"{made_with}, which d2net does not have: give their file as weights")
         model = D2Net.from_pretrained(weights or name, device=device, **recorded["extraction"])
         if model.weights["sha256"] != sha256:
             raise InputError(
                 f"{made_with}, not with {model.weights['name']} ({model.weights['sha256'][:12]}); "
-                "pass the map's weights"
+                "give their file as weights"
             )
         model.weights = recorded["weights"]  # a file may have been renamed
         return cls(folder, model, matcher)

@@ -176,7 +176,7 @@ def run_mapper(
         models: list[pycolmap.Reconstruction] = []
         for model in sorted(found.values(), key=_size, reverse=True):
             # COLMAP also starts models from photos of a larger model; those are wrong.
-            if not any(_photos(model) <= _photos(larger) for larger in models):
+            if not any(posed_photos(model) <= posed_photos(larger) for larger in models):
                 models.append(model)
         best = max(best, models, key=lambda models: _size(*models[:1]))
         if not best or best[0].num_reg_images() >= _SUFFICIENT_SHARE * connected:
@@ -189,7 +189,8 @@ def _size(model: pycolmap.Reconstruction | None = None) -> tuple[int, int]:
     return (model.num_reg_images(), model.num_points3D()) if model else (0, 0)
 
 
-def _photos(model: pycolmap.Reconstruction) -> set[str]:
+def posed_photos(model: pycolmap.Reconstruction) -> set[str]:
+    """The photos of a model that have a pose."""
     return {image.name for image in model.images.values() if image.has_pose}
 
 

@@ -102,7 +102,7 @@ class QueryPose:
     """A query's correspondences with a map, and the pose that they agree on.
 
     Attributes:
-        photos: names of the map photos that were matched.
+        photos: names of the map photos that gave the correspondences.
         correspondences: between the query's keypoints and the map's points.
         pose: with camera, inliers and covariance; None if there is no pose.
     """
@@ -125,7 +125,7 @@ class QueryPose:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Orders poses: significant ones first, and by inliers among them."""
+        """Sort key: significant poses by inliers, then the others by significance."""
         significance = 0.0 if self.pose is None else self.pose.significance
         return min(significance, SIGNIFICANT), self.num_inliers
 
@@ -183,5 +183,5 @@ def covisible_groups(
             joined = [n for n in left if len(points & observed(n)) >= _MIN_SHARED_POINTS]
             group += joined
             left = [name for name in left if name not in joined]
-        groups.append(tuple(group))
+        groups.append(tuple(sorted(group, key=photos.index)))
     return groups

@@ -30,7 +30,7 @@ from d2net.io.text_lists import as_known
 from d2net.mapping.assign_cameras import assign_cameras, check_cameras
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
 from d2net.mapping.map_folder import MapFolder
-from d2net.mapping.mapper import SignificantPairs, run_mapper, verify_pairs
+from d2net.mapping.mapper import SignificantPairs, posed_photos, run_mapper, verify_pairs
 from d2net.mapping.plausibility import judge_map, remove_impossible_photos
 from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
@@ -179,10 +179,6 @@ def add_photos(
         stages.match(stages.select_added_pairs(new))
         stages.verify(adding=True)
         return stages.finish(stages.map(adding=True))
-
-
-def _registered(model: pycolmap.Reconstruction) -> set[str]:
-    return {model.images[number].name for number in model.reg_image_ids()}
 
 
 def _find_photos(folder: Path) -> list[FoundImage]:
@@ -361,7 +357,7 @@ class Stages:
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
         known = set(folder.record.values.get("known_cameras", ())) if adding else set[int]()
-        held = [_registered(model) for model, _ in old]
+        held = [posed_photos(model) for model, _ in old]
         free = set(self.usable).difference(*held)
         models: list[pycolmap.Reconstruction] = []
         with folder.timed("mapping"), folder.scratch() as scratch:
@@ -374,7 +370,7 @@ class Stages:
                 names = held[number] | free
                 grown = run(scratch / path.name, self._settings, names, existing=path) or [model]
                 models.append(grown[0])
-                free -= _registered(grown[0])
+                free -= posed_photos(grown[0])
             if len(free) >= MIN_PHOTOS:
                 models += run(scratch / "new", self._settings, free)
         refine = self._settings.camera_params is None and not known
@@ -387,7 +383,7 @@ class Stages:
             raise MappingError(why_no_map(folder.database))
         places = [place for _, place in old]
         places += [georeference(m, positions or {}, known_distance) for m in models[len(old) :]]
-        if known_distance and not any({*known_distance[:2]} <= _registered(m) for m in models):
+        if known_distance and not any({*known_distance[:2]} <= posed_photos(m) for m in models):
             _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
         elif known_distance and positions and not any(places):
             _log.warning("too few GPS positions agree with the known distance to place the map")

@@ -140,10 +140,8 @@ def figure_lines(summary: MapSummary) -> list[str]:
             f"agree, with errors of {place.error:.1f} m"
         )
     if summary.insignificant_pairs:
-        left_out = count(summary.insignificant_pairs, "pair")
-        lines.append(
-            f"{left_out} of photos left out, without evidence that they show the same place"
-        )
+        left_out = f"{count(summary.insignificant_pairs, 'pair')} of photos left out"
+        lines.append(f"{left_out}, without evidence that they show the same place")
     return lines
 
 
@@ -184,8 +182,5 @@ def why_unregistered(
 ) -> dict[str, str]:
     """Reasons of the photos that are in no map, by name."""
     matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
-    return {
-        name: TOO_FEW_INLIERS if name in matched else NO_MATCHES
-        for name in names
-        if name not in registered
-    }
+    missing = (name for name in names if name not in registered)
+    return {name: TOO_FEW_INLIERS if name in matched else NO_MATCHES for name in missing}

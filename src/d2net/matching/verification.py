@@ -33,8 +33,8 @@ PRECISE_SHARE = 0.25
 threshold. They determine the model."""
 
 _STILL, _BORDER = 2.0, 0.1
-"""Matches that move by fewer pixels, and are nearer to the border than this share of the diagonal,
-prove nothing: they may be a time stamp, a logo or one's own vehicle."""
+"""Matches that move by fewer pixels near the border prove nothing: they may be a time stamp, a logo
+or one's own vehicle. Near is this share of the diagonal, or a quarter of the shorter side."""
 
 HOMOGRAPHY_FACTOR = math.sqrt(2)
 """A transfer error contains the noise of both points of a pair, a Sampson distance that of one."""
@@ -119,11 +119,12 @@ def verify(
 
 
 def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[np.bool_]:
-    """Marks matches near the borders that keep their place in photos of any sizes (width, height).
+    """N bool: matches near a border in both photos that stay in place, or slide along that border.
 
-    They keep it relative to a corner, the middle of a side or the centre, in pixels or scaled with
-    the width or the height; or they keep their share of both; or they move along the black bar of a
-    film, and keep their distance from that border.
+    Points are N x 2, sizes (width, height). In place means less than `_STILL` pixels of the first
+    photo apart, measured from a corner, the middle of a side or the centre, unscaled or scaled by
+    the ratio of the widths or heights; or at the same fraction of both. Matches at the edges of a
+    film's black bars slide.
     """
     (a, b), (size_a, size_b) = points, sizes
     depths = [np.hstack([p, size - p]) for p, size in zip(points, sizes, strict=True)]

@@ -301,7 +301,7 @@ class Light(Network):
 class LightDetector:
     """Keypoints are local maxima of the score's probability."""
 
-    border = 4
+    border = 4  # pixels
 
     def __init__(self, network: Light) -> None:
         self._network = network

@@ -28,7 +28,7 @@ class ShownMap:
         self.upright = map_.model.settings.upright
 
     def about(self) -> dict[str, Any]:
-        """Name and size of the map, as JSON."""
+        """The map's name, and the numbers of photos and points of `sparse/0`, as JSON."""
         return {
             "name": self.map.folder.path.resolve().name,
             "photos": len(self.map.reconstruction.reg_image_ids()),

@@ -132,8 +132,8 @@ def run(
             if before.get(name) != value:
                 raise OutputError(
                     f"{output} holds {state.step} steps of a run with other settings ({name} was "
-                    f"{before.get(name)!r} and is now {value!r}): give the same settings to resume "
-                    "it, delete it, or choose another output"
+                    f"{before.get(name)!r} and is now {value!r}): to resume it, give the same "
+                    "settings; otherwise delete the folder or choose another output"
                 )
         if state is new_run:
             state.inputs = {name: record_files(path) for name, path in files.items()}

@@ -86,7 +86,7 @@ export class LocalizeView {
       const { camera } = answer, focal = camera.params[0];
       facts.push(["Position", answer.position.map((v) => v.toPrecision(4)).join(", ")
         + ` ± ${answer.position_deviation.toPrecision(2)} in the map’s units`]);
-      if (answer.map) facts.push(["Map", `sparse/${answer.map}, which has its own coordinates; sparse/0 is shown`]);
+      if (answer.map) facts.push(["Map", `sparse/${answer.map}, which has its own coordinates; this page draws sparse/0`]);
       facts.push(["Rotation", `± ${answer.rotation_deviation_deg.toFixed(2)}°`]);
       facts.push(["Focal length", `${focal.toFixed(0)} px, ${camera.known ? "from the photo’s EXIF data" : "estimated"}`]);
     }

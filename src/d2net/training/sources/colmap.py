@@ -52,7 +52,7 @@ def open_colmap(folder: Path, options: ColmapOptions, crop: int) -> ScenePairs:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    path = folder / options.model if options.model else find_model(folder) or folder
+    path = find_model(folder / options.model) or folder / options.model
     model = read_model(path)
     map_folder = path.resolve().parent.parent
     are_upright = False  # COLMAP rotates no photo
