@@ -219,12 +219,12 @@ def test_equal_correspondences_count_once() -> None:
 def test_a_significant_pose_goes_before_one_with_more_inliers() -> None:
     """Those of many photos may be accidental, while few photos determine the pose."""
     rng = np.random.default_rng(0)
-    world = rng.uniform([-3, -3, 4], [3, 3, 9], (400, 3))
+    world = rng.uniform([-3, -3, 4], [3, 3, 9], (3000, 3))
     pixels = LENS.img_from_cam(world) - 0.5
-    pixels[25:] = rng.uniform([0, 0], SIZE, (375, 2))
-    keypoints, ones = torch.from_numpy(pixels).float(), torch.ones(400)
-    features = Features(keypoints, ones, ones, torch.ones(400, 1), SIZE, ones)
-    rows = {"few": np.arange(40), "many": np.arange(25, 400)}
+    pixels[12:] = rng.uniform([0, 0], SIZE, (2988, 2))
+    keypoints, ones = torch.from_numpy(pixels).float(), torch.ones(3000)
+    features = Features(keypoints, ones, ones, torch.ones(3000, 1), SIZE, ones)
+    rows = {"few": np.arange(14), "many": np.arange(12, 3000)}
 
     def match(name: str) -> Matches:
         indices = torch.from_numpy(rows[name])[:, None].expand(-1, 2)
