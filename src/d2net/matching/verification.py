@@ -134,7 +134,7 @@ def _still(points: tuple[Array, Array], sizes: tuple[Array, Array]) -> NDArray[n
     moved = [
         a - b * scale - np.array(anchor) / 2 * (size_a - size_b * scale)
         for anchor in np.ndindex(3, 3)
-        for scale in (1, *size_a / size_b)
+        for scale in {1.0, *(size_a / size_b)}
     ]
     moved.append(a - b * size_a / size_b)
     still = (np.abs(moved).max(axis=2) < _STILL).any(axis=0)
