@@ -58,7 +58,7 @@ def test_a_recipe(d2net: Run, folder: Path) -> None:
     assert d2net(*arguments, "--batch", 2).json["pairs"] == 4
     other = d2net(*arguments, "--batch", 5)
     assert other.code == 2
-    assert "give the same settings to resume it, delete it" in other.json["error"]
+    assert "to resume it, give the same settings" in other.json["error"]
 
 
 @pytest.mark.slow
