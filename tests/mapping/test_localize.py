@@ -217,7 +217,7 @@ def test_equal_correspondences_count_once() -> None:
 
 
 def test_a_significant_pose_goes_before_one_with_more_inliers() -> None:
-    """Those of many photos may be accidental, while few photos determine the pose."""
+    """With many photos all inliers may be accidental, while a few photos determine the pose."""
     rng = np.random.default_rng(0)
     world = rng.uniform([-3, -3, 4], [3, 3, 9], (3000, 3))
     pixels = LENS.img_from_cam(world) - 0.5

@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Draw training pairs with their correspondences, and print statistics.
 
-    Wrong poses, depth maps and alignment show before training. The exit code is then 1.
+    This finds wrong poses, depth maps or alignment before training. The exit code is then 1.
 
     Options:
         source DIR: A reconstruction, or a folder of photos.

@@ -107,7 +107,7 @@ def _search_tile(
     """For each level and photo: the photo's index, and the keypoints in the cells of a tile."""
     assert settings.descriptor is not None  # noqa: S101 (the network has resolved it)
     detector = network.detector(original=settings.original)
-    radius = _RADIUS * float(detector.uncertainty(torch.ones(1)))
+    radius = _RADIUS * float(detector.uncertainty(torch.ones(1, device="cpu")))
     suppression = [
         CellSuppression(network.grid) if settings.original else RadiusSuppression(radius)
         for _ in photos

@@ -28,8 +28,10 @@ def find_model(folder: Path | str) -> Path | None:
 
     `folder` may be the scene's folder, or `sparse` in it.
     """
-    inside = ["model", "sparse/0", "sparse", "", *["0"] * (Path(folder).resolve().name == "sparse")]
-    candidates = (Path(folder, part) for part in inside)
+    folder = Path(folder)
+    candidates = [folder / "model", folder / "sparse" / "0", folder / "sparse", folder]
+    if folder.resolve().name == "sparse":
+        candidates.append(folder / "0")
     return next((candidate for candidate in candidates if is_model(candidate)), None)
 
 

@@ -38,15 +38,11 @@ _MAX_SCALE_DEVIATION = 0.1
 many photos and at least half of the positions agree, and its scale is known to this share. Ten
 photos within a few metres of each other do not determine the scale."""
 
-_TILTS = (0, 0.25, 0.5, 0.75, 1)
-"""Starting tilts, as shares of the turn that makes the mean view point straight down."""
-
+_TILTS = (0, 0.25, 0.5, 0.75, 1)  # at the start; 1 makes the mean view point straight down
+_MIN_GAIN = 12.0  # a tilt must reduce the sum of squares by this, and by half the positions
 _DOWN = -0.3
-"""A tilt is accepted only if 90 % of the cameras look below this sine. Altitudes of two walks
-differ by metres and would otherwise tilt a street."""
-
-_MIN_GAIN = 12.0
-"""A tilt must reduce the sum of squares by this much, and by half the number of positions."""
+"""A tilt is accepted only if 90 % of the cameras look below this sine. The GPS altitudes of two
+walks differ by metres, which would otherwise tilt a street."""
 
 _NUM_HYPOTHESES = 5000  # pairs of photos that RANSAC tries at most
 _MAX_REFINEMENTS = 5  # rounds in which the positions that agree change
@@ -254,7 +250,7 @@ def _align(
 def _residuals(
     similarity: pycolmap.Sim3d, sources: Array, targets: Array, level: Array
 ) -> tuple[Array, Array]:
-    """Errors of positions, N x 3, and of K level directions, in standard deviations."""
+    """The errors of N positions (N x 3) and of K level directions, in standard deviations."""
     errors = (np.asarray(similarity * sources) - targets) / _GPS_DEVIATION
     return errors, level @ similarity.rotation.matrix()[2] / _UP_DEVIATION
 

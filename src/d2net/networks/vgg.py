@@ -120,7 +120,7 @@ class VGG(Network):
         again, so that no strong channel outvotes the others (as RootSIFT: Arandjelovic and
         Zisserman, CVPR 2012). fused: root of the deep and of the shallow map, which has a smaller
         receptive field and sharper positions. whitened: both, and the root of the deep map's mean
-        around the position, reduced by the whitening. Zero maps give zeros, except whitened.
+        around the position, reduced by the whitening. Zero maps give zeros in the other types.
         """
         deep, shallow = maps
         plain = F.normalize(sample(deep, EXTRACTION_CELLS.inverse()(positions)), dim=1)

@@ -58,8 +58,9 @@ class GroundTruth(NamedTuple):
     """Which keypoints of two crops match.
 
     Attributes:
-        errors: N x M distances in pixels from the true place of each keypoint of a to each of
-            b; infinite for crops of different places; NaN where the place is unknown.
+        errors: N x M distances in pixels. Entry (i, j) is the distance from where keypoint i of a
+            is truly seen in b to keypoint j of b. It is infinite for crops of different places, and
+            NaN where the true place is unknown.
         labels: which keypoints match.
     """
 

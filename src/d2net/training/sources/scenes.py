@@ -221,7 +221,8 @@ def find_overlaps(
     """Find the photos of one scene that see the same points.
 
     Returns:
-        K x 2 numbers of photos, in both orders, and K shares of the first's points in the second.
+        K x 2 numbers of photos, each pair in both orders, and for each row the share of the first
+        photo's points that the second photo sees.
     """
     from scipy import sparse
 
