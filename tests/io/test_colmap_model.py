@@ -31,6 +31,15 @@ def test_whole_models_are_read(model):
     assert (read.num_points3D(), read.num_images(), read.num_rigs()) == (50, 12, 2)
 
 
+def test_a_folder_that_is_a_model_stands_for_itself(model):
+    (model / "model").mkdir()
+    pycolmap.synthesize_dataset(
+        pycolmap.SyntheticDatasetOptions(num_rigs=1, num_cameras_per_rig=1, num_frames_per_rig=2)
+    ).write_binary(model / "model")
+    assert find_model(model) == model
+    assert read_model(model).num_images() == 12
+
+
 def test_sparse_stands_for_its_first_model(model, tmp_path):
     assert find_model(model) == model
     first = tmp_path / "scene" / "sparse" / "0"

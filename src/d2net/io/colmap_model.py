@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def find_model(folder: Path | str) -> Path | None:
-    """The folder of a scene's model: `model`, `sparse/0`, `sparse` or the scene's folder itself.
+    """The folder of a scene's model: the scene's folder itself, `model`, `sparse/0` or `sparse`.
 
     `folder` may be the scene's folder, or `sparse` in it.
     """
     folder = Path(folder)
-    candidates = [folder / "model", folder / "sparse" / "0", folder / "sparse", folder]
+    candidates = [folder, folder / "model", folder / "sparse" / "0", folder / "sparse"]
     if folder.resolve().name == "sparse":
         candidates.append(folder / "0")
     return next((candidate for candidate in candidates if is_model(candidate)), None)
@@ -42,18 +42,15 @@ def is_model(folder: Path) -> bool:
 
 
 def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reconstruction:
-    """Read the model in a folder, text or binary; with the names of `photos` as they are there.
-
-    If the folder is no model itself, the one that `find_model` finds in it is read.
-    """
+    """Read the model that `find_model` finds; with the names of `photos` as they are there."""
     import pycolmap
 
-    folder = Path(folder)
-    folder = folder if is_model(folder) else find_model(folder) or folder
-    if not is_model(folder):
+    found = find_model(folder)
+    if found is None:
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"
         )
+    folder = found
     for name in ("cameras", "rigs", "frames", "images", "points3D"):
         if (folder / f"{name}.bin").is_file():
             _check_file(folder / f"{name}.bin")
