@@ -127,14 +127,20 @@ def old_rows(name: str) -> str:
 
 def write(name: str, table: Table, results: Sequence[Result]) -> None:
     """Put rows into a table of the page."""
-    old = old_rows(name)
-    rows = {line[2:].partition(" |")[0]: line for line in old.splitlines()[2:]}
+    rows = {line[2:].partition(" |")[0]: line for line in old_rows(name).splitlines()[2:]}
     rows |= table.rows(results)
     head = ["scene" if table.rows_are_groups else "features", *table.figures]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows.values()]
-    begin = f"<!-- {name} -->\n"
+    write_rows(name, head, list(rows.values()))
+
+
+def write_rows(name: str, head: Sequence[str], rows: Sequence[str]) -> None:
+    """Replace a table of the page."""
+    begin, lines = (
+        f"<!-- {name} -->\n",
+        [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows],
+    )
     new = "\n".join(lines) + "\n"
-    PAGE.write_text(PAGE.read_text().replace(begin + old, begin + new))
+    PAGE.write_text(PAGE.read_text().replace(begin + old_rows(name), begin + new))
 
 
 def tables(train: Path, evaluation: Path, nights: Path) -> dict[str, Table]:

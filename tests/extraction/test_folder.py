@@ -281,6 +281,18 @@ def test_masks_of_other_photos_are_told(tiny_model: D2Net, photos: Path, tmp_pat
         run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
 
 
+def test_masks_in_a_folder_of_the_photos_are_no_photos(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    """Even if their photos were removed."""
+    (photos / "masks").mkdir()
+    for name in ("a.jpg.png", "removed.jpg.png"):
+        left_half().save(photos / "masks" / name)
+    names = {photo.name for photo in find_images([photos])}
+    summary = run(tiny_model, photos, tmp_path / "f.h5", masks=photos / "masks")
+    assert summary.extracted.keys() == {n for n in names if not n.startswith("masks")}
+
+
 def test_photos_without_a_mask_are_named(
     tiny_model: D2Net, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

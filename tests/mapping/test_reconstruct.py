@@ -491,7 +491,7 @@ def test_a_refused_matcher_changes_nothing(made: Path, tmp_path: Path) -> None:
     both = network([*(seen(pose) for pose in POSES), seen(QUERY), nothing()])
     for run in (
         add_photos,
-        lambda folder, photos, **options: reconstruct(photos, folder, **options),
+        lambda folder, _, **options: reconstruct(made / "photos", folder, **options),
     ):
         with pytest.raises(OutputError, match="matcher is 'nearest' there"):
             run(tmp_path / "map", new, model=both, matcher=str(tmp_path / "m.safetensors"))
@@ -619,11 +619,18 @@ def test_another_photo_of_a_known_name_is_not_taken_for_the_map_s(
         add_photos(tmp_path / "map", new, model=network())
 
 
+def copied(made: Path, folder: Path) -> Path:
+    """A copy of the map, and its photos in the same folder."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    record = folder / "map" / "map.json"
+    record.write_text(record.read_text().replace(str(made / "photos"), str(folder / "photos")))
+    return folder / "photos"
+
+
 def test_a_map_is_not_used_with_newer_features(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(made / "map", tmp_path / "map")
-    photos = write_photos(tmp_path / "photos", range(6))
+    photos = copied(made, tmp_path)
     with (photos / "photo03.png").open("ab") as changed:
         changed.write(b"as if saved by another program")
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
@@ -638,22 +645,23 @@ def test_a_map_is_not_used_with_newer_features(
 
 
 def test_a_map_is_not_used_with_the_retrieval_of_other_photos(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "map", tmp_path / "map")
-    photos = write_photos(tmp_path / "photos", range(6, 9))
+    photos = copied(made, tmp_path)
+    shutil.rmtree(photos)
+    write_photos(photos, range(6, 9))
     features = [*(seen(pose) for pose in POSES), *(seen(QUERY, other=True) for _ in range(3))]
     with pytest.raises(MappingError):
         reconstruct(photos, tmp_path / "map", model=network(features))
     with pytest.raises(InputError, match="run it again"):
         Map(MapFolder(tmp_path / "map"), network())
-    reconstruct(made / "photos", tmp_path / "map", model=network())
+    shutil.rmtree(photos)
+    reconstruct(write_photos(photos, range(6)), tmp_path / "map", model=network())
     assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
 
 
 def test_photos_are_not_added_to_the_database_of_another_run(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(made / "map", tmp_path / "map")
-    fewer = shutil.copytree(made / "photos", tmp_path / "fewer")
+    fewer = copied(made, tmp_path)
     (fewer / "photo02.png").unlink()
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
         stopped.setattr(stages, "run_mapper", interrupt)
@@ -690,6 +698,17 @@ def test_a_map_made_anew_does_not_lose_photos_that_were_added(made: Path, tmp_pa
     with pytest.raises(OutputError, match=r"photo06\.png .*--into"):
         reconstruct(made / "photos", tmp_path / "map", model=both)
     assert "photo06.png" in MapFolder(tmp_path / "map").finished
+
+
+@pytest.mark.parametrize("names", [range(6, 9), range(5)])
+def test_a_map_of_other_photos_is_not_replaced(
+    made: Path, tmp_path: Path, names: Sequence[int]
+) -> None:
+    shutil.copytree(made / "map", tmp_path / "map")
+    other = write_photos(tmp_path / "other", names)
+    with pytest.raises(OutputError, match=r"map of photo0\d\.png.* choose another output"):
+        reconstruct(other, tmp_path / "map", model=network())
+    assert len(MapFolder(tmp_path / "map").finished) == 6
 
 
 def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:
@@ -747,6 +766,63 @@ def test_an_addition_that_was_killed_may_be_given_up(
     both = [*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))]
     summary = add_photos(tmp_path / "map", write_photos(tmp_path / "new", [7]), model=network(both))
     assert summary.num_registered == 7
+
+
+def test_an_addition_that_was_stopped_leaves_no_cameras_behind(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user notices a wrong option, stops the run, and starts it again."""
+    copied(made, tmp_path)
+    new = write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    database = tmp_path / "map" / "database.db"
+    before = MapFolder(tmp_path / "map").database_photos()
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, "run_mapper", interrupt)
+        add_photos(tmp_path / "map", new, model=both)
+    camera = {"camera_model": "SIMPLE_PINHOLE", "camera_params": (400.0, 160.0, 120.0)}
+    add_photos(tmp_path / "map", new, model=both, **camera)
+    with pycolmap.Database.open(database) as content:
+        images = {image.name: image for image in content.read_all_images()}
+        assert content.num_cameras() == content.num_rigs() == len(before) + 1
+        params = content.read_camera(images["photo06.png"].camera_id).params.tolist()
+    assert params == [400.0, 160.0, 120.0]
+    assert {name: images[name].image_id for name in before.values()} == {
+        name: number for number, name in before.items()
+    }
+
+
+@pytest.mark.parametrize("into", ["made", "grown"])
+def test_photos_are_not_added_to_a_map_that_is_not_finished(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str
+) -> None:
+    photos = copied(made, tmp_path)
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))])
+    new, other = write_photos(tmp_path / "new", [6]), write_photos(tmp_path / "other", [7])
+
+    def run() -> None:
+        if into == "made":
+            reconstruct(photos, tmp_path / "map", model=both)
+        else:
+            add_photos(tmp_path / "map", new, model=both)
+
+    if into == "made":
+        shutil.rmtree(tmp_path / "map")
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, "write_report", interrupt)
+        run()
+    with pytest.raises(InputError, match="stopped: start it again with the same photos"):
+        add_photos(tmp_path / "map", other, model=both)
+    run()
+    assert add_photos(tmp_path / "map", other, model=both).num_registered == 7 + (into == "grown")
+
+
+def test_a_folder_without_photos_is_not_added(made: Path, tmp_path: Path) -> None:
+    copied(made, tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no photos to add"):
+        add_photos(tmp_path / "map", tmp_path / "empty", model=network())
+    assert MapFolder(tmp_path / "map").photo_folders == [tmp_path / "photos"]
 
 
 def test_the_map_s_own_photos_may_be_gone_when_others_are_added(made: Path, tmp_path: Path) -> None:

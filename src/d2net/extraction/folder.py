@@ -221,7 +221,13 @@ def _find_masks(
             "mask of a photo a.jpg is called a.jpg.png or a.png and lies in the same subfolder"
         )
     masks = {mask.resolve() for mask in found.values()}
-    photos = [photo for photo in photos if photo.path.resolve() not in masks]
+    photos = [
+        photo
+        for photo in photos
+        if photo.path.resolve() not in masks
+        # Masks whose photos are not given, if their folder is below that of the photos.
+        and folder.resolve() not in photo.path.resolve().parents[: photo.name.count("/")]
+    ]
     missing = [photo.name for photo in photos if photo.name not in found]
     if missing:
         _log.warning(
@@ -265,7 +271,9 @@ class _ReleaseFiles:
         if file_state(path) is None:
             return ""
         if not inputs:
-            raise OutputError(f"{path} exists and was not made by d2net; choose another folder")
+            raise OutputError(
+                f"{path} exists, but {self.record.path} does not list it; choose another folder"
+            )
         return inputs
 
     def add(self, name: str, features: Features, inputs: str) -> None:

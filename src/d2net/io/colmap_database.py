@@ -7,8 +7,9 @@ Descriptors are left out: pycolmap 4.2 accepts only those of COLMAP's own featur
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +28,17 @@ _FOCAL_LENGTH_FACTOR = 1.2
 """COLMAP's guess of the focal length in units of the longer side
 (ImageReaderOptions.default_focal_length_factor)."""
 
+_REMOVE_REST = """
+DELETE FROM matches WHERE pair_id / 2147483647 NOT IN (SELECT image_id FROM images)
+    OR pair_id % 2147483647 NOT IN (SELECT image_id FROM images);
+DELETE FROM two_view_geometries WHERE pair_id / 2147483647 NOT IN (SELECT image_id FROM images)
+    OR pair_id % 2147483647 NOT IN (SELECT image_id FROM images);
+DELETE FROM frames WHERE frame_id IN
+    (SELECT frame_id FROM frame_data WHERE data_id NOT IN (SELECT image_id FROM images));
+DELETE FROM rigs WHERE ref_sensor_id NOT IN (SELECT camera_id FROM images);
+DELETE FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images);
+"""
+
 
 class MatchedPairs(Protocol):
     """Matches of pairs of photos, for example a `MatchFile`."""
@@ -42,7 +54,7 @@ def write_database(
     *,
     cameras: Mapping[str, pycolmap.Camera] | None = None,
     overwrite: bool = False,
-    extend: bool = False,
+    extend: Container[str] | None = None,
 ) -> None:
     """Write a database that COLMAP can verify and map.
 
@@ -57,22 +69,34 @@ def write_database(
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
             mapping refines. A camera with a number of the database to extend is that camera.
         overwrite: replace an existing database.
-        extend: add missing photos and pairs to an existing database, which keeps its numbers.
+        extend: the photos of an existing database that are kept, with their numbers. New photos
+            and pairs are added. Other photos were added by a run that was stopped: they go.
     """
     import pycolmap
 
     path = Path(path)
     with locked(path):
-        if path.exists() and not (overwrite or extend):
+        if path.exists() and not overwrite and extend is None:
             raise OutputError(f"{path} exists already; delete it or choose another name.")
         with replacing(path, lock=False) as temporary:
-            if extend:
+            if extend is not None:
                 shutil.copyfile(path, temporary)
+                _keep_photos(temporary, extend)
             with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
                 _write_photos(database, features, cameras)
                 if matches is not None:
                     _write_matches(database, matches)
             _remove_side_files(path)  # SQLite would replay an old journal into the new database
+
+
+def _keep_photos(path: Path, kept: Container[str]) -> None:
+    """Remove all other photos from a database, their pairs, and cameras that no photo has."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA foreign_keys = ON")  # removes what belongs to removed rows
+        photos = database.execute("SELECT image_id, name FROM images").fetchall()
+        gone = [(number,) for number, name in photos if name not in kept]
+        database.executemany("DELETE FROM images WHERE image_id = ?", gone)
+        database.executescript(_REMOVE_REST)
 
 
 def _write_photos(

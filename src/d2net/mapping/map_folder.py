@@ -18,7 +18,7 @@ from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
 from d2net.io.drawn_pictures import is_own_picture
 from d2net.io.h5 import FeatureFile
-from d2net.io.image_lists import named_photo
+from d2net.io.image_lists import find_photo, named_photo
 from d2net.io.resume import WorkRecord, are_unchanged
 from d2net.mapping.georeference import Georeference
 
@@ -63,10 +63,12 @@ class MapFolder:
     def photo(self, name: str) -> Path:
         """The file of a photo; FormatError if it is missing or was replaced by another photo."""
         remedy = f"; put it back, or add its folder: d2net reconstruct FOLDER --into {self.path}"
-        path = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
-        if not self.is_photo(path, name):
+        first = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
+        found = (find_photo([folder], name) for folder in self.photo_folders)
+        path = next((path for path in found if path and self.is_photo(path, name)), None)
+        if path is None:
             raise FormatError(
-                f"{path} has changed since the map {self.path} was made of it: put the old photo "
+                f"{first} has changed since the map {self.path} was made of it: put the old photo "
                 "back, or make the map again"
             )
         return path

@@ -115,11 +115,17 @@ def reconstruct(
         cameras = [(files[i.name], i.camera) for i in known_poses if i.name in files]
         check_photo_sizes(cameras, upright=model.settings.upright)
     with opened(Path(output)) as folder:
-        added = sorted(folder.finished - files.keys())
-        if added and len(folder.photo_folders) > 1:
+        folders = folder.photo_folders  # one that is gone may have been moved here
+        others = [f for f in folders if f != Path(photos).resolve() and (f.is_dir() or folders[1:])]
+        lost = [
+            name
+            for name in sorted(folder.finished if others else ())
+            if name not in files or not folder.is_photo(files[name], name)
+        ]
+        if lost:
             raise OutputError(
-                f"{output} also holds {added[0]} and other photos that were added from another "
-                "folder, and a new map would lose them: choose another output, or add photos with "
+                f"{output} is a map of {lost[0]} and other photos in {others[0]}, and a new map "
+                "would lose them: choose another output, or add photos with "
                 f"d2net reconstruct {photos} --into {output}"
             )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
@@ -151,9 +157,17 @@ def add_photos(
     The map's photos keep their poses. If they were moved, give their new folder.
     """
     settings = MappingSettings(**options)
+    given = _find_photos(Path(photos))
+    if not given:
+        raise InputError(f"{photos} holds no photos to add")
     MapFolder(Path(map_folder)).read_models()
     with opened(Path(map_folder)) as folder:
-        given = _find_photos(Path(photos))
+        registered = frozenset[str]().union(*(posed_photos(m) for m, _ in folder.read_models()))
+        if registered - folder.finished - {photo.name for photo in given}:
+            raise InputError(
+                f"{map_folder} is not finished, because d2net reconstruct was stopped: start it "
+                "again with the same photos"
+            )
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
         for photo in given:
@@ -331,7 +345,7 @@ class Stages:
                 pairs,
                 cameras=assign_cameras(files, settings, map_camera),
                 overwrite=not adding,
-                extend=adding,
+                extend=old if adding else None,
             )
             verify_pairs(folder.database, self.limits, settings.seed)
             folder.record.values["insignificant_pairs"] = pairs.num_left_out
@@ -402,9 +416,9 @@ class Stages:
         names = sorted(image.name for image in known.images.values() if image.has_pose)
         missing = [name for name in names if name not in self.uncertainty]
         if missing:
+            reason = self.failed.get(missing[0], "it is not among the photos given")
             raise MappingError(
-                f"there are no features of {missing[0]}, a photo of the model {poses}; all its "
-                f"{len(names)} photos must be among the photos given"
+                f"there are no features of {missing[0]}, a photo of the model {poses}: {reason}"
             )
         for image in known.images.values():  # the header of HEIC gave no size
             if image.name in self.sizes:
