@@ -143,13 +143,8 @@ class FeatureWriter(EntryWriter):
         with another record are replaced. InputError if the name is not valid, the photo is stored
         already, or its features are NaN.
         """
-        arrays = {
-            "keypoints": as_numpy(features.keypoints),
-            "descriptors": as_numpy(features.descriptors).T,
-            "scores": as_numpy(features.scores),
-            "scales": as_numpy(features.scales),
-            "uncertainty": as_numpy(features.uncertainty),
-        }
+        arrays = features.numpy()
+        arrays["descriptors"] = arrays["descriptors"].T
         for key, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(f"the {key} of {name!r} contain NaN or infinity.")
