@@ -52,9 +52,6 @@ class FeatureFile(H5File, Mapping[str, Features]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries())
 
-    def __len__(self) -> int:
-        return len(self.entries())
-
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.has_entry(name)
 
@@ -207,9 +204,6 @@ class MatchFile(H5File):
                     f"{self.path} was matched with other features of {pair[0]} and {pair[1]} than "
                     f"those in {features.path}: match them again"
                 )
-
-    def __len__(self) -> int:
-        return len(self.entries())
 
     def __contains__(self, pair: object) -> bool:
         return isinstance(pair, tuple) and len(pair) == 2 and self._find(*pair) is not None
