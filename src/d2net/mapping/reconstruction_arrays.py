@@ -91,8 +91,7 @@ def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:
 def posed_photo(name: str, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> PosedPhoto:
     """A photo with this pose that observes no points."""
     world_from_cam = cam_from_world.inverse()
-    focal = camera.mean_focal_length() if len(camera.focal_length_idxs()) else 0.0
-    tan = np.array([camera.width, camera.height]) / 2 / max(focal, 1e-9)
+    tan = np.array([camera.width, camera.height]) / 2 / max(camera.mean_focal_length(), 1e-9)
     tan *= min(1.0, _MAX_TAN_HALF_FOV / max(float(np.linalg.norm(tan)), 1e-9))
     return PosedPhoto(
         name,
