@@ -126,10 +126,14 @@ class QueryPose:
         return len(np.unique(self.correspondences.rows[self.inliers]))
 
     @property
+    def significance(self) -> float:
+        """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
+        return 0.0 if self.pose is None else self.pose.significance
+
+    @property
     def rank(self) -> tuple[float, int]:
         """Sort key: significant poses by inliers, then the others by significance."""
-        significance = 0.0 if self.pose is None else self.pose.significance
-        return min(significance, SIGNIFICANT), self.num_inliers
+        return min(self.significance, SIGNIFICANT), self.num_inliers
 
     @property
     def best_photo(self) -> str | None:
