@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import pycolmap
 
 from d2net.errors import OutputError
 from d2net.features import Features, Matches
@@ -19,9 +21,6 @@ from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.arrays import as_numpy
 from d2net.io.atomic import locked, replacing
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _FOCAL_LENGTH_FACTOR = 1.2
 """COLMAP's guess of the focal length in units of the longer side
@@ -59,8 +58,6 @@ def write_database(
         overwrite: replace an existing database.
         extend: add missing photos and pairs to an existing database, which keeps its numbers.
     """
-    import pycolmap
-
     path = Path(path)
     with locked(path):
         if path.exists() and not (overwrite or extend):
@@ -80,8 +77,6 @@ def _write_photos(
     features: Mapping[str, Features],
     cameras: Mapping[str, pycolmap.Camera] | None,
 ) -> None:
-    import pycolmap
-
     written: dict[int, tuple[int, int]] = {}
     known = {image.name for image in database.read_all_images()}
     rigs = {rig.ref_sensor_id.id: rig.rig_id for rig in database.read_all_rigs()}
@@ -126,8 +121,6 @@ def guessed_camera(
 
     `focal_length` is in pixels, None for COLMAP's guess.
     """
-    import pycolmap
-
     focal, number = focal_length or _FOCAL_LENGTH_FACTOR * max(size), pycolmap.INVALID_CAMERA_ID
     camera = pycolmap.Camera.create_from_model_name(number, model, focal, *size)
     camera.has_prior_focal_length = focal_length is not None
