@@ -11,7 +11,7 @@ import typer
 
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
-from d2net.errors import InputError
+from d2net.errors import D2NetError, InputError
 
 if TYPE_CHECKING:
     import pycolmap
@@ -54,7 +54,6 @@ def localize(
         weights FILE: File of the map's weights. Default: those of the map, if they come with d2net.
     """
     from d2net.cli import progress
-    from d2net.errors import D2NetError
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
