@@ -397,7 +397,7 @@ class Stages:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
         known = read_model(poses, self.uncertainty)
-        names = sorted(image.name for image in known.images.values() if image.has_pose)
+        names = sorted(posed_photos(known))
         missing = [name for name in names if name not in self.uncertainty]
         if missing:
             raise MappingError(
