@@ -35,7 +35,7 @@ class MatchedPairs(Protocol):
 
 
 def write_database(
-    path: str | Path,
+    path: Path,
     features: Mapping[str, Features],
     matches: MatchedPairs | None = None,
     *,
@@ -58,7 +58,6 @@ def write_database(
         overwrite: replace an existing database.
         extend: add missing photos and pairs to an existing database, which keeps its numbers.
     """
-    path = Path(path)
     with locked(path):
         if path.exists() and not (overwrite or extend):
             raise OutputError(f"{path} exists already; delete it or choose another name.")
