@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from d2net.cli import console, options
 from d2net.cli.outputs import check_output
-from d2net.errors import InputError
-
-if TYPE_CHECKING:
-    import pycolmap
-
-    from d2net.mapping.localize import Localization
+from d2net.errors import D2NetError, InputError
 
 
 def localize(
@@ -53,14 +48,15 @@ def localize(
     Network:
         weights FILE: File of the map's weights. Default: those of the map, if they come with d2net.
     """
+    import pycolmap
+
     from d2net.cli import progress
-    from d2net.errors import D2NetError
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
     from d2net.io.poses import check_pose_name, is_beside, read_poses, write_poses
     from d2net.io.text_lists import as_known
-    from d2net.mapping.localize import Map
+    from d2net.mapping.localize import Localization, Map
     from d2net.visualization import plot_matches
 
     photos = find_images(queries, root)

@@ -23,12 +23,10 @@ from d2net.io.h5 import FeatureWriter
 from d2net.io.image_lists import FoundImage, find_images, find_photo
 from d2net.io.resume import WorkRecord, are_unchanged, file_state, record_files
 from d2net.progress import Progress, no_progress
-from d2net.settings import ExtractionSettings
+from d2net.settings import ExtractionOptions, ExtractionSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from d2net.settings import ExtractionOptions
 
 Format = Literal["h5", "npz", "mat"]
 PathLike: TypeAlias = str | os.PathLike[str]

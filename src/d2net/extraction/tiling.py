@@ -35,8 +35,8 @@ def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[
             down = math.ceil(rows / max(cells_per_tile // (cols + 2 * MARGIN) - 2 * MARGIN, 1))
         else:
             down, across = math.ceil(rows / side), math.ceil(cols / side)
-    bounds_y = [size[1] * i / down for i in range(1, down)]
-    bounds_x = [size[0] * i / across for i in range(1, across)]
+    bounds_y = [-math.inf, *(size[1] * i / down for i in range(1, down)), math.inf]
+    bounds_x = [-math.inf, *(size[0] * i / across for i in range(1, across)), math.inf]
     for i in range(down):
         for j in range(across):
             yield [
@@ -49,11 +49,7 @@ def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[
 
 
 def _owned(photo_from_cells: AxisMap, size: int, bounds: Sequence[float], tile: int) -> range:
-    """Cells along an axis whose centres lie within a tile; outer tiles extend to the border."""
-
-    def first_beyond(bound: float) -> int:
-        return min(max(math.ceil(photo_from_cells.inverse().of(bound)), 0), size)
-
-    start = 0 if tile == 0 else first_beyond(bounds[tile - 1])
-    stop = size if tile == len(bounds) else first_beyond(bounds[tile])
+    """Cells along an axis whose centres lie between the bounds of a tile."""
+    cells = map(photo_from_cells.inverse().of, bounds[tile : tile + 2])
+    start, stop = (math.ceil(min(max(cell, 0), size)) for cell in cells)
     return range(start, stop)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pycolmap
 from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
@@ -20,9 +20,6 @@ from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.geometry.robust import RansacOptions, collinear
 from d2net.geometry.significance import pose_significance
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Array = NDArray[np.float64]
 
@@ -97,8 +94,6 @@ def absolute_pose(
     The pose is None if there are too few points (see `MIN_POINTS`), they lie on a line, no pose
     agrees with them, or the estimated focal length is impossible (see `possible_focal_length`).
     """
-    import pycolmap
-
     options = options or AbsolutePoseOptions()
     x, X = (np.array(points, dtype=np.float64) for points in (points2D, points3D))
     if x.ndim != 2 or X.ndim != 2 or x.shape[1] != 2 or X.shape != (len(x), 3):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import pycolmap
 
 Array = NDArray[np.float64]
 
@@ -71,8 +69,6 @@ def estimate_similarity(
     Both are N x 3. Selected points agree within `max_error`, in units of the targets. None if fewer
     than three points agree, or all are on one line.
     """
-    import pycolmap
-
     options = pycolmap.RANSACOptions()
     options.max_error = max_error
     options.random_seed = seed

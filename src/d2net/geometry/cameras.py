@@ -63,9 +63,9 @@ def known_camera(
     focal_lengths = [params[i] for i in camera.focal_length_idxs()]
     centre = [params[i] for i in camera.principal_point_idxs()]
     given = ", ".join(f"{value:g}" for value in params)
-    if not np.isfinite(params).all() or min(focal_lengths, default=1.0) <= 0:
+    if not np.isfinite(params).all() or min(focal_lengths) <= 0:
         raise InputError(f"{model} needs finite numbers and a positive focal length, not {given}")
-    if not all(0 <= c <= length for c, length in zip(centre, size, strict=False)):
+    if not all(0 <= c <= length for c, length in zip(centre, size, strict=True)):
         raise InputError(
             f"the principal point of {model} {given} is outside a photo of {size[0]} x {size[1]} "
             "pixels"

@@ -55,13 +55,11 @@ class GridMap:
     def __call__(self, points: NDArray[F]) -> NDArray[F]: ...
     def __call__(self, points: Tensor | NDArray[Any]) -> Tensor | NDArray[Any]:
         """Map N x 2 points, a tensor or an array of floats; the type is kept."""
-        if isinstance(points, np.ndarray):
-            scales = np.array([self.x.scale, self.y.scale], points.dtype)
-            shifts = np.array([self.x.shift, self.y.shift], points.dtype)
-            return np.asarray(points * scales + shifts)
-        scale = torch.tensor([self.x.scale, self.y.scale], dtype=points.dtype, device=points.device)
-        shift = torch.tensor([self.x.shift, self.y.shift], dtype=points.dtype, device=points.device)
-        return points * scale + shift
+        scale, shift = (self.x.scale, self.y.scale), (self.x.shift, self.y.shift)
+        if isinstance(points, Tensor):
+            return points * points.new_tensor(scale) + points.new_tensor(shift)
+        scales, shifts = np.array([scale, shift], points.dtype)
+        return np.asarray(points * scales + shifts)
 
     def inverse(self) -> GridMap:
         """The map source_from_target."""

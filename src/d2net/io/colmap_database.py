@@ -12,7 +12,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import pycolmap
 
 from d2net.errors import OutputError
 from d2net.features import Features, Matches
@@ -20,9 +22,6 @@ from d2net.geometry.cameras import quiet_colmap
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
 from d2net.io.arrays import as_numpy
 from d2net.io.atomic import locked, replacing
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _FOCAL_LENGTH_FACTOR = 1.2
 """COLMAP's guess of the focal length in units of the longer side
@@ -48,7 +47,7 @@ class MatchedPairs(Protocol):
 
 
 def write_database(
-    path: str | Path,
+    path: Path,
     features: Mapping[str, Features],
     matches: MatchedPairs | None = None,
     *,
@@ -72,9 +71,6 @@ def write_database(
         extend: the photos of an existing database that are kept, with their numbers. New photos
             and pairs are added. Other photos were added by a run that was stopped: they go.
     """
-    import pycolmap
-
-    path = Path(path)
     with locked(path):
         if path.exists() and not overwrite and extend is None:
             raise OutputError(f"{path} exists already; delete it or choose another name.")
@@ -104,8 +100,6 @@ def _write_photos(
     features: Mapping[str, Features],
     cameras: Mapping[str, pycolmap.Camera] | None,
 ) -> None:
-    import pycolmap
-
     written: dict[int, tuple[int, int]] = {}
     known = {image.name for image in database.read_all_images()}
     rigs = {rig.ref_sensor_id.id: rig.rig_id for rig in database.read_all_rigs()}
@@ -150,8 +144,6 @@ def guessed_camera(
 
     `focal_length` is in pixels, None for COLMAP's guess.
     """
-    import pycolmap
-
     focal, number = focal_length or _FOCAL_LENGTH_FACTOR * max(size), pycolmap.INVALID_CAMERA_ID
     camera = pycolmap.Camera.create_from_model_name(number, model, focal, *size)
     camera.has_prior_focal_length = focal_length is not None

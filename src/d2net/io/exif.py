@@ -46,15 +46,13 @@ def gps_positions(photos: Iterable[FoundImage]) -> dict[str, Position]:
 def _exif(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
     """The tags of a photo, of its exposure and of its position."""
     with path.open("rb") as file:
-        is_heif = file.read(12)[4:8] == b"ftyp"
-    if is_heif:
-        import pillow_heif
+        if file.read(12)[4:8] == b"ftyp":  # HEIC
+            import pillow_heif
 
-        tags = Image.Exif()
-        tags.load(pillow_heif.open_heif(path).info["exif"])
-        return dict(tags), dict(tags.get_ifd(IFD.Exif)), dict(tags.get_ifd(IFD.GPSInfo))
-    with Image.open(path) as image:
-        tags = image.getexif()
+            tags = Image.Exif()
+            tags.load(pillow_heif.open_heif(path).info["exif"])
+        else:
+            tags = Image.open(file).getexif()
         return dict(tags), dict(tags.get_ifd(IFD.Exif)), dict(tags.get_ifd(IFD.GPSInfo))
 
 

@@ -53,10 +53,9 @@ class GlobalDescriptorFile(H5File):
 
 
 def write_global_descriptors(
-    path: str | Path, vectors: Mapping[str, Array], codebook: Array, settings: Mapping[str, Any]
+    path: Path, vectors: Mapping[str, Array], codebook: Array, settings: Mapping[str, Any]
 ) -> None:
     """Write the vectors of photos, and the K x D codebook that they are made with."""
-    path = Path(path)
     records = (
         (check_name(name), Record({GlobalDescriptorFile.marker: vectors[name]}))
         for name in sorted(vectors)

@@ -52,9 +52,6 @@ class FeatureFile(H5File, Mapping[str, Features]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries())
 
-    def __len__(self) -> int:
-        return len(self.entries())
-
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.has_entry(name)
 
@@ -143,13 +140,8 @@ class FeatureWriter(EntryWriter):
         with another record are replaced. InputError if the name is not valid, the photo is stored
         already, or its features are NaN.
         """
-        arrays = {
-            "keypoints": as_numpy(features.keypoints),
-            "descriptors": as_numpy(features.descriptors).T,
-            "scores": as_numpy(features.scores),
-            "scales": as_numpy(features.scales),
-            "uncertainty": as_numpy(features.uncertainty),
-        }
+        arrays = features.numpy()
+        arrays["descriptors"] = arrays["descriptors"].T
         for key, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(f"the {key} of {name!r} contain NaN or infinity.")
@@ -212,9 +204,6 @@ class MatchFile(H5File):
                     f"{self.path} was matched with other features of {pair[0]} and {pair[1]} than "
                     f"those in {features.path}: match them again"
                 )
-
-    def __len__(self) -> int:
-        return len(self.entries())
 
     def __contains__(self, pair: object) -> bool:
         return isinstance(pair, tuple) and len(pair) == 2 and self._find(*pair) is not None

@@ -8,15 +8,13 @@ top-left pixel is (0.5, 0.5), which matters for principal points.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pycolmap
 
 from d2net.errors import FormatError
 from d2net.geometry.cameras import known_camera
 from d2net.io.resumable_h5 import check_name
 from d2net.io.text_lists import CAMERA_LINE, read_lines
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _EXPECTED = "name CAMERA_MODEL width height parameters"
 

@@ -40,36 +40,27 @@ def write_matches(path: str | os.PathLike[str], a: Features, b: Features, matche
     """
     path = Path(path)
     points_a, points_b = matches.points(a, b)
-    similarity = as_numpy(matches.similarity)
-    confidence = None if matches.confidence is None else as_numpy(matches.confidence)
-    inliers = None if matches.inliers is None else as_numpy(matches.inliers)
-    values = {
-        "points_a": points_a,
-        "points_b": points_b,
-        "indices": as_numpy(matches.indices),
-        "similarity": similarity,
-        "confidence": confidence,
-        "inliers": inliers,
-        "model": matches.model,
-        "matrix": matches.matrix,
-        "significance": matches.significance,
-        "verdict": matches.verdict,
-    }
+    values: dict[str, Any] = {"points_a": points_a, "points_b": points_b}
+    for name in ("indices", "similarity", "confidence", "inliers"):
+        tensor = getattr(matches, name)
+        values[name] = None if tensor is None else as_numpy(tensor)
+    for name in ("model", "matrix", "significance", "verdict"):
+        values[name] = getattr(matches, name)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         with replacing(path) as temporary, temporary.open("wb") as file:
-            arrays: dict[str, Any] = {n: v for n, v in values.items() if v is not None}
-            np.savez(file, **arrays)
+            np.savez(file, **{n: v for n, v in values.items() if v is not None})
     elif suffix == ".json":
         lists = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
         write_text(path, json.dumps(lists) + "\n")
     elif suffix == ".csv":
-        columns: dict[str, Any] = {"x_a": points_a[:, 0], "y_a": points_a[:, 1]}
-        columns |= {"x_b": points_b[:, 0], "y_b": points_b[:, 1], "similarity": similarity}
-        if confidence is not None:
-            columns["confidence"] = confidence
-        if inliers is not None:
-            columns["inlier"] = inliers.astype(int)
+        columns = {"x_a": points_a[:, 0], "y_a": points_a[:, 1]}
+        columns |= {"x_b": points_b[:, 0], "y_b": points_b[:, 1]}
+        columns["similarity"] = values["similarity"]
+        if matches.confidence is not None:
+            columns["confidence"] = values["confidence"]
+        if matches.inliers is not None:
+            columns["inlier"] = values["inliers"].astype(int)
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
         write_text(path, "\n".join(lines) + "\n")

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pycolmap
 
 from d2net.errors import FormatError, InputError
 from d2net.io.atomic import write_text
 from d2net.io.resumable_h5 import check_name
 from d2net.io.text_lists import finite_numbers, read_lines
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _EXPECTED = "lines of name qw qx qy qz tx ty tz"
 _BESIDE = "# d2net localize wrote this file beside its output\n"
@@ -64,8 +61,6 @@ def is_beside(path: Path) -> bool:
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
     """Read the poses by name, in the order of the file. Names may contain spaces."""
-    import pycolmap
-
     poses: dict[str, pycolmap.Rigid3d] = {}
     for number, line in read_lines(path, _EXPECTED):
         name, *words = line.rsplit(None, 7)

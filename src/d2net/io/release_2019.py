@@ -24,7 +24,7 @@ _MAT_TEXT = 116
 """A mat file begins with 116 characters of free text, where SciPy writes the time."""
 
 
-def write_release(path: str | Path, features: Features, format: Format = "npz") -> None:
+def write_release(path: Path, features: Features, format: Format = "npz") -> None:
     """Write one photo's features as float32; equal features give equal bytes."""
     on_cpu = features.to("cpu")
     keypoints = torch.cat([on_cpu.keypoints, on_cpu.scales[:, None]], dim=1).numpy()
@@ -39,6 +39,5 @@ def write_release(path: str | Path, features: Features, format: Format = "npz") 
         savemat(buffer, arrays)  # type: ignore[arg-type]
         buffer.seek(0)
         buffer.write(b"MATLAB 5.0 MAT-file, written by d2net".ljust(_MAT_TEXT))
-    path = Path(path)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())

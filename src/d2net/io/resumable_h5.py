@@ -112,6 +112,9 @@ class H5File:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __len__(self) -> int:
+        return len(self.entries())
+
     def close(self) -> None:
         """Close the file; data read from it remain valid."""
         with suppress(Exception):  # of a damaged file

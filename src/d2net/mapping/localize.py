@@ -79,11 +79,6 @@ class Localization(QueryPose):
     georeference: Georeference | None
 
     @property
-    def significance(self) -> float:
-        """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
-        return 0.0 if self.pose is None else self.pose.significance
-
-    @property
     def cam_from_world(self) -> pycolmap.Rigid3d | None:
         """COLMAP's rigid transform; None without a pose."""
         return None if self.pose is None else self.pose.cam_from_world

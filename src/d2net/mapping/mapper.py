@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pycolmap
+from scipy.cluster.hierarchy import DisjointSet
 
 from d2net.features import Features, Matches
 from d2net.geometry.cameras import quiet_colmap
@@ -141,13 +142,11 @@ def run_mapper(
         with quiet_colmap():
             found = pycolmap.global_mapping(database, output, output, options)
         return sorted(found.values(), key=_size, reverse=True)
-    groups: list[set[str]] = []  # of photos that verified pairs connect
-    for pair in verified_pairs(database):
-        if not {*pair[:2]}.issubset(names):
-            continue
-        joined = set(pair[:2]).union(*(group for group in groups if not group.isdisjoint(pair[:2])))
-        groups = [*(group for group in groups if group.isdisjoint(joined)), joined]
-    connected = max(map(len, groups), default=0)
+    groups = DisjointSet(names)  # of photos that verified pairs connect
+    for first, second, _ in verified_pairs(database):
+        if first in groups and second in groups:
+            groups.merge(first, second)
+    connected = max(map(len, groups.subsets()), default=0)
     attempts = 1 if existing or connected > _MAX_REPEATED else _MAX_ATTEMPTS
     numbers = count(1)  # of photos in the growing model
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pycolmap
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 from d2net.features import Features, Matches
 from d2net.geometry.absolute_pose import AbsolutePose, AbsolutePoseOptions, absolute_pose
@@ -124,10 +126,14 @@ class QueryPose:
         return len(np.unique(self.correspondences.rows[self.inliers]))
 
     @property
+    def significance(self) -> float:
+        """Minus log10 of the probability that the pose is an accident; 0 without a pose."""
+        return 0.0 if self.pose is None else self.pose.significance
+
+    @property
     def rank(self) -> tuple[float, int]:
         """Sort key: significant poses by inliers, then the others by significance."""
-        significance = 0.0 if self.pose is None else self.pose.significance
-        return min(significance, SIGNIFICANT), self.num_inliers
+        return min(self.significance, SIGNIFICANT), self.num_inliers
 
     @property
     def best_photo(self) -> str | None:
@@ -175,13 +181,8 @@ def covisible_groups(
 
     `observed` gives the ids of a photo's points, see `observed_points`.
     """
-    left, groups = list(photos), []
-    while left:
-        group = [left.pop(0)]
-        for member in group:  # grows during the iteration
-            points = observed(member)
-            joined = [n for n in left if len(points & observed(n)) >= _MIN_SHARED_POINTS]
-            group += joined
-            left = [name for name in left if name not in joined]
-        groups.append(tuple(sorted(group, key=photos.index)))
-    return groups
+    groups = DisjointSet(photos)
+    for a, b in combinations(photos, 2):
+        if not groups.connected(a, b) and len(observed(a) & observed(b)) >= _MIN_SHARED_POINTS:
+            groups.merge(a, b)
+    return [tuple(sorted(group, key=photos.index)) for group in groups.subsets()]

@@ -34,7 +34,7 @@ from d2net.mapping.mapper import SignificantPairs, posed_photos, run_mapper, ver
 from d2net.mapping.plausibility import judge_map, remove_impossible_photos
 from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
-from d2net.mapping.settings import MIN_PHOTOS, MappingSettings, Thresholds
+from d2net.mapping.settings import MIN_PHOTOS, MappingOptions, MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered
 from d2net.mapping.triangulate import triangulate
 from d2net.matching import matcher_id
@@ -45,8 +45,6 @@ from d2net.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from d2net.mapping.settings import MappingOptions
 
 _log = logging.getLogger(__name__)
 _NUM_MATCHED = 20  # most similar photos of a map that each added photo is matched with
@@ -413,7 +411,7 @@ class Stages:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
         known = read_model(poses, self.uncertainty)
-        names = sorted(image.name for image in known.images.values() if image.has_pose)
+        names = sorted(posed_photos(known))
         missing = [name for name in names if name not in self.uncertainty]
         if missing:
             reason = self.failed.get(missing[0], "it is not among the photos given")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pycolmap
@@ -34,9 +35,9 @@ class PosedPhoto:
     centre: Array
     world_from_cam: Array
     tan_half_fov: Array
-    point_rows: NDArray[np.int64]
-    pixels: Array
-    error: float
+    point_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    pixels: Array = field(default_factory=lambda: np.zeros((0, 2)))
+    error: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:
         seen = np.array([rows[point.point3D_id] for point in observed], np.int64)
         pixels = np.array([point.xy for point in observed], np.float64).reshape(-1, 2)
         camera, pose = reconstruction.cameras[image.camera_id], image.cam_from_world()
-        photos.append(posed_photo(image.name, camera, pose, seen, pixels, mean(errors[seen])))
+        photo = posed_photo(image.name, camera, pose)
+        photos.append(replace(photo, point_rows=seen, pixels=pixels, error=mean(errors[seen])))
     return Cloud(
         np.array([point.xyz for _, point in points3D], np.float64).reshape(-1, 3),
         np.array([point.color for _, point in points3D], np.uint8).reshape(-1, 3),
@@ -86,18 +88,10 @@ def read_cloud(reconstruction: pycolmap.Reconstruction) -> Cloud:
     )
 
 
-def posed_photo(
-    name: str,
-    camera: pycolmap.Camera,
-    cam_from_world: pycolmap.Rigid3d,
-    point_rows: NDArray[np.int64] = np.zeros(0, np.int64),  # noqa: B008 (never changed)
-    pixels: Array = np.zeros((0, 2)),  # noqa: B008
-    error: float = float("nan"),
-) -> PosedPhoto:
-    """A photo with this pose; by default it observes no points."""
+def posed_photo(name: str, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> PosedPhoto:
+    """A photo with this pose that observes no points."""
     world_from_cam = cam_from_world.inverse()
-    focal = camera.mean_focal_length() if len(camera.focal_length_idxs()) else 0.0
-    tan = np.array([camera.width, camera.height]) / 2 / max(focal, 1e-9)
+    tan = np.array([camera.width, camera.height]) / 2 / max(camera.mean_focal_length(), 1e-9)
     tan *= min(1.0, _MAX_TAN_HALF_FOV / max(float(np.linalg.norm(tan)), 1e-9))
     return PosedPhoto(
         name,
@@ -105,13 +99,10 @@ def posed_photo(
         np.asarray(world_from_cam.translation),
         np.asarray(world_from_cam.rotation.matrix()),
         tan,
-        point_rows,
-        pixels,
-        error,
     )
 
 
 def mean(values: Array) -> float:
     """The mean of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
+    return float(finite.mean()) if len(finite) else math.nan

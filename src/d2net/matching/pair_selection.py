@@ -13,10 +13,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
+import pycolmap
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.spatial import cKDTree
 
 from d2net.errors import InputError
 from d2net.features import Features
@@ -28,9 +31,6 @@ from d2net.io.text_lists import as_known
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.settings import Settings
 from d2net.wording import count
-
-if TYPE_CHECKING:
-    import pycolmap
 
 _log = logging.getLogger(__name__)
 
@@ -178,9 +178,6 @@ def from_gps(
     Distances are straight lines between the points on the WGS84 ellipsoid. Altitudes are not used,
     because GPS measures them badly (COLMAP's `ignore_z`).
     """
-    import pycolmap
-    from scipy.spatial import cKDTree
-
     names = list(positions)
     if len(names) < 2:
         return []
@@ -216,8 +213,6 @@ def shared_points(model: pycolmap.Reconstruction) -> tuple[list[str], NDArray[np
 
     The counts are N x N, with 0 on the diagonal. Photos without a pose are left out.
     """
-    from scipy.sparse import coo_array
-
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
     seen = [np.unique([p.point3D_id for p in image.get_observation_points2D()]) for image in images]
     rows = np.repeat(np.arange(len(images)), [len(points) for points in seen])

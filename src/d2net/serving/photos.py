@@ -8,8 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from d2net.extraction.d2net import D2Net
 from d2net.features import Features, Matches
 from d2net.geometry.coordinates import Size
@@ -146,10 +144,8 @@ def match_best(
 
 def matches_to_dict(matches: Matches) -> dict[str, Any]:
     """Verified matches as JSON: rows `first` and `second`, `similarity`; the `inliers` first."""
-    inliers = matches.inliers
-    if inliers is None:
-        inliers = torch.ones(len(matches), dtype=torch.bool)
-    order = inliers.int().argsort(descending=True, stable=True)
+    assert matches.inliers is not None  # noqa: S101 (verified)
+    order = matches.inliers.int().argsort(descending=True, stable=True)
     first, second = matches.indices[order].T.tolist()
     return {
         "first": first,
