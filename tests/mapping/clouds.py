@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycolmap
+
+from d2net.io.images import Pixels, to_pixels
 
 
 def synthetic(points: int = 200, frames: int = 6, noise: float = 0.0) -> pycolmap.Reconstruction:
@@ -22,6 +26,11 @@ def synthetic(points: int = 200, frames: int = 6, noise: float = 0.0) -> pycolma
         amount.point2D_stddev = noise
         pycolmap.synthesize_noise(amount, made)
     return made
+
+
+def reading(folder: Path, *, upright: bool = True) -> Callable[[str], Pixels]:
+    """A function that reads the photos of a folder."""
+    return lambda name: to_pixels(folder / name, upright=upright)
 
 
 def upright(points: np.ndarray, centres: np.ndarray, **camera: Any) -> pycolmap.Reconstruction:

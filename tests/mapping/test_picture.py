@@ -22,7 +22,7 @@ from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import write_report
 from d2net.mapping.summary import NO_FEATURES, summarise
 
-from .clouds import ball, drawn, front_row, synthetic, upright
+from .clouds import ball, drawn, front_row, reading, synthetic, upright
 
 Failed = dict[str, str]
 
@@ -30,7 +30,7 @@ Failed = dict[str, str]
 def page(made: pycolmap.Reconstruction, folder: Path, failed: Failed | None = None) -> str:
     """The text of the page in the map's report; its photos are in the folder, too."""
     cloud = read_cloud(made)
-    write_report([cloud], folder, summarise([cloud], failed or {}), [folder], folder.joinpath)
+    write_report([cloud], folder, summarise([cloud], failed or {}), [folder], reading(folder))
     return (folder / "map.html").read_text(encoding="utf-8")
 
 
@@ -47,10 +47,10 @@ def test_points_take_their_colours_from_the_photos(tmp_path: Path) -> None:
     points = np.array([[-0.5, 0, 0], [0.5, 0, 0], [0.6, 0.1, 0.3]])
     cloud = read_cloud(upright(points, np.array([[0, -5.0, 0], [0.1, -5, 0.2]])))
     paint(tmp_path, ["photo1.png", "photo2.png"])
-    coloured, thumbnails = add_colours(cloud, tmp_path.joinpath)
+    coloured, thumbnails = add_colours(cloud, reading(tmp_path))
     assert coloured.colours.tolist() == [[200, 0, 0], [0, 200, 0], [0, 200, 0]]
     assert sorted(thumbnails) == ["photo1.png", "photo2.png"]
-    grey, _ = add_colours(cloud, (tmp_path / "gone").joinpath)
+    grey, _ = add_colours(cloud, reading(tmp_path / "gone"))
     assert len(np.unique(grey.colours)) == 1
 
 
@@ -60,7 +60,8 @@ def test_photos_stored_on_their_side_are_taken_as_the_map_has_them(tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6
     paint(tmp_path, ["photo1.png"], exif=exif)
-    assert add_colours(cloud, tmp_path.joinpath)[0].colours.tolist() == [[200, 0, 0], [0, 200, 0]]
+    read = reading(tmp_path, upright=False)
+    assert add_colours(cloud, read)[0].colours.tolist() == [[200, 0, 0], [0, 200, 0]]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -137,7 +138,7 @@ def test_smaller_maps_have_pages_and_those_of_an_earlier_run_go(tmp_path: Path) 
     maps = (MapTrust(names[0], "good"), MapTrust(names[1], "doubtful", ("it is flat",)))
     for number in (3, 2):
         summary = replace(summarise(clouds[:number], {}), maps=maps)
-        write_report(clouds[:number], tmp_path, summary, [], tmp_path.joinpath)
+        write_report(clouds[:number], tmp_path, summary, [], reading(tmp_path))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["map.html", "map.png", "map1.html", "map1.png", "report.json"]
     assert "4 of 4 photos registered" in (tmp_path / "map1.html").read_text()

@@ -17,7 +17,7 @@ from d2net.mapping.reconstruction_arrays import read_cloud
 from d2net.mapping.report import page_data, write_report
 from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, summarise, text_lines
 
-from .clouds import ball, drawn, front_row, synthetic, upright
+from .clouds import ball, drawn, front_row, reading, synthetic, upright
 
 # --- Figures ---------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ def test_json_holds_every_photo_and_no_nan(tmp_path: Path) -> None:
     failed = {"x.jpg": NO_MATCHES}
     cloud = read_cloud(made)
     summary = replace(summarise([cloud], failed), settings={"seed": 1})
-    write_report([cloud], tmp_path, summary, [], tmp_path.joinpath)
+    write_report([cloud], tmp_path, summary, [], reading(tmp_path))
 
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
@@ -107,7 +107,7 @@ def test_picture_shows_points_and_cameras(tmp_path: Path) -> None:
     for point in made.points3D.values():
         point.color = [200, 30, 30]
     cloud = read_cloud(made)
-    write_report([cloud], tmp_path, summarise([cloud], {}), [], tmp_path.joinpath)
+    write_report([cloud], tmp_path, summarise([cloud], {}), [], reading(tmp_path))
     with Image.open(tmp_path / "map.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     red = (pixels[..., 0] > 150) & (pixels[..., 2] < 80)
@@ -133,7 +133,7 @@ def test_every_map_gets_a_report_twice_the_same(name: str, tmp_path: Path) -> No
     summary = summarise([read_cloud(made)], {"dark.jpg": NO_FEATURES})
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_report([read_cloud(made)], folder, summary, [tmp_path / "missing"], folder.joinpath)
+        write_report([read_cloud(made)], folder, summary, [tmp_path / "missing"], reading(folder))
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["map.html", "map.png", "report.json"]
     for file in files:
@@ -163,7 +163,7 @@ def test_points_behind_a_camera_have_no_error_there() -> None:
 def test_a_folder_of_photos_whose_name_is_no_unicode(tmp_path: Path) -> None:
     cloud = read_cloud(upright(ball(), front_row()))
     folders = [Path(os.fsdecode(b"/photos\xff"))]
-    write_report([cloud], tmp_path, summarise([cloud], {}), folders, tmp_path.joinpath)
+    write_report([cloud], tmp_path, summarise([cloud], {}), folders, reading(tmp_path))
     assert "photos?" in (tmp_path / "map.html").read_text()
 
 
@@ -171,9 +171,9 @@ def test_pages_of_an_earlier_run_go_and_photos_of_the_user_stay(tmp_path: Path) 
     cloud = read_cloud(upright(ball(), front_row()))
     names = tuple(photo.name for photo in cloud.photos)
     summary = replace(summarise([cloud], {}), maps=(MapTrust(names, "good"),) * 2)
-    write_report([cloud, cloud], tmp_path, summary, [], tmp_path.joinpath)
+    write_report([cloud, cloud], tmp_path, summary, [], reading(tmp_path))
     Image.new("RGB", (9, 9)).save(tmp_path / "map2.png")
-    write_report([cloud], tmp_path, summarise([cloud], {}), [], tmp_path.joinpath)
+    write_report([cloud], tmp_path, summarise([cloud], {}), [], reading(tmp_path))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["map.html", "map.png", "map2.png", "report.json"]
 
@@ -182,4 +182,4 @@ def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     cloud, folder = read_cloud(made), tmp_path / "missing"
     with pytest.raises(OutputError, match="does not exist"):
-        write_report([cloud], folder, summarise([cloud], {}), [], folder.joinpath)
+        write_report([cloud], folder, summarise([cloud], {}), [], reading(folder))

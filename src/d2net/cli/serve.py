@@ -43,6 +43,14 @@ def serve(
         console.out.file.flush()
 
     try:
-        run(model, map_folder=map_, host=host, port=port, matcher=matcher, ready=ready)
+        run(
+            model,
+            weights=weights,
+            map_folder=map_,
+            host=host,
+            port=port,
+            matcher=matcher,
+            ready=ready,
+        )
     except KeyboardInterrupt:
         return  # the documented way to stop

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -50,11 +50,13 @@ class Summary:
         extracted: number of keypoints of each photo that this run extracted.
         failed: why a photo could not be read or stored.
         skipped: the photos whose features were in the output before.
+        num_others: photos of earlier runs that were not given; the output still has them.
     """
 
     extracted: dict[str, int]
     failed: dict[str, str]
     skipped: list[str]
+    num_others: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def extract_folder(
                 "%d of %d photos, or their masks, have changed and are extracted again",
                 *(changed, len(found)),
             )
-        summary = Summary({}, {}, list(skipped))
+        num_others = len(writer.done() - {photo.name for photo in found})
+        summary = Summary({}, {}, list(skipped), num_others)
         progress("extracting", 0, len(todo))
         results = _extract(job, todo) if cluster is None else _on_cluster(cluster, job, todo)
         with closing(results):
@@ -263,6 +266,9 @@ class _ReleaseFiles:
     folder: Path
     format: release_2019.Format
     record: WorkRecord
+
+    def done(self) -> Set[str]:
+        return self.record.done()
 
     def inputs(self, name: str) -> str:
         path, inputs = self._path(name), self.record.inputs(name)

@@ -234,8 +234,9 @@ class MatchFile(H5File):
         matched = torch.from_numpy(np.flatnonzero(rows != -1))
         scores = _column(record, "matching_scores0", len(rows), where)[matched]
         indices = torch.stack([matched, torch.from_numpy(rows.astype(np.int64))[matched]], dim=1)
-        if swapped:
-            indices = indices.flip(1)
+        if swapped:  # sorted by the first photo, as if they were stored in this order
+            order = indices[:, 1].argsort()
+            indices, scores = indices[order].flip(1), scores[order]
         if self.read_attributes(entry).get("scores") == "confidence":
             return Matches(indices, torch.ones_like(scores), confidence=scores)
         return Matches(indices, scores)

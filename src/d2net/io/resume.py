@@ -8,7 +8,7 @@ of a folder, or as part of a file's name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
@@ -104,6 +104,10 @@ class WorkRecord:
     def inputs(self, step: str) -> str:
         """The inputs that a step was finished from; empty if it is not finished."""
         return self._done.get(step, "")
+
+    def done(self) -> Set[str]:
+        """The finished steps."""
+        return self._done.keys()
 
     def finish(self, step: str, inputs: str = "") -> None:
         """Record that the step's outputs, made from these inputs, are complete; save the record."""

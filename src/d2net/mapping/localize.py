@@ -202,15 +202,7 @@ class Map:
             InputError: the folder holds no finished map, or the weights are not the map's.
         """
         folder = MapFolder(Path(path))
-        if not folder.features.is_file():
-            raise InputError(
-                f"{folder.path} is not a map: {folder.features.name} is missing; make a map with "
-                "d2net reconstruct PHOTOS --output MAP"
-            )
-        with FeatureFile(folder.features) as file:
-            recorded: Any = file.settings or {}
-        if "weights" not in recorded:
-            raise InputError(f"{folder.features} holds no features of a map by d2net")
+        recorded = folder.made_by()
         name, sha256 = recorded["weights"]["name"], recorded["weights"]["sha256"]
         made_with = f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]})"
         if weights is None and not CATALOGUE.keys() >= {*name.split("+")}:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pycolmap
 
@@ -17,10 +17,12 @@ from d2net.errors import FormatError, InputError
 from d2net.io.atomic import new_folder, output_errors
 from d2net.io.colmap_model import read_model, write_model
 from d2net.io.drawn_pictures import is_own_picture
-from d2net.io.h5 import FeatureFile
+from d2net.io.h5 import FeatureFile, are_upright
 from d2net.io.image_lists import find_photo, named_photo
+from d2net.io.images import Pixels, to_pixels
 from d2net.io.resume import WorkRecord, are_unchanged
 from d2net.mapping.georeference import Georeference
+from d2net.mapping.mapper import posed_photos
 
 PlacedModel: TypeAlias = tuple[pycolmap.Reconstruction, Georeference | None]
 
@@ -46,6 +48,19 @@ class MapFolder:
         # Of each stage, over all runs since the map was begun or last added to.
         self.seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
 
+    def made_by(self) -> dict[str, Any]:
+        """How the features were made, see `D2Net.provenance`; InputError if it is no map's."""
+        if not self.features.is_file():
+            raise InputError(
+                f"{self.path} is not a map: {self.features.name} is missing; make a map with "
+                "d2net reconstruct PHOTOS --output MAP"
+            )
+        with FeatureFile(self.features) as file:
+            settings = file.settings or {}
+        if "weights" not in settings:
+            raise InputError(f"{self.features} holds no features of a map by d2net")
+        return settings
+
     @property
     def photo_folders(self) -> list[Path]:
         """Folders in which a photo's name is looked up."""
@@ -62,7 +77,10 @@ class MapFolder:
 
     def photo(self, name: str) -> Path:
         """The file of a photo; FormatError if it is missing or was replaced by another photo."""
-        remedy = f"; put it back, or add its folder: d2net reconstruct FOLDER --into {self.path}"
+        remedy = (
+            "; put it back or, if its folder was moved, give the new one: d2net reconstruct FOLDER "
+            f"--into {self.path}"
+        )
         first = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
         found = (find_photo([folder], name) for folder in self.photo_folders)
         path = next((path for path in found if path and self.is_photo(path, name)), None)
@@ -72,6 +90,11 @@ class MapFolder:
                 "back, or make the map again"
             )
         return path
+
+    def read_photo(self, name: str) -> Pixels:
+        """The pixels from which a photo's features were made; raises the errors of `photo`."""
+        path = self.photo(name)
+        return to_pixels(path, upright=are_upright(self.made_by()))
 
     def is_photo(self, path: Path, name: str) -> bool:
         """Whether a file has the content from which a photo's features were made."""
@@ -166,5 +189,6 @@ class MapFolder:
                 write_model(model, sparse / str(number))
                 if place is not None:
                     place.write(sparse / str(number))
+        names = frozenset[str]().union(*(posed_photos(model) for model, _ in models))
         with FeatureFile(self.features) as features:
-            self.record.values["features"] = {name: features.inputs(name) for name in features}
+            self.record.values["features"] = {name: features.inputs(name) for name in names}

@@ -209,8 +209,8 @@ def opened(path: Path) -> Iterator[MapFolder]:
         foreign = folder.foreign_files()
         if foreign:
             raise OutputError(
-                f"{foreign[0]} is of no map by d2net, and the map would replace it: move it, or "
-                "choose another folder"
+                f"{foreign[0]} seems to be of no map by d2net, and the map would replace it: move "
+                "it, or choose another folder"
             )
         folder.record.save()
         yield folder
@@ -343,7 +343,7 @@ class Stages:
                 pairs,
                 cameras=assign_cameras(files, settings, map_camera),
                 overwrite=not adding,
-                extend=old if adding else None,
+                extend=old.union(*map(posed_photos, models)) if adding else None,
             )
             verify_pairs(folder.database, self.limits, settings.seed)
             folder.record.values["insignificant_pairs"] = pairs.num_left_out
@@ -472,7 +472,7 @@ class Stages:
             georeference=Georeference.read(folder.sparse / "0"),
             settings=folder.record.values.setdefault("made_with", settings),
         )
-        write_report(clouds, folder.path, summary, folder.photo_folders, folder.photo)
+        write_report(clouds, folder.path, summary, folder.photo_folders, folder.read_photo)
         folder.record.values |= {"finished": sorted(self.sizes), "unreadable": unreadable}
         folder.record.values["left_out"] = summary.insignificant_pairs
         folder.record.save()

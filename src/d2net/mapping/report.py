@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2net.io.atomic import write_text
 from d2net.io.drawn_pictures import is_own_picture, write_picture
+from d2net.io.images import Pixels
 from d2net.mapping.picture.drawing import (
     CAMERA_COLOUR,
     TAN_HALF_FOV,
@@ -36,12 +37,12 @@ def write_report(
     folder: Path,
     summary: MapSummary,
     photo_folders: Sequence[Path],
-    find: Callable[[str], Path],
+    read: Callable[[str], Pixels],
 ) -> None:
     """Write `report.json`, `map.png` and `map.html` of maps into a folder.
 
     Maps after the first one get `map1.png`, `map1.html` and so on. Thumbnails and the points'
-    colours come from the photos.
+    colours come from the photos, whose pixels `read` gives.
     """
     text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False) + "\n"
     write_text(folder / "report.json", text)
@@ -56,7 +57,7 @@ def write_report(
         if number:
             part = replace(summarise([cloud], {}), maps=summary.maps[number : number + 1])
         failed = [photo.name for photo in part.failed]
-        coloured, thumbnails = add_colours(cloud, find, failed)
+        coloured, thumbnails = add_colours(cloud, read, failed)
         lines = [f"{line[0].upper()}{line[1:]}." for line in figure_lines(part)]
         stem = f"map{number or ''}"
         write_picture(folder / f"{stem}.png", draw_picture(coloured, lines))

@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 from d2net.errors import D2NetError, InputError
 from d2net.extraction.d2net import D2Net
 from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
 from d2net.matching import matcher_id
 from d2net.serving.guard import Guard
 from d2net.serving.photos import (
@@ -51,6 +52,7 @@ Result = TypeVar("Result")
 def serve(
     model: D2Net,
     *,
+    weights: str = "default",
     map_folder: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -61,13 +63,16 @@ def serve(
 
     Photos are localized in `map_folder`, if it is given. Only this machine reaches 127.0.0.1, and
     port 0 is any free port. `ready` gets the page's URL before the first request is answered;
-    see `d2net.match` for `matcher`.
+    see `d2net.match` for `matcher`. `weights` are those of `model`, as they were given.
     """
     with listen(host, port) as listening:
         matcher_id(matcher)  # reports a wrong file at once
         shown = None
         if map_folder is not None:
-            shown = ShownMap(Map.open(map_folder, device=str(model.device), matcher=matcher))
+            made_with = MapFolder(map_folder).made_by()["weights"]
+            own = weights if made_with["sha256"] == model.weights["sha256"] else None
+            opened = Map.open(map_folder, weights=own, device=str(model.device), matcher=matcher)
+            shown = ShownMap(opened)
         config = uvicorn.Config(
             make_app(model, shown, [host], matcher),
             log_level="warning",

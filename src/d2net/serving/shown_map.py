@@ -8,8 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from d2net.errors import InputError
 from d2net.features import Features
 from d2net.io.images import read_image
+from d2net.io.resume import are_unchanged
 from d2net.mapping.assign_cameras import photo_camera
 from d2net.mapping.localize import Map
 from d2net.mapping.picture.drawing import add_colours, frustums
@@ -26,6 +28,7 @@ class ShownMap:
     def __init__(self, map_: Map) -> None:
         self.map = map_
         self.upright = map_.model.settings.upright
+        self._features_of: dict[str, str] = map_.folder.record.values.get("features", {})
 
     def about(self) -> dict[str, Any]:
         """The map's name, and the numbers of photos and points of `sparse/0`, as JSON."""
@@ -43,21 +46,24 @@ class ShownMap:
     @cached_property
     def _cloud(self) -> Cloud:
         cloud = read_cloud(self.map.reconstruction)
-        return add_colours(cloud, self.map.folder.photo)[0]
+        return add_colours(cloud, self.map.folder.read_photo)[0]
 
     def picture(self, name: str) -> bytes:
         """A JPEG of a photo of the map; InputError if it is missing."""
         path = self.map.folder.photo(name)
+        if not are_unchanged(self._features_of.get(name, ""), path):
+            raise InputError("the map has been made again since it was opened: restart d2net serve")
         return screen_jpeg(read_image(path, upright=self.upright, max_pixels=MAX_PIXELS))
 
     def localize(self, photo: SentPhoto) -> dict[str, Any]:
         """Localize a photo.
 
         Returns:
-            `Localization.to_dict`, to which two entries are added. `shape` is the photo's camera as
-            `map.js` draws it; null without a pose in `sparse/0`. `partner` is the map photo with
-            the most inliers: its name, its size, and the matched `query_points` and `points` as
-            x, y, x, y, ..., the `inliers` first; null without inliers.
+            `Localization.to_dict`, to which three entries are added. `about` is that of the map.
+            `shape` is the photo's camera as `map.js` draws it; null without a pose in `sparse/0`.
+            `partner` is the map photo with the most inliers: its name, its size, and the matched
+            `query_points` and `points` as x, y, x, y, ..., the `inliers` first; null without
+            inliers.
         """
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.file)
@@ -83,7 +89,8 @@ class ShownMap:
                 "points": _points(known, matches["second"]),
                 "inliers": matches["inliers"],
             }
-        return {**answer.to_dict(), "shape": shape, "partner": partner}
+        added = {"about": self.about(), "shape": shape, "partner": partner}
+        return {**answer.to_dict(), **added}
 
 
 def _points(features: Features, rows: list[int]) -> list[float]:

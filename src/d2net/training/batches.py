@@ -117,7 +117,8 @@ def input_files(settings: RunSettings, data: Path) -> dict[str, Path]:
         for folder in (data / source.path, *(data / source.path / path for path in others if path)):
             if folder.is_dir():
                 found.update(photo.path for photo in find_images([folder]))
-                for pattern in _INPUTS:  # pathlib would not follow links
+                patterns = () if source.kind == "photos" else _INPUTS
+                for pattern in patterns:  # pathlib would not follow links
                     names = iglob(f"**/{pattern}", root_dir=folder, recursive=True)  # noqa: PTH207
                     found.update(folder / name for name in names)
     return {os.path.relpath(path, data): path for path in sorted(found)}

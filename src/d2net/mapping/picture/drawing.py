@@ -10,7 +10,6 @@ import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -22,7 +21,7 @@ from scipy.spatial import cKDTree
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
 from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
-from d2net.io.images import Pixels, for_screen, limited_size, resize, to_pixels
+from d2net.io.images import Pixels, for_screen, limited_size, resize
 from d2net.mapping.georeference import common_up
 from d2net.mapping.reconstruction_arrays import Array, Cloud
 
@@ -162,9 +161,11 @@ def _draw(cloud: Cloud) -> Image.Image:
 
 
 def add_colours(
-    cloud: Cloud, find: Callable[[str], Path], failed: Iterable[str] = ()
+    cloud: Cloud, read: Callable[[str], Pixels], failed: Iterable[str] = ()
 ) -> tuple[Cloud, dict[str, bytes]]:
     """Colour the points with the mean colours of the photos that observe them, or else grey.
+
+    `read` gives a photo's pixels by its name.
 
     Returns:
         The coloured cloud, and a small JPEG of each photo that can be read, by name; photos that
@@ -178,10 +179,7 @@ def add_colours(
     for name in names:
         photo = posed.get(name)
         try:
-            path = find(name)
-            pixels = to_pixels(path)
-            if photo is not None and pixels.shape[1::-1] != photo.size:
-                pixels = to_pixels(path, upright=False)  # a map may be made of photos as stored
+            pixels = read(name)
         except D2NetError:
             continue
         thumbnails[name] = small_jpeg(pixels, edge, 72)

@@ -63,6 +63,10 @@ export class LocalizeView {
     this.result.className = `result ${answer.verdict}`;
     this.result.replaceChildren(verdict, ` ${reason}`);
     this.query.say(`${answer.keypoints.toLocaleString("en")} keypoints`);
+    if (JSON.stringify(answer.about) !== JSON.stringify(this.limits.map)) { // d2net serve was started again
+      this.limits.map = answer.about;
+      this.frame.src = "/map";
+    }
     this.#list(answer);
     this.#camera(answer);
     const { partner } = answer;
@@ -71,7 +75,7 @@ export class LocalizeView {
     if (stopped.aborted) return;
     if (!this.partner.image.naturalWidth) {
       this.partner.image.hidden = true;
-      return this.partner.say("is missing: its file has moved since the map was made");
+      return this.partner.say("cannot be shown: its file has moved or changed since the map was opened");
     }
     this.partner.say(`${partner.inliers.toLocaleString("en")} matches`);
     this.stage.show({

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,4 +41,9 @@ def detect_kind(path: Path) -> str:
         return "colmap"
     if any(map(megadepth.is_stored_scene, sorted(path.glob("*.h5"))[:1])):
         return "megadepth"
-    return "aligned" if planar.is_aligned(path) else "photos"
+    if not planar.is_aligned(path):
+        return "photos"
+    logging.getLogger(__name__).warning(
+        "photos in %s are taken as aligned; if not, write a recipe with kind = photos", path
+    )
+    return "aligned"
