@@ -483,6 +483,8 @@ def test_matches_come_back_in_both_orders(matches_path):
         assert as_set(file.get("night/a.jpg", "day/b.jpg")) == as_set(matches)
         swapped = file.get("day/b.jpg", "night/a.jpg")
         assert as_set(swapped) == {(j, i, s) for i, j, s in as_set(matches)}
+        rows = swapped.indices[:, 0].tolist()
+        assert rows == sorted(rows)  # RANSAC must not depend on the order in which they were stored
         assert len(file.get("a", "b")) == 0
         assert ("b", "a") in file
         assert ("a", "c") not in file

@@ -768,6 +768,52 @@ def test_an_addition_that_was_killed_may_be_given_up(
     assert summary.num_registered == 7
 
 
+def test_a_photo_that_was_taken_out_and_edited_can_be_added(made: Path, tmp_path: Path) -> None:
+    photos = copied(made, tmp_path)
+    (tmp_path / "bad").mkdir()
+    edited = (photos / "photo02.png").rename(tmp_path / "bad" / "photo02.png")
+    reconstruct(photos, tmp_path / "map", model=network())
+    edited.write_bytes(edited.read_bytes() + b"edited")
+    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 5
+    assert add_photos(tmp_path / "map", edited.parent, model=network()).num_registered == 6
+
+
+def test_masks_of_the_map_s_photos_are_not_added(made: Path, tmp_path: Path) -> None:
+    photos = copied(made, tmp_path)
+    (photos / "masks").mkdir()
+    for number in range(7):
+        Image.new("L", SIZE, 255).save(photos / "masks" / f"photo{number:02}.png")
+    reconstruct(photos, tmp_path / "masked", model=network(), masks=photos / "masks")
+    write_photos(photos, [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    add_photos(tmp_path / "masked", photos, model=both, masks=photos / "masks")
+    assert MapFolder(tmp_path / "masked").finished == {f"photo{n:02}.png" for n in range(7)}
+
+
+def test_a_photo_is_found_behind_another_one_of_its_name(made: Path, tmp_path: Path) -> None:
+    photos = copied(made, tmp_path)
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=both)
+    Image.new("RGB", SIZE, (99, 0, 0)).save(photos / "photo06.png")
+    assert MapFolder(tmp_path / "map").photo("photo06.png") == tmp_path / "new" / "photo06.png"
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_points_take_their_colours_from_photos_as_they_were_extracted(
+    tmp_path: Path, orientation: int
+) -> None:
+    photos = write_photos(tmp_path / "photos", range(6))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    pixels[:, SIZE[0] // 2 :] = 200
+    Image.fromarray(pixels).save(photos / "photo00.png", exif=exif)
+    model = network()
+    model.settings = model.settings.updated(upright=False)
+    reconstruct(photos, tmp_path / "map", model=model)
+    assert (MapFolder(tmp_path / "map").read_photo("photo00.png") == pixels).all()
+
+
 def test_an_addition_that_was_stopped_leaves_no_cameras_behind(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 import d2net
 from d2net import D2Net
 from d2net.features import Features
+from d2net.serving.shown_map import ShownMap
 
 from ..tiny import make_tiny_model
 from .served import SIZE, Served, photo, serving
@@ -251,6 +252,22 @@ def test_it_is_dark_where_that_is_wanted(served: Served, open_page: Open) -> Non
         greys.append(shot.getpixel((5, 5)))
     assert greys[0] > 240
     assert greys[1] < 40
+
+
+def test_a_map_that_was_made_again_is_drawn_again(
+    root: Path,  # noqa: F811
+    open_page: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(make_tiny_model(), shown(root / "map")) as served:
+        page = open_page(served, DESKTOP)
+        choose(page, "your", query(0))
+        expect(page.locator("#localize .result")).to_contain_text("Localized")
+        again = {"name": "made again", "photos": 7, "points": 10}
+        monkeypatch.setattr(ShownMap, "about", lambda _: again)
+        with page.expect_request("**/map"):
+            choose(page, "your", query(0))
+        expect(page.frame_locator("#map").locator("#card")).to_contain_text("your photo")
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])

@@ -16,13 +16,15 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from d2net.errors import InputError
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
+from d2net.mapping.reconstruct import reconstruct
 from d2net.serving.photos import SentPhoto
 from d2net.serving.shown_map import ShownMap
 
 from ..mapping.made import SIZE, PreparedNetwork, camera, seen
-from ..mapping.test_reconstruct import map_of_truth
+from ..mapping.test_reconstruct import map_of_truth, network
 from ..tiny import make_tiny_model
 from .served import serving
 
@@ -134,6 +136,22 @@ def png_with_text(text: bytes, *, whole: bool = True) -> bytes:
 def test_each_photo_that_is_shown_is_localized(root: Path, content: bytes) -> None:
     answer = shown(root / "map").localize(SentPhoto.read(content))
     assert answer["verdict"] == "localized"
+
+
+def test_a_photo_that_was_edited_before_the_map_was_made_again_is_not_shown(
+    root: Path, tmp_path: Path
+) -> None:
+    """The page would draw the matches of the old photo on the new one."""
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "map" / "map.json"
+    record.write_text(record.read_text().replace(str(root), str(tmp_path)))
+    page = shown(tmp_path / "map")
+    assert page.picture("photo01.png")
+    (tmp_path / "photos" / "photo01.png").write_bytes(query(1) + b"edited")
+    reconstruct(tmp_path / "photos", tmp_path / "map", model=network())
+    with pytest.raises(InputError, match=r"made again.*restart"):
+        page.picture("photo01.png")
+    assert shown(tmp_path / "map").picture("photo01.png")
 
 
 def test_the_map_is_asked_for_over_http(root: Path, tmp_path: Path) -> None:

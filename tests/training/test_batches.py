@@ -28,6 +28,7 @@ from d2net.training.batches import (
 from d2net.training.settings import SourceSettings, TrainingSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 
+from ..tiny import write_photos
 from . import made as made
 from .plane import NAMES, Plane, write_depth_h5
 
@@ -195,6 +196,15 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     photos = {f"scene/images/{name}" for name in NAMES}
     expected = model | photos | {"scene/depths/a.h5", "view/offsets.json"}
     assert input_files(settings, tmp_path).keys() == expected
+
+
+def test_files_that_photos_do_not_need_are_no_files_of_the_run(tmp_path: Path) -> None:
+    """Such as those of a map that was made of the photos after the training was stopped."""
+    write_photos(tmp_path, "a.png")
+    for name in ("retrieval.h5", "points3D.bin"):
+        (tmp_path / name).write_bytes(b"made later")
+    settings = TrainingSettings(sources=(SourceSettings("photos", "."),))
+    assert input_files(settings, tmp_path).keys() == {"a.png"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

@@ -191,4 +191,5 @@ class MapFolder:
                     place.write(sparse / str(number))
         names = frozenset[str]().union(*(posed_photos(model) for model, _ in models))
         with FeatureFile(self.features) as features:
-            self.record.values["features"] = {name: features.inputs(name) for name in names}
+            known = {name: features.inputs(name) for name in names.intersection(features)}
+        self.record.values["features"] = known

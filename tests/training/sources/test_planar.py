@@ -102,13 +102,15 @@ def test_offsets_of_webcams(tmp_path, graf):
     assert sift_agreement(source) > 0.95
 
 
-def test_folders_of_the_same_names(tmp_path, graf):
+def test_folders_of_the_same_names(tmp_path, graf, caplog):
     for folder, extension in (("visible", "jpg"), ("thermal", "png")):
         (tmp_path / folder).mkdir()
         graf.save(tmp_path / folder / f"x.{extension}")
     source = opened(tmp_path, "aligned")
     assert len(source) == 1
     assert sift_agreement(source) > 0.95
+    assert detect_kind(tmp_path) == "aligned"
+    assert "are taken as aligned" in caplog.text  # they may be photos of two cameras
     graf.resize((300, 300)).save(tmp_path / "thermal" / "x.png")
     with pytest.raises(FormatError, match="differ in size"):
         opened(tmp_path, "aligned")
