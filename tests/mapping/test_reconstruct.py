@@ -859,6 +859,13 @@ def test_photos_are_not_added_to_a_map_that_is_not_finished(
         run()
     with pytest.raises(InputError, match="stopped: start it again with the same photos"):
         add_photos(tmp_path / "map", other, model=both)
+    if into == "grown":
+        photo = new / "photo06.png"
+        before = photo.read_bytes()
+        photo.write_bytes(before + b"edited")
+        with pytest.raises(InputError, match="has changed since: rename it"):
+            run()
+        photo.write_bytes(before)
     run()
     assert add_photos(tmp_path / "map", other, model=both).num_registered == 7 + (into == "grown")
 

@@ -169,7 +169,8 @@ def add_photos(
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
         for photo in given:
-            if photo not in found and not folder.is_photo(photo.path, photo.name):
+            is_known = photo.name in registered | folder.finished
+            if is_known and not folder.is_photo(photo.path, photo.name):
                 raise InputError(
                     f"{photo.path} has the name of another photo of the map {map_folder}, or has "
                     "changed since: rename it"
