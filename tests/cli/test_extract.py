@@ -38,6 +38,9 @@ def test_folders_are_walked_and_counts_told(d2net: Run, photos: Path) -> None:
         total = sum(len(photo) for photo in file.values())
         assert_same_features(file["a.png"], make_tiny_model().extract(photos / "a.png"))
     assert run.out == f"3 photos extracted, {total:,} keypoints: f.h5\n"
+    (photos / "sorted").mkdir()
+    (photos / "a.png").rename(photos / "sorted" / "a.png")
+    assert "1 photo of earlier runs kept: f.h5" in d2net("extract", photos, "-o", "f.h5").out
 
 
 def test_json_is_one_document_and_nothing_else(real: Real, photos: Path) -> None:

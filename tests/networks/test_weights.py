@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_seasons_was_trained_and_ots_was_not(ots):
     torch.testing.assert_close(first, published, atol=4.2e-4, rtol=0)
     for name, array in seasons.network.backbone.state_dict().items():
         assert torch.equal(array, ots[name]) != name.startswith("conv4_"), name
+
+
+def test_own_weights_do_not_take_the_name_of_packaged_ones(tmp_path):
+    """Their licence and descriptors are others; a run may be called `light`."""
+    loaded = load_weights("light")
+    copy = shutil.copy(loaded.path, tmp_path / "copy.safetensors")
+    assert load_weights(copy).name == "light"
+    with torch.no_grad():
+        next(loaded.network.parameters()).add_(1)
+    save_weights(tmp_path / "own.safetensors", loaded.network, {"name": "light"})
+    assert load_weights(tmp_path / "own.safetensors").name == "./light"
 
 
 @pytest.mark.parametrize("name", PACKAGED)
