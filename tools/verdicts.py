@@ -7,7 +7,7 @@ fixed cameras in `aligned_webcam` and `aligned_daynight` (VIEW/images); `aligned
 `thermal` with equal names; and photos of other places in folders `singles_*`. DIR holds
 aliked-n16.pth. Photos are reduced to 640 px.
 
-Features and matches of pairs are kept (D2NET_CACHE), and maps in OUTPUT/NAME, so the same command
+Features of pairs are kept (D2NET_CACHE), and maps in OUTPUT/NAME, so the same command
 resumes a run that was stopped. All figures go into OUTPUT/TABLE.json.
 """
 
@@ -34,6 +34,7 @@ from d2net.geometry.cameras import known_camera
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import find_images
 from d2net.io.images import to_pixels
+from d2net.matching import create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.matching.verification import verify
 from d2net.progress import no_progress
@@ -128,7 +129,7 @@ def different_pairs(photos_of: Mapping[str, Sequence[Path]], rng: random.Random)
 def judge_pairs(train: Path, method: str, kinds: Mapping[str, list[Pair]]) -> dict[str, Counter]:
     """Numbers of verdicts, and of pairs with 15 inliers, for each kind of pair."""
     features, _, matcher = method.partition(" + ")
-    source = CachedSource(open_source(features), matcher=matcher or "nearest")
+    source, match = CachedSource(open_source(features)), create_matcher(matcher or "nearest")
     names = {
         kind: [tuple(str(p.relative_to(train)) for p in pair) for pair in pairs]
         for kind, pairs in kinds.items()
@@ -137,11 +138,11 @@ def judge_pairs(train: Path, method: str, kinds: Mapping[str, list[Pair]]) -> di
     files = {name: train / name for name in sorted({name for pair in every for name in pair})}
     counts = {}
     with CachedPhotos(source, train, files, no_progress) as photos:
-        photos.match(every, no_progress)
         for kind, pairs in names.items():
             counts[kind] = Counter({"pairs": len(pairs)})
             for a, b in pairs:
-                found = verify(photos.features(a), photos.features(b), photos.matches(a, b))
+                both = photos.features(a), photos.features(b)
+                found = verify(*both, match(*both))
                 counts[kind][str(found.verdict)] += 1
                 counts[kind]["15 inliers"] += found.num_inliers >= 15
                 if kind == "different" and found.verdict != "none":
