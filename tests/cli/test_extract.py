@@ -47,7 +47,7 @@ def test_json_is_one_document_and_nothing_else(real: Real, photos: Path) -> None
     (photos / "bad.jpg").write_text("no photo")
     run = real("extract", photos, "-o", "f.h5", "--json")
     assert run.code == 1
-    assert set(run.json) == {"extracted", "failed", "skipped", "output"}
+    assert set(run.json) == {"extracted", "failed", "skipped", "other_photos", "output"}
     assert set(run.json["extracted"]) == NAMES
     assert all(count > 0 for count in run.json["extracted"].values())
     assert "bad.jpg" in run.json["failed"]["bad.jpg"]
@@ -266,7 +266,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
     write_photos(many, *(f"{i}.png" for i in range(150)))  # it must not end before the signal
     partial = real.folder / "f.h5.partial"
     with real.start("extract", many, "-o", "f.h5", "--multiscale", "--json") as process:
-        wait_for(partial, 500_000)  # a few photos
+        wait_for(partial, 4_000_000)  # a few photos
         process.send_signal(signal.SIGSTOP)
         busy = d2net("extract", many, "-o", "f.h5")
         process.send_signal(signal.SIGINT)

@@ -78,8 +78,8 @@ def extract(
         line += f"; {len(summary.skipped)} extracted before"
     if summary.failed:
         line += f"; {len(summary.failed)} failed"
-    if summary.num_others:
-        line += f"; {count(summary.num_others, 'photo')} of earlier runs kept"
+    if summary.other_photos:
+        line += f"; {count(summary.other_photos, 'photo')} of earlier runs kept"
     printing.result({**vars(summary), "output": str(output)}, f"{line}: {output}")
     if summary.failed:
         raise typer.Exit(console.PARTLY_FAILED)

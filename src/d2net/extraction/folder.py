@@ -50,13 +50,13 @@ class Summary:
         extracted: number of keypoints of each photo that this run extracted.
         failed: why a photo could not be read or stored.
         skipped: the photos whose features were in the output before.
-        num_others: photos of earlier runs that were not given; the output still has them.
+        other_photos: photos of earlier runs that were not given; the output still has them.
     """
 
     extracted: dict[str, int]
     failed: dict[str, str]
     skipped: list[str]
-    num_others: int
+    other_photos: int
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def extract_folder(
                 "%d of %d photos, or their masks, have changed and are extracted again",
                 *(changed, len(found)),
             )
-        num_others = len(writer.done() - {photo.name for photo in found})
-        summary = Summary({}, {}, list(skipped), num_others)
+        other_photos = len(writer.done() - {photo.name for photo in found})
+        summary = Summary({}, {}, list(skipped), other_photos)
         progress("extracting", 0, len(todo))
         results = _extract(job, todo) if cluster is None else _on_cluster(cluster, job, todo)
         with closing(results):
