@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ PAIR_METHODS = (
 )
 QUERY_WEIGHTS = ("light+seasons", "light")
 
-SAME_FOLDER = ("singles_paris",)  # shows buildings of the scenes paris_*
+LEFT_OUT = ("singles_paris",)  # shows buildings of the scenes paris_*
 PAIRS_PER_SCENE = 6
 PLACES_PER_FOLDER = 10  # photos of a folder that take part in pairs of different places
 MIN_COMMON = 15  # points that the two photos of a true pair share at least
@@ -66,11 +67,18 @@ def scenes(train: Path) -> list[Path]:
 
 
 def places(train: Path) -> dict[str, list[Path]]:
-    """Photos by place. A folder counts as one place: its photos may show the same thing."""
+    """Photos by place. A folder counts as one place, because its photos may show the same thing.
+
+    So do the three cameras of aligned_webcam/panorama, whose views overlap.
+    """
     views = [v / "images" for kind in ("webcam", "daynight") for v in views_of(train, kind)]
-    singles = sorted(p for p in train.glob("singles_*") if p.name not in SAME_FOLDER)
+    singles = sorted(p for p in train.glob("singles_*") if p.name not in LEFT_OUT)
     folders = [*(s / "images" for s in scenes(train)), *views, *singles]
-    return {str(f.relative_to(train)): [p.path for p in find_images([f])] for f in folders}
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        place = re.sub(r"panorama\d", "panorama", str(folder.relative_to(train)))
+        found.setdefault(place, []).extend(photo.path for photo in find_images([folder]))
+    return found
 
 
 def views_of(train: Path, kind: str) -> list[Path]:
