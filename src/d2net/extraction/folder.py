@@ -268,7 +268,7 @@ class _ReleaseFiles:
     record: WorkRecord
 
     def done(self) -> Set[str]:
-        return self.record.done()
+        return {name for name in self.record.done() if file_state(self._path(name))}
 
     def inputs(self, name: str) -> str:
         path, inputs = self._path(name), self.record.inputs(name)
