@@ -146,7 +146,7 @@ def test_nothing_is_left_when_no_photo_can_be_read(two_nodes: Any, tmp_path: Pat
 def test_other_settings_are_refused(two_nodes: Any, photos: Path, tmp_path: Path) -> None:
     few = find_images([photos])[:3]
     extract_folder(make_tiny_model(), few, tmp_path / "f.h5", cluster="auto")
-    with pytest.raises(OutputError, match="max_keypoints is 4096 there, 5 now"):
+    with pytest.raises(OutputError, match="max_keypoints was 4096, is now 5"):
         extract_folder(make_tiny_model(), few, tmp_path / "f.h5", cluster="auto", max_keypoints=5)
 
 

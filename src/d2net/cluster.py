@@ -79,8 +79,8 @@ def share(
     except ray.exceptions.RayError as error:
         reason = str(error).strip().partition("\n")[0]
         raise D2NetError(
-            f"the process of one part of the work died {_MAX_RETRIES + 1} times ({reason}); "
-            "finished parts are kept, and the same command continues from there"
+            f"workers died {_MAX_RETRIES + 1} times on one part ({reason}); finished parts are "
+            "kept: run the same command again"
         ) from error
     finally:
         for part in running:

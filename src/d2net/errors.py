@@ -30,7 +30,7 @@ class FormatError(D2NetError):
 
 
 class MappingError(D2NetError):
-    """The photos do not give a map, or a photo cannot be localized; the message says why."""
+    """No map can be made, or a photo cannot be localized; the message says why."""
 
 
 class OutputError(D2NetError):
@@ -42,7 +42,7 @@ class OutputBusyError(OutputError):
 
 
 class TrainingError(D2NetError):
-    """A training run cannot continue: it diverged, or its data teach nothing."""
+    """A training run cannot continue: it diverged, or its data are useless."""
 
 
 class MissingPackageError(D2NetError, ImportError):

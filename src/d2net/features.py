@@ -59,7 +59,7 @@ class Features:
             if name != "descriptors" and not array.isfinite().all():
                 raise InputError(f"{name} must be finite, but some are NaN or infinite")
             if name in ("scales", "uncertainty") and (array < 0).any():
-                raise InputError(f"{name} must be 0 or more, but the least is {array.min():g}")
+                raise InputError(f"{name} must be 0 or more, but the minimum is {array.min():g}")
             object.__setattr__(self, name, array)
         width, height = (int(edge) for edge in self.image_size)
         if min(width, height) < 1:

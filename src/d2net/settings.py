@@ -146,7 +146,7 @@ class ExtractionSettings(Settings):
     """Detect on a pyramid of 0.5, 1 and 2 times the photo (D2-Net, section 4.2)."""
 
     turns: int = 1
-    """Extract this many copies of the photo, turned by equal parts of a circle, and keep the
+    """Extract this many copies of the photo, rotated by equal parts of a circle, and keep the
     keypoints of all copies. Only one photo of a pair needs this."""
 
     max_edge: int | None = 1600
@@ -163,7 +163,7 @@ class ExtractionSettings(Settings):
     """Keep keypoints with at least this score."""
 
     upright: bool = True
-    """Turn the photo as its EXIF orientation says; otherwise use it as stored."""
+    """Rotate the photo as its EXIF orientation says; otherwise use it as stored."""
 
     stretch: bool = False
     """Stretch the contrast of each photo, so that its darkest and brightest 0.1 % become black and
@@ -188,7 +188,7 @@ class ExtractionSettings(Settings):
     def updated(self, **changes: Unpack[ExtractionOptions]) -> ExtractionSettings:  # type: ignore[override]
         """A copy with some settings changed; an unknown name is an InputError.
 
-        `original=True` also resets descriptor, turns, stretch and budget to those of the
+        `original=True` also resets descriptor, turns, stretch and max_keypoints to those of the
         release, unless `changes` names them.
         """
         release = {**_RELEASE, "max_keypoints": None} if changes.get("original") else {}

@@ -415,8 +415,7 @@ def picture_path(output: PathLike | None) -> Path | None:
     path = Path(output)
     if path.suffix.lower() not in _EXTENSIONS:
         raise InputError(
-            f"a picture can be written as {', '.join(_EXTENSIONS)}, not as {path.name!r}; choose "
-            "one of these extensions"
+            f"a picture must be {', '.join(_EXTENSIONS)}, not {path.name!r}; change the extension"
         )
     check_replaceable(path)
     return path

@@ -21,7 +21,7 @@ WIDTH, HEIGHT = SIZE
         ("nan,48,40,0", "needs finite numbers and a positive focal length, not nan, 48, 40, 0"),
         ("-90,48,40,0", "a positive focal length, not -90, 48, 40, 0"),
         ("90,48,40", "SIMPLE_RADIAL takes the parameters f, cx, cy, k, not 3 numbers"),
-        ("90,480,40,0", f"is outside a photo of {WIDTH} x {HEIGHT} pixels"),
+        ("90,480,40,0", f"is outside a photo of {WIDTH} x {HEIGHT}"),
         ("90;48", "--camera-params takes F,CX,CY,..., not '90;48'"),
     ],
 )

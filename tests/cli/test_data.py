@@ -59,7 +59,7 @@ def test_check_tells_what_is_wrong(d2net: Run, here: Path, scene: Path) -> None:
         ([scene, "--set", "overlap=1"], "unknown setting 'overlap'"),
         ([scene, "--crop", 100], "crop must be a multiple of 8"),
         ([scene, "--pairs", 0], "the number of pairs to draw must be at least 1"),
-        ([scene, "-o", "seen.gif"], "a picture can be written as"),
+        ([scene, "-o", "seen.gif"], "a picture must be"),
     ):
         run = d2net("data", "check", *arguments)
         assert run.code == 2

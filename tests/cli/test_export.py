@@ -122,4 +122,4 @@ def test_the_onnx_program_is_named_in_quotes(d2net: Run) -> None:
 def test_an_onnx_graph_of_the_release(d2net: Run) -> None:
     run = d2net("export", "onnx", "folder", "--original")
     assert (run.code, run.out) == (2, "")
-    assert "works at one scale" in run.err
+    assert "has one scale" in run.err

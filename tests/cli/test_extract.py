@@ -132,7 +132,7 @@ def test_turns_are_extracted_and_remembered(d2net: Run, photos: Path) -> None:
         assert_same_features(file["a.png"], make_tiny_model().extract(photos / "a.png", turns=4))
     run = d2net("extract", photos, "-o", "f.h5")
     assert run.code != 0
-    assert "extraction.turns is 4 there, 1 now" in run.err
+    assert "extraction.turns was 4, is now 1" in run.err
 
 
 def test_types_of_descriptors(d2net: Run, photos: Path) -> None:
@@ -276,7 +276,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_that_it_must_wait(
     assert "is being written by another process" in busy.err
     assert run.code == 130
     assert run.err == f"error: {run.json['error']}\n"
-    assert "start the same command again" in run.err
+    assert "run the same command again" in run.err
     assert partial.stat().st_size >= 1000
 
 
@@ -305,8 +305,8 @@ def test_other_settings_are_told(d2net: Run, photos: Path) -> None:
     content = Path("f.h5").read_bytes()
     run = d2net("extract", photos, "-o", "f.h5", "--multiscale", "--half")
     assert run.code == 2
-    assert "extraction.multiscale is False there, True now" in run.err
-    assert "half is False there, True now" in run.err
+    assert "extraction.multiscale was False, is now True" in run.err
+    assert "half was False, is now True" in run.err
     assert Path("f.h5").read_bytes() == content
 
 

@@ -139,7 +139,7 @@ def test_a_picture_in_the_folder_of_a_map_is_not_overwritten(d2net: Run, photos:
     content = (photos / "map.png").read_bytes()
     run = d2net("reconstruct", photos, "-o", photos)
     assert run.code == 2
-    assert "map.png is of no map" in run.err
+    assert "map.png does not seem to be of a map" in run.err
     assert (photos / "map.png").read_bytes() == content
 
 

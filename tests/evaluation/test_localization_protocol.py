@@ -311,7 +311,7 @@ def empty_queries(folder):
     ("breaking", "message"),
     [
         (no_model, "holds no COLMAP models"),
-        (no_pairs, "holds no list of pairs"),
+        (no_pairs, "needs pairs-query.*a list of pairs"),
         (no_partner, r"no photo of the map for the query query/night/nexus5x/c\.jpg"),
         (not_in_model, r"paired with db/22\.jpg, but the model .* has no pose"),
         (no_photo, r"lacks the photo db/3\.jpg"),

@@ -160,13 +160,13 @@ def test_superglue_pairs_need_no_model(folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (superglue_line().rpartition(" ")[0], "two names and 36 numbers"),
-        (superglue_line().replace("700.0", "nan"), "two names and 36 numbers"),
+        (superglue_line().rpartition(" ")[0], "needs 2 names and 36 numbers"),
+        (superglue_line().replace("700.0", "nan"), "needs 2 names and 36 numbers"),
         (superglue_line(rot0=1), "asks to rotate photos"),
         (superglue_line(rotation=2 * R), "does not begin with a rotation"),
         (superglue_line(intrinsics=np.eye(3) - 2 * K), "camera matrix"),
         (superglue_line().replace("a.jpg", "c.jpg"), "photo images/c.jpg, which is not in"),
-        (superglue_line() + superglue_line(R.T), r"line 2: .*a\.jpg images/b\.jpg occurs before"),
+        (superglue_line() + superglue_line(R.T), r"line 2: .*a\.jpg images/b\.jpg repeats"),
         (superglue_line().replace("b.jpg", "a.jpg"), r"pairs\.txt pairs .*a\.jpg with itself"),
     ],
 )

@@ -199,7 +199,7 @@ def test_what_is_wrong_with_all_photos_stops_the_run(
         ({"output": "."}, "one file"),
         ({"format": "csv"}, "must be h5, npz or mat"),
         ({"format": "npz", "half": True}, "half precision is for h5"),
-        ({"masks": "no such folder"}, "no mask of any of the photos in"),
+        ({"masks": "no such folder"}, "no mask of these photos"),
         ({"colour": True}, "unknown setting 'colour'"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_mask_of_another_size_fails_alone(
 def test_masks_of_other_photos_are_told(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     left_half().save(tmp_path / "masks" / "other.png")
-    with pytest.raises(InputError, match="no mask of any of the photos"):
+    with pytest.raises(InputError, match="no mask of these photos"):
         run(tiny_model, photos, tmp_path / "f.h5", masks=tmp_path / "masks")
 
 

@@ -1,4 +1,4 @@
-"""Photos that are turned against each other."""
+"""Photos that are rotated relative to each other."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_a_drive_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with pytest.raises(OutputError, match="its drive has no file locks"), locked(tmp_path / "a.h5"):
+    with pytest.raises(OutputError, match="its drive lacks file locks"), locked(tmp_path / "a.h5"):
         pass
 
 

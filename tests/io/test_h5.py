@@ -263,8 +263,8 @@ def test_other_settings_are_refused_by_name(path, finished):
     with pytest.raises(OutputError) as caught:
         write(path, {"b": make_features()}, others)
     message = str(caught.value)
-    assert "multiscale is False there, True now" in message
-    assert "weights.name is 'ots' there, 'tf' now" in message
+    assert "multiscale was False, is now True" in message
+    assert "weights.name was 'ots', is now 'tf'" in message
     assert "weights.sha256" in message
     assert "version" not in message
     with FeatureWriter(path, SETTINGS) as writer:

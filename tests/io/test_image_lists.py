@@ -164,7 +164,7 @@ def test_raw_photos_are_told(photos, caplog):
     (photos / "other" / "b.GPR").touch()
     (photos / "other" / "c.HIF").touch()
     assert names(find_images([photos / "other"])) == ["a.png", "c.HIF"]
-    assert "1 photo in a format that is not read, such as" in caplog.text
+    assert "1 photo in an unsupported format, such as" in caplog.text
 
 
 def test_lists_made_on_windows_may_have_backslashes(photos):

@@ -33,7 +33,7 @@ def test_cameras_are_read_as_the_benchmarks_write_them(tmp_path):
         ),
         ("a.jpg SIMPLE_PINHOLE 10 10 nan 5 5\n", "expected name"),
         ("a.jpg SIMPLE_PINHOLE 10 10 -9 5 5\n", "positive focal length, not -9, 5, 5"),
-        ("a.jpg SIMPLE_PINHOLE 10 10 9 5 50\n", "9, 5, 50 is outside a photo of 10 x 10 pixels"),
+        ("a.jpg SIMPLE_PINHOLE 10 10 9 5 50\n", "9, 5, 50 is outside a photo of 10 x 10"),
         ("a.jpg INVALID 10 10 1\n", "no camera model 'INVALID'"),
         ("../a.jpg SIMPLE_PINHOLE 10 10 9 5 5\n", "cannot name a photo"),
         ("a SIMPLE_PINHOLE 10 10 9 5 5\na SIMPLE_PINHOLE 10 10 9 5 5\n", "line 2: .* occurs twice"),

@@ -103,7 +103,7 @@ def test_a_record_of_work_is_resumed_with_the_same_settings_only(tmp_path):
     assert again.inputs("map") == ""
     assert again.values == {"photos": ["a"]}
     assert WorkRecord(path).settings == {"size": 1}
-    with pytest.raises(OutputError, match="size is 1 there, 2 now"):
+    with pytest.raises(OutputError, match="size was 1, is now 2"):
         WorkRecord(path, {"size": 2})
 
 
@@ -111,7 +111,7 @@ def test_of_many_differences_the_weights_are_named(tmp_path):
     made = {"extraction": dict.fromkeys("abcd", 1), "weights": {"name": "light"}}
     WorkRecord(tmp_path / "work.json", made).save()
     given = {"extraction": dict.fromkeys("abcd", 2), "weights": {"name": "ots"}}
-    message = r"weights\.name is 'light' there, 'ots' now;.*; use those, or choose"
+    message = r"weights\.name was 'light', is now 'ots';.*; use those, or choose"
     with pytest.raises(OutputError, match=message):
         WorkRecord(tmp_path / "work.json", given)
 

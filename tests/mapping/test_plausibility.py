@@ -65,7 +65,7 @@ def test_a_map_of_nearly_parallel_rays_is_doubtful(tmp_path: Path) -> None:
         pycolmap.synthesize_noise(noise, model)
         verdicts.append(judge_map(model, tmp_path / "no.db"))
     assert [verdict.verdict for verdict in verdicts] == ["good", "doubtful"]
-    assert "hardly determine the cameras" in verdicts[1].reasons[0]
+    assert "barely constrain the cameras" in verdicts[1].reasons[0]
 
 
 def test_a_camera_that_few_points_determine_is_named(tmp_path: Path) -> None:

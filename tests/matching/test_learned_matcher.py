@@ -138,7 +138,7 @@ def test_other_descriptors_and_options_are_refused(matcher: str) -> None:
     for factor in (2.0, torch.nan):
         with pytest.raises(InputError, match="must have unit length"):
             match(a, replace(a, descriptors=factor * a.descriptors), matcher=matcher)
-    with pytest.raises(InputError, match='option of the matcher "nearest"'):
+    with pytest.raises(InputError, match='ratio is for the matcher "nearest"'):
         match(a, a, matcher=matcher, ratio=0.8)
     with pytest.raises(InputError, match="there is no file 'nearst'"):
         match(a, a, matcher="nearst")

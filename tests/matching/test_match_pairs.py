@@ -283,7 +283,7 @@ def test_an_output_of_other_settings_is_left_alone(
     features: Path, photos: dict[str, Features], tmp_path: Path
 ) -> None:
     match_pairs(features, PAIRS[:1], tmp_path / "m.h5")
-    with pytest.raises(OutputError, match=r"ratio is None there, 0\.9 now"):
+    with pytest.raises(OutputError, match=r"ratio was None, is now 0\.9"):
         match_pairs(features, PAIRS, tmp_path / "m.h5", ratio=0.9)
     features.unlink()
     with FeatureWriter(features, {"made by": "another test"}) as writer:

@@ -72,7 +72,7 @@ def test_loading_by_two_names(network: Combined, tmp_path: Path) -> None:
     alone = [load_weights(file).sha256 for file in (path, "seasons")]
     assert model.weights["sha256"] not in alone
     assert model.network.descriptor_lengths == {"combined": 12 + 384}
-    with pytest.raises(WeightsError, match="light and weights of a VGG"):
+    with pytest.raises(WeightsError, match="light and of a VGG"):
         load_network(f"seasons+{path}")
     with pytest.raises(InputError, match="original"):
         model.extract(np.zeros((40, 40, 3), np.uint8), original=True)

@@ -329,7 +329,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, evil, where, zipped):
     else:
         contents["train_loss_history"].append(payload)
     torch.save(contents, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match="to be run when it is loaded"):
+    with pytest.raises(WeightsError, match="when loaded, which d2net never does"):
         load_weights(path)
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the file is as dangerous as this test believes

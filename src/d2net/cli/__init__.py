@@ -94,7 +94,7 @@ def main() -> None:
             cause = cause.__cause__ or cause.__context__
         code = console.INTERRUPTED
     if code == console.INTERRUPTED:
-        _failed("stopped by Ctrl-C; start the same command again to continue")
+        _failed("stopped by Ctrl-C; run the same command again to resume")
     sys.exit(code)
 
 

@@ -26,7 +26,7 @@ def check(
 ) -> None:
     """Draw training pairs with their correspondences, and print statistics.
 
-    This finds wrong poses, depth maps or alignment before training. The exit code is then 1.
+    This finds wrong poses, depth maps or alignment before training; the exit code is 1 if it does.
 
     Options:
         source DIR: A reconstruction, or a folder of photos.
@@ -66,8 +66,7 @@ def megadepth(
 ) -> None:
     """Prepare MegaDepth for training: check the files, undistort the cameras, find pairs.
 
-    COLMAP is not needed, and no photos are written. A run that was stopped continues when it is
-    started again.
+    Needs no COLMAP and writes no photos. Run the same command again to resume an interrupted run.
 
     Options:
         root ROOT: Folder with phoenix and MegaDepth_v1_SfM.

@@ -28,8 +28,8 @@ def extract(
 ) -> None:
     """Extract the features of photos.
 
-    A run that was stopped continues when the same command is started again. A photo that cannot be
-    read does not stop the others; the exit code is then 1.
+    Run the same command again to resume an interrupted run. A photo that cannot be read does not
+    stop the others; the exit code is then 1.
 
     Options:
         paths PHOTOS: Photos and folders.
@@ -45,8 +45,7 @@ def extract(
 
     if (image_list is None) == (not paths):
         raise InputError(
-            "give either photos and folders, or --image-list FILE: "
-            "d2net extract PHOTOS --output features.h5"
+            "give either PHOTOS or --image-list FILE: d2net extract PHOTOS --output features.h5"
         )
     if image_list is not None:
         photos = read_image_list(image_list, root or Path())

@@ -30,7 +30,7 @@ def weights(name: str | None = None, *, printing: options.Printing) -> None:
         lines = console.columns((key, str(value)) for key, value in rows[:-1])
         printing.result(files if len(files) > 1 else files[0], *lines)
         return
-    lines = [f"default: {DEFAULT}", "    light finds the keypoints, and both describe them"]
+    lines = [f"default: {DEFAULT}", "    light detects keypoints, both networks describe them"]
     for record in CATALOGUE.values():
         size = "" if record.bytes is None else f", {record.bytes / 1e6:.1f} MB"
         lines.append(f"{record.name}: {record.state}{size}")

@@ -61,7 +61,7 @@ def localize(
 
     photos = find_images(queries, root)
     if not photos:
-        raise InputError("there are no photos to localize: give files, or folders that hold some")
+        raise InputError("no photos to localize: give files or folders of photos")
     listed = {} if intrinsics is None else read_intrinsics(intrinsics)
     names = {photo.name for photo in photos}
     cameras = {as_known(name, names): camera for name, camera in listed.items()}
@@ -78,7 +78,9 @@ def localize(
         check_output(file, *inputs, is_own=is_beside)
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     if len(set(drawings.values())) < len(drawings):
-        raise InputError("two queries, such as a.tif and a.tif.jpg, would share a picture: rename")
+        raise InputError(
+            "two queries, such as a.tif and a.tif.jpg, would share a picture: rename one"
+        )
     for photo in photos if drawings else ():
         drawings[photo.name].parent.mkdir(parents=True, exist_ok=True)
         check_output(drawings[photo.name], photo.path)

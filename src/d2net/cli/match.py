@@ -30,9 +30,8 @@ def match(
     `d2net match A.jpg B.jpg` says whether both photos show the same place and writes matches.png.
     The exit code is 1 if there is no evidence that they do.
 
-    `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes the inliers in hloc's
-    layout (all matches with `--verify none`). A run that was stopped continues when the same
-    command is started again.
+    `d2net match --features F.h5 --pairs pairs.txt --output M.h5` writes inliers in hloc's layout
+    (all matches with `--verify none`). Run the same command again to resume an interrupted run.
 
     Options:
         photos A B: Two photos.

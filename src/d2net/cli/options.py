@@ -1,4 +1,4 @@
-"""Options that several commands share, and the way in which functions become commands.
+"""Options that several commands share, and how functions become commands.
 
 A command is a function. Its positional parameters are the arguments and its keywords the options;
 parameters that are dataclasses stand for the options in their fields. The help comes from
@@ -47,7 +47,7 @@ Matching:
 Network:
     weights NAME|FILE: A name that `d2net weights` lists, or a file. Two joined by +, such as
         light+seasons: the first detects, and both describe.
-    device DEVICE: cpu, cuda, cuda:1 or mps. auto takes cuda if there is one, else mps, else cpu.
+    device DEVICE: cpu, cuda, cuda:1 or mps. auto: cuda if available, else mps, else cpu.
 """
 
 
@@ -86,19 +86,19 @@ class Extraction:
             with --original, all.
         score_threshold S: Keep keypoints with at least this score.
         multiscale: Detect at 0.5, 1 and 2 times the photo's size.
-        turns N: Extract N copies of the photo, each turned by another 360/N degrees. This finds
-            matches between photos that are turned against each other.
+        turns N: Extract N copies of the photo, rotated in steps of 360/N degrees, to match
+            photos that are rotated relative to each other.
         descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
-            deep and a shallow map. whitened: fused, reduced to 384 numbers. light, combined: the
-            descriptors of these networks. Default: the best type that the weights have.
+            deep and a shallow map. whitened: fused, reduced to 384 numbers. light: of the network
+            light. combined: of both networks. Default: the best type that the weights have.
         original: Reproduce the 2019 release, faults included.
 
     Photos:
         max_edge PIXELS: Reduce photos whose longer edge exceeds this; by default also photos whose
             edges add up to more than 2800.
-        full_resolution: Keep the size of all photos; large ones are cut into tiles.
+        full_resolution: Keep the size of all photos; large ones are processed in tiles.
         stored_orientation: Use photos as stored, without the orientation in the EXIF data.
-        stretch: Stretch the contrast of dim photos, such as thermal ones or 12 bits in 16.
+        stretch: Stretch the contrast, for low-contrast photos such as thermal or 12-bit ones.
 
     Network:
         precision TYPE: float32, bfloat16, or float16 (GPU only).

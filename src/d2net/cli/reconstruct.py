@@ -35,8 +35,8 @@ def reconstruct(
     """Make a map from photos of one place.
 
     `d2net reconstruct PHOTOS --output MAP` makes a folder with a COLMAP model, a database, features
-    and a page that shows the map. A run that was stopped continues when the
-    same command is started again. `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
+    and a page that shows the map. Run the same command again to resume an interrupted run.
+    `d2net reconstruct NEW_PHOTOS --into MAP` adds photos to a map.
 
     Options:
         photos PHOTOS: Folder of photos.
@@ -45,17 +45,16 @@ def reconstruct(
         pairs METHOD|FILE: How to pair photos: auto (all pairs of up to 50 photos, retrieval for
             more), exhaustive, sequential (for videos), retrieval, gps, covisibility, or a text file
             with two names per line.
-        poses DIR: Folder of a COLMAP model with known cameras and poses. They are kept.
+        poses DIR: Keep the cameras and poses of the COLMAP model in this folder.
         camera_model MODEL: COLMAP's name of the camera model, such as PINHOLE or OPENCV.
         camera_params F,CX,CY,...: Known parameters of the camera model for photos of one size.
-            Default: the focal length in EXIF, or a guess, is refined.
-        known_distance A B METRES: Distance between the cameras of photos A and B. It sets the
-            scale. Default: GPS positions in EXIF set it.
+            Default: refine the focal length in EXIF, or a guess.
+        known_distance A B METRES: Distance between the cameras of photos A and B, to set the scale.
+            Default: from GPS positions in EXIF.
     """
     if into and any([output, poses, known_distance, pairs != "auto", pairing.num_matched]):
         raise InputError(
-            "--into adds photos to a map: leave out --output, --pairs, --num-matched, --poses and "
-            "--known-distance"
+            "with --into, leave out --output, --pairs, --num-matched, --poses and --known-distance"
         )
     from d2net.io.pair_lists import read_pairs
     from d2net.matching.pair_selection import PairMethod

@@ -20,12 +20,12 @@ def serve(
 ) -> None:
     """Serve a web page to match photos and to localize them in a map.
 
-    Photos are kept in memory while the page shows them, and are not stored. Stop it with Ctrl-C.
+    Photos are kept in memory while the page shows them, and are not stored. Stop with Ctrl-C.
 
     Options:
         map_ MAP: Also localize photos in this map by d2net reconstruct.
-        host ADDRESS: Address to listen at; 0.0.0.0 lets in every machine of the network.
-        port N: Port to listen at; 0 takes a free one.
+        host ADDRESS: Address to listen on; 0.0.0.0 admits every machine on the network.
+        port N: Port to listen on; 0 takes a free one.
     """
     try:
         from d2net.serving.app import serve as run

@@ -84,8 +84,8 @@ def train(
     A recipe says what is trained and how; the options under Recipe replace its values. Without
     --config, the weights seasons are adapted, or those that --from names, such as light. Give the
     result, RUN/weights.safetensors, to the other commands as --weights, or a matcher as --matcher.
-    If you trained a VGG, --weights light+RUN/weights.safetensors lets light detect the keypoints. A
-    run that was stopped continues when the same command is started again.
+    If you trained a VGG, --weights light+RUN/weights.safetensors lets light detect the keypoints.
+    Run the same command again to resume an interrupted run.
 
     Options:
         data DATA: Folder with a COLMAP model and its photos, with aligned photos, or with any
@@ -112,9 +112,8 @@ def distill(
 ) -> None:
     """Train the small network light to imitate larger ones.
 
-    The teachers look at every photo first; their outputs are stored in RUN/teachers. As with
-    `d2net train`, the result is RUN/weights.safetensors, and a run that was stopped continues
-    when the same command is started again.
+    The teachers run on every photo first; their outputs go to RUN/teachers. The result is
+    RUN/weights.safetensors. Run the same command again to resume an interrupted run.
 
     Options:
         data DATA: Folder of the recipe's sources and teachers.

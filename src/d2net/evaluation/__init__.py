@@ -1,1 +1,1 @@
-"""The field's protocols on any data, with any features."""
+"""Standard protocols on any data, with any features."""

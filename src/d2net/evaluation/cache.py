@@ -84,7 +84,7 @@ class CachedPhotos(ExitStack):
                     inputs = record_files(photo)
                     found = source.source.extract(photo, prefix + name)
                     size, given = photo_size(photo), found.image_size
-                    if size and {*size} != {*given}:  # however the photo is turned
+                    if size and {*size} != {*given}:  # however the photo is rotated
                         raise InputError(
                             f"{photo} has {size[0]} x {size[1]} pixels, but the image_size of its "
                             f"features is {given[0]} x {given[1]}; they must be the same"

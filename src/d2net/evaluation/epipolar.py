@@ -49,8 +49,7 @@ PROTOCOL = Protocol(
     "epipolar",
     "Hand-marked correspondences",
     "A fundamental matrix is estimated from the matches of each pair and compared with "
-    "correspondences marked by hand. A correspondence counts if both its points lie close enough "
-    "to their epipolar lines.",
+    "correspondences marked by hand, which count if both points lie close to their epipolar lines.",
     correct=f"within {DRAWN_AS_CORRECT:g} px of the geometry of the marks",
 )
 _HEADLINE = [
@@ -80,7 +79,7 @@ def find_pairs(folder: Path) -> list[MarkedPair]:
             files = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
             if len(files) != 1:
                 found = ", ".join(file.name for file in files) or "none"
-                raise FormatError(f"{here} needs one photo {name}, as {name}.png, but has {found}")
+                raise FormatError(f"{here} needs one photo {name} ({name}.png), but has {found}")
             photos.append(files[0])
         rows = []
         for number, line in read_lines(corrs, _ROWS):

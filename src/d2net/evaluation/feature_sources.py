@@ -63,7 +63,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], *known: str) -> None
             has = f"its settings are {', '.join(known)}" if known else "it takes no settings"
             raise InputError(f"{name} has no setting {key!r}; {has}")
     if settings.get("max_keypoints", 0) is None:
-        raise InputError(f"{name} needs a number of max_keypoints")
+        raise InputError(f"{name} needs a number for max_keypoints")
     ExtractionSettings.from_dict({k: v for k, v in settings.items() if k != "weights"})
 
 

@@ -174,7 +174,7 @@ def _read_true_poses(path: Path, queries: Sequence[Query]) -> Mapping[str, pycol
     if missing:
         raise FormatError(
             f"{path} lacks the pose of {missing[0]} ({len(missing)} of {len(queries)} queries); "
-            "give a list of the queries whose poses it has, and folders where file names are equal"
+            "list only queries whose pose it has, with folders where names repeat"
         )
     return {query: poses[name] for query, name in names.items()}
 

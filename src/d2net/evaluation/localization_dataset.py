@@ -159,8 +159,7 @@ def find_dataset(folder: Path, settings: LocalizationSettings) -> LocalizationDa
     pair_lists = settings.pairs or sorted(folder.glob("pairs-query-*.txt"))
     if not pair_lists:
         raise InputError(
-            f"{folder} holds no list of pairs (pairs-query-*.txt, lines of a query and a photo of "
-            "the map); give one"
+            f"{folder} needs pairs-query-*.txt: a list of pairs, each a query and a map photo"
         )
     return read_aachen(folder, query_lists, pair_lists, settings.model)
 
@@ -242,8 +241,7 @@ def read_held_out(folder: Path, model_path: Path, night: Path | None) -> Localiz
     names = sorted(images)
     if len(names) < QUERY_EVERY:
         raise FormatError(
-            f"{model_path} has {len(names)} photos with a pose, but a map and a query need "
-            f"{QUERY_EVERY}"
+            f"{model_path} has {len(names)} photos with poses; a map and a query need {QUERY_EVERY}"
         )
     queries, true_poses, elsewhere = [], {}, {}
     for name in names[1::QUERY_EVERY]:

@@ -79,7 +79,7 @@ def accuracy(errors: ArrayLike, thresholds: Sequence[float]) -> Array:
 def auc(errors: ArrayLike, thresholds: Sequence[float]) -> Array:
     """Area under the recall curve up to each threshold, as a share of the threshold.
 
-    The field's exact integral (SuperGlue, Sarlin et al., CVPR 2020): errors sorted, the recall
+    The usual exact integral (SuperGlue, Sarlin et al., CVPR 2020): errors sorted, the recall
     rising linearly between them. Failed estimates count as infinite errors.
     """
     values = np.sort(np.asarray(errors, dtype=np.float64))

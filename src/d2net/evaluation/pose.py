@@ -58,8 +58,7 @@ PROTOCOL = Protocol(
     "pose",
     "Relative poses",
     "The relative pose of each pair is estimated from its matches and compared with the ground "
-    "truth. A pair's error is the larger of the angles by which its rotation and its direction of "
-    "translation are wrong.",
+    "truth. A pair's error is the larger of its angular errors of rotation and translation.",
     correct=f"within {DRAWN_AS_CORRECT} px of the true epipolar geometry",
 )
 

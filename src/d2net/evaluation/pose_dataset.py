@@ -71,9 +71,7 @@ def find_pairs(
             raise InputError(f"{folder} holds {len(scenes)} scenes; a list of pairs is for one")
         posed_pairs = [pair for scene in scenes for pair in _pairs_of(scene, model, pairs)]
     if not posed_pairs:
-        raise InputError(
-            f"{pairs or folder} holds no pair of photos; a scene needs two with known cameras"
-        )
+        raise InputError(f"{pairs or folder} holds no pair of photos with known cameras")
     for pair in posed_pairs:
         if pair.photos[0] == pair.photos[1]:
             raise FormatError(f"{pairs} pairs {pair.photos[0]} with itself; remove that line")
@@ -108,8 +106,7 @@ def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
         values = finite_numbers(words[2:], _NUMBERS)
         if values is None:
             raise FormatError(
-                f"{where}: two names and {_NUMBERS} numbers are expected, "
-                "name0 name1 rot0 rot1 K0 K1 T_0to1"
+                f"{where}: needs 2 names and {_NUMBERS} numbers: name0 name1 rot0 rot1 K0 K1 T_0to1"
             )
         if values[:2].any():
             raise FormatError(
@@ -127,8 +124,6 @@ def _read_superglue(path: Path, folder: Path) -> list[PosedPair]:
             raise FormatError(f"{where}: T_0to1 does not begin with a rotation")
         a, b = (named_photo([folder], name, path) for name in words[:2])
         if (known.setdefault((a, b), values) != values).any():
-            raise FormatError(
-                f"{where}: the pair {words[0]} {words[1]} occurs before with other numbers"
-            )
+            raise FormatError(f"{where}: the pair {words[0]} {words[1]} repeats with other numbers")
         pairs.append(PosedPair(folder.resolve().name, (a, b), cameras, rotation, pose[:3, 3]))
     return pairs

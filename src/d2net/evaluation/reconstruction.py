@@ -161,8 +161,7 @@ def _reconstruct(
     for image in images:
         if image.name not in files:
             raise FormatError(
-                f"the true cameras of {scene.name} name the photo {image.name}, which is not in "
-                f"{scene.folder}"
+                f"the true cameras of {scene.name} name {image.name}, which {scene.folder} lacks"
             )
     check_photo_sizes((files[image.name], image.camera) for image in images)
     with CachedPhotos(source, scene.folder, files, progress, prefix) as photos:

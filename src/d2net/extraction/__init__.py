@@ -1,1 +1,1 @@
-"""."""
+"""From photos to features."""

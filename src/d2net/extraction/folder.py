@@ -82,7 +82,7 @@ def extract_folder(
     progress: Progress = no_progress,
     **settings: Unpack[ExtractionOptions],
 ) -> Summary:
-    """Extract the features of many photos. A run that was stopped can be started again.
+    """Extract the features of many photos. Call it again to resume an interrupted run.
 
     Photos whose features are in the output already are skipped, unless the photo or its mask has
     changed. A photo or mask that cannot be read does not stop the others.
@@ -112,7 +112,7 @@ def extract_folder(
     found = [photo for photo in given if isinstance(photo, FoundImage)]
     found += find_images([photo for photo in given if not isinstance(photo, FoundImage)])
     if not found:
-        raise InputError("there are no photos to extract: give files, or folders that hold some")
+        raise InputError("no photos to extract: give files or folders of photos")
     masks_of_photos: dict[str, Path] = {}
     if masks is not None:
         found, masks_of_photos = _find_masks(found, Path(masks))
@@ -218,8 +218,8 @@ def _find_masks(
                 found.setdefault(photo.name, mask)
     if not found:
         raise InputError(
-            f"there is no mask of any of the photos in the folder {os.fspath(folder)!r}; the "
-            "mask of a photo a.jpg is called a.jpg.png or a.png and lies in the same subfolder"
+            f"the folder {os.fspath(folder)!r} has no mask of these photos; the mask of a.jpg is "
+            "a.jpg.png or a.png in the same subfolder"
         )
     masks = {mask.resolve() for mask in found.values()}
     photos = [

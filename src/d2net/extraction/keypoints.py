@@ -67,10 +67,10 @@ def find_keypoints(
 ) -> list[Keypoints]:
     """Detect and describe keypoints in photos (B x H x W x 3, RGB, 0..255, uint8 or float32).
 
-    The keypoints of each photo are sorted by rank. The caller applies the size limits and the
-    budget, and uses at most `limit` keypoints: others may be dropped, so memory does not grow with
-    the size of a photo. Maps of more than `cells_per_tile` cells are computed in tiles, with the
-    same result; None is the network's limit.
+    The keypoints of each photo are sorted by rank. The caller applies the size limits and
+    max_keypoints, and uses at most `limit` keypoints: others may be dropped, so memory does not
+    grow with the size of a photo. Maps of more than `cells_per_tile` cells are computed in tiles,
+    with the same result; None is the network's limit.
     """
     _, height, width, _ = photos.shape
     factors = PYRAMID if settings.multiscale else (1.0,)

@@ -1,6 +1,6 @@
-"""Extraction from turned copies of a photo, for photos that were taken at different angles.
+"""Extraction from rotated copies of a photo, for photos that were taken at different angles.
 
-The descriptors are not invariant to rotation. So the photo is turned, each copy is extracted
+The descriptors are not invariant to rotation. So the photo is rotated, each copy is extracted
 like any other photo, and its keypoints are mapped back.
 """
 
@@ -26,10 +26,10 @@ _ROWS_AT_ONCE = 128
 def find_in_turns(
     find: Callable[[Tensor], list[Keypoints]], photos: Tensor, turns: int
 ) -> Iterator[list[Keypoints]]:
-    """Keypoints in copies of the photos that are turned by equal parts of a circle.
+    """Keypoints in copies of the photos that are rotated by equal parts of a circle.
 
     `find` takes photos (B x H x W x 3, 0..255, uint8 or float32). The first of the copies is not
-    turned. Keypoints have their positions in `photos`; those near the photo's border are left out.
+    rotated. Keypoints have their positions in `photos`; those near the photo's border are left out.
     """
     last = torch.tensor([photos.shape[2], photos.shape[1]], device=photos.device) - 1
     yield find(photos)
@@ -47,7 +47,7 @@ def find_in_turns(
 
 
 def turn_photos(photos: Tensor, degrees: float) -> tuple[Tensor, Rotation]:
-    """Photos turned counterclockwise about their centres, and the map photo_from_turned.
+    """Photos rotated counterclockwise about their centres, and the map photo_from_turned.
 
     Quarter turns only move pixels. Other turns are interpolated (bicubic), and the photo is
     padded by replicating its border. Nothing is cut off.

@@ -98,8 +98,7 @@ def absolute_pose(
     x, X = (np.array(points, dtype=np.float64) for points in (points2D, points3D))
     if x.ndim != 2 or X.ndim != 2 or x.shape[1] != 2 or X.shape != (len(x), 3):
         raise InputError(
-            "points2D and points3D must be arrays of shapes (N, 2) and (N, 3), not "
-            f"{x.shape} and {X.shape}"
+            f"points2D and points3D must have shapes (N, 2) and (N, 3), not {x.shape} and {X.shape}"
         )
     if not (np.isfinite(x).all() and np.isfinite(X).all()):
         raise InputError("points must be finite numbers, but some are NaN or infinite")

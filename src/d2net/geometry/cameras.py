@@ -67,8 +67,7 @@ def known_camera(
         raise InputError(f"{model} needs finite numbers and a positive focal length, not {given}")
     if not all(0 <= c <= length for c, length in zip(centre, size, strict=True)):
         raise InputError(
-            f"the principal point of {model} {given} is outside a photo of {size[0]} x {size[1]} "
-            "pixels"
+            f"the principal point of {model} {given} is outside a photo of {size[0]} x {size[1]}"
         )
     camera.has_prior_focal_length = is_known
     return camera
@@ -80,8 +79,7 @@ def check_camera_model(model: str) -> None:
 
     if model == "EQUIRECTANGULAR":
         raise InputError(
-            "panoramas (camera model EQUIRECTANGULAR) are not handled; cut them into perspective "
-            "photos, and use those"
+            "panoramas (EQUIRECTANGULAR) are not supported; cut them into perspective photos"
         )
     if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
         raise InputError(

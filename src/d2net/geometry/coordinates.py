@@ -76,7 +76,7 @@ Point = tuple[float, float]  # (x, y) in pixels
 
 @dataclass(frozen=True)
 class Rotation:
-    """Maps points (x, y) to a pixel grid that is turned counterclockwise on the screen.
+    """Maps points (x, y) to a pixel grid that is rotated counterclockwise on the screen.
 
     target = R (source - source_centre) + target_centre.
     """
@@ -120,9 +120,9 @@ def resize_corners(source: Size, target: Size) -> GridMap:
 
 
 def turn(source: Size, degrees: float) -> tuple[Size, Rotation]:
-    """The size of a photo turned counterclockwise about its centre, and target_from_source.
+    """The size of a photo rotated counterclockwise about its centre, and target_from_source.
 
-    Nothing is cut off: the size is that of the turned photo's bounding box.
+    Nothing is cut off: the size is that of the rotated photo's bounding box.
     """
     angle = math.radians(degrees)
     cosine, sine = math.cos(angle), math.sin(angle)

@@ -54,7 +54,7 @@ def output_errors(path: Path) -> Iterator[None]:
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
             reason = f"no permission to write in {path.parent}; choose another folder"
         elif error.errno in _NO_LOCKS:
-            reason = "its drive has no file locks; write to another drive, and copy the file"
+            reason = "its drive lacks file locks; write to another drive, and copy the file"
         elif isinstance(error, IsADirectoryError):
             reason = "it is a folder; give the name of a file"
         raise kind(f"{path} cannot be written: {reason}.") from error
@@ -76,8 +76,7 @@ def locked(path: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise OutputBusyError(
-                f"{path} is being written by another process; wait until it has finished, or "
-                "choose another output."
+                f"{path} is being written by another process; wait, or choose another output."
             ) from error
     try:
         yield

@@ -164,7 +164,7 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise OutputError(
-            f"{path} cannot be written ({reason}): the disk is full, or its drive has no file "
+            f"{path} cannot be written ({reason}): the disk is full, or its drive lacks file "
             "locks; free some space, or write to another drive"
         ) from error
     finally:

@@ -55,6 +55,5 @@ def check_replaceable(output: Path, is_own: Callable[[Path], object] = is_own_pi
         if is_own(output) is not False:
             return
     raise OutputError(
-        f"the output {output} exists and was not made by this command; choose another output, or "
-        "delete the file"
+        f"the output {output} exists and was not made by this command; choose another, or delete it"
     )

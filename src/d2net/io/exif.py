@@ -103,7 +103,7 @@ def check_photo_sizes(
 ) -> None:
     """Raise InputError if a photo and its camera differ in size; warn if EXIF may rotate it.
 
-    `upright` tells whether the photos will be turned upright; None if that is not known.
+    `upright` tells whether the photos will be rotated upright; None if that is not known.
     """
     rotated = []  # photos that keep their size, so the size cannot tell the camera's orientation
     for path, camera in photos:
@@ -116,9 +116,8 @@ def check_photo_sizes(
                 rotated.append(path)
     if rotated and warn and upright is not False:
         logging.getLogger(__name__).warning(
-            "EXIF data rotate %d of the photos, for example %s. If the true cameras belong to the "
-            "photos as stored, as in COLMAP's models, give --stored-orientation (in `evaluate`: "
-            "upright=false)",
+            "EXIF data rotate %d photos, such as %s. If the true cameras belong to photos as "
+            "stored, as in COLMAP's models, give --stored-orientation (`evaluate`: upright=false)",
             len(rotated),
             rotated[0],
         )

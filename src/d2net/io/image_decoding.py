@@ -48,7 +48,7 @@ def decode(
     upright: bool,
     max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[Result]:
-    """Read a photo, apply `convert` to its samples, and turn the result upright.
+    """Read a photo, apply `convert` to its samples, and rotate the result upright.
 
     `convert` works on each sample separately, and may raise `UnreadableError`. The result is
     contiguous and writable. The other arguments are those of `images.read_image`.
@@ -166,7 +166,7 @@ def _check_size(size: Size, max_pixels: int) -> None:
 
 
 def _decode_pillow(image: Image.Image) -> _Decoded:
-    # Pillow turns a TIFF upright while loading it, and then forgets the tag. In a PNG the tag may
+    # Pillow rotates a TIFF upright while loading it, and then forgets the tag. In a PNG the tag may
     # come after the pixels, so it is read once they are loaded.
     orientation = _exif_orientation(image) if image.format == "TIFF" else 1
     image.load()
@@ -222,12 +222,11 @@ def _decode_heif(file: BinaryIO, brand: bytes, max_pixels: int) -> _Decoded:
         import pillow_heif
     except ImportError:
         raise UnreadableError(
-            "it is a HEIC photo; install the package that reads it with "
-            "pip install 'd2net[heic]', or convert it to JPEG"
+            "it is a HEIC photo: pip install 'd2net[heic]' to read it, or convert it to JPEG"
         ) from None
     heif = pillow_heif.open_heif(file)
     _check_size(heif.size, max_pixels)
-    # The decoder always turns the photo upright.
+    # The decoder always rotates the photo upright.
     return _Decoded(_pillow_samples(heif.to_pillow()), 1, is_upright=True)
 
 
@@ -259,7 +258,7 @@ def _decode_tiff(file: BinaryIO, max_pixels: int) -> _Decoded:
         image = None if needs_opencv else Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:  # 64-bit floats, for example
         image = None
-    if image is None:  # OpenCV always turns a TIFF upright
+    if image is None:  # OpenCV always rotates a TIFF upright
         orientation = _valid_orientation(tags.get(Base.Orientation))
         return _Decoded(_opencv_samples(file), orientation, is_upright=True)
     return _decode_pillow(image)

@@ -175,7 +175,7 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[tuple[Path, Path]]:
         )
     if unread:
         _log.warning(
-            "%s in a format that is not read, such as %s; develop or convert to JPEG or TIFF",
+            "%s in an unsupported format, such as %s; convert to JPEG or TIFF",
             *(count(len(unread), "photo"), unread[0]),
         )
 

@@ -55,7 +55,7 @@ def read_image(
 
     Args:
         source: a file on the disk or in memory, or the current frame of a pillow image. Prefer
-            files: pillow reduces 16-bit RGB to 8 bits, and turns a TIFF upright when it loads it.
+            files: pillow reduces 16-bit RGB to 8 bits, and rotates a TIFF upright when it loads it.
         upright: apply the EXIF orientation; False keeps the stored one. HEIC is always upright.
         max_pixels: larger files are refused before memory is allocated for them.
 
@@ -95,7 +95,7 @@ def to_pixels(image: ImageLike, *, upright: bool = True) -> Pixels:
     if isinstance(image, np.ndarray):
         if isinstance(image, np.ma.MaskedArray):
             mask = "~np.ma.getmaskarray(image)" + ".any(axis=2)" * (image.ndim == 3)
-            raise InputError(f"masked arrays are not read: give image.filled(0) and mask={mask}")
+            raise InputError(f"masked arrays are refused: give image.filled(0) and mask={mask}")
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
             raise InputError(
                 f"an image array must be H x W or H x W x 1, 3 or 4, not of shape {image.shape}"
@@ -113,12 +113,12 @@ def read_mask(mask: MaskLike, size: Size, *, upright: bool = True) -> npt.NDArra
     """Read a mask, H x W bool: keypoints are allowed where any channel is neither zero nor NaN.
 
     Save masks in a lossless format: JPEG puts small values beside every edge. Of 2 or 4 channels
-    the last one is alpha, which is ignored. `size` is that of the photo, after it was turned
+    the last one is alpha, which is ignored. `size` is that of the photo, after it was rotated
     upright if `upright` is set; a mask of another size is an error.
     """
     if isinstance(mask, np.ndarray):
         if isinstance(mask, np.ma.MaskedArray):
-            raise InputError("masked arrays are not read: give mask.filled(0)")
+            raise InputError("masked arrays are refused: give mask.filled(0)")
         if mask.ndim not in (2, 3):
             raise InputError(f"a mask must be H x W or H x W x C, not of shape {mask.shape}")
         has_alpha = mask.ndim == 3 and mask.shape[2] in (2, 4)

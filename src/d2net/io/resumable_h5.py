@@ -230,8 +230,7 @@ class EntryWriter:
                     raise OutputError(f"{error} Delete it or choose another output.") from error
                 if existing.settings is None:
                     raise OutputError(
-                        f"{self.path} was not written by d2net, so nothing is added to it; choose "
-                        "another output."
+                        f"{self.path} was not written by d2net; choose another output."
                     )
                 check_settings(existing.settings, self.settings, self.path)
                 for name in existing.entries():

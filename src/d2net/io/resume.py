@@ -91,7 +91,7 @@ class WorkRecord:
         except ValueError as error:
             raise FormatError(f"{path} is damaged ({error}). Delete it and run again.") from error
         if not isinstance(content, dict) or not isinstance(content.get("done"), dict):
-            raise FormatError(f"{path} is not a record of work by d2net. Choose another folder.")
+            raise FormatError(f"{path} was not written by d2net. Choose another folder.")
         self.settings: Settings | None = content.pop("settings", None)
         self._done: dict[str, str] = content.pop("done")
         self.values: dict[str, Any] = content
@@ -156,4 +156,4 @@ def _differences(stored: Settings, given: Settings, prefix: str = "") -> Iterato
         elif a != b:
             was = "absent" if a is missing else shorten(repr(a), 60)
             now = "absent" if b is missing else shorten(repr(b), 60)
-            yield f"{prefix}{key} is {was} there, {now} now"
+            yield f"{prefix}{key} was {was}, is now {now}"

@@ -78,8 +78,7 @@ class MapFolder:
     def photo(self, name: str) -> Path:
         """The file of a photo; FormatError if it is missing or was replaced by another photo."""
         remedy = (
-            "; put it back or, if its folder was moved, give the new one: d2net reconstruct FOLDER "
-            f"--into {self.path}"
+            f"; put it back, or give its new folder: d2net reconstruct FOLDER --into {self.path}"
         )
         first = named_photo(self.photo_folders, name, f"the map {self.path}", remedy)
         found = (find_photo([folder], name) for folder in self.photo_folders)
@@ -146,8 +145,8 @@ class MapFolder:
             for name, inputs in self.record.values.get("features", {}).items():
                 if name not in features or features.inputs(name) != inputs:
                     raise InputError(
-                        f"{self.path} has new features of {name}, but no new map: start d2net "
-                        "reconstruct again, which was stopped"
+                        f"{self.path} has new features of {name}, but no new map: run the "
+                        "stopped d2net reconstruct again"
                     )
         return [(read_model(folder), Georeference.read(folder)) for folder in folders]
 
@@ -175,8 +174,8 @@ class MapFolder:
         for model, _ in self.read_models():
             if any(numbers.get(image.image_id) != image.name for image in model.images.values()):
                 raise InputError(
-                    f"the map {self.path} has no database of its models, because it is damaged, or "
-                    "d2net reconstruct was stopped or given known poses: run it again without them"
+                    f"the map {self.path} has no usable database: it is damaged, a run was "
+                    "stopped, or --poses was given; run d2net reconstruct again without --poses"
                 )
 
     def save_models(self, models: Sequence[PlacedModel]) -> None:

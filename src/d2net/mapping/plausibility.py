@@ -32,7 +32,7 @@ _MIN_COMMON_SHARE = 0.05  # of a pair's verified matches with points; else it co
 class MapTrust:
     """The verdict on one map of these photos (sorted), and the reasons if it is doubtful.
 
-    The cameras of the `uncertain` photos are hardly determined.
+    The cameras of the `uncertain` photos are barely constrained.
     """
 
     photos: tuple[str, ...]
@@ -105,8 +105,8 @@ def judge_map(model: pycolmap.Reconstruction, database: Path) -> MapTrust:
     deviations = _rotation_deviations(model, refine=guessed)
     if np.median(deviations[np.triu_indices_from(deviations, 1)]) > _MAX_DEVIATION:
         reasons.append(
-            "the matches hardly determine the cameras; take photos in between and step aside "
-            "between photos" + (f", or give {cameras}" if guessed else "")
+            "the matches barely constrain the cameras; take photos in between and step "
+            "sideways" + (f", or give {cameras}" if guessed else "")
         )
     if guessed and flat > _MAX_FLAT_SHARE * len(pairs):
         reasons.append(

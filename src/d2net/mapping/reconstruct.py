@@ -64,7 +64,7 @@ def reconstruct(
 ) -> MapSummary:
     """Make a map from a folder of photos.
 
-    A run that was stopped continues at its stage when it is started again. With other photos, pairs
+    An interrupted run resumes at its stage when it is called again. With other photos, pairs
     or mapping options, the stages that depend on them are repeated. Other extraction settings, or
     another matcher, are an error.
 
@@ -91,15 +91,15 @@ def reconstruct(
     files = {photo.name: photo.path for photo in found}
     if len(found) < 2:
         raise InputError(
-            f"a map needs at least two photos of one scene, and {photos} holds {len(found)}"
+            f"a map needs at least two photos of one scene, but {photos} holds {len(found)}"
         )
     if known_distance is not None:
         a, b, metres = known_distance
         known_distance = as_known(a, files), as_known(b, files), metres
         if len(files.keys() & known_distance[:2]) < 2 or poses or not 1e-3 < metres < 1e6:
             raise InputError(
-                "a known distance names two of the photos and a number of metres up to a million, "
-                f"and excludes known poses, which set the scale; given was {known_distance}"
+                "a known distance needs two of the photos, 0.001 to a million metres, and no known "
+                f"poses, which set the scale; got {known_distance}"
             )
     for source in (poses, pairs.model if pairs else None):
         found_model = source and find_model(source)
@@ -163,8 +163,7 @@ def add_photos(
         registered = frozenset[str]().union(*(posed_photos(m) for m, _ in folder.read_models()))
         if registered - folder.finished - {photo.name for photo in given}:
             raise InputError(
-                f"{map_folder} is not finished, because d2net reconstruct was stopped: start it "
-                "again with the same photos"
+                f"{map_folder} is not finished: run d2net reconstruct again with the same photos"
             )
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
@@ -210,8 +209,8 @@ def opened(path: Path) -> Iterator[MapFolder]:
         foreign = folder.foreign_files()
         if foreign:
             raise OutputError(
-                f"{foreign[0]} seems to be of no map by d2net, and the map would replace it: move "
-                "it, or choose another folder"
+                f"{foreign[0]} does not seem to be of a map by d2net, and the map would replace "
+                "it: move it, or choose another folder"
             )
         folder.record.save()
         yield folder
@@ -287,7 +286,7 @@ class Stages:
             pairs = choose_pairs(choice, names, photos=photos, descriptors=descriptors)
         if not pairs:
             raise MappingError(
-                f"no pairs are selected among the {len(names)} photos; select pairs differently"
+                f"no pairs selected among the {len(names)} photos; use another method"
             )
         return pairs
 
@@ -397,7 +396,7 @@ class Stages:
         places = [place for _, place in old]
         places += [georeference(m, positions or {}, known_distance) for m in models[len(old) :]]
         if known_distance and not any({*known_distance[:2]} <= posed_photos(m) for m in models):
-            _log.warning("no map holds %s and %s, so %g m set no scale", *known_distance)
+            _log.warning("no map holds both %s and %s: distance %g m is unused", *known_distance)
         elif known_distance and positions and not any(places):
             _log.warning("too few GPS positions agree with the known distance to place the map")
         if self._settings.camera_params is not None:

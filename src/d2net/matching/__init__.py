@@ -64,8 +64,7 @@ def match(
         )
     if verify is None and (threshold is not None or intrinsics is not None):
         raise InputError(
-            "threshold and intrinsics are options of verification, which is off; add for example "
-            'verify="fundamental"'
+            'threshold and intrinsics need verification; add for example verify="fundamental"'
         )
     matches = create_matcher(matcher, ratio=ratio)(a, b)
     if verify is None:
@@ -82,8 +81,7 @@ def create_matcher(
     if name != "nearest":
         if ratio is not None:
             raise InputError(
-                'ratio is an option of the matcher "nearest"; a learned matcher gives each match a '
-                "confidence instead"
+                'ratio is for the matcher "nearest"; a learned matcher gives confidences instead'
             )
         return load_learned(name)
 

@@ -70,8 +70,7 @@ def check_descriptors(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
         raise InputError(
             f"descriptors of shapes {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
-            f"{b.device} cannot be compared; extract both photos with the same network, and move "
-            "them to one device"
+            f"{b.device} cannot be compared; extract both photos with one network on one device"
         )
     for name, d in (("descriptors_a", a), ("descriptors_b", b)):
         length = torch.linalg.vector_norm(d.float(), dim=1)

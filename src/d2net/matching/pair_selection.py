@@ -93,8 +93,7 @@ def choose_pairs(
     def by_retrieval() -> list[Pair]:
         if descriptors is None and features is None:
             raise InputError(
-                "retrieval compares features: give a features file, as d2net extract PHOTOS "
-                "--output features.h5 writes it"
+                "retrieval needs a features file: d2net extract PHOTOS --output features.h5"
             )
         built = descriptors or GlobalDescriptors.build(features or {}, names)
         return from_retrieval(built, choice.num_matched)

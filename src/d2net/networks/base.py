@@ -1,7 +1,6 @@
 """The interface of all networks: maps on a grid, keypoints in them, descriptors at any position.
 
-Positions are (x, y) in pixels of the image that the network was given; the centre of its top-left
-pixel is (0, 0).
+Positions are (x, y) in pixels of the input image; the centre of its top-left pixel is (0, 0).
 """
 
 from __future__ import annotations

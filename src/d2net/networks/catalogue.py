@@ -114,8 +114,7 @@ def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord
 
 _IMAGENET = "ImageNet (ILSVRC-2014), image classification"
 _OF_D2NET = (
-    "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: see "
-    "MODEL_CARD.md"
+    "CC BY 4.0 for d2net's part; some training photos have no stated licence: see MODEL_CARD.md"
 )
 
 CATALOGUE: Mapping[str, WeightsRecord] = {
@@ -126,12 +125,10 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
             licence=(
-                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
-                "stated licence were trained on: see MODEL_CARD.md"
+                "CC BY 4.0 for the parts of VGG-16's authors and d2net; some training photos have "
+                "no stated licence: see MODEL_CARD.md"
             ),
-            training_data=(
-                f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos that MODEL_CARD.md lists"
-            ),
+            training_data=(f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos in MODEL_CARD.md"),
             advice="trained on photos of many seasons, hours and sensors; packaged",
         ),
         WeightsRecord(
@@ -140,8 +137,8 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             bytes=3_511_914,
             licence=_OF_D2NET,
             training_data=(
-                "distilled from ALIKED-n16, ALIKED-n16rot (BSD-3-Clause) and seasons on the photos "
-                "that MODEL_CARD.md lists"
+                "outputs of ALIKED-n16, ALIKED-n16rot (BSD-3-Clause) and seasons on the photos in "
+                "MODEL_CARD.md"
             ),
             advice="the small, fast network; packaged",
         ),
@@ -150,7 +147,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="7d7557e8c2dc23404d56f66c95c9001e9b16aa488a3ee14f5d2125c653c91912",
             bytes=2_064_670,
             licence=_OF_D2NET,
-            training_data="features of light on the photos that MODEL_CARD.md lists",
+            training_data="features of light on the photos in MODEL_CARD.md",
             advice="a matcher for the features of light: --matcher learned; packaged",
         ),
         WeightsRecord(
@@ -158,7 +155,7 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="2d5a1e87ef49dd83cde5aa3622c8264cf0bf67ac88077f5e1f827c5077396b2b",
             bytes=2_163_110,
             licence=_OF_D2NET,
-            training_data="features of light+seasons on the photos that MODEL_CARD.md lists",
+            training_data="features of light+seasons on the photos in MODEL_CARD.md",
             advice="a matcher for the features of the default: --matcher learned; packaged",
         ),
         WeightsRecord(
@@ -172,16 +169,15 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
         _of_the_authors(
             "d2_tf",
             f"{_IMAGENET}; then conv4_3 on MegaDepth",
-            "the authors' trained weights and their default: for comparing with the release; not "
+            "the authors' trained weights and their default: to compare with the release; not "
             "for evaluation on PhotoTourism scenes, nor on MegaDepth's 0015 and 0022 (the "
             "MegaDepth-1500 test), which are in the release's list of training scenes",
         ),
         _of_the_authors(
             "d2_tf_no_phototourism",
-            f"{_IMAGENET}; then conv4_3 on MegaDepth without the scenes it shares with "
-            "PhotoTourism",
-            "for evaluation on PhotoTourism and the Image Matching Challenge; nothing says that "
-            "MegaDepth's 0015 and 0022 (the MegaDepth-1500 test) were left out",
+            f"{_IMAGENET}; then conv4_3 on MegaDepth without the scenes shared with PhotoTourism",
+            "for evaluation on PhotoTourism and the Image Matching Challenge; MegaDepth's "
+            "0015 and 0022 (the MegaDepth-1500 test) may be among its training scenes",
         ),
         _of_the_authors(
             "d2_ots",

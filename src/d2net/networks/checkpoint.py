@@ -92,8 +92,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # an untrusted file may cause any
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(
-                f"{path} asks for {asked[1]} to be run when it is loaded, which is never done "
-                "here: use a file that holds tensors only (torch.save of a state dict)"
+                f"{path} would run {asked[1]} when loaded, which d2net never does: use a file that "
+                "holds tensors only (torch.save of a state dict)"
             ) from None
         raise damaged_error(path, error) from error
     if not isinstance(loaded, Mapping):
@@ -178,13 +178,11 @@ def to_float32(name: str, tensor: Tensor, where: object) -> Tensor:
     if not plain or not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise WeightsError(
-            f"{name} of {where} holds {kind} on {tensor.device.type}, not plain floating-point "
-            "numbers"
+            f"{name} of {where} holds {kind} on {tensor.device.type}, not plain floats"
         )
     copy = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not bool(copy.isfinite().all()):
         raise WeightsError(
-            f"{name} of {where} holds NaN or infinity: the training that made it diverged, or the "
-            "file is damaged"
+            f"{name} of {where} holds NaN or infinity: training diverged, or the file is damaged"
         )
     return copy

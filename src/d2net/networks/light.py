@@ -1,4 +1,4 @@
-"""The small network `light`: keypoints and descriptors in a fifteenth of the default's time.
+"""The small network `light`: keypoints and descriptors in a sixteenth of the default's time.
 
 `d2net distill` trains it to imitate larger networks. All maps are centred: cell 0 of a map of
 stride s lies at pixel (s - 1) / 2: a convolution of stride 2 has a kernel of 4, and a padding of 1.

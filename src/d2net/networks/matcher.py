@@ -1,4 +1,4 @@
-"""A transformer that matches the keypoints of two photos, and says how sure each match is.
+"""A transformer that matches the keypoints of two photos, with a confidence per match.
 
 This is LightGlue (Lindenberger et al., ICCV 2023, section 3) with changes that make it fast on a
 CPU or let it learn from few pairs (docs/experiments.md has the figures):

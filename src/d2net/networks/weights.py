@@ -124,8 +124,7 @@ def load_network(
         (light, of_light), (vgg, of_vgg) = map(load_network, names)
         if not isinstance(light, Light) or not isinstance(vgg, VGG):
             raise WeightsError(
-                f"{name_or_path} must be weights of the network light and weights of a VGG, such "
-                "as light+seasons"
+                f"{name_or_path} must be weights of light and of a VGG, such as light+seasons"
             )
         both = {key: (of_light[key], of_vgg[key]) for key in ("name", "sha256")}
         sha256 = hashlib.sha256("".join(both["sha256"]).encode()).hexdigest()
@@ -144,8 +143,7 @@ def load_matcher(path: str | os.PathLike[str]) -> tuple[MatchingTransformer, Wei
     loaded = load_weights(path)
     if not isinstance(loaded.network, MatchingTransformer):
         raise WeightsError(
-            f"{path} holds no matcher: give a file that `d2net train` wrote with a recipe for a "
-            "matcher"
+            f"{path} holds no matcher: give a file that `d2net train` wrote with a matcher recipe"
         )
     return loaded.network, loaded
 
@@ -277,8 +275,7 @@ def _vgg(checkpoint: Checkpoint, path: Path) -> tuple[VGG, dict[str, object]]:
     normalisation = NORMALISATIONS.get(stated.partition(":")[0].strip().lower())
     if normalisation is None:
         raise WeightsError(
-            f"{path} wants the normalisation {stated!r}, but only "
-            f"{' and '.join(NORMALISATIONS)} are known"
+            f"{path} needs the normalisation {stated!r}; d2net knows {' and '.join(NORMALISATIONS)}"
         )
     whitening = None
     if isinstance(bias := entries.get("whitening.bias"), Tensor):

@@ -62,9 +62,8 @@ def export_onnx(
     is_other = chosen.original or chosen.multiscale or chosen.stretch or chosen.turns > 1
     if is_other or not chosen.upright or chosen.precision == "bfloat16":
         raise InputError(
-            "an ONNX graph works at one scale, in one turn, on upright photos, with the corrected "
-            "grid, in float32 or float16: leave out original, multiscale, turns, stretch, upright "
-            "and bfloat16"
+            "an ONNX graph has one scale, one turn, upright photos, the corrected grid, float32 "
+            "or float16: leave out original, multiscale, turns, stretch, upright=False and bfloat16"
         )
     records = [CATALOGUE.get(name) for name in model.weights["name"].split("+")]
     licences = dict.fromkeys(record.licence if record else "unknown" for record in records)

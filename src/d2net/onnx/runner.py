@@ -104,7 +104,7 @@ def match(a: Features, b: Features) -> Array:
 
 
 def read_photo(path: str) -> Array:
-    """H x W x 3, RGB, uint8, turned upright; 16 bits and floats are reduced to 8 bits."""
+    """H x W x 3, RGB, uint8, rotated upright; 16 bits and floats are reduced to 8 bits."""
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):

@@ -90,7 +90,7 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; InputError if the address cannot be used."""
-    if not host:  # the socket would listen at all addresses
+    if not host:  # the socket would listen on all addresses
         raise InputError("--host needs an address, such as 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -98,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise InputError(
-            f"cannot listen at port {port} of {host}: {reason}; change --port or --host"
+            f"cannot listen on port {port} of {host}: {reason}; change --port or --host"
         ) from error
 
 
@@ -256,7 +256,7 @@ class _Site:
     def _photo(self, key: str) -> SentPhoto:
         photo = self._photos.get(key)
         if photo is None:
-            raise HTTPException(410, "this photo has been forgotten; choose it again")
+            raise HTTPException(410, "this photo was dropped; choose it again")
         return photo
 
     async def localize(self, request: Request) -> Response:

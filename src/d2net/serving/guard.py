@@ -60,10 +60,7 @@ class Guard:
             if name not in self._names:
                 ipaddress.ip_address(name)
         except ValueError:
-            return (
-                f"this page is not available as {host!r}: open it at the address that d2net serve "
-                "has printed"
-            )
+            return f"this page is not available as {host!r}: open the address d2net serve printed"
         if origin is not None and origin.partition("://")[2] != host:
             return f"requests from {origin} are refused: open this page itself"
         return None

@@ -51,7 +51,7 @@ class SentPhoto:
     """
 
     content: bytes
-    upright: bool  # turned as its EXIF orientation says
+    upright: bool  # rotated as its EXIF orientation says
     size: Size
     picture: bytes  # a JPEG for the screen
     features: dict[str, Features] = field(default_factory=dict)  # by preset, best score first

@@ -61,9 +61,8 @@ class ShownMap:
         Returns:
             `Localization.to_dict`, to which three entries are added. `about` is that of the map.
             `shape` is the photo's camera as `map.js` draws it; null without a pose in `sparse/0`.
-            `partner` is the map photo with the most inliers: its name, its size, and the matched
-            `query_points` and `points` as x, y, x, y, ..., the `inliers` first; null without
-            inliers.
+            `partner` is the map photo with the most inliers: name, size, and the matched
+            `query_points` and `points` as x, y, x, y, ..., the `inliers` first; null without any.
         """
         if _PRESET not in photo.features:
             photo.features[_PRESET] = self.map.model.extract(photo.file)

@@ -115,8 +115,7 @@ class DepthWarp:
     The rule is the release's (`lib/loss.py`, `warp`): depth of a is known at the point, the point
     lies in front of camera b and inside photo b, and depth of b is known there and agrees, so that
     nothing occludes the point. `tolerance` is the largest difference of both depths, as a share of
-    the depth. (The release's is a length, which means nothing in a reconstruction of arbitrary
-    scale.)
+    the depth. (The release's is a length, which means nothing at arbitrary scale.)
     """
 
     a: PosedDepth

@@ -126,7 +126,7 @@ class DistillationObjective(FeatureObjective):
         length = sum(teacher.length for teacher in teachers)
         if length < light.widths.dimension:
             raise InputError(
-                f"the teachers' descriptors have {length} numbers together, fewer than the "
+                f"the teachers' descriptors have {length} dimensions in total, fewer than the "
                 f"student's {light.widths.dimension}: lower dimension in student"
             )
         scale = _FIRST_SCALE if settings.start == "none" else _LEARNED_SCALE
@@ -253,7 +253,7 @@ class DistillationObjective(FeatureObjective):
 
     def save(self, path: Path, state: TrainingState) -> None:
         """See `Objective.save`; the moving average is saved."""
-        made_of = "distilled from " + ", ".join(entry.name for entry in self.settings.teachers)
+        made_of = "outputs of " + ", ".join(entry.name for entry in self.settings.teachers)
         save_weights(path, self.network.average, self.header(path, state, made_of))
 
 

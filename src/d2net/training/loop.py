@@ -140,8 +140,8 @@ def run(
         for name in state.inputs.keys() | files.keys():
             if not are_unchanged(state.inputs.get(name, ""), files.get(name)):
                 raise OutputError(
-                    f"{output} holds a run on other data: {name} has changed, is new or is missing "
-                    "since then; choose another output"
+                    f"{output} holds a run on other data: {name} is changed, new or missing; "
+                    "choose another output"
                 )
         if weights.exists():
             return TrainingResult(weights, best if best.exists() else None, state)

@@ -1,4 +1,4 @@
-"""Runs by their settings: from a file, or for one's own photos."""
+"""Training runs: from a recipe, or for your own photos."""
 
 from __future__ import annotations
 

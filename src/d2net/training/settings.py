@@ -283,8 +283,7 @@ class TrainingSettings(RunSettings):
 
     whitening: int = 0
     """Number of pairs from which the whitening of descriptors is learned after the last step; see
-    `learn_whitening`. 0: the whitening of the starting weights is kept, if they have one.
-    (release: none)"""
+    `learn_whitening`. 0: keep that of the starting weights, if any. (release: none)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

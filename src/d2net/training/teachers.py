@@ -34,7 +34,7 @@ from d2net.training.sources.reading import read_photo
 _ALIKED_OFFSETS = {"aliked-n16": (1.30, -2.05), "aliked-n16rot": (0.47, -0.02)}
 """Offset (x, y) in pixels of ALIKED's keypoints from the image structure. It was measured on 14
 photos: n16rot against itself after quarter turns, and n16 against n16rot. It is removed, because a
-student that sees turned crops cannot know its direction and would learn blurred keypoints."""
+student that sees rotated crops cannot know its direction and would learn blurred keypoints."""
 
 _RANDOM_POINTS = 100  # per photo, described besides the keypoints
 _SAME_KEYPOINT = 1.5  # pixels; keypoints of two teachers nearer than this are one

@@ -51,9 +51,8 @@ def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:
         overall += a.T @ a + b.T @ b
     if count < MIN_KEYPOINTS:
         raise TrainingError(
-            f"the whitening of descriptors needs {MIN_KEYPOINTS:,} keypoints that correspond, but "
-            f"the training pairs gave {count:,}: draw more pairs (whitening), or none "
-            "(whitening = 0)"
+            f"the whitening of descriptors needs {MIN_KEYPOINTS:,} corresponding keypoints, but "
+            f"the pairs gave {count:,}: draw more pairs (whitening), or none (whitening = 0)"
         )
     mean = total / (2 * count)
     within /= count

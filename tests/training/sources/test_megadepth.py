@@ -94,14 +94,14 @@ def test_what_is_broken_is_left_out_and_counted(tmp_path):
     write_depth_h5(depths / f"{stems[1]}.h5", 2 * plane.depth(1))
     assert prepared("a") == (
         2,
-        {"ordinal instead of metric depth": 1, "depth contradicts the points": 1},
+        {"ordinal depth": 1, "depth that contradicts the points": 1},
     )
     (depths / f"{stems[0]}.h5").write_bytes(b"\x89HDF\r\n\x1a\nhalf a file")
     write_depth_h5(depths / f"{stems[1]}.h5", 0 * plane.depth(1))
-    assert prepared("b") == (2, {"depth map broken": 1, "depth map empty": 1})
+    assert prepared("b") == (2, {"a broken depth map": 1, "an empty depth map": 1})
     write_depth_h5(depths / f"{stems[0]}.h5", plane.depth(0)[:-1])
     (depths / f"{stems[1]}.h5").unlink()
-    assert prepared("c") == (2, {"depth map of another size": 1, "no depth map": 1})
+    assert prepared("c") == (2, {"a depth map of another size": 1, "no depth map": 1})
     (root / DENSE / "imgs" / JPEGS[2]).unlink()
     Image.new("RGB", (50, 40)).save(root / DENSE / "imgs" / JPEGS[3])
     assert prepared("d")[0] == 0

@@ -120,9 +120,9 @@ def test_folders_of_the_same_names(tmp_path, graf, caplog):
 def test_what_is_wrong_is_told(tmp_path, graf):
     with pytest.raises(InputError, match="holds no photos"):
         opened(tmp_path, "photos")
-    with pytest.raises(InputError, match="is no folder of aligned photos"):
+    with pytest.raises(InputError, match="is not a folder of aligned photos"):
         opened(tmp_path, "aligned")
-    with pytest.raises(InputError, match="is no folder of aligned"):
+    with pytest.raises(InputError, match="is not a folder of aligned"):
         opened(tmp_path / "nowhere", "aligned")
     graf.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"\x89PNG and no more")
@@ -131,15 +131,15 @@ def test_what_is_wrong_is_told(tmp_path, graf):
     file = tmp_path / "pairs.json"
     for text, message in (
         ("{", "cannot be read as JSON"),
-        ('[{"a": "a.png"}]', "pair 1: a, b and H_a_to_b"),
+        ('[{"a": "a.png"}]', "pair 1: expected a, b and an invertible"),
         (
             '[{"a": "a.png", "b": "z.png", "H_a_to_b": []}]',
             "names the photo z.png, which is not in",
         ),
-        ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "an invertible matrix"),
-        (LISTED.format("[[Infinity, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible matrix"),
-        (LISTED.format("[[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1]]"), "an invertible matrix"),
-        (LISTED.format("[[NaN, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible matrix"),
+        ('[{"a": "a.png", "b": "b.png", "H_a_to_b": [[1, 2]]}]', "an invertible 3 x 3"),
+        (LISTED.format("[[Infinity, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible 3 x 3"),
+        (LISTED.format("[[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1]]"), "an invertible 3 x 3"),
+        (LISTED.format("[[NaN, 0, 0], [0, 1, 0], [0, 0, 1]]"), "an invertible 3 x 3"),
         ("null", r"must contain \[...\], not null"),
         ("3", r"must contain \[...\], not 3"),
     ):

@@ -69,8 +69,7 @@ def find_teacher_photos(source: SourceSettings, data: Path) -> list[TeacherPhoto
     folder, options = data / source.path, DistillationSourceOptions.from_dict(source.options)
     if source.kind not in ("photos", "aligned"):
         raise InputError(
-            f"{source.path}: distillation needs sources of kind photos or aligned, not "
-            f"{source.kind!r}"
+            f"{source.path}: distillation needs the kind photos or aligned, not {source.kind!r}"
         )
 
     def matches(path: Path, patterns: Sequence[str]) -> bool:

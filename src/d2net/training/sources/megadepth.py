@@ -107,7 +107,7 @@ def _open(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     except (OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FormatError(
-            f"{path} is no stored scene, or damaged ({reason}): delete it and prepare it again"
+            f"{path} is not a prepared scene, or damaged ({reason}): delete it and prepare it again"
         ) from error
 
 
@@ -243,7 +243,7 @@ def _read(dense: Path, model_folder: Path) -> list[ScenePhoto | str]:
         camera = pycolmap.undistort_camera(options, photo.camera)
         photo = replace(photo, camera=camera, points=project(camera, directions))
         if photo.size != size_of(path, upright=False):
-            return "photo of another size"
+            return "a photo of another size"
         return _depth_problem(photo, depth_map) or photo
 
     return [read(image) for image in sorted(model.images.values(), key=lambda image: image.name)]
@@ -254,15 +254,15 @@ def _depth_problem(photo: ScenePhoto, depth_map: Path) -> str | None:
     try:
         depth = read_raw_depth(depth_map)
     except FormatError:
-        return "depth map broken"
+        return "a broken depth map"
     if (depth < 0).any():
-        return "ordinal instead of metric depth"
+        return "ordinal depth"
     if not (depth > 0).any():
-        return "depth map empty"
+        return "an empty depth map"
     if depth.shape[::-1] != photo.size:
-        return "depth map of another size"
+        return "a depth map of another size"
     posed = PosedDepth(photo.camera, photo.cam_from_world, depth.astype(np.float32), photo.size)
     errors = np.abs(posed.depth_at(photo.points) - photo.depths) / photo.depths
     known = errors[np.isfinite(errors)]
     contradicts = len(known) >= _MIN_POINTS and np.median(known) > _MAX_DEPTH_ERROR
-    return "depth contradicts the points" if contradicts else None
+    return "depth that contradicts the points" if contradicts else None

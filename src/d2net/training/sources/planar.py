@@ -143,7 +143,7 @@ def open_aligned(folder: Path, options: AlignedOptions, crop: int) -> PlanarPair
     photos = aligned_photos(folder) if folder.is_dir() else []
     if not photos:
         raise InputError(
-            f"{folder} is no folder of aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or "
+            f"{folder} is not a folder of aligned photos: expected {PAIRS_FILE}, {OFFSETS_FILE} or "
             "subfolders with photos of the same names"
         )
     return PlanarPairs(folder.resolve().name, photos, options, crop)
@@ -171,8 +171,7 @@ def aligned_photos(folder: Path) -> list[RelatedPhotos]:
                     raise ValueError  # noqa: TRY301
             except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
                 raise FormatError(
-                    f"{file}, pair {number}: a, b and H_a_to_b (an invertible matrix of 3 x 3 "
-                    "numbers) are expected"
+                    f"{file}, pair {number}: expected a, b and an invertible 3 x 3 H_a_to_b"
                 ) from error
             pairs.append(RelatedPhotos(a, b, matrix))
         return pairs
