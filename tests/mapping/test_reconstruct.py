@@ -647,7 +647,7 @@ def test_a_map_is_not_used_with_newer_features(
 def test_a_map_is_not_used_with_the_retrieval_of_other_photos(made: Path, tmp_path: Path) -> None:
     photos = copied(made, tmp_path)
     shutil.rmtree(photos)
-    write_photos(photos, range(6, 9))
+    write_photos(photos, range(5, 9))
     features = [*(seen(pose) for pose in POSES), *(seen(QUERY, other=True) for _ in range(3))]
     with pytest.raises(MappingError):
         reconstruct(photos, tmp_path / "map", model=network(features))
@@ -709,6 +709,42 @@ def test_a_map_of_other_photos_is_not_replaced(
     with pytest.raises(OutputError, match=r"map of photo0\d\.png.* choose another output"):
         reconstruct(other, tmp_path / "map", model=network())
     assert len(MapFolder(tmp_path / "map").finished) == 6
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_memory_card_with_other_photos_does_not_replace_a_map(
+    made: Path, tmp_path: Path, is_gone: bool
+) -> None:
+    photos = copied(made, tmp_path)
+    shutil.rmtree(photos)
+    card = write_photos(tmp_path / "new" if is_gone else photos, range(6, 9))
+    with pytest.raises(OutputError, match=r"map of photo00\.png.* choose another output"):
+        reconstruct(card, tmp_path / "map", model=network())
+    assert len(MapFolder(tmp_path / "map").finished) == 6
+
+
+def test_a_photo_that_cannot_be_read_any_more_is_left_out(made: Path, tmp_path: Path) -> None:
+    photos = copied(made, tmp_path)
+    (photos / "photo02.png").write_bytes(b"damaged")
+    summary = reconstruct(photos, tmp_path / "map", model=network())
+    assert summary.num_registered == 5
+    assert "photo02.png" in {photo.name for photo in summary.failed}
+
+
+@pytest.mark.parametrize("options", [{"camera_model": "PINHOLE"}, {"camera_mode": "single"}])
+def test_photos_are_not_added_to_a_map_whose_database_has_other_cameras(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: MappingOptions
+) -> None:
+    photos, new = copied(made, tmp_path), write_photos(tmp_path / "new", [6])
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, "run_mapper", interrupt)
+        reconstruct(photos, tmp_path / "map", model=both, **options)
+    with pytest.raises(InputError, match="is not finished"):
+        add_photos(tmp_path / "map", new, model=both)
+    assert len(Map(MapFolder(tmp_path / "map"), both).names) == 6
+    reconstruct(photos, tmp_path / "map", model=both)
+    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
 
 
 def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:

@@ -115,20 +115,20 @@ def reconstruct(
     with opened(Path(output)) as folder:
         folders = folder.photo_folders  # one that is gone may have been moved here
         others = [f for f in folders if f != Path(photos).resolve() and (f.is_dir() or folders[1:])]
+        known = folder.finished.union(folder.record.values.get("features", ()))
         lost = [
             name
-            for name in sorted(folder.finished if others else ())
-            if name not in files or not folder.is_photo(files[name], name)
+            for name in sorted(known)
+            if name not in files or (others and not folder.is_photo(files[name], name))
         ]
-        if lost:
+        if lost and (others or len(lost) == len(known)):
             raise OutputError(
-                f"{output} is a map of {lost[0]} and other photos in {others[0]}, and a new map "
-                "would lose them: choose another output, or add photos with "
+                f"{output} is a map of {lost[0]} and other photos, and a new map would lose them: "
+                f"choose another output, delete {output}, or add photos with "
                 f"d2net reconstruct {photos} --into {output}"
             )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
-        for name in ("made_with", "unreadable"):
-            folder.record.values.pop(name, None)
+        folder.record.values.pop("unreadable", None)
         for stage in ("verification", "mapping") if poses else ("triangulation",):
             folder.seconds.pop(stage, None)
         folder.add_photo_folder(Path(photos))
@@ -251,7 +251,7 @@ class Stages:
                 model, photos, output, masks=masks, half=True, progress=self._progress
             )
         self.failed = dict(outcome.failed)
-        self.survey([photo.name for photo in photos])
+        self.survey(photo.name for photo in photos if photo.name not in self.failed)
 
     def survey(self, names: Iterable[str]) -> None:
         """Read the sizes and uncertainties of photos from the features file."""
@@ -337,6 +337,9 @@ class Stages:
                 progress=self._progress,
                 num_left_out=folder.record.values.get("left_out", 0) if adding else 0,
             )
+            if not adding:  # the map is of the old database: photos cannot be added until it is new
+                folder.record.values.pop("finished", None)
+                folder.record.save()
             write_database(
                 folder.database,
                 LazyFeatures(features.__getitem__, new),
@@ -403,6 +406,8 @@ class Stages:
             estimated = {number for model, _ in old for number in model.cameras} - known
             known = {number for model in models for number in model.cameras} - estimated
         folder.record.values |= {"removed": removed, "known_cameras": sorted(known)}
+        if not adding:
+            folder.record.values.pop("made_with", None)
         folder.save_models(list(zip(models, places, strict=True)))
         folder.record.finish("mapping", self.inputs)
         return models
@@ -443,6 +448,7 @@ class Stages:
         folder.database.unlink(missing_ok=True)  # of an earlier map without known poses
         without_pose = {name: f"no pose in {poses}" for name in self.usable if name not in names}
         folder.record.values |= {"insignificant_pairs": 0, "removed": without_pose}
+        folder.record.values.pop("made_with", None)
         folder.save_models([(model, None)])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
         return model

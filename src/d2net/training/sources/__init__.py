@@ -43,7 +43,8 @@ def detect_kind(path: Path) -> str:
         return "megadepth"
     if not planar.is_aligned(path):
         return "photos"
-    logging.getLogger(__name__).warning(
-        "photos in %s are taken as aligned; if not, write a recipe with kind = photos", path
-    )
+    if not planar.has_list(path):
+        logging.getLogger(__name__).warning(
+            "photos in %s are taken as aligned; if not, write a recipe with kind = photos", path
+        )
     return "aligned"

@@ -154,7 +154,12 @@ def is_aligned(folder: Path) -> bool:
     try:
         return bool(aligned_photos(folder))
     except FormatError:  # a broken list, or unrelated photos that share their names
-        return any((folder / name).is_file() for name in (PAIRS_FILE, OFFSETS_FILE))
+        return has_list(folder)
+
+
+def has_list(folder: Path) -> bool:
+    """Whether a list, and not only equal names, says which photos are aligned."""
+    return (folder / PAIRS_FILE).is_file() or any(folder.rglob(OFFSETS_FILE))
 
 
 def aligned_photos(folder: Path) -> list[RelatedPhotos]:
