@@ -85,7 +85,7 @@ def test_matches_of_other_features_are_refused(d2net: Run, files: tuple[str, str
     d2net("extract", "photos", "-o", features)
     for file in (features, "few.h5"):
         run = d2net("export", to, "--features", file, "--matches", matches, "out")
-        assert (run.code, "match them again" in run.err) == (2, True)
+        assert (run.code, "and match again" in run.err) == (2, True)
     assert d2net("match", "--features", features, "--pairs", "pairs.txt", "-o", "n.h5").code == 0
     assert d2net("export", to, "--features", features, "--matches", "n.h5", "out").code == 0
 

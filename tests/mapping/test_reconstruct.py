@@ -518,6 +518,17 @@ def check_frames(old: list[dict[str, pycolmap.Rigid3d]], folder: Path) -> None:
             np.testing.assert_allclose(after[name].matrix(), pose.matrix(), atol=1e-6)
 
 
+def test_a_map_of_three_photos_grows_where_it_is(tmp_path: Path) -> None:
+    """COLMAP scales and shifts it."""
+    photos, new = write_photos(tmp_path / "photos", range(3)), tmp_path / "new"
+    distance = ("photo00.png", "photo02.png", 5.0)
+    reconstruct(photos, tmp_path / "map", model=network(), known_distance=distance)
+    old = frames_of(tmp_path / "map")
+    add_photos(tmp_path / "map", write_photos(new, range(3, 6)), model=network())
+    assert len(frames_of(tmp_path / "map")[0]) == 6
+    check_frames(old, tmp_path / "map")
+
+
 def test_both_places_of_a_map_grow_where_they_are(tmp_path: Path) -> None:
     first = write_photos(tmp_path / "photos", [0, 1, 2, 3, 4, 6, 7, 8, 9])
     reconstruct(first, tmp_path / "map", model=network(PLACES))
@@ -972,7 +983,7 @@ def test_known_poses_do_not_pass_for_a_mapping(made: Path, tmp_path: Path) -> No
 
 def test_nothing_new_is_reported(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
-    with pytest.raises(InputError, match="in the map"):
+    with pytest.raises(InputError, match="was given all photos"):
         add_photos(tmp_path / "map", made / "photos", model=network())
     with pytest.raises(InputError, match="not a finished map"):
         add_photos(tmp_path, made / "photos", model=network())

@@ -133,7 +133,7 @@ def test_features_of_unknown_origin_are_known_by_their_content(
     with (
         FeatureFile(tmp_path / "other.h5") as file,
         MatchFile(output) as matches,
-        pytest.raises(InputError, match="match them again"),
+        pytest.raises(InputError, match="and match again"),
     ):
         matches.check_features(file)
     (tmp_path / "other.h5").replace(features)

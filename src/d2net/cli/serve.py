@@ -43,14 +43,6 @@ def serve(
         console.out.file.flush()
 
     try:
-        run(
-            model,
-            weights=weights,
-            map_folder=map_,
-            host=host,
-            port=port,
-            matcher=matcher,
-            ready=ready,
-        )
+        run(model, weights, map_folder=map_, host=host, port=port, matcher=matcher, ready=ready)
     except KeyboardInterrupt:
         return  # the documented way to stop

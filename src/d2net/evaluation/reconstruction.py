@@ -180,7 +180,8 @@ def _reconstruct(
         with suppress(MappingError):  # some photos give no map
             stages.match(stages.select_pairs(PairChoice(), scene.photos))
             stages.verify()
-            models = stages.map()
+            stages.map()
+            models = [model for model, _ in folder.read_models()]
         seconds = sum(folder.seconds.get(stage, 0.0) for stage in ("verification", "mapping"))
     if not models:
         return None, False, seconds

@@ -64,7 +64,7 @@ def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reco
     for camera in model.cameras.values():
         check_camera_model(camera.model.name)
     for image in model.images.values():
-        image.name = as_known(image.name, photos)
+        image.name = as_known(image.name.removeprefix("./"), photos)
     return model
 
 

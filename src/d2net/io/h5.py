@@ -202,7 +202,7 @@ class MatchFile(H5File):
             if is_other or (matched and matched != present):
                 raise InputError(
                     f"{self.path} was matched with other features of {pair[0]} and {pair[1]} than "
-                    f"those in {features.path}: match them again"
+                    f"those in {features.path}: delete {self.path} and match again"
                 )
 
     def __contains__(self, pair: object) -> bool:

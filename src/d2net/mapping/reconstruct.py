@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pycolmap
 
 from d2net.errors import InputError, MappingError, OutputError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures
+from d2net.geometry.alignment import spread_of
 from d2net.geometry.cameras import check_photo_size
 from d2net.geometry.coordinates import Size
 from d2net.io.atomic import locked, output_errors
@@ -136,9 +138,11 @@ def reconstruct(
         stages.extract(model, found, masks)
         stages.match(stages.select_pairs(pairs or PairChoice(), found))
         if poses is not None:
-            return stages.finish([stages.triangulate(poses)])
-        stages.verify()
-        return stages.finish(stages.map(gps_positions(found), known_distance))
+            stages.triangulate(poses)
+        else:
+            stages.verify()
+            stages.map(gps_positions(found), known_distance)
+        return stages.finish()
 
 
 def add_photos(
@@ -175,12 +179,15 @@ def add_photos(
                     "changed since: rename it"
                 )
         if not found and Path(photos).resolve() in folder.photo_folders:
-            raise InputError(f"all photos of {photos} are in the map {map_folder} already")
+            raise InputError(
+                f"{map_folder} was given all photos of {photos} before; to use other options, make "
+                "it again"
+            )
         stages = Stages(folder, settings, progress)
         folder.add_photo_folder(Path(photos), moved=not found)
         if not found:
             stages.survey(folder.finished)
-            return stages.finish([part for part, _ in folder.read_models()])
+            return stages.finish()
         folder.check_database()
         model = model or D2Net.from_pretrained()
         check_cameras(found, settings, model.settings.upright)
@@ -190,7 +197,8 @@ def add_photos(
         stages.survey(folder.finished)
         stages.match(stages.select_added_pairs(new))
         stages.verify(adding=True)
-        return stages.finish(stages.map(adding=True))
+        stages.map(adding=True)
+        return stages.finish()
 
 
 def _find_photos(folder: Path) -> list[FoundImage]:
@@ -214,6 +222,18 @@ def opened(path: Path) -> Iterator[MapFolder]:
             )
         folder.record.save()
         yield folder
+
+
+def _put_back(grown: pycolmap.Reconstruction, old: pycolmap.Reconstruction) -> None:
+    """Undo that COLMAP scales and shifts models of three photos when they grow."""
+    kept = {*old.reg_image_ids()}.intersection(grown.reg_image_ids())
+    before, after = (
+        np.array([model.images[image].projection_center() for image in kept])
+        for model in (old, grown)
+    )
+    scale = spread_of(before) / spread_of(after)
+    shift = before.mean(axis=0) - scale * after.mean(axis=0)
+    grown.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(), shift))
 
 
 class Stages:
@@ -358,8 +378,8 @@ class Stages:
         known_distance: KnownDistance | None = None,
         *,
         adding: bool = False,
-    ) -> list[pycolmap.Reconstruction]:
-        """Run COLMAP's mapper, which returns the largest new model first.
+    ) -> None:
+        """Run COLMAP's mapper, and save the largest new model first.
 
         New models are turned upright, and scaled to metres and turned to north if these are known.
         With `adding` they come after the old ones, which grow and keep their coordinates.
@@ -368,7 +388,8 @@ class Stages:
         self._depend_on(positions, known_distance)
         if folder.record.inputs("mapping") == self.inputs:
             with suppress(InputError):  # some were deleted
-                return [model for model, _ in folder.read_models()]
+                folder.read_models()
+                return
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
         known = set(folder.record.values.get("known_cameras", ())) if adding else set[int]()
@@ -384,6 +405,7 @@ class Stages:
                 path = folder.sparse / str(number)
                 names = held[number] | free
                 grown = run(scratch / path.name, self._settings, names, existing=path) or [model]
+                _put_back(grown[0], model)
                 models.append(grown[0])
                 free -= posed_photos(grown[0])
             if len(free) >= MIN_PHOTOS:
@@ -410,9 +432,8 @@ class Stages:
             folder.record.values.pop("made_with", None)
         folder.save_models(list(zip(models, places, strict=True)))
         folder.record.finish("mapping", self.inputs)
-        return models
 
-    def triangulate(self, poses: Path | str) -> pycolmap.Reconstruction:
+    def triangulate(self, poses: Path | str) -> None:
         """Triangulate points from known poses, in place of verification and mapping."""
         folder = self._folder
         known = read_model(poses, self.uncertainty)
@@ -451,11 +472,11 @@ class Stages:
         folder.record.values.pop("made_with", None)
         folder.save_models([(model, None)])
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
-        return model
 
-    def finish(self, models: Sequence[pycolmap.Reconstruction]) -> MapSummary:
+    def finish(self) -> MapSummary:
         """Write the report, and record that the map is finished."""
         folder = self._folder
+        models = [model for model, _ in folder.read_models()]
         self._progress("writing the report", 0, None)
         maps = [judge_map(model, folder.database) for model in models]
         registered = {name for part in maps for name in part.photos}

@@ -114,7 +114,8 @@ def _of_the_authors(name: str, training_data: str, advice: str) -> WeightsRecord
 
 _IMAGENET = "ImageNet (ILSVRC-2014), image classification"
 _OF_D2NET = (
-    "CC BY 4.0 for d2net's part; some training photos have no stated licence: see MODEL_CARD.md"
+    "CC BY 4.0 for what is d2net's; photos without a stated licence were trained on: see "
+    "MODEL_CARD.md"
 )
 
 CATALOGUE: Mapping[str, WeightsRecord] = {
@@ -125,10 +126,10 @@ CATALOGUE: Mapping[str, WeightsRecord] = {
             sha256="698be4e93bbfcbf5d587960d8e06cf80cd76e2ebb831c7a9afaf0d54cb8c9155",
             bytes=16_261_520,
             licence=(
-                "CC BY 4.0 for the parts of VGG-16's authors and d2net; some training photos have "
-                "no stated licence: see MODEL_CARD.md"
+                "CC BY 4.0 for what is the authors' of VGG-16 and of d2net; photos without a "
+                "stated licence were trained on: see MODEL_CARD.md"
             ),
-            training_data=(f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos in MODEL_CARD.md"),
+            training_data=f"{_IMAGENET}; then conv4_1 to conv4_3 on the photos in MODEL_CARD.md",
             advice="trained on photos of many seasons, hours and sensors; packaged",
         ),
         WeightsRecord(

@@ -51,8 +51,8 @@ Result = TypeVar("Result")
 
 def serve(
     model: D2Net,
+    weights: str,
     *,
-    weights: str = "default",
     map_folder: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,

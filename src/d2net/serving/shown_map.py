@@ -88,8 +88,7 @@ class ShownMap:
                 "points": _points(known, matches["second"]),
                 "inliers": matches["inliers"],
             }
-        added = {"about": self.about(), "shape": shape, "partner": partner}
-        return {**answer.to_dict(), **added}
+        return {**answer.to_dict(), "about": self.about(), "shape": shape, "partner": partner}
 
 
 def _points(features: Features, rows: list[int]) -> list[float]:
