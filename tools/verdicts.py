@@ -134,7 +134,9 @@ def different_pairs(photos_of: Mapping[str, Sequence[Path]], rng: random.Random)
     return [(Path(a), Path(b)) for a, b in pairs]
 
 
-def judge_pairs(train: Path, method: str, kinds: Mapping[str, list[Pair]]) -> dict[str, Counter]:
+def judge_pairs(
+    train: Path, method: str, kinds: Mapping[str, list[Pair]]
+) -> dict[str, Counter[str]]:
     """Numbers of verdicts, and of pairs with 15 inliers, for each kind of pair."""
     features, _, matcher = method.partition(" + ")
     source, match = CachedSource(open_source(features)), create_matcher(matcher or "nearest")
@@ -158,7 +160,9 @@ def judge_pairs(train: Path, method: str, kinds: Mapping[str, list[Pair]]) -> di
     return counts
 
 
-def table_of_pairs(train: Path, baselines: Path) -> Iterator[tuple[str, dict[str, Counter], str]]:
+def table_of_pairs(
+    train: Path, baselines: Path
+) -> Iterator[tuple[str, dict[str, Counter[str]], str]]:
     """Method, counts and row of each method."""
     rng = random.Random(0)
     kinds = {**true_pairs(train, rng), "different": different_pairs(places(train), rng)}
@@ -177,10 +181,10 @@ def table_of_pairs(train: Path, baselines: Path) -> Iterator[tuple[str, dict[str
         yield method, counts, f"| {' | '.join(cells)} |"
 
 
-def judge_queries(train: Path, weights: str, output: Path) -> dict[str, Counter]:
+def judge_queries(train: Path, weights: str, output: Path) -> dict[str, Counter[str]]:
     """Numbers of verdicts on queries for each kind of query, over maps of all scenes."""
     model = D2Net.from_pretrained(weights, max_keypoints=2048, max_edge=640)
-    counts: dict[str, Counter] = {}
+    counts: dict[str, Counter[str]] = {}
     foreign: dict[Path, Features] = {}
 
     def judge(kind: str, verdict: str, num_inliers: int) -> None:
@@ -236,7 +240,9 @@ def judge_queries(train: Path, weights: str, output: Path) -> dict[str, Counter]
     return counts
 
 
-def table_of_queries(train: Path, output: Path) -> Iterator[tuple[str, dict[str, Counter], str]]:
+def table_of_queries(
+    train: Path, output: Path
+) -> Iterator[tuple[str, dict[str, Counter[str]], str]]:
     """Weights, counts and rows of all weights."""
     for weights in QUERY_WEIGHTS:
         print(f"queries, {weights}", flush=True)
