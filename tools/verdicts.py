@@ -29,10 +29,11 @@ from tables import write_rows
 from d2net import D2Net, Map, reconstruct
 from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.feature_sources import open_source
+from d2net.evaluation.localization_dataset import read_held_out
 from d2net.features import Features
 from d2net.geometry.alignment import rotation_angle, spread_of
 from d2net.geometry.cameras import known_camera
-from d2net.io.colmap_model import find_model, read_model
+from d2net.io.colmap_model import find_model, read_model, write_model
 from d2net.io.image_lists import find_images
 from d2net.io.images import to_pixels
 from d2net.matching import create_matcher
@@ -204,7 +205,10 @@ def judge_queries(train: Path, weights: str, output: Path) -> dict[str, Counter[
                 copy = folder / "photos" / image.name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(scene / "images" / image.name, copy)
-        reconstruct(folder / "photos", folder / "map", model=model, poses=scene)
+        known = folder / "known"  # without the queries
+        if not find_model(known):
+            write_model(read_held_out(scene, find_model(scene) or scene, None).model, known)
+        reconstruct(folder / "photos", folder / "map", model=model, poses=known)
         place = Map.open(folder / "map")
         spread = spread_of(np.array([i.projection_center() for i in images]))
         for image in queries:
@@ -284,7 +288,7 @@ def main() -> None:
             figures[method] = counts
             rows.append(row)
             (given.output / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        write_rows(f"verdicts_{name}", heads[name], rows)
+            write_rows(f"verdicts_{name}", heads[name], rows)
 
 
 if __name__ == "__main__":

@@ -131,5 +131,5 @@ def test_what_is_not_learned_anew_stays_the_starting_weights(tmp_path: Path) -> 
 def test_too_little_is_an_error_for_who_asks_for_it() -> None:
     network = D2Net.from_pretrained("ots").network
     assert isinstance(network, VGG)
-    with pytest.raises(TrainingError, match="600 keypoints that correspond, but"):
+    with pytest.raises(TrainingError, match="600 corresponding keypoints, but"):
         whitening.learn_whitening(network, pairs(1, 0, 0.5))

@@ -174,7 +174,7 @@ def _read_true_poses(path: Path, queries: Sequence[Query]) -> Mapping[str, pycol
     if missing:
         raise FormatError(
             f"{path} lacks the pose of {missing[0]} ({len(missing)} of {len(queries)} queries); "
-            "list only queries whose pose it has, with folders where names repeat"
+            "list only queries that it has, by their paths where file names repeat"
         )
     return {query: poses[name] for query, name in names.items()}
 

@@ -227,7 +227,7 @@ def _find_masks(
         for photo in photos
         if photo.path.resolve() not in masks
         # Masks whose photos are not given, if their folder is below that of the photos.
-        and folder.resolve() not in photo.path.resolve().parents[: photo.name.count("/")]
+        and folder.resolve() not in map(Path.resolve, photo.path.parents[: photo.name.count("/")])
     ]
     missing = [photo.name for photo in photos if photo.name not in found]
     if missing:

@@ -75,13 +75,14 @@ def write_database(
         if path.exists() and not overwrite and extend is None:
             raise OutputError(f"{path} exists already; delete it or choose another name.")
         with replacing(path, lock=False) as temporary:
-            if extend is not None:
-                shutil.copyfile(path, temporary)
-                _keep_photos(temporary, extend)
-            with _sqlite(temporary, path), pycolmap.Database.open(temporary) as database:
-                _write_photos(database, features, cameras)
-                if matches is not None:
-                    _write_matches(database, matches)
+            with _sqlite(temporary, path):
+                if extend is not None:
+                    shutil.copyfile(path, temporary)
+                    _keep_photos(temporary, extend)
+                with pycolmap.Database.open(temporary) as database:
+                    _write_photos(database, features, cameras)
+                    if matches is not None:
+                        _write_matches(database, matches)
             _remove_side_files(path)  # SQLite would replay an old journal into the new database
 
 
@@ -161,7 +162,7 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
         with quiet_colmap():
             yield
         unfinished = any(file.exists() for file in _side_files(temporary))
-    except RuntimeError as error:
+    except (RuntimeError, sqlite3.Error) as error:
         reason = " ".join(str(error).split())
         raise OutputError(
             f"{path} cannot be written ({reason}): the disk is full, or its drive lacks file "

@@ -50,17 +50,16 @@ def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reco
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"
         )
-    folder = found
     for name in ("cameras", "rigs", "frames", "images", "points3D"):
-        if (folder / f"{name}.bin").is_file():
-            _check_file(folder / f"{name}.bin")
+        if (found / f"{name}.bin").is_file():
+            _check_file(found / f"{name}.bin")
     try:
-        model = pycolmap.Reconstruction(folder)
-        if not (folder / "images.bin").is_file():
-            _read_names(model, folder / "images.txt")
+        model = pycolmap.Reconstruction(found)
+        if not (found / "images.bin").is_file():
+            _read_names(model, found / "images.txt")
     except (ValueError, LookupError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise FormatError(f"the COLMAP model {folder} cannot be read: {reason}") from error
+        raise FormatError(f"the COLMAP model {found} cannot be read: {reason}") from error
     for camera in model.cameras.values():
         check_camera_model(camera.model.name)
     for image in model.images.values():

@@ -100,8 +100,8 @@ def reconstruct(
         known_distance = as_known(a, files), as_known(b, files), metres
         if len(files.keys() & known_distance[:2]) < 2 or poses or not 1e-3 < metres < 1e6:
             raise InputError(
-                "a known distance needs two of the photos, 0.001 to a million metres, and no known "
-                f"poses, which set the scale; got {known_distance}"
+                "a known distance needs two of the photos, a length of 0.001 to 1,000,000 metres, "
+                f"and no known poses, which set the scale; got {known_distance}"
             )
     for source in (poses, pairs.model if pairs else None):
         found_model = source and find_model(source)
@@ -115,19 +115,18 @@ def reconstruct(
         cameras = [(files[i.name], i.camera) for i in known_poses if i.name in files]
         check_photo_sizes(cameras, upright=model.settings.upright)
     with opened(Path(output)) as folder:
-        folders = folder.photo_folders  # one that is gone may have been moved here
-        others = [f for f in folders if f != Path(photos).resolve() and (f.is_dir() or folders[1:])]
+        folders, here = folder.photo_folders, Path(photos).resolve()
+        others = [f for f in folders if f != here and (f.is_dir() or folders[1:])]  # not moved here
         known = folder.finished.union(folder.record.values.get("features", ()))
         lost = [
             name
             for name in sorted(known)
-            if name not in files or (others and not folder.is_photo(files[name], name))
+            if name not in files or (folders != [here] and not folder.is_photo(files[name], name))
         ]
         if lost and (others or len(lost) == len(known)):
             raise OutputError(
                 f"{output} is a map of {lost[0]} and other photos, and a new map would lose them: "
-                f"choose another output, delete {output}, or add photos with "
-                f"d2net reconstruct {photos} --into {output}"
+                f"choose another output, or add photos: d2net reconstruct {photos} --into {output}"
             )
         folder.record.values["photos"] = []  # an earlier map may be of other photos
         folder.record.values.pop("unreadable", None)
@@ -162,13 +161,11 @@ def add_photos(
     given = _find_photos(Path(photos))
     if not given:
         raise InputError(f"{photos} holds no photos to add")
-    MapFolder(Path(map_folder)).read_models()
+    MapFolder(Path(map_folder)).read_models()  # fails before `opened` makes a folder
     with opened(Path(map_folder)) as folder:
         registered = frozenset[str]().union(*(posed_photos(m) for m, _ in folder.read_models()))
-        if registered - folder.finished - {photo.name for photo in given}:
-            raise InputError(
-                f"{map_folder} is not finished: run d2net reconstruct again with the same photos"
-            )
+        if not folder.finished or registered - folder.finished - {photo.name for photo in given}:
+            raise InputError(f"{map_folder} is not finished: run the stopped reconstruct again")
         # A run that was killed may have left features of photos that are not in the map.
         found = [photo for photo in given if photo.name not in folder.finished]
         for photo in given:
@@ -181,7 +178,7 @@ def add_photos(
         if not found and Path(photos).resolve() in folder.photo_folders:
             raise InputError(
                 f"{map_folder} was given all photos of {photos} before; to use other options, make "
-                "it again"
+                "the map again"
             )
         stages = Stages(folder, settings, progress)
         folder.add_photo_folder(Path(photos), moved=not found)
@@ -231,7 +228,7 @@ def _put_back(grown: pycolmap.Reconstruction, old: pycolmap.Reconstruction) -> N
         np.array([model.images[image].projection_center() for image in kept])
         for model in (old, grown)
     )
-    scale = spread_of(before) / spread_of(after)
+    scale = spread_of(before) / spread_of(after) if len(kept) > 1 else 1.0
     shift = before.mean(axis=0) - scale * after.mean(axis=0)
     grown.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(), shift))
 

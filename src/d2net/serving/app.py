@@ -256,7 +256,7 @@ class _Site:
     def _photo(self, key: str) -> SentPhoto:
         photo = self._photos.get(key)
         if photo is None:
-            raise HTTPException(410, "this photo was dropped; choose it again")
+            raise HTTPException(410, "the server no longer has this photo; choose it again")
         return photo
 
     async def localize(self, request: Request) -> Response:

@@ -45,6 +45,7 @@ def detect_kind(path: Path) -> str:
         return "photos"
     if not planar.has_list(path):
         logging.getLogger(__name__).warning(
-            "photos in %s are taken as aligned; if not, write a recipe with kind = photos", path
+            "photos of equal names in subfolders of %s are taken as aligned: if not, rename them",
+            path,
         )
     return "aligned"
