@@ -235,7 +235,10 @@ def judge_queries(train: Path, weights: str, output: Path) -> dict[str, Counter[
                 foreign[path] = model.extract(path).half()
             features = foreign[path]
             wrong = [0.7 * max(features.image_size), *(edge / 2 for edge in features.image_size)]
-            for kind, is_known in (("focal length estimated", False), ("a wrong one given", True)):
+            for kind, is_known in (
+                ("focal length estimated", False),
+                ("a wrong focal length given", True),
+            ):
                 camera = known_camera("SIMPLE_PINHOLE", features.image_size, wrong, is_known)
                 answer = place.localize_features(features, camera)
                 judge(f"of other places, {kind}", answer.verdict, answer.num_inliers)
