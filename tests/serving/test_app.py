@@ -95,7 +95,7 @@ def test_nobody_has_a_photo_without_its_key_and_a_forgotten_one_is_gone(served: 
             400,
             "threshold",
         ),
-        ("/api/match?first={key}&preset=default&number=5", 410, "dropped"),
+        ("/api/match?first={key}&preset=default&number=5", 410, "no longer has this photo"),
     ],
 )
 def test_wrong_requests_are_reported(served: Served, path: str, status: int, reason: str) -> None:
