@@ -7,8 +7,8 @@ fixed cameras in `aligned_webcam` and `aligned_daynight` (VIEW/images); `aligned
 `thermal` with equal names; and photos of other places in folders `singles_*`. DIR holds
 aliked-n16.pth. Photos are reduced to 640 px.
 
-Features of pairs are kept (D2NET_CACHE), and maps in OUTPUT/NAME, so the same command
-resumes a run that was stopped. All figures go into OUTPUT/TABLE.json.
+Features of pairs are kept (D2NET_CACHE), and maps in OUTPUT/WEIGHTS, so the same command resumes
+an interrupted run. All figures go into OUTPUT/TABLE.json.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ class Extraction:
         turns N: Extract N copies of the photo, rotated in steps of 360/N degrees, to match
             photos that are rotated relative to each other.
         descriptor TYPE: plain: the deep map, as in the paper. root: its square root. fused: the
-            deep and a shallow map. whitened: fused, reduced to 384 numbers. light: of the network
-            light. combined: of both networks. Default: the best type that the weights have.
+            deep and a shallow map. whitened: fused, reduced to 384 dimensions. light: from light.
+            combined: from light and a VGG. Default: the best type that the weights have.
         original: Reproduce the 2019 release, faults included.
 
     Photos:

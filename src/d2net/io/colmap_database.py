@@ -68,8 +68,8 @@ def write_database(
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
             mapping refines. A camera with a number of the database to extend is that camera.
         overwrite: replace an existing database.
-        extend: the photos of an existing database that are kept, with their numbers. New photos
-            and pairs are added. Other photos were added by a run that was stopped: they go.
+        extend: keep these photos of an existing database, and their numbers; remove the others,
+            which a stopped run has added. Then add new photos and pairs.
     """
     with locked(path):
         if path.exists() and not overwrite and extend is None:

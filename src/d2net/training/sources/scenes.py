@@ -63,7 +63,7 @@ class ScenePhoto:
         points: N x 2 (x, y) observations, pixel centres at integers.
         depths: N depths of the points along the optical axis.
         depth_map: the file of its depth map, or None.
-        upright: whether the camera is that of the photo rotated upright.
+        upright: whether the camera belongs to the photo rotated upright, or to it as stored.
     """
 
     path: Path
