@@ -9,6 +9,7 @@ import shutil
 import signal
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.reconstruct import add_photos, reconstruct
 from d2net.mapping.settings import MappingOptions
-from d2net.mapping.summary import NO_FEATURES, NO_MATCHES
+from d2net.mapping.summary import NO_FEATURES, NO_MATCHES, MapSummary
 from d2net.matching.pair_selection import PairChoice
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
@@ -655,35 +656,6 @@ def test_a_map_is_not_used_with_newer_features(
     assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
 
 
-def test_a_map_is_not_used_with_the_retrieval_of_other_photos(made: Path, tmp_path: Path) -> None:
-    photos = copied(made, tmp_path)
-    shutil.rmtree(photos)
-    write_photos(photos, range(5, 9))
-    features = [*(seen(pose) for pose in POSES), *(seen(QUERY, other=True) for _ in range(3))]
-    with pytest.raises(MappingError):
-        reconstruct(photos, tmp_path / "map", model=network(features))
-    with pytest.raises(InputError, match="run it again"):
-        Map(MapFolder(tmp_path / "map"), network())
-    shutil.rmtree(photos)
-    reconstruct(write_photos(photos, range(6)), tmp_path / "map", model=network())
-    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
-
-
-def test_photos_are_not_added_to_the_database_of_another_run(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fewer = copied(made, tmp_path)
-    (fewer / "photo02.png").unlink()
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(stages, "run_mapper", interrupt)
-        reconstruct(fewer, tmp_path / "map", model=network())
-    with pytest.raises(InputError, match="is not finished"):
-        add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
-    reconstruct(fewer, tmp_path / "map", model=network())
-    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
-    assert add_photos(tmp_path / "map", tmp_path / "new", model=both).num_registered == 6
-
-
 @pytest.mark.parametrize("name", ["features.h5", "matches.h5", "retrieval.h5", "map.json"])
 def test_a_file_of_the_map_that_was_deleted_is_made_again(
     made: Path, tmp_path: Path, name: str
@@ -743,26 +715,6 @@ def test_a_photo_that_cannot_be_read_any_more_is_left_out(made: Path, tmp_path: 
     summary = reconstruct(photos, tmp_path / "map", model=network())
     assert summary.num_registered == 5
     assert "photo02.png" in {photo.name for photo in summary.failed}
-
-
-@pytest.mark.parametrize("options", [{"camera_model": "PINHOLE"}, {"camera_mode": "single"}])
-def test_photos_are_not_added_to_a_map_whose_database_has_other_cameras(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: MappingOptions
-) -> None:
-    photos, new = copied(made, tmp_path), write_photos(tmp_path / "new", [6])
-    both = network([*(seen(pose) for pose in POSES), seen(QUERY)])
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(stages, "run_mapper", interrupt)
-        reconstruct(photos, tmp_path / "map", model=both, **options)
-    with pytest.raises(InputError, match="is not finished"):
-        add_photos(tmp_path / "map", new, model=both)
-    shutil.copy(new / "photo06.png", photos)
-    with pytest.raises(InputError, match="is not finished"):
-        add_photos(tmp_path / "map", photos, model=both)
-    (photos / "photo06.png").unlink()
-    assert len(Map(MapFolder(tmp_path / "map"), both).names) == 6
-    reconstruct(photos, tmp_path / "map", model=both)
-    assert add_photos(tmp_path / "map", new, model=both).num_registered == 7
 
 
 def test_global_descriptors_are_rebuilt_when_photos_are_added(made: Path, tmp_path: Path) -> None:
@@ -892,36 +844,118 @@ def test_an_addition_that_was_stopped_leaves_no_cameras_behind(
     }
 
 
-@pytest.mark.parametrize("into", ["made", "grown"])
-def test_photos_are_not_added_to_a_map_that_is_not_finished(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, into: str
+STAGES = ["match_pairs", "write_database", "verify_pairs", "run_mapper", "write_report"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("run", ["other camera", "fewer photos", "more photos", "added photos"])
+def test_a_stopped_run_leaves_the_map_as_it_was(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, run: str
+) -> None:
+    photos, output = copied(made, tmp_path), tmp_path / "map"
+    both = network([*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))])
+    new, other = write_photos(tmp_path / "new", [6]), write_photos(tmp_path / "other", [7])
+    finished = shutil.copytree(output, tmp_path / "copy")
+    before = contents(output)
+    options: MappingOptions = {"camera_mode": "single"} if run == "other camera" else {}
+    if run == "fewer photos":
+        (photos / "photo02.png").unlink()
+    elif run == "more photos":
+        write_photos(photos, [6])
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(stages, stage, interrupt)
+        if run == "added photos":
+            add_photos(output, new, model=both)
+        else:
+            reconstruct(photos, output, model=both, **options)
+    assert contents(output) == before
+    assert len(Map(MapFolder(output), both).names) == 6
+    for map_folder in (output, finished):
+        assert add_photos(map_folder, other, model=both).num_registered == 7
+    stayed, fresh = (contents(folder) for folder in (output, finished))
+    assert {n: c for n, c in stayed.items() if "sparse" in n} == {
+        n: c for n, c in fresh.items() if "sparse" in n
+    }
+    assert not [path for path in output.iterdir() if "tmp" in path.name]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a map, without those that runs share and those of stopped runs."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    kept = {n: path for n, path in names.items() if ".d2net-tmp" not in n and "lock" not in n}
+    ends = (".h5", "-shm", "-wal")
+    return {n: path.read_bytes() for n, path in kept.items() if not n.endswith(ends)}
+
+
+def test_a_map_that_cannot_be_made_again_stays(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = copied(made, tmp_path)
+    before = contents(tmp_path / "map")
+    monkeypatch.setattr(stages, "run_mapper", lambda *_, **__: [])
+    with pytest.raises(MappingError):
+        reconstruct(photos, tmp_path / "map", model=network(), camera_mode="single")
+    assert contents(tmp_path / "map") == before
+    assert len(Map(MapFolder(tmp_path / "map"), network()).names) == 6
+
+
+@pytest.mark.parametrize("moved", range(8))
+@pytest.mark.parametrize("adding", [False, True])
+def test_a_kill_between_two_files_of_the_new_map_is_made_good(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int, adding: bool
+) -> None:
+    photos, output = copied(made, tmp_path), tmp_path / "map"
     both = network([*(seen(pose) for pose in POSES), seen(QUERY), seen(camera(-1.0, -3))])
     new, other = write_photos(tmp_path / "new", [6]), write_photos(tmp_path / "other", [7])
 
-    def run() -> None:
-        if into == "made":
-            reconstruct(photos, tmp_path / "map", model=both)
-        else:
-            add_photos(tmp_path / "map", new, model=both)
+    def run() -> MapSummary:
+        if adding:
+            return add_photos(output, new, model=both)
+        return reconstruct(photos, output, model=both, camera_mode="single")
 
-    if into == "made":
-        shutil.rmtree(tmp_path / "map")
+    replace, calls = Path.replace, iter(range(100))
+
+    def replace_some(source: Path, target: Path) -> Path:
+        if source.parent.name == "finished.d2net-tmp" and next(calls) == moved:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(Path, "replace", replace_some)
+        run()
+    with pytest.raises(InputError, match=r"was stopped while it replaced the map .* run it"):
+        Map(MapFolder(output), both)
+    if moved % 2:  # the same run again, or another one
+        with suppress(InputError):  # all photos were given before
+            assert run().num_registered == 6 + adding
+    assert add_photos(output, other, model=both).num_registered == 7 + adding
+    assert len(Map(MapFolder(output), both).names) == 7 + adding
+
+
+def test_an_unfinished_first_map_takes_no_photos(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
         stopped.setattr(stages, "write_report", interrupt)
-        run()
-    with pytest.raises(InputError, match="is not finished"):
-        add_photos(tmp_path / "map", other, model=both)
-    if into == "grown":
-        photo = new / "photo06.png"
-        before = photo.read_bytes()
-        photo.write_bytes(before + b"edited")
-        with pytest.raises(InputError, match="has changed since: rename it"):
-            run()
-        photo.write_bytes(before)
-    run()
-    assert add_photos(tmp_path / "map", other, model=both).num_registered == 7 + (into == "grown")
+        reconstruct(made / "photos", tmp_path / "map", model=network())
+    with pytest.raises(InputError, match="is not a finished map"):
+        add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
+    assert reconstruct(made / "photos", tmp_path / "map", model=network()).num_registered == 6
+
+
+def test_a_write_protected_report_is_not_replaced(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = copied(made, tmp_path)
+    before = contents(tmp_path / "map")
+    access = os.access
+    monkeypatch.setattr(  # tests may run as root, who may write anything
+        os, "access", lambda path, mode: Path(path).name != "report.json" and access(path, mode)
+    )
+    with pytest.raises(OutputError, match=r"report\.json is write-protected"):
+        reconstruct(photos, tmp_path / "map", model=network(), camera_mode="single")
+    assert contents(tmp_path / "map") == before
 
 
 def test_a_folder_without_photos_is_not_added(made: Path, tmp_path: Path) -> None:
@@ -990,7 +1024,7 @@ def test_nothing_new_is_reported(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     with pytest.raises(InputError, match="was given all photos"):
         add_photos(tmp_path / "map", made / "photos", model=network())
-    with pytest.raises(InputError, match="not a finished map"):
+    with pytest.raises(InputError, match=r"is not a map: features\.h5 is missing"):
         add_photos(tmp_path, made / "photos", model=network())
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Protocol
@@ -27,17 +27,6 @@ _FOCAL_LENGTH_FACTOR = 1.2
 """COLMAP's guess of the focal length in units of the longer side
 (ImageReaderOptions.default_focal_length_factor)."""
 
-_REMOVE_REST = """
-DELETE FROM matches WHERE pair_id / 2147483647 NOT IN (SELECT image_id FROM images)
-    OR pair_id % 2147483647 NOT IN (SELECT image_id FROM images);
-DELETE FROM two_view_geometries WHERE pair_id / 2147483647 NOT IN (SELECT image_id FROM images)
-    OR pair_id % 2147483647 NOT IN (SELECT image_id FROM images);
-DELETE FROM frames WHERE frame_id IN
-    (SELECT frame_id FROM frame_data WHERE data_id NOT IN (SELECT image_id FROM images));
-DELETE FROM rigs WHERE ref_sensor_id NOT IN (SELECT camera_id FROM images);
-DELETE FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images);
-"""
-
 
 class MatchedPairs(Protocol):
     """Matches of pairs of photos, for example a `MatchFile`."""
@@ -53,7 +42,7 @@ def write_database(
     *,
     cameras: Mapping[str, pycolmap.Camera] | None = None,
     overwrite: bool = False,
-    extend: Container[str] | None = None,
+    extend: bool = False,
 ) -> None:
     """Write a database that COLMAP can verify and map.
 
@@ -68,32 +57,21 @@ def write_database(
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
             mapping refines. A camera with a number of the database to extend is that camera.
         overwrite: replace an existing database.
-        extend: keep these photos of an existing database, and their numbers; remove the others,
-            which a stopped run has added. Then add new photos and pairs.
+        extend: keep the photos of an existing database, and their numbers; add new photos and
+            pairs.
     """
     with locked(path):
-        if path.exists() and not overwrite and extend is None:
+        if path.exists() and not (overwrite or extend):
             raise OutputError(f"{path} exists already; delete it or choose another name.")
         with replacing(path, lock=False) as temporary:
             with _sqlite(temporary, path):
-                if extend is not None:
+                if extend:
                     shutil.copyfile(path, temporary)
-                    _keep_photos(temporary, extend)
                 with pycolmap.Database.open(temporary) as database:
                     _write_photos(database, features, cameras)
                     if matches is not None:
                         _write_matches(database, matches)
-            _remove_side_files(path)  # SQLite would replay an old journal into the new database
-
-
-def _keep_photos(path: Path, kept: Container[str]) -> None:
-    """Remove all other photos from a database, their pairs, and cameras that no photo has."""
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA foreign_keys = ON")  # removes what belongs to removed rows
-        photos = database.execute("SELECT image_id, name FROM images").fetchall()
-        gone = [(number,) for number, name in photos if name not in kept]
-        database.executemany("DELETE FROM images WHERE image_id = ?", gone)
-        database.executescript(_REMOVE_REST)
+            remove_side_files(path)  # SQLite would replay an old journal into the new database
 
 
 def _write_photos(
@@ -157,7 +135,7 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
 
     One transaction would be faster, but pycolmap 4.2 aborts the process when one fails.
     """
-    _remove_side_files(temporary)
+    remove_side_files(temporary)
     try:
         with quiet_colmap():
             yield
@@ -169,7 +147,7 @@ def _sqlite(temporary: Path, path: Path) -> Iterator[None]:
             "locks; free some space, or write to another drive"
         ) from error
     finally:
-        _remove_side_files(temporary)
+        remove_side_files(temporary)
     if unfinished:
         raise OutputError(f"{path} cannot be written: SQLite could not finish; is the disk full?")
 
@@ -178,6 +156,7 @@ def _side_files(database: Path) -> list[Path]:
     return [database.with_name(database.name + end) for end in ("-journal", "-wal", "-shm")]
 
 
-def _remove_side_files(database: Path) -> None:
+def remove_side_files(database: Path) -> None:
+    """Remove SQLite's journals of a database that is replaced."""
     for file in _side_files(database):
         file.unlink(missing_ok=True)

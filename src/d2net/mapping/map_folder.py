@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import pycolmap
 
 from d2net.errors import FormatError, InputError
-from d2net.io.atomic import new_folder, output_errors
+from d2net.io.atomic import check_writable, new_folder, output_errors
+from d2net.io.colmap_database import remove_side_files
 from d2net.io.colmap_model import read_model, write_model
 from d2net.io.drawn_pictures import is_own_picture
 from d2net.io.h5 import FeatureFile, are_upright
@@ -32,21 +33,54 @@ _MODEL_FILE = re.compile(
 )
 """Files and folders in `sparse` that a map may replace, and hidden ones."""
 
+_DRAFT, _FINISHED = "unfinished.d2net-tmp", "finished.d2net-tmp"
+
 
 class MapFolder:
     """The files of a map; docs/maps.md says what they hold."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, draft: str = "") -> None:
         self.path = path
+        self.place = path / draft  # a draft is a folder in the map, and shares the two large files
         self.features = path / "features.h5"
         self.matches = path / "matches.h5"
-        self.pairs = path / "pairs.txt"
-        self.retrieval = path / "retrieval.h5"
-        self.database = path / "database.db"
-        self.sparse = path / "sparse"
-        self.record = WorkRecord(path / "map.json")
+        self.pairs = self.place / "pairs.txt"
+        self.retrieval = self.place / "retrieval.h5"
+        self.database = self.place / "database.db"
+        self.sparse = self.place / "sparse"
+        self.record = WorkRecord(self.place / "map.json")
         # Of each stage, over all runs since the map was begun or last added to.
         self.seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
+
+    def draft(self, *, resume: bool) -> MapFolder:
+        """A copy of the map to work in until `install`; with `resume`, that of a stopped run."""
+        place = self.path / _DRAFT
+        if not resume:
+            shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            with new_folder(place) as copy:
+                for file in (self.record.path, self.database, self.pairs, self.retrieval):
+                    if file.exists():
+                        shutil.copyfile(file, copy / file.name)
+                if self.sparse.exists():
+                    shutil.copytree(self.sparse, copy / self.sparse.name)
+        return MapFolder(self.path, _DRAFT)
+
+    def install(self) -> None:
+        """Replace the map by this draft; `finish_installation` goes on after a kill."""
+        self.record.save()
+        with output_errors(self.path):
+            new = {file.name for file in self.place.iterdir()}
+            for name in new - {self.sparse.name}:
+                check_writable(self.path / name)
+            for old in self.path.glob("map*.png"):  # an earlier version had more models
+                if _VIEW.fullmatch(old.name) and old.name not in new and is_own_picture(old):
+                    old.unlink()
+                    old.with_suffix(".html").unlink(missing_ok=True)
+            if self.database.name not in new:  # poses were given
+                (self.path / self.database.name).unlink(missing_ok=True)
+            self.place.replace(self.path / _FINISHED)
+        finish_installation(self.path)
 
     def made_by(self) -> dict[str, Any]:
         """How the features were made, see `D2Net.provenance`; InputError if it is no map's."""
@@ -117,7 +151,7 @@ class MapFolder:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder in the map, removed at the end or, after a kill, by the next use."""
-        path = self.path / "mapper.tmp"
+        path = self.place / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
             path.mkdir()
@@ -132,6 +166,10 @@ class MapFolder:
         InputError if there are none, or if features were extracted again since, after which a run
         was stopped: the models count on the rows of the old ones.
         """
+        if (self.path / _FINISHED).exists():
+            raise InputError(
+                f"d2net reconstruct was stopped while it replaced the map {self.path}: run it again"
+            )
         number = sum(path.name.isdigit() for path in self.sparse.glob("*"))
         folders = [self.sparse / str(model) for model in range(number or 1)]
         missing = next((folder for folder in folders if not folder.is_dir()), None)
@@ -192,3 +230,17 @@ class MapFolder:
         with FeatureFile(self.features) as features:
             known = {name: features.inputs(name) for name in names.intersection(features)}
         self.record.values["features"] = known
+
+
+def finish_installation(path: Path) -> None:
+    """Move a finished draft of the map `path` to its place, if there is one; the record last."""
+    finished = path / _FINISHED
+    with output_errors(path):
+        for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
+            target = path / file.name
+            if file.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            remove_side_files(target)  # SQLite would replay an old journal into the new database
+            file.replace(target)
+        if finished.exists():
+            finished.rmdir()

@@ -31,7 +31,7 @@ from d2net.io.resume import check_settings, fingerprint
 from d2net.io.text_lists import as_known
 from d2net.mapping.assign_cameras import assign_cameras, check_cameras
 from d2net.mapping.georeference import Georeference, KnownDistance, georeference
-from d2net.mapping.map_folder import MapFolder
+from d2net.mapping.map_folder import MapFolder, finish_installation
 from d2net.mapping.mapper import SignificantPairs, posed_photos, run_mapper, verify_pairs
 from d2net.mapping.plausibility import judge_map, remove_impossible_photos
 from d2net.mapping.reconstruction_arrays import read_cloud
@@ -67,8 +67,8 @@ def reconstruct(
     """Make a map from a folder of photos.
 
     An interrupted run resumes at its stage when it is called again. With other photos, pairs
-    or mapping options, the stages that depend on them are repeated. Other extraction settings, or
-    another matcher, are an error.
+    or mapping options, the stages that depend on them are repeated. An earlier map stays until the
+    new one is finished. Other extraction settings, or another matcher, are an error.
 
     Args:
         photos: the folder.
@@ -114,20 +114,21 @@ def reconstruct(
         known_poses = read_model(poses, files).images.values()
         cameras = [(files[i.name], i.camera) for i in known_poses if i.name in files]
         check_photo_sizes(cameras, upright=model.settings.upright)
-    with opened(Path(output)) as folder:
-        folders, here = folder.photo_folders, Path(photos).resolve()
+    with opened(Path(output)) as existing:
+        folders, here = existing.photo_folders, Path(photos).resolve()
         others = [f for f in folders if f != here and (f.is_dir() or folders[1:])]  # not moved here
-        known = folder.finished.union(folder.record.values.get("features", ()))
         lost = [
             name
-            for name in sorted(known)
-            if name not in files or (folders != [here] and not folder.is_photo(files[name], name))
+            for name in sorted(existing.finished)
+            if name not in files or (folders != [here] and not existing.is_photo(files[name], name))
         ]
-        if lost and (others or len(lost) == len(known)):
+        if lost and (others or len(lost) == len(existing.finished)):
             raise OutputError(
                 f"{output} is a map of {lost[0]} and other photos, and a new map would lose them: "
                 f"choose another output, or add photos: d2net reconstruct {photos} --into {output}"
             )
+        existing.record.save()  # by which a later run knows that the files are a map's
+        folder = existing.draft(resume=True)
         folder.record.values["photos"] = []  # an earlier map may be of other photos
         folder.record.values.pop("unreadable", None)
         for stage in ("verification", "mapping") if poses else ("triangulation",):
@@ -161,31 +162,30 @@ def add_photos(
     given = _find_photos(Path(photos))
     if not given:
         raise InputError(f"{photos} holds no photos to add")
-    MapFolder(Path(map_folder)).read_models()  # fails before `opened` makes a folder
-    with opened(Path(map_folder)) as folder:
-        registered = frozenset[str]().union(*(posed_photos(m) for m, _ in folder.read_models()))
-        if not folder.finished or registered - folder.finished - {photo.name for photo in given}:
-            raise InputError(f"{map_folder} is not finished: run the stopped reconstruct again")
+    MapFolder(Path(map_folder)).made_by()  # fails before `opened` makes a folder
+    with opened(Path(map_folder)) as existing:
+        existing.read_models()  # fails without a finished map
         # A run that was killed may have left features of photos that are not in the map.
-        found = [photo for photo in given if photo.name not in folder.finished]
+        found = [photo for photo in given if photo.name not in existing.finished]
         for photo in given:
-            is_known = photo.name in registered | folder.finished
-            if is_known and not folder.is_photo(photo.path, photo.name):
+            if photo.name in existing.finished and not existing.is_photo(photo.path, photo.name):
                 raise InputError(
                     f"{photo.path} has the name of another photo of the map {map_folder}, or has "
                     "changed since: rename it"
                 )
-        if not found and Path(photos).resolve() in folder.photo_folders:
+        if not found and Path(photos).resolve() in existing.photo_folders:
             raise InputError(
                 f"{map_folder} was given all photos of {photos} before; to use other options, make "
                 "the map again"
             )
+        if found:
+            existing.check_database()
+        folder = existing.draft(resume=False)
         stages = Stages(folder, settings, progress)
         folder.add_photo_folder(Path(photos), moved=not found)
         if not found:
             stages.survey(folder.finished)
             return stages.finish()
-        folder.check_database()
         model = model or D2Net.from_pretrained()
         check_cameras(found, settings, model.settings.upright)
         folder.seconds.clear()
@@ -210,6 +210,7 @@ def opened(path: Path) -> Iterator[MapFolder]:
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path / "map"):
+        finish_installation(path)
         folder = MapFolder(path)
         foreign = folder.foreign_files()
         if foreign:
@@ -217,7 +218,6 @@ def opened(path: Path) -> Iterator[MapFolder]:
                 f"{foreign[0]} does not seem to be of a map by d2net, and the map would replace "
                 "it: move it, or choose another folder"
             )
-        folder.record.save()
         yield folder
 
 
@@ -352,18 +352,15 @@ class Stages:
                 [pair for pair in read_pairs(folder.pairs) if not old.issuperset(pair)],
                 seed=settings.seed,
                 progress=self._progress,
-                num_left_out=folder.record.values.get("left_out", 0) if adding else 0,
+                num_left_out=folder.record.values["insignificant_pairs"] if adding else 0,
             )
-            if not adding:  # the map is of the old database: photos cannot be added until it is new
-                folder.record.values.pop("finished", None)
-                folder.record.save()
             write_database(
                 folder.database,
                 LazyFeatures(features.__getitem__, new),
                 pairs,
                 cameras=assign_cameras(files, settings, map_camera),
                 overwrite=not adding,
-                extend=old.union(*map(posed_photos, models)) if adding else None,
+                extend=adding,
             )
             verify_pairs(folder.database, self.limits, settings.seed)
             folder.record.values["insignificant_pairs"] = pairs.num_left_out
@@ -496,8 +493,7 @@ class Stages:
             georeference=Georeference.read(folder.sparse / "0"),
             settings=folder.record.values.setdefault("made_with", settings),
         )
-        write_report(clouds, folder.path, summary, folder.photo_folders, folder.read_photo)
+        write_report(clouds, folder.place, summary, folder.photo_folders, folder.read_photo)
         folder.record.values |= {"finished": sorted(self.sizes), "unreadable": unreadable}
-        folder.record.values["left_out"] = summary.insignificant_pairs
-        folder.record.save()
+        folder.install()
         return summary
