@@ -122,6 +122,8 @@ def test_own_weights_do_not_take_the_name_of_packaged_ones(tmp_path):
         next(loaded.network.parameters()).add_(1)
     save_weights(tmp_path / "own.safetensors", loaded.network, {"name": "light"})
     assert load_weights(tmp_path / "own.safetensors").name == "./light"
+    save_weights(tmp_path / "light+seasons.safetensors", loaded.network, {})
+    assert load_weights(tmp_path / "light+seasons.safetensors").name == "./light+seasons"
 
 
 @pytest.mark.parametrize("name", PACKAGED)

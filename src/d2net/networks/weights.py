@@ -105,8 +105,10 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
         )
     network = _build(checkpoint, path)
     name = checkpoint.metadata.get("name", path.stem) if record is None else record.name
-    if name in CATALOGUE and CATALOGUE[name].sha256 not in (None, checkpoint.sha256):
-        name = f"./{name}"  # other weights than those of this name
+    known, is_pair = CATALOGUE.get(name), CATALOGUE.keys() >= {*name.split("+")}
+    is_other = known.sha256 not in (None, checkpoint.sha256) if known else is_pair
+    if is_other:  # than the weights of this name
+        name = f"./{name}"
     return Weights(
         network, name, path, checkpoint.bytes, checkpoint.sha256, checkpoint.metadata, record
     )
