@@ -219,8 +219,9 @@ class MapFolder:
     def save_models(self, models: Sequence[PlacedModel]) -> None:
         """Replace the models. A kill leaves the old ones, none or the new ones.
 
-        The caller saves the record, which then knows the features that the models were made from.
+        The caller records their inputs. The record then knows the features they were made from.
         """
+        self.record.finish("mapping")  # the old models, made from other inputs, are gone
         with new_folder(self.sparse, replace=True) as sparse:
             for number, (model, place) in enumerate(models):
                 write_model(model, sparse / str(number))

@@ -354,6 +354,7 @@ class Stages:
                 progress=self._progress,
                 num_left_out=folder.record.values["insignificant_pairs"] if adding else 0,
             )
+            folder.record.finish("verification")  # a database written for another run is gone
             write_database(
                 folder.database,
                 LazyFeatures(features.__getitem__, new),

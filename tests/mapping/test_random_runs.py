@@ -1,0 +1,182 @@
+"""Random sequences of runs, edits and stops: a map never depends on what was stopped before it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+
+from d2net.errors import D2NetError, FormatError, InputError
+from d2net.io.h5 import FeatureFile
+from d2net.mapping import reconstruct as stages
+from d2net.mapping.localize import Map
+from d2net.mapping.map_folder import MapFolder
+from d2net.mapping.mapper import verified_pairs
+from d2net.mapping.reconstruct import add_photos, reconstruct
+
+from .made import PreparedNetwork, camera, seen, write_photos
+
+POSES = [camera(x, -4 * x) for x in np.linspace(-2.5, 2.5, 8)]
+PREPARED = [*map(seen, POSES), *(seen(pose, other=True) for pose in POSES[:4])]
+STAGES = [
+    "match_pairs",
+    "write_database",
+    "verify_pairs",
+    "run_mapper",
+    "read_cloud",  # at the beginning of the report
+    "write_report",
+]
+OPTIONS: list[dict[str, Any]] = [{}, {}, {"camera_mode": "single"}, {"camera_model": "PINHOLE"}]
+
+
+class World:
+    """Two folders of photos and a map, with a copy of the map after the last finished run."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.root = root
+        self.folders = [root / "a", root / "b"]
+        self.map, self.copy = root / "map", root / "copy"
+        self.steps: list[str] = []
+        write_photos(self.folders[0], range(5))
+        write_photos(self.folders[1], self.random.sample(range(5, 8), 2))
+
+    def edit(self) -> None:
+        """Change the photos as people do."""
+        photos = sorted(path for folder in self.folders for path in folder.iterdir())
+        photo = self.random.choice(photos)
+        other = self.random.choice(self.folders) / f"photo{self.random.randrange(12):02}.png"
+        match self.random.randrange(6):
+            case 0:
+                self.steps.append(f"write {other}")
+                write_photos(other.parent, [int(other.stem[-2:])])
+            case 1 if len(photos) > 3:
+                self.steps.append(f"delete {photo}")
+                photo.unlink()
+            case 2:
+                self.steps.append(f"move {photo} to {other}")
+                photo.replace(other)
+            case 3:
+                self.steps.append(f"copy {photo} to {other}")
+                with suppress(shutil.SameFileError):
+                    shutil.copy2(photo, other)
+            case 4:
+                self.steps.append(f"touch {photo}")
+                photo.write_bytes(photo.read_bytes() + b"edited")
+            case 5:
+                self.steps.append(f"damage {photo}")
+                photo.write_bytes(photo.read_bytes()[:40])
+
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the map or add to it, stop at times, and compare with an undisturbed run."""
+        adding = self.copy.exists() and self.random.random() < 0.6
+        photos = self.folders[adding != (self.random.random() < 0.1)]
+        stage = self.random.choice([*STAGES, None, None, None, None, None])
+        options = self.random.choice(OPTIONS)
+        self.steps.append(f"{'add' if adding else 'reconstruct'} {photos} {options} stop {stage}")
+        model = PreparedNetwork(PREPARED)
+
+        def into(folder: Path) -> dict[str, Any]:
+            if adding:
+                return add_photos(folder, photos, model=model, **options).to_dict()
+            return reconstruct(photos, folder, model=model, **options).to_dict()
+
+        before = finished_files(self.map)
+        with monkeypatch.context() as patched:
+            if stage is not None:
+                patched.setattr(stages, stage, _interrupt)
+            came = outcome(into, self.map)
+        if not isinstance(came, dict):
+            assert finished_files(self.map) == before
+            return
+        fresh = shutil.copytree(self.copy, self.root / "fresh") if adding else self.root / "fresh"
+        assert outcome(into, fresh) == came
+        assert sparse_of(fresh) == sparse_of(self.map)
+        assert database_of(fresh) == database_of(self.map)
+        shutil.rmtree(self.copy, ignore_errors=True)
+        fresh.rename(self.copy)
+
+    def check(self) -> None:
+        """What the map says of itself is true, or it asks to be made again."""
+        if not self.copy.exists():
+            return
+        folder = MapFolder(self.map)
+        try:
+            opened = Map(folder, PreparedNetwork(PREPARED))
+        except InputError as error:
+            assert "run the stopped d2net reconstruct again" in str(error)
+            return
+        report = json.loads((self.map / "report.json").read_text())
+        assert sum(len(part["photos"]) for part in report["maps"]) >= len(opened.names)
+        with FeatureFile(folder.features) as features:
+            for model, _ in folder.read_models():
+                for image in model.images.values():
+                    rows = np.array([point.xy for point in image.points2D])
+                    expected = features[image.name].keypoints.numpy() + 0.5
+                    np.testing.assert_allclose(rows, expected, atol=1e-3)
+                    with suppress(FormatError):
+                        shade = int(folder.read_photo(image.name)[0, 0, 0])
+                        prepared = PREPARED[shade].keypoints.numpy() + 0.5
+                        np.testing.assert_allclose(rows, prepared, atol=1e-3)
+
+
+def outcome(run: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any] | str:
+    """The summary, without times and paths, or the error."""
+    try:
+        summary = run(folder)
+    except (D2NetError, KeyboardInterrupt) as error:
+        return repr(error)
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def finished_files(folder: Path) -> dict[str, bytes]:
+    """The files of a map that runs replace."""
+    names = ("database.db", "map.json", "pairs.txt", "report.json", "map.html", "map.png")
+    files = [*(folder / name for name in names), *(folder / "sparse").rglob("*.bin")]
+    known = {str(file.relative_to(folder)): file.read_bytes() for file in files if file.exists()}
+    return known if (folder / "sparse").exists() else {}
+
+
+def sparse_of(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in finished_files(folder).items() if "sparse" in name}
+
+
+def database_of(folder: Path) -> list[object]:
+    database = folder / "database.db"
+    with pycolmap.Database.open(database) as content:
+        images = [(image.image_id, image.name) for image in content.read_all_images()]
+        cameras = [str(camera) for camera in content.read_all_cameras()]
+    return [
+        images,
+        cameras,
+        [(a, b, len(view.inlier_matches)) for a, b, view in verified_pairs(database)],
+    ]
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 20))]
+)
+def test_random_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    world = World(tmp_path, seed)
+    try:
+        for _ in range(15):
+            if world.random.random() < 0.4:
+                world.edit()
+            else:
+                world.run(monkeypatch)
+            world.check()
+    except BaseException:
+        print("\n".join(world.steps))
+        raise
