@@ -144,7 +144,8 @@ def extract_folder(
                     writer.add(name, result, inputs)  # HDF5 cannot hold every name
                     summary.extracted[name] = len(result)
                 except (ImageError, InputError) as error:
-                    summary.failed[name] = str(error)
+                    kept = "; its old features are kept" if writer.inputs(name) else ""
+                    summary.failed[name] = f"{error}{kept}"
                 progress(f"extracting: {name}", number, len(todo))
         empty = [name for name, number in summary.extracted.items() if not number]
         if empty:
