@@ -71,6 +71,15 @@ def test_h5_holds_what_extract_gives(tiny_model: D2Net, photos: Path, tmp_path: 
     assert summary.skipped == []
 
 
+def test_features_of_a_photo_that_was_damaged_since_are_mentioned(
+    tiny_model: D2Net, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tiny_model, photos, tmp_path / "f.h5")
+    (photos / "a.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    assert list(run(tiny_model, photos, tmp_path / "f.h5").failed) == ["a.png"]
+    assert caplog.messages[-1] == f"{tmp_path}/f.h5 keeps features of a.png from before it changed"
+
+
 def test_half_is_for_descriptors_alone(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:
     run(tiny_model, photos, tmp_path / "f.h5", half=True)
     with FeatureFile(tmp_path / "f.h5") as file:

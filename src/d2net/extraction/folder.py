@@ -144,8 +144,7 @@ def extract_folder(
                     writer.add(name, result, inputs)  # HDF5 cannot hold every name
                     summary.extracted[name] = len(result)
                 except (ImageError, InputError) as error:
-                    kept = "; its old features are kept" if writer.inputs(name) else ""
-                    summary.failed[name] = f"{error}{kept}"
+                    summary.failed[name] = str(error)
                 progress(f"extracting: {name}", number, len(todo))
         empty = [name for name, number in summary.extracted.items() if not number]
         if empty:
@@ -153,6 +152,9 @@ def extract_folder(
                 "%d of %d photos have no keypoints, such as %s: blank photos, or black masks",
                 *(len(empty), len(found), empty[0]),
             )
+        old = [name for name in summary.failed if writer.inputs(name)]
+        if old:
+            _log.warning("%s keeps features of %s from before it changed", output, ", ".join(old))
         if len(summary.failed) == len(found):
             raise InputError(
                 "no photo could be extracted, so no features are written; the first error: "
