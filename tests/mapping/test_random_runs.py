@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.mapper import verified_pairs
 from d2net.mapping.reconstruct import add_photos, reconstruct
 
-from .made import PreparedNetwork, camera, seen, write_photos
+from .made import LENS, SIZE, PreparedNetwork, camera, seen, write_photos
 
 POSES = [camera(x, -4 * x) for x in np.linspace(-2.5, 2.5, 8)]
 PREPARED = [*map(seen, POSES), *(seen(pose, other=True) for pose in POSES[:4])]
@@ -54,7 +54,7 @@ class World:
         photos = sorted(path for folder in self.folders for path in folder.iterdir())
         photo = self.random.choice(photos)
         other = self.random.choice(self.folders) / f"photo{self.random.randrange(12):02}.png"
-        match self.random.randrange(6):
+        match self.random.randrange(7):
             case 0:
                 self.steps.append(f"write {other}")
                 write_photos(other.parent, [int(other.stem[-2:])])
@@ -74,14 +74,31 @@ class World:
             case 5:
                 self.steps.append(f"damage {photo}")
                 photo.write_bytes(photo.read_bytes()[:40])
+            case 6:
+                number = self.random.randrange(2)
+                old = self.folders[number]
+                self.folders[number] = old.with_name(
+                    {"a": "c", "c": "a", "b": "d", "d": "b"}[old.name]
+                )
+                self.steps.append(f"rename {old} to {self.folders[number]}")
+                old.rename(self.folders[number])
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make the map or add to it, stop at times, and compare with an undisturbed run."""
         adding = self.copy.exists() and self.random.random() < 0.6
         photos = self.folders[adding != (self.random.random() < 0.1)]
         stage = self.random.choice([*STAGES, None, None, None, None, None])
-        options = self.random.choice(OPTIONS)
+        options = dict(self.random.choice(OPTIONS))
+        if not adding and self.random.random() < 0.3:
+            poses = true_model([path.name for path in photos.iterdir()])
+            ends = ("photo00.png", "photo01.png", 2.0)
+            options |= self.random.choice([{"poses": poses}, {"known_distance": ends}])
         self.steps.append(f"{'add' if adding else 'reconstruct'} {photos} {options} stop {stage}")
+        if "poses" in options:
+            shutil.rmtree(self.root / "poses", ignore_errors=True)
+            (self.root / "poses").mkdir()
+            options["poses"].write_text(self.root / "poses")
+            options["poses"] = self.root / "poses"
         model = PreparedNetwork(PREPARED)
 
         def into(folder: Path) -> dict[str, Any]:
@@ -108,24 +125,47 @@ class World:
         """What the map says of itself is true, or it asks to be made again."""
         if not self.copy.exists():
             return
-        folder = MapFolder(self.map)
+        folder, network = MapFolder(self.map), PreparedNetwork([*PREPARED, seen(camera(0.9, 6))])
         try:
-            opened = Map(folder, PreparedNetwork(PREPARED))
+            opened = Map(folder, network)
         except InputError as error:
             assert "run the stopped d2net reconstruct again" in str(error)
             return
+        query = np.full((SIZE[1], SIZE[0], 3), len(PREPARED), np.uint8)
+        came, expected = (
+            m.localize(query, camera=LENS) for m in (opened, Map(MapFolder(self.copy), network))
+        )
+        assert came.verdict == expected.verdict
+        if came.cam_from_world is not None:
+            poses = [answer.cam_from_world.matrix() for answer in (came, expected)]
+            np.testing.assert_array_equal(*poses)
         report = json.loads((self.map / "report.json").read_text())
         assert sum(len(part["photos"]) for part in report["maps"]) >= len(opened.names)
         with FeatureFile(folder.features) as features:
             for model, _ in folder.read_models():
                 for image in model.images.values():
                     rows = np.array([point.xy for point in image.points2D])
-                    expected = features[image.name].keypoints.numpy() + 0.5
-                    np.testing.assert_allclose(rows, expected, atol=1e-3)
+                    kept = features[image.name].keypoints.numpy() + 0.5
+                    np.testing.assert_allclose(rows, kept, atol=1e-3)
                     with suppress(FormatError):
                         shade = int(folder.read_photo(image.name)[0, 0, 0])
                         prepared = PREPARED[shade].keypoints.numpy() + 0.5
                         np.testing.assert_allclose(rows, prepared, atol=1e-3)
+
+
+def true_model(names: Container[str]) -> pycolmap.Reconstruction:
+    """The true poses of the photos that are called after their shade."""
+    model = pycolmap.Reconstruction()
+    lens = pycolmap.Camera(LENS.todict())
+    lens.camera_id = 1
+    model.add_camera_with_trivial_rig(lens)
+    for number, (pose, prepared) in enumerate(zip(POSES, PREPARED, strict=False)):
+        name = f"photo{number:02}.png"
+        if name in names:
+            points = prepared.keypoints.double().numpy() + 0.5
+            image = pycolmap.Image(name=name, keypoints=points, camera_id=1, image_id=number + 1)
+            model.add_image_with_trivial_frame(image, pose)
+    return model
 
 
 def outcome(run: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any] | str:
