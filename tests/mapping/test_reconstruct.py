@@ -884,8 +884,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     kept = {n: path for n, path in names.items() if ".d2net-tmp" not in n and "lock" not in n}
-    ends = (".h5", "-shm", "-wal")
-    return {n: path.read_bytes() for n, path in kept.items() if not n.endswith(ends)}
+    return {n: path.read_bytes() for n, path in kept.items() if not n.endswith(".h5")}
 
 
 def test_a_map_that_cannot_be_made_again_stays(
@@ -931,6 +930,18 @@ def test_a_kill_between_two_files_of_the_new_map_is_made_good(
             assert run().num_registered == 6 + adding
     assert add_photos(output, other, model=both).num_registered == 7 + adding
     assert len(Map(MapFolder(output), both).names) == 7 + adding
+
+
+def test_a_run_that_is_refused_leaves_no_copy(made: Path, tmp_path: Path) -> None:
+    photos, new = copied(made, tmp_path), write_photos(tmp_path / "new", [6])
+    before = sorted((tmp_path / "map").iterdir())
+    other = network()
+    other.settings = other.settings.updated(max_keypoints=9)
+    with pytest.raises(OutputError, match="max_keypoints"):
+        reconstruct(photos, tmp_path / "map", model=other)
+    with pytest.raises(OutputError, match="max_keypoints"):
+        add_photos(tmp_path / "map", new, model=other)
+    assert [path for path in sorted((tmp_path / "map").iterdir()) if path not in before] == []
 
 
 def test_an_unfinished_first_map_takes_no_photos(

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import pycolmap
 
-from d2net.errors import FormatError, InputError
+from d2net.errors import FormatError, InputError, OutputError
 from d2net.io.atomic import check_writable, new_folder, output_errors
 from d2net.io.colmap_database import remove_side_files
 from d2net.io.colmap_model import read_model, write_model
@@ -52,8 +52,12 @@ class MapFolder:
         # Of each stage, over all runs since the map was begun or last added to.
         self.seconds: dict[str, float] = self.record.values.setdefault("seconds", {})
 
-    def draft(self, *, resume: bool) -> MapFolder:
-        """A copy of the map to work in until `install`; with `resume`, that of a stopped run."""
+    @contextmanager
+    def draft(self, *, resume: bool) -> Iterator[MapFolder]:
+        """A copy of the map to work in until `install`; with `resume`, that of a stopped run.
+
+        It stays after a failure only if it can be resumed.
+        """
         place = self.path / _DRAFT
         if not resume:
             shutil.rmtree(place, ignore_errors=True)
@@ -64,7 +68,12 @@ class MapFolder:
                         shutil.copyfile(file, copy / file.name)
                 if self.sparse.exists():
                     shutil.copytree(self.sparse, copy / self.sparse.name)
-        return MapFolder(self.path, _DRAFT)
+        try:
+            yield MapFolder(self.path, _DRAFT)
+        except BaseException as error:
+            if not resume or isinstance(error, InputError | OutputError | FormatError):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
 
     def install(self) -> None:
         """Replace the map by this draft; `finish_installation` goes on after a kill."""
@@ -200,7 +209,9 @@ class MapFolder:
 
     def database_photos(self) -> dict[int, str]:
         """The database's photos by number; none if SQLite cannot read the database to its end."""
-        path = f"{self.database.resolve().as_uri()}?mode=ro"
+        # Without `immutable`, SQLite leaves two files beside the database.
+        alone = not self.database.with_name("database.db-wal").exists()
+        path = f"{self.database.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
         with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, uri=True)) as database:
             if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
                 return dict(database.execute("SELECT image_id, name FROM images"))

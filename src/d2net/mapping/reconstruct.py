@@ -128,21 +128,21 @@ def reconstruct(
                 f"choose another output, or add photos: d2net reconstruct {photos} --into {output}"
             )
         existing.record.save()  # by which a later run knows that the files are a map's
-        folder = existing.draft(resume=True)
-        folder.record.values["photos"] = []  # an earlier map may be of other photos
-        folder.record.values.pop("unreadable", None)
-        for stage in ("verification", "mapping") if poses else ("triangulation",):
-            folder.seconds.pop(stage, None)
-        folder.add_photo_folder(Path(photos))
-        stages = Stages(folder, settings, progress)
-        stages.extract(model, found, masks)
-        stages.match(stages.select_pairs(pairs or PairChoice(), found))
-        if poses is not None:
-            stages.triangulate(poses)
-        else:
-            stages.verify()
-            stages.map(gps_positions(found), known_distance)
-        return stages.finish()
+        with existing.draft(resume=True) as folder:
+            folder.record.values["photos"] = []  # an earlier map may be of other photos
+            folder.record.values.pop("unreadable", None)
+            for stage in ("verification", "mapping") if poses else ("triangulation",):
+                folder.seconds.pop(stage, None)
+            folder.add_photo_folder(Path(photos))
+            stages = Stages(folder, settings, progress)
+            stages.extract(model, found, masks)
+            stages.match(stages.select_pairs(pairs or PairChoice(), found))
+            if poses is not None:
+                stages.triangulate(poses)
+            else:
+                stages.verify()
+                stages.map(gps_positions(found), known_distance)
+            return stages.finish()
 
 
 def add_photos(
@@ -180,22 +180,22 @@ def add_photos(
             )
         if found:
             existing.check_database()
-        folder = existing.draft(resume=False)
-        stages = Stages(folder, settings, progress)
-        folder.add_photo_folder(Path(photos), moved=not found)
-        if not found:
+        with existing.draft(resume=False) as folder:
+            stages = Stages(folder, settings, progress)
+            folder.add_photo_folder(Path(photos), moved=not found)
+            if not found:
+                stages.survey(folder.finished)
+                return stages.finish()
+            model = model or D2Net.from_pretrained()
+            check_cameras(found, settings, model.settings.upright)
+            folder.seconds.clear()
+            stages.extract(model, found, masks)
+            new = stages.usable
             stages.survey(folder.finished)
+            stages.match(stages.select_added_pairs(new))
+            stages.verify(adding=True)
+            stages.map(adding=True)
             return stages.finish()
-        model = model or D2Net.from_pretrained()
-        check_cameras(found, settings, model.settings.upright)
-        folder.seconds.clear()
-        stages.extract(model, found, masks)
-        new = stages.usable
-        stages.survey(folder.finished)
-        stages.match(stages.select_added_pairs(new))
-        stages.verify(adding=True)
-        stages.map(adding=True)
-        return stages.finish()
 
 
 def _find_photos(folder: Path) -> list[FoundImage]:
