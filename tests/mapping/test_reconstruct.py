@@ -209,6 +209,13 @@ def test_a_second_scene_is_a_map_of_its_own(tmp_path: Path) -> None:
         np.zeros((LENS.height, LENS.width, 3), np.uint8), camera=LENS
     )
     assert (answer.verdict, answer.map_number) == ("localized", 1)
+    assert (tmp_path / "map" / "map1.html").exists()
+    for number in range(6, 10):
+        (photos / f"photo{number:02}.png").unlink()
+    reconstruct(photos, tmp_path / "map", model=network())
+    assert {path.name for path in (tmp_path / "map").glob("map*")} == {
+        *("map.html", "map.json", "map.png")
+    }
 
 
 @pytest.mark.parametrize(

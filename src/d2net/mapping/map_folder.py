@@ -68,6 +68,8 @@ class MapFolder:
                         shutil.copyfile(file, copy / file.name)
                 if self.sparse.exists():
                     shutil.copytree(self.sparse, copy / self.sparse.name)
+        for view in (*place.glob("map*.png"), *place.glob("map*.html")):
+            view.unlink()  # the run was stopped after its report
         try:
             yield MapFolder(self.path, _DRAFT)
         except BaseException as error:

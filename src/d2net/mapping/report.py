@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2net.io.atomic import write_text
-from d2net.io.drawn_pictures import is_own_picture, write_picture
+from d2net.io.drawn_pictures import write_picture
 from d2net.io.images import Pixels
 from d2net.mapping.picture.drawing import (
     CAMERA_COLOUR,
@@ -72,11 +72,6 @@ def write_report(
                 data=page_data(coloured),
             ),
         )
-    for old in folder.glob("map*.png"):  # of an earlier run with more maps
-        digits = old.stem.removeprefix("map")
-        if digits.isdecimal() and int(digits) >= len(clouds) and is_own_picture(old):
-            old.unlink()
-            old.with_suffix(".html").unlink(missing_ok=True)
 
 
 def page_data(cloud: Cloud) -> dict[str, Any]:
