@@ -63,11 +63,12 @@ class MapFolder:
             shutil.rmtree(place, ignore_errors=True)
         if not place.exists():
             with new_folder(place) as copy:
-                for file in (self.record.path, self.database, self.pairs, self.retrieval):
-                    if file.exists():
-                        shutil.copyfile(file, copy / file.name)
-                if self.sparse.exists():
-                    shutil.copytree(self.sparse, copy / self.sparse.name)
+                files = (self.record.path, self.database, self.pairs, self.retrieval)
+                for file in (*files, *self.sparse.rglob("*")):
+                    if file.is_file():
+                        target = copy / file.relative_to(self.path)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, target)
         for view in (*place.glob("map*.png"), *place.glob("map*.html")):
             view.unlink()  # the run was stopped after its report
         try:
