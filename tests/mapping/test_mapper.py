@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -106,8 +107,10 @@ def test_pairs_that_agree_by_accident_are_left_out() -> None:
     )
 
     class Stored:
-        def among(self, _: object) -> list[tuple[str, str, Matches]]:
-            return [(*names, matches) for names, matches in pairs.items()]
+        def among(
+            self, _: object, selected: Collection[frozenset[str]]
+        ) -> list[tuple[str, str, Matches]]:
+            return [(*names, m) for names, m in pairs.items() if frozenset(names) in selected]
 
     significant = SignificantPairs(cast("MatchFile", Stored()), photos, pairs)
     assert [names for *names, _ in significant.among({})] == [["a", "b"]]

@@ -17,7 +17,7 @@ match_features.py and utils/io.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from functools import cache
 from hashlib import sha256
 from typing import Any
@@ -174,13 +174,20 @@ class MatchFile(H5File):
         groups = (entry.partition("/") for entry in self.entries())
         return sorted((by_group[a], by_group[b]) for a, _, b in groups if {a, b} <= by_group.keys())
 
-    def among(self, num_keypoints: Mapping[str, int]) -> Iterator[tuple[str, str, Matches]]:
-        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once."""
-        seen = set()
+    def among(
+        self, num_keypoints: Mapping[str, int], selected: Collection[frozenset[str]] | None = None
+    ) -> Iterator[tuple[str, str, Matches]]:
+        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
+
+        With `selected`, other pairs are ignored; they may be of features that were replaced.
+        """
+        seen = set[frozenset[str]]()
         for first, second in self.pairs_among(num_keypoints):
-            if (second, first) in seen:  # hloc's files may contain both orders
+            pair = frozenset((first, second))
+            # hloc's files may contain both orders.
+            if pair in seen or (selected is not None and pair not in selected):
                 continue
-            seen.add((first, second))
+            seen.add(pair)
             matches = self.get(first, second)
             bounds = torch.tensor([num_keypoints[first], num_keypoints[second]], device="cpu")
             if (matches.indices >= bounds).any():

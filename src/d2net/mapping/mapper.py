@@ -76,17 +76,15 @@ class SignificantPairs:
             return replace(photo, descriptors=photo.descriptors[:, :0], descriptor_id=None)
 
         models: tuple[Model, ...] = ("fundamental", "homography")
-        selected, done = {frozenset(pair) for pair in self.pairs}, 0
-        for first, second, found in self.matches.among(num_keypoints):
-            if frozenset((first, second)) not in selected:
-                continue
+        selected = {frozenset(pair) for pair in self.pairs}
+        among = self.matches.among(num_keypoints, selected)
+        for done, (first, second, found) in enumerate(among, 1):
             photos = keypoints_of(first), keypoints_of(second)
             verified = (verify(*photos, found, model, seed=self.seed) for model in models)
             if any(matches.verdict == "same" for matches in verified):
                 yield first, second, found
             else:
                 self.num_left_out += 1
-            done += 1
             self.progress("verifying", done, len(selected))
 
 
