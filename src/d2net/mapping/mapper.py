@@ -156,8 +156,8 @@ def run_mapper(
     for attempt in range(attempts):
         folder = output / str(attempt)
         folder.mkdir()
-        seeded = replace(settings, seed=settings.seed + attempt)
-        incremental = _incremental_options(limits, seeded, refine, existing, connected)
+        seed = settings.seed + attempt
+        incremental = _incremental_options(limits, seed, refine, existing, connected)
         incremental.image_names = sorted(names)
         incremental.constant_cameras = set(fixed_cameras)
         with quiet_colmap():
@@ -192,7 +192,7 @@ def posed_photos(model: pycolmap.Reconstruction) -> set[str]:
 
 
 def _incremental_options(
-    limits: Thresholds, settings: MappingSettings, refine: bool, existing: Path | None, photos: int
+    limits: Thresholds, seed: int, refine: bool, existing: Path | None, photos: int
 ) -> pycolmap.IncrementalPipelineOptions:
     options = pycolmap.IncrementalPipelineOptions()
     options.min_num_matches, options.min_model_size = MIN_INLIERS, MIN_PHOTOS
@@ -219,6 +219,6 @@ def _incremental_options(
     options.triangulation.merge_max_reproj_error = error
     options.triangulation.complete_max_reproj_error = error
     for part in (options, options.mapper, options.triangulation):
-        part.random_seed = settings.seed
+        part.random_seed = seed
     options.num_threads = 1  # several threads order the points differently each time
     return options

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -113,11 +113,9 @@ def _open(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
 
 def is_stored_scene(path: Path) -> bool:
     """Whether a file is a prepared scene."""
-    try:
-        with _open(path):
-            return True
-    except FormatError:
-        return False
+    with suppress(FormatError), _open(path):
+        return True
+    return False
 
 
 @dataclass(frozen=True)
