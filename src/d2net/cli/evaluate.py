@@ -62,12 +62,12 @@ class Evaluation:
         from d2net.evaluation.cache import CachedSource
         from d2net.evaluation.feature_sources import open_source
         from d2net.evaluation.plots import check_matplotlib
-        from d2net.evaluation.results import is_results_file, save_json
+        from d2net.evaluation.results import MARK, save_json
         from d2net.io.poses import read_poses
 
-        for output, is_own in ((self.output, is_results_file), (self.html, report.is_report)):
+        for output, mark in ((self.output, MARK), (self.html, report.MARK)):
             if output is not None:
-                check_output(output, *inputs, is_own=is_own)
+                check_output(output, *inputs, is_own=mark)
         if submission is not None:  # a file of poses in the folder may hold the true poses
             check_output(submission, folder, *inputs, is_own=read_poses)
         outputs = [path for path in (self.output, self.html, submission) if path is not None]

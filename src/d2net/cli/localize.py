@@ -54,7 +54,7 @@ def localize(
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
-    from d2net.io.poses import check_pose_name, is_beside, read_poses, write_poses
+    from d2net.io.poses import BESIDE, check_pose_name, read_poses, write_poses
     from d2net.io.text_lists import as_known
     from d2net.mapping.localize import Localization, Map
     from d2net.visualization import plot_matches
@@ -75,7 +75,7 @@ def localize(
     other = re.compile(rf"{stem}(_doubtful(_map\d+)?|_map\d+){suffix}")
     earlier = [file for file in output.parent.iterdir() if other.fullmatch(file.name)]
     for file in earlier:
-        check_output(file, *inputs, is_own=is_beside)
+        check_output(file, *inputs, is_own=BESIDE.encode())
     drawings = {} if pictures is None else {p.name: picture_file(pictures, p.name) for p in photos}
     if len(set(drawings.values())) < len(drawings):
         raise InputError(

@@ -11,7 +11,7 @@ from d2net.io.atomic import check_writable, output_errors
 
 
 def check_output(
-    output: Path, *inputs: Path | None, is_own: Callable[[Path], object] | None = None
+    output: Path, *inputs: Path | None, is_own: Callable[[Path], object] | bytes | None = None
 ) -> None:
     """Raise OutputError before any work is done if a file may not be written.
 

@@ -20,6 +20,8 @@ from d2net.evaluation import plots
 from d2net.evaluation.results import OVERALL, Figures, Metric, Result
 from d2net.io.atomic import write_text
 
+MARK = b'<meta name="generator" content="d2net evaluate">'  # of pages by `write_html`
+
 _TERMINAL_GROUPS = 20  # more are shown only on the page
 _TERMINAL_METRICS = 4  # in the table by group
 _FIGURES_WIDTH = 60  # of the 80 characters of a line, those for figures
@@ -133,11 +135,6 @@ def write_html(path: Path, results: Sequence[Result], photos_root: Path) -> None
         details=[json.dumps(detail, indent=2, ensure_ascii=False) for detail in details],
     )
     write_text(path, page)
-
-
-def is_report(path: Path) -> bool:
-    """Whether `write_html` wrote the file."""
-    return '<meta name="generator" content="d2net evaluate">' in path.read_text(encoding="utf-8")
 
 
 def _gallery(result: Result, photos_root: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Figures: TypeAlias = dict[str, float]
 
 OVERALL = "overall"
 """The group of all pairs."""
+MARK = b'[\n  {\n    "d2net": '  # of files by `save_json`
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,3 @@ def save_json(path: Path, results: Sequence[Result]) -> None:
     """Write results as one JSON document, atomically."""
     text = json.dumps([result.to_dict() for result in results], indent=2, ensure_ascii=False)
     write_text(path, text + "\n")
-
-
-def is_results_file(path: Path) -> bool:
-    """Whether `save_json` wrote the file."""
-    return path.read_text(encoding="utf-8").startswith('[\n  {\n    "d2net": ')

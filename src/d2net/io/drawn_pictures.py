@@ -44,15 +44,19 @@ def is_own_picture(path: Path) -> bool:
     return _MARK in marks
 
 
-def check_replaceable(output: Path, is_own: Callable[[Path], object] = is_own_picture) -> None:
+def check_replaceable(
+    output: Path, is_own: Callable[[Path], object] | bytes = is_own_picture
+) -> None:
     """OutputError if the output exists and is not an earlier result. Empty files may be replaced.
 
-    For other files, `is_own` returns False or raises a D2NetError.
+    For other files, `is_own` returns False or raises a D2NetError; or it is a mark that the
+    beginning of earlier results has.
     """
     if not output.exists() or output.stat().st_size == 0:
         return
-    with suppress(D2NetError, ValueError):  # ValueError: not text
-        if is_own(output) is not False:
+    with suppress(D2NetError, ValueError), output.open("rb") as file:  # ValueError: not text
+        own = is_own in file.read(_HEADER_SIZE) if isinstance(is_own, bytes) else is_own(output)
+        if own is not False:
             return
     raise OutputError(
         f"the output {output} exists and was not made by this command; choose another, or delete it"

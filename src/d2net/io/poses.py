@@ -19,7 +19,7 @@ from d2net.io.resumable_h5 import check_name
 from d2net.io.text_lists import finite_numbers, read_lines
 
 _EXPECTED = "lines of name qw qx qy qz tx ty tz"
-_BESIDE = "# d2net localize wrote this file beside its output\n"
+BESIDE = "# d2net localize wrote this file beside its output\n"
 
 
 def check_pose_name(name: str) -> str:
@@ -43,7 +43,7 @@ def write_poses(
     beside the output of a command.
     """
     file_names = Counter(PurePosixPath(photo).name for photo in {*poses, *photos})
-    lines = [_BESIDE] if beside else []
+    lines = [BESIDE] if beside else []
     for photo, pose in poses.items():
         file_name = PurePosixPath(photo).name
         name = check_pose_name(file_name if file_names[file_name] == 1 else photo)
@@ -51,12 +51,6 @@ def write_poses(
         numbers = (w, x, y, z, *pose.translation)
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]) + "\n")
     write_text(Path(path), "".join(lines))
-
-
-def is_beside(path: Path) -> bool:
-    """Whether `write_poses` wrote the file with `beside`."""
-    with path.open("rb") as file:
-        return file.readline() == _BESIDE.encode()
 
 
 def read_poses(path: str | Path) -> dict[str, pycolmap.Rigid3d]:
