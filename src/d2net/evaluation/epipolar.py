@@ -17,7 +17,6 @@ from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     COUNTS,
-    Array,
     Curve,
     Drawing,
     Figures,
@@ -28,6 +27,7 @@ from d2net.evaluation.results import (
 )
 from d2net.features import Features, Matches
 from d2net.geometry import robust
+from d2net.geometry.coordinates import Array
 from d2net.geometry.epipolar import distances_from_lines, epipolar_lines, sampson_distance
 from d2net.geometry.robust import RobustOptions
 from d2net.io.image_lists import EXTENSIONS

@@ -19,7 +19,6 @@ from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.pair_protocol import PhotoPair, accuracy, evaluate_pairs, matched_points
 from d2net.evaluation.results import (
     COUNTS,
-    Array,
     Curve,
     Drawing,
     Figures,
@@ -30,6 +29,7 @@ from d2net.evaluation.results import (
 )
 from d2net.features import Features, Matches
 from d2net.geometry import robust
+from d2net.geometry.coordinates import Array
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.h5 import are_upright
 from d2net.io.image_lists import EXTENSIONS

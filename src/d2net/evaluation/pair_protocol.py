@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from d2net.evaluation.cache import CachedPhotos, CachedSource
-from d2net.evaluation.results import Array, Drawing, Figures, PairResult
+from d2net.evaluation.results import Drawing, Figures, PairResult
 from d2net.features import Features, Matches
+from d2net.geometry.coordinates import Array
 from d2net.progress import Progress
 
 

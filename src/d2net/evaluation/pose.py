@@ -20,7 +20,6 @@ from d2net.evaluation.pose_dataset import PosedPair, find_pairs
 from d2net.evaluation.results import (
     COUNTS,
     OVERALL,
-    Array,
     Curve,
     Drawing,
     Figures,
@@ -34,6 +33,7 @@ from d2net.features import Features, Matches
 from d2net.geometry import robust
 from d2net.geometry.alignment import rotation_angle
 from d2net.geometry.cameras import check_photo_size, rays
+from d2net.geometry.coordinates import Array
 from d2net.geometry.epipolar import pose_distance
 from d2net.geometry.robust import Method, RobustOptions
 from d2net.io.exif import check_photo_sizes

@@ -12,8 +12,8 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.evaluation.pair_protocol import PhotoPair
-from d2net.evaluation.results import Array
 from d2net.geometry.cameras import pinhole
+from d2net.geometry.coordinates import Array
 from d2net.io.colmap_model import find_model, read_model
 from d2net.io.image_lists import named_photo, photos_folder
 from d2net.io.pair_lists import read_pairs

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from d2net.geometry.coordinates import Array
 from d2net.io.atomic import write_text
 
-Array: TypeAlias = NDArray[np.float64]
 Figures: TypeAlias = dict[str, float]
 """Values by the name of their metric."""
 

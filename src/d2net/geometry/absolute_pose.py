@@ -17,11 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError
 from d2net.geometry.cameras import possible_focal_length, project, quiet_colmap
-from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Array
 from d2net.geometry.robust import RansacOptions, collinear
 from d2net.geometry.significance import pose_significance
-
-Array = NDArray[np.float64]
 
 MIN_POINTS = 4
 """Smallest number of points for a pose; one more if the focal length is estimated too. Three (four)

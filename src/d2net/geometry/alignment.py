@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pycolmap
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from d2net.geometry.coordinates import Array
 
 MAX_ERROR = 0.05
 """Largest position error of cameras that take part in the alignment, as a share of the cameras'

@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from d2net.errors import InputError
-from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Size
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Array, Size
 
 if TYPE_CHECKING:
     import pycolmap
-
-Array = NDArray[np.float64]
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from d2net.geometry.cameras import rays
+from d2net.geometry.coordinates import Array
 
 if TYPE_CHECKING:
     import pycolmap
-
-Array = NDArray[np.float64]
 
 
 def essential_from_pose(rotation: Array, translation: Array) -> Array:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from d2net.geometry.coordinates import Array
 
 
 def transfer(b_from_a: Array, points: Array) -> Array:

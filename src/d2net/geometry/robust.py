@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from d2net.errors import InputError, needs_package
 from d2net.geometry.cameras import camera_matrix
+from d2net.geometry.coordinates import Array
 from d2net.geometry.epipolar import (
     essential_from_pose,
     fundamental_from_essential,
@@ -23,7 +24,6 @@ from d2net.geometry.epipolar import (
 from d2net.geometry.homography import transfer, transfer_error
 from d2net.settings import Settings
 
-Array = NDArray[np.float64]
 Method: TypeAlias = Literal["magsac", "poselib"]
 Model: TypeAlias = Literal["homography", "fundamental", "essential"]
 

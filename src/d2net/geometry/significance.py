@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from d2net.geometry.coordinates import Array
 from d2net.geometry.epipolar import distances_from_lines, epipolar_lines
 from d2net.geometry.homography import transfer_error
 
-Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Verdict: TypeAlias = Literal["same", "doubtful", "none"]
 

@@ -18,9 +18,9 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from d2net.errors import FormatError, InputError
+from d2net.geometry.coordinates import Array
 from d2net.io.exif import Position
 
-Array = NDArray[np.float64]
 KnownDistance = tuple[str, str, float]
 
 FILE = "georeference.json"

@@ -18,8 +18,8 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from d2net.features import Features, Matches
 from d2net.geometry.absolute_pose import AbsolutePose, AbsolutePoseOptions, absolute_pose
+from d2net.geometry.coordinates import Array
 
-Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 SIGNIFICANT = 10.0  # significance above which a pose is no accident

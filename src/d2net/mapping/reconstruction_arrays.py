@@ -9,9 +9,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from d2net.geometry.coordinates import Size
-
-Array = NDArray[np.float64]
+from d2net.geometry.coordinates import Array, Size
 
 _MAX_ERROR = 1e6  # pixels; COLMAP gives points behind a camera its largest number
 _MAX_TAN_HALF_FOV = 1.5  # over half the diagonal, for drawing; fisheye lenses have more

@@ -17,18 +17,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import GridMap, Size
+from d2net.geometry.coordinates import Array, GridMap, Size
 from d2net.io.images import ImageLike, limited_size, raise_low_contrast, resize, to_pixels
 from d2net.matching.verification import check_rows
 from d2net.settings import ExtractionSettings
-
-Array = NDArray[np.float64]
 
 FIT_DEVIATION = 0.2
 """Standard deviation of a fitted point relative to its match, in pixels of the reduced photo."""

@@ -13,12 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from d2net.errors import InputError
 from d2net.features import Features, Matches
 from d2net.geometry import robust
+from d2net.geometry.coordinates import Array
 from d2net.geometry.epipolar import fundamental_from_essential, sampson_distance
 from d2net.geometry.homography import transfer_error
 from d2net.geometry.robust import Model, RobustOptions
 from d2net.geometry.significance import epipolar_significance, homography_significance
-
-Array = NDArray[np.float64]
 
 MIN_THRESHOLD = 1.5
 """Smallest default threshold of a Sampson distance in pixels. Lens distortion and blur leave errors

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from d2net.errors import D2NetError, InputError
+from d2net.geometry.coordinates import Array
 from d2net.io.drawn_pictures import write_picture
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import interpolate
-from d2net.training.crops import Array
 from d2net.training.sources.base import Source, TrainingPair, pair_generator
 from d2net.training.sources.scenes import ScenePairs, median_known
 from d2net.visualization import plot_points

@@ -17,8 +17,8 @@ from scipy.spatial import cKDTree
 
 from d2net.geometry import coordinates
 from d2net.geometry.cameras import project, rays
-from d2net.geometry.coordinates import TRAINING_CELLS
-from d2net.training.crops import RGB, Array, Crop
+from d2net.geometry.coordinates import TRAINING_CELLS, Array
+from d2net.training.crops import RGB, Crop
 
 if TYPE_CHECKING:
     import pycolmap

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from d2net.errors import InputError
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import GridMap, Size
+from d2net.geometry.coordinates import Array, GridMap, Size
 from d2net.geometry.homography import transfer
 from d2net.settings import Settings
-
-Array = NDArray[np.float64]
 
 RGB = NDArray[np.uint8]
 """H x W x 3 pixels."""

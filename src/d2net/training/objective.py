@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 
 from d2net.errors import D2NetError
 from d2net.extraction.d2net import D2Net
+from d2net.geometry.coordinates import Array
 from d2net.matching.nearest import mutual_nearest
 from d2net.progress import Progress
 from d2net.training.alarms import Alarm
 from d2net.training.batches import Drawn, Mixture, open_part
 from d2net.training.correspondences import interpolate
-from d2net.training.crops import Array
 from d2net.training.settings import RunSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 from d2net.training.state import TrainingState

@@ -20,10 +20,10 @@ from scipy.spatial import cKDTree
 
 from d2net.errors import D2NetError
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import COLMAP_FROM_PIXELS
+from d2net.geometry.coordinates import COLMAP_FROM_PIXELS, Array
 from d2net.io.images import Pixels, for_screen, limited_size, resize
 from d2net.mapping.georeference import common_up
-from d2net.mapping.reconstruction_arrays import Array, Cloud
+from d2net.mapping.reconstruction_arrays import Cloud
 
 MAX_POINTS = 200_000  # of larger clouds, the points with the longest tracks are drawn
 CAMERA_COLOUR = (40, 120, 255)  # rare in photos

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from d2net.errors import InputError
 from d2net.geometry import coordinates
+from d2net.geometry.coordinates import Array
 from d2net.geometry.homography import transfer
 from d2net.io.image_lists import find_images
 from d2net.networks.light import SCORE_CELL
 from d2net.settings import Settings
 from d2net.training.augment import augment, remove_detail
-from d2net.training.crops import RGB, Array, Warp, as_matrix, crop_from_corners
+from d2net.training.crops import RGB, Warp, as_matrix, crop_from_corners
 from d2net.training.settings import DistillationSettings, SourceSettings
 from d2net.training.sources.planar import RelatedPhotos, aligned_photos
 from d2net.training.sources.reading import read_photo

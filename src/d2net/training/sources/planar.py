@@ -19,12 +19,12 @@ import numpy as np
 
 from d2net.errors import FormatError, InputError
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import Size
+from d2net.geometry.coordinates import Array, Size
 from d2net.geometry.homography import transfer
 from d2net.io.image_lists import find_images, named_photo
 from d2net.io.images import limited_size
 from d2net.training.correspondences import dense_correspondences
-from d2net.training.crops import Array, Crop, Warp, as_matrix, local_scale, random_crop
+from d2net.training.crops import Crop, Warp, as_matrix, local_scale, random_crop
 from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
 from d2net.training.sources.reading import size_of
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2net.geometry import coordinates
-from d2net.geometry.coordinates import Size
+from d2net.geometry.coordinates import Array, Size
 from d2net.geometry.epipolar import pose_distance
 from d2net.io.images import limited_size
 from d2net.training.correspondences import (
@@ -26,7 +26,7 @@ from d2net.training.correspondences import (
     dense_correspondences,
     sparse_correspondences,
 )
-from d2net.training.crops import Array, crop_around, random_crop
+from d2net.training.crops import crop_around, random_crop
 from d2net.training.sources.base import PhotoCrop, SourceOptions, TrainingPair, make_pair
 from d2net.training.sources.reading import read_depth_map
 
