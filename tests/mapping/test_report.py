@@ -167,17 +167,6 @@ def test_a_folder_of_photos_whose_name_is_no_unicode(tmp_path: Path) -> None:
     assert "photos?" in (tmp_path / "map.html").read_text()
 
 
-def test_pages_of_an_earlier_run_go_and_photos_of_the_user_stay(tmp_path: Path) -> None:
-    cloud = read_cloud(upright(ball(), front_row()))
-    names = tuple(photo.name for photo in cloud.photos)
-    summary = replace(summarise([cloud], {}), maps=(MapTrust(names, "good"),) * 2)
-    write_report([cloud, cloud], tmp_path, summary, [], reading(tmp_path))
-    Image.new("RGB", (9, 9)).save(tmp_path / "map2.png")
-    write_report([cloud], tmp_path, summarise([cloud], {}), [], reading(tmp_path))
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["map.html", "map.png", "map2.png", "report.json"]
-
-
 def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     made = upright(ball(), front_row())
     cloud, folder = read_cloud(made), tmp_path / "missing"
