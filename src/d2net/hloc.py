@@ -12,10 +12,11 @@ import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from d2net.errors import InputError, MissingPackageError
 from d2net.extraction.d2net import D2Net
@@ -24,12 +25,7 @@ from d2net.io.h5 import typical_uncertainty
 from d2net.matching import match
 from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.networks.weights import file_names
-from d2net.settings import ExtractionSettings
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from d2net.settings import ExtractionOptions
+from d2net.settings import ExtractionOptions, ExtractionSettings
 
 try:  # hloc imports pycolmap, which must be imported after numpy; numpy is loaded by now
     from hloc.utils.base_model import BaseModel

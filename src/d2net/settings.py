@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
-from d2net.errors import InputError
+from typing_extensions import Unpack
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from d2net.errors import InputError
 
 S = TypeVar("S", bound="Settings")
 

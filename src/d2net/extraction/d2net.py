@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from d2net.errors import InputError
 from d2net.extraction.keypoints import Keypoints, find_keypoints
@@ -28,9 +29,6 @@ from d2net.networks.weights import load_network
 from d2net.settings import ExtractionOptions, ExtractionSettings
 
 _log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class D2Net(nn.Module):

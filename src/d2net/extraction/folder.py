@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from typing_extensions import Unpack
 
 from d2net.cluster import share
 from d2net.errors import ImageError, InputError, OutputError
@@ -24,9 +26,6 @@ from d2net.io.image_lists import FoundImage, find_images, find_photo
 from d2net.io.resume import WorkRecord, are_unchanged, file_state, record_files
 from d2net.progress import Progress, no_progress
 from d2net.settings import ExtractionOptions, ExtractionSettings
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Format = Literal["h5", "npz", "mat"]
 PathLike: TypeAlias = str | os.PathLike[str]

@@ -17,18 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
+from typing_extensions import Self
 
 from d2net.errors import D2NetError, FormatError, InputError, OutputError
 from d2net.io.arrays import Array
 from d2net.io.atomic import check_regular, locked, output_errors, replacing
 from d2net.io.resume import Settings, as_settings, check_settings
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 INPUTS = "inputs"
 """An entry's attribute with the fingerprint of the inputs that the entry was made from."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pycolmap
+from typing_extensions import Unpack
 
 from d2net.errors import InputError, MappingError, OutputError
 from d2net.extraction.d2net import D2Net
@@ -44,9 +44,6 @@ from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _log = logging.getLogger(__name__)
 _NUM_MATCHED = 20  # most similar photos of a map that each added photo is matched with

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from typing_extensions import Unpack
 
 from d2net.cluster import share
 from d2net.errors import InputError
@@ -21,9 +22,6 @@ from d2net.io.text_lists import as_known
 from d2net.matching import MatchOptions, match, matcher_id
 from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _CACHED_PHOTOS = 64  # in memory; a learned matcher prepares each of them once
 _CLUSTER_BATCH = 64  # pairs that a process of a cluster matches at a time

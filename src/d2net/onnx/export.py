@@ -10,10 +10,10 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from d2net.errors import InputError, needs_package
 from d2net.extraction.d2net import D2Net
@@ -23,9 +23,6 @@ from d2net.networks.base import View
 from d2net.networks.catalogue import CATALOGUE
 from d2net.networks.matcher import KeypointBatch, MatchingTransformer
 from d2net.settings import DescriptorType, ExtractionOptions, ExtractionSettings
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 MODEL = "d2net.onnx"
 MATCHER = "matcher.onnx"
