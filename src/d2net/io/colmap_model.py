@@ -9,7 +9,6 @@ Source: https://colmap.github.io/format.html; COLMAP's src/colmap/scene/reconstr
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import struct
 from collections.abc import Container
@@ -22,8 +21,6 @@ from d2net.io.text_lists import as_known
 
 if TYPE_CHECKING:
     import pycolmap
-
-_log = logging.getLogger(__name__)
 
 
 def find_model(folder: Path | str) -> Path | None:
@@ -53,10 +50,6 @@ def read_model(folder: Path | str, photos: Container[str] = ()) -> pycolmap.Reco
         raise InputError(
             f"{folder} holds no COLMAP model: expected cameras, images and points3D (.txt or .bin)"
         )
-    if found.name == "0" and found != Path(folder):
-        sizes = {file.stat().st_size: file.parent for file in found.parent.glob("*/images.*")}
-        if sizes[max(sizes)].name != "0":
-            _log.warning("%s is read; the model %s is larger", found, sizes[max(sizes)])
     for name in ("cameras", "rigs", "frames", "images", "points3D"):
         if (found / f"{name}.bin").is_file():
             _check_file(found / f"{name}.bin")

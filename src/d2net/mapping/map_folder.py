@@ -162,15 +162,13 @@ class MapFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder in the map, removed at the end or, after a kill, by the next use."""
+        """An empty folder in the map, removed at the end or, after a failure, by the next use."""
         path = self.place / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
             path.mkdir()
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+        yield path
+        shutil.rmtree(path, ignore_errors=True)
 
     def read_models(self) -> list[PlacedModel]:
         """All models and their places on the earth, by number.

@@ -471,9 +471,8 @@ class Stages:
         models = [model for model, _ in folder.read_models()]
         self._progress("writing the report", 0, None)
         maps = [judge_map(model, folder.database) for model in models]
-        registered = {name for part in maps for name in part.photos}
         removed = folder.record.values.get("removed", {})
-        failed = why_unregistered(folder.database, registered, self.usable)
+        failed = why_unregistered(folder.database, self.usable)
         unreadable = {**folder.record.values.get("unreadable", {}), **self.failed}
         unreadable = {name: unreadable[name] for name in unreadable.keys() - self.sizes.keys()}
         clouds = [read_cloud(model) for model in models]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class MapSummary:
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
     """The status of the photos in all maps, and the figures of the first map.
 
-    `failed` gives the reason for each photo that is in no map.
+    `failed` gives the reason for each photo that is in no map; those of others are ignored.
     """
     photos = {name: PhotoStatus(name, reason) for name, reason in failed.items()}
     for photo in (photo for cloud in reversed(clouds) for photo in cloud.photos):
@@ -177,10 +177,7 @@ def why_no_map(database: Path) -> str:
     )
 
 
-def why_unregistered(
-    database: Path, registered: Container[str], names: Iterable[str]
-) -> dict[str, str]:
-    """Reasons of the photos that are in no map, by name."""
+def why_unregistered(database: Path, names: Iterable[str]) -> dict[str, str]:
+    """By name, the reason why a photo is in no map, if it is in none."""
     matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
-    missing = (name for name in names if name not in registered)
-    return {name: TOO_FEW_INLIERS if name in matched else NO_MATCHES for name in missing}
+    return {name: TOO_FEW_INLIERS if name in matched else NO_MATCHES for name in names}
