@@ -920,15 +920,15 @@ def test_a_kill_between_two_files_of_the_new_map_is_made_good(
             return add_photos(output, new, model=both)
         return reconstruct(photos, output, model=both, camera_mode="single")
 
-    replace, calls = Path.replace, iter(range(100))
+    move, calls = shutil.move, iter(range(100))
 
-    def replace_some(source: Path, target: Path) -> Path:
-        if source.parent.name == "finished.d2net-tmp" and next(calls) == moved:
+    def move_some(source: Path, target: Path) -> object:
+        if next(calls) == moved:
             raise KeyboardInterrupt
-        return replace(source, target)
+        return move(source, target)
 
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(Path, "replace", replace_some)
+        stopped.setattr(shutil, "move", move_some)
         run()
     with pytest.raises(InputError, match=r"was stopped while it replaced the map .* run it"):
         Map(MapFolder(output), both)
@@ -960,6 +960,19 @@ def test_an_unfinished_first_map_takes_no_photos(
     with pytest.raises(InputError, match="is not a finished map"):
         add_photos(tmp_path / "map", write_photos(tmp_path / "new", [6]), model=network())
     assert reconstruct(made / "photos", tmp_path / "map", model=network()).num_registered == 6
+
+
+def test_links_in_a_map_stay(made: Path, tmp_path: Path) -> None:
+    photos, output = copied(made, tmp_path), tmp_path / "map"
+    (tmp_path / "drive").mkdir()
+    for name in ("database.db", "sparse", "map.png"):
+        (output / name).rename(tmp_path / "drive" / name)
+        (output / name).symlink_to(tmp_path / "drive" / name)
+    reconstruct(photos, output, model=network(), camera_mode="single")
+    assert all((output / name).is_symlink() for name in ("database.db", "sparse", "map.png"))
+    assert len(read_model(tmp_path / "drive" / "sparse").cameras) == 1
+    with pycolmap.Database.open(tmp_path / "drive" / "database.db") as database:
+        assert database.num_cameras() == 1
 
 
 def test_a_write_protected_report_is_not_replaced(

@@ -250,10 +250,10 @@ def finish_installation(path: Path) -> None:
     finished = path / _FINISHED
     with output_errors(path):
         for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
-            target = path / file.name
-            if file.is_dir():
-                shutil.rmtree(target, ignore_errors=True)
+            target = (path / file.name).resolve()  # a link stays, and may lead to another drive
+            if target.is_dir():
+                shutil.rmtree(target)
             remove_side_files(target)  # SQLite would replay an old journal into the new database
-            file.replace(target)
+            shutil.move(file, target)
         if finished.exists():
             finished.rmdir()
