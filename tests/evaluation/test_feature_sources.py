@@ -136,10 +136,19 @@ def test_baselines_find_a_shifted_photo(shared: Path, tmp_path: Path, method: st
     a, b = (source.extract(tmp_path / f"{name}.png", name) for name in "ab")
     from d2net import mutual_nearest
 
+    assert len(source.provenance["weights"]) == 64  # not the path: the file may be replaced
     indices = mutual_nearest(a.descriptors, b.descriptors).indices
     shift = a.keypoints[indices[:, 0]] - b.keypoints[indices[:, 1]]
     assert len(indices) > 100
     np.testing.assert_allclose(shift.median(dim=0).values, [20, 0], atol=0.5)
+
+
+@pytest.mark.parametrize("method", ["aliked", "xfeat"])
+def test_weights_of_another_network_are_refused(tmp_path: Path, method: str) -> None:
+    pytest.importorskip("kornia")
+    torch.save({"conv.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth is damaged, .* or of another kind"):
+        open_source(f"{method}:weights={tmp_path / 'other.pth'}")
 
 
 def test_a_learned_matcher_has_its_own_matches(photo: Path, tmp_path: Path) -> None:

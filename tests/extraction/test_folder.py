@@ -77,7 +77,8 @@ def test_features_of_a_photo_that_was_damaged_since_are_mentioned(
     run(tiny_model, photos, tmp_path / "f.h5")
     (photos / "a.png").write_bytes((photos / "a.png").read_bytes()[:60])
     assert list(run(tiny_model, photos, tmp_path / "f.h5").failed) == ["a.png"]
-    assert caplog.messages[-1] == f"{tmp_path}/f.h5 keeps features of a.png from before it changed"
+    kept = f"{tmp_path}/f.h5 keeps the old features of a.png, which cannot be read"
+    assert caplog.messages[-1] == kept
 
 
 def test_half_is_for_descriptors_alone(tiny_model: D2Net, photos: Path, tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def main() -> None:
         code = _failed(f"{named}{error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
-    except Exception as error:  # after Ctrl-C, NumPy's zip files raise a ValueError
+    except (
+        Exception,
+        KeyboardInterrupt,
+    ) as error:  # or NumPy's, after Ctrl-C
         cause: BaseException | None = error
         while not isinstance(cause, KeyboardInterrupt):
             if cause is None:

@@ -18,6 +18,7 @@ from d2net.geometry import coordinates
 from d2net.io import images
 from d2net.io.h5 import FeatureFile
 from d2net.io.resume import file_state
+from d2net.networks.checkpoint import load_into
 from d2net.networks.weights import file_names
 from d2net.settings import ExtractionSettings, parse_settings
 
@@ -26,7 +27,6 @@ class FeatureSource(Protocol):
     """Gives the features of photos."""
 
     name: str
-
     provenance: dict[str, Any]
     """Everything that the features depend on besides the photo, as JSON."""
 
@@ -174,17 +174,17 @@ def kornia_baseline(
     with needs_package(f"{name} needs kornia", "baselines"):
         import kornia
         import kornia.feature as kf
-    is_xfeat = name.startswith("xfeat")
+    is_xfeat, checksum = name.startswith("xfeat"), None
     network: Any
     if is_xfeat:
         network = kf.XFeat() if weights else kf.XFeat.from_pretrained()
         if weights:
-            network.net.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+            checksum = load_into(network.net, Path(weights))
     elif weights:
         network = kf.ALIKED(
             model_name="aliked-n16", max_num_keypoints=max_keypoints, detection_threshold=0.0
         )
-        network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+        checksum = load_into(network, Path(weights))
     else:
         network = kf.ALIKED.from_pretrained("aliked-n16", max_num_keypoints=max_keypoints)
     network = network.to(device).eval()
@@ -207,5 +207,5 @@ def kornia_baseline(
         version=f"kornia {kornia.__version__}",
         max_keypoints=max_keypoints,
         max_edge=max_edge,
-        weights=weights,
+        weights=checksum,
     )

@@ -191,7 +191,7 @@ def group_table(
         for metric in metrics:
             values = [result.groups[group].get(metric.name) for result in members]
             texts = [figure_text(value, metric, every) for value in values]
-            known = [value for value in values if value is not None]
+            known = [value for value in values if value is not None and not math.isnan(value)]
             best = None
             if metric.higher_is_better is not None and len(set(texts)) > 1 and known:
                 extreme = max(known) if metric.higher_is_better else min(known)

@@ -151,9 +151,8 @@ def extract_folder(
                 "%d of %d photos have no keypoints, such as %s: blank photos, or black masks",
                 *(len(empty), len(found), empty[0]),
             )
-        old = [name for name in summary.failed if writer.inputs(name)]
-        if old:
-            _log.warning("%s keeps features of %s from before it changed", output, ", ".join(old))
+        for name in filter(writer.inputs, summary.failed):
+            _log.warning("%s keeps the old features of %s, which cannot be read", output, name)
         if len(summary.failed) == len(found):
             raise InputError(
                 "no photo could be extracted, so no features are written; the first error: "

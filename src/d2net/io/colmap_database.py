@@ -57,8 +57,7 @@ def write_database(
             photo gets its own SIMPLE_RADIAL camera with COLMAP's guess of the focal length, which
             mapping refines. A camera with a number of the database to extend is that camera.
         overwrite: replace an existing database.
-        extend: keep the photos of an existing database, and their numbers; add new photos and
-            pairs.
+        extend: add new photos and pairs to an existing database, whose numbers stay.
     """
     with locked(path):
         if path.exists() and not (overwrite or extend):

@@ -54,7 +54,7 @@ def check_replaceable(
     """
     if not output.exists() or output.stat().st_size == 0:
         return
-    with suppress(D2NetError, ValueError), output.open("rb") as file:  # ValueError: not text
+    with suppress(D2NetError, ValueError, OSError), output.open("rb") as file:  # or not text
         own = is_own in file.read(_HEADER_SIZE) if isinstance(is_own, bytes) else is_own(output)
         if own is not False:
             return

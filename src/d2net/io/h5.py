@@ -106,12 +106,12 @@ class FeatureFile(H5File, Mapping[str, Features]):
         return str(self.read_attributes(name).get(INPUTS, ""))
 
     def state(self, name: str) -> str:
-        """The `inputs`; if they are unknown, a checksum of the keypoints and descriptors."""
+        """The `inputs`; if they are unknown, a checksum of everything that is stored."""
         if inputs := self.inputs(name):
             return inputs
-        arrays = self.read_record(name).arrays
-        content = (arrays[key].tobytes() for key in ("keypoints", "descriptors") if key in arrays)
-        return sha256(b"".join(content)).hexdigest()[:32]
+        record = self.read_record(name)
+        content = [record.arrays[key].tobytes() for key in sorted(record.arrays)]
+        return sha256(b"".join([*content, str(record.attributes).encode()])).hexdigest()[:32]
 
     def _check_known(self, name: str) -> None:
         if name not in self:
@@ -177,10 +177,7 @@ class MatchFile(H5File):
     def among(
         self, num_keypoints: Mapping[str, int], selected: Collection[frozenset[str]] | None = None
     ) -> Iterator[tuple[str, str, Matches]]:
-        """The matches of all pairs whose photos are both in `num_keypoints`, each pair once.
-
-        With `selected`, other pairs are ignored; they may be of features that were replaced.
-        """
+        """Once each, the matches of all or `selected` pairs of photos in `num_keypoints`."""
         seen = set[frozenset[str]]()
         for first, second in self.pairs_among(num_keypoints):
             pair = frozenset((first, second))

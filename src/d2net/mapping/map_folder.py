@@ -6,14 +6,14 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pycolmap
 
-from d2net.errors import FormatError, InputError, OutputError
+from d2net.errors import FormatError, InputError
 from d2net.io.atomic import check_writable, new_folder, output_errors
 from d2net.io.colmap_database import remove_side_files
 from d2net.io.colmap_model import read_model, write_model
@@ -21,7 +21,7 @@ from d2net.io.drawn_pictures import is_own_picture
 from d2net.io.h5 import FeatureFile, are_upright
 from d2net.io.image_lists import find_photo, named_photo
 from d2net.io.images import Pixels, to_pixels
-from d2net.io.resume import WorkRecord, are_unchanged
+from d2net.io.resume import WorkRecord, are_unchanged, file_state, fingerprint
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.mapper import posed_photos
 
@@ -33,7 +33,7 @@ _MODEL_FILE = re.compile(
 )
 """Files and folders in `sparse` that a map may replace, and hidden ones."""
 
-_DRAFT, _FINISHED = "unfinished.d2net-tmp", "finished.d2net-tmp"
+_DRAFT, _ADDED, _FINISHED = (f"{name}.d2net-tmp" for name in ("unfinished", "added", "finished"))
 
 
 class MapFolder:
@@ -54,32 +54,30 @@ class MapFolder:
 
     @contextmanager
     def draft(self, *, resume: bool) -> Iterator[MapFolder]:
-        """A copy of the map to work in until `install`; with `resume`, that of a stopped run.
-
-        It stays after a failure only if it can be resumed.
-        """
-        place = self.path / _DRAFT
-        if not resume:
+        """A copy of the map to work in until `install`; with `resume`, the one of a stopped run."""
+        place = self.path / (_DRAFT if resume else _ADDED)
+        files = [self.record.path, self.database, self.pairs, self.retrieval]
+        files = [file for file in (*files, *sorted(self.sparse.glob("*/*"))) if file.is_file()]
+        base = fingerprint([file_state(file) for file in files[1:]])  # users may change them
+        if not resume or WorkRecord(place / "map.json").values.get("base") != base:
             shutil.rmtree(place, ignore_errors=True)
-        if not place.exists():
             with new_folder(place) as copy:
-                files = (self.record.path, self.database, self.pairs, self.retrieval)
-                for file in (*files, *self.sparse.rglob("*")):
-                    if file.is_file():
-                        target = copy / file.relative_to(self.path)
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(file, target)
-        for view in (*place.glob("map*.png"), *place.glob("map*.html")):
-            view.unlink()  # the run was stopped after its report
+                for file in files:
+                    target = copy / file.relative_to(self.path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        draft = MapFolder(self.path, place.name)
+        draft.record.values["base"] = base
+        old, new = self.record, draft.record
         try:
-            yield MapFolder(self.path, _DRAFT)
-        except BaseException as error:
-            if not resume or isinstance(error, InputError | OutputError | FormatError):
-                shutil.rmtree(place, ignore_errors=True)
+            yield draft
+        except BaseException:
+            if not resume or all(old.inputs(stage) == new.inputs(stage) for stage in new.done()):
+                shutil.rmtree(place, ignore_errors=True)  # no stage has finished in it
             raise
 
     def install(self) -> None:
-        """Replace the map by this draft; `finish_installation` goes on after a kill."""
+        """Replace the map by this draft. After a kill, `finish_installation` completes it."""
         self.record.save()
         with output_errors(self.path):
             new = {file.name for file in self.place.iterdir()}
@@ -163,7 +161,7 @@ class MapFolder:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder in the map, removed at the end or, after a failure, by the next use."""
-        path = self.place / "mapper.tmp"
+        path = self.path / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
             path.mkdir()
@@ -210,9 +208,7 @@ class MapFolder:
 
     def database_photos(self) -> dict[int, str]:
         """The database's photos by number; none if SQLite cannot read the database to its end."""
-        # Without `immutable`, SQLite leaves two files beside the database.
-        alone = not self.database.with_name("database.db-wal").exists()
-        path = f"{self.database.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
+        path = f"{self.database.resolve().as_uri()}?mode=ro"
         with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path, uri=True)) as database:
             if database.execute("PRAGMA quick_check").fetchone() == ("ok",):
                 return dict(database.execute("SELECT image_id, name FROM images"))
@@ -220,7 +216,7 @@ class MapFolder:
 
     def check_database(self) -> None:
         """InputError if the database is damaged, or lists other photos than the models."""
-        numbers = self.database_photos()
+        numbers = self.database_photos() if self.finished else {}
         for model, _ in self.read_models():
             if any(numbers.get(image.image_id) != image.name for image in model.images.values()):
                 raise InputError(
@@ -228,10 +224,10 @@ class MapFolder:
                     "stopped, or --poses was given; run d2net reconstruct again without --poses"
                 )
 
-    def save_models(self, models: Sequence[PlacedModel]) -> None:
+    def save_models(self, models: Sequence[PlacedModel], photos: Iterable[str] = ()) -> None:
         """Replace the models. A kill leaves the old ones, none or the new ones.
 
-        The caller records their inputs. The record then knows the features they were made from.
+        The caller records the inputs; this records the features of these models and `photos`.
         """
         self.record.finish("mapping")  # the old models, made from other inputs, are gone
         with new_folder(self.sparse, replace=True) as sparse:
@@ -239,7 +235,7 @@ class MapFolder:
                 write_model(model, sparse / str(number))
                 if place is not None:
                     place.write(sparse / str(number))
-        names = frozenset[str]().union(*(posed_photos(model) for model, _ in models))
+        names = frozenset(photos).union(*(posed_photos(model) for model, _ in models))
         with FeatureFile(self.features) as features:
             known = {name: features.inputs(name) for name in names.intersection(features)}
         self.record.values["features"] = known
@@ -250,10 +246,12 @@ def finish_installation(path: Path) -> None:
     finished = path / _FINISHED
     with output_errors(path):
         for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
-            target = (path / file.name).resolve()  # a link stays, and may lead to another drive
-            if target.is_dir():
+            target = path / file.name
+            if target.is_symlink() and file.is_dir():
+                target.unlink()  # a kill must not interrupt moving a folder to another drive
+            elif target.is_dir():
                 shutil.rmtree(target)
+            target = target.resolve()
             remove_side_files(target)  # SQLite would replay an old journal into the new database
             shutil.move(file, target)
-        if finished.exists():
-            finished.rmdir()
+        shutil.rmtree(finished, ignore_errors=True)

@@ -422,7 +422,7 @@ class Stages:
         folder.record.values |= {"removed": removed, "known_cameras": sorted(known)}
         if not adding:
             folder.record.values.pop("made_with", None)
-        folder.save_models(list(zip(models, places, strict=True)))
+        folder.save_models(list(zip(models, places, strict=True)), self.usable)
         folder.record.finish("mapping", self.inputs)
 
     def triangulate(self, poses: Path | str) -> None:
@@ -462,7 +462,7 @@ class Stages:
         without_pose = {name: f"no pose in {poses}" for name in self.usable if name not in names}
         folder.record.values |= {"insignificant_pairs": 0, "removed": without_pose}
         folder.record.values.pop("made_with", None)
-        folder.save_models([(model, None)])
+        folder.save_models([(model, None)], self.usable)
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
 
     def finish(self) -> MapSummary:

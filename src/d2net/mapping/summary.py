@@ -86,7 +86,7 @@ class MapSummary:
 def summarise(clouds: Sequence[Cloud], failed: Mapping[str, str]) -> MapSummary:
     """The status of the photos in all maps, and the figures of the first map.
 
-    `failed` gives the reason for each photo that is in no map; those of others are ignored.
+    `failed` gives the reason for each photo that is in no map; others are ignored.
     """
     photos = {name: PhotoStatus(name, reason) for name, reason in failed.items()}
     for photo in (photo for cloud in reversed(clouds) for photo in cloud.photos):
@@ -133,8 +133,7 @@ def figure_lines(summary: MapSummary) -> list[str]:
         f"{count(summary.points, 'point')}, each seen in {summary.mean_track_length:.1f} photos on "
         f"average, mean reprojection error {summary.mean_reprojection_error_px:.2f} px"
     )
-    place = summary.georeference
-    if place is not None:
+    if place := summary.georeference:
         lines.append(
             f"in metres, y is north: {place.num_agreeing} of {place.num_positions} GPS positions "
             f"agree, with errors of {place.error:.1f} m"
@@ -178,6 +177,6 @@ def why_no_map(database: Path) -> str:
 
 
 def why_unregistered(database: Path, names: Iterable[str]) -> dict[str, str]:
-    """By name, the reason why a photo is in no map, if it is in none."""
+    """The reason, by name, why a photo would be in no map."""
     matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
     return {name: TOO_FEW_INLIERS if name in matched else NO_MATCHES for name in names}

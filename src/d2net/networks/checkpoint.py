@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2net.errors import WeightsError
 from d2net.networks.catalogue import PACKAGED
@@ -104,6 +104,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         loaded = loaded["model"]
     entries = {str(key): value for key, value in loaded.items()}
     return Checkpoint(entries, metadata, len(data), hashlib.sha256(data).hexdigest())
+
+
+def load_into(network: nn.Module, path: Path) -> str:
+    """Load weights into ALIKED or XFeat; return their checksum. WeightsError if they do not fit."""
+    checkpoint = read_checkpoint(path)
+    own = {name: x for name, x in network.named_buffers() if name == "dkd.hw_grid"}  # kornia's
+    try:
+        network.load_state_dict({**checkpoint.entries, **own})
+    except RuntimeError as error:
+        raise damaged_error(path, error) from error
+    return checkpoint.sha256
 
 
 def damaged_error(path: Path, error: Exception) -> WeightsError:

@@ -108,8 +108,7 @@ def check_source(
         if not value <= limit:  # NaN if no point has an error
             found = f"{value:.3g}, over {limit:g}" if value > limit else "unknown"
             warnings.append(f"{name} is {found}: {advice}")
-    remarks = getattr(source, "remarks", ())
-    return SourceReport(figures, remarks, tuple(warnings), tuple(kept))
+    return SourceReport(figures, getattr(source, "remarks", ()), tuple(warnings), tuple(kept))
 
 
 def sift_errors(pair: TrainingPair) -> Array:

@@ -18,9 +18,8 @@ class RunLog:
     """The log in a run's output folder.
 
     torch's SummaryWriter writes in a thread, where an error of a full disk cannot be caught, so
-    TensorBoard's events are written here without a thread.
-
-    Entries of steps after `step`, written before the run was killed, are removed.
+    TensorBoard's events are written here without a thread. Entries of steps after `step`, written
+    before the run was killed, are removed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:

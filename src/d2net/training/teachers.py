@@ -6,7 +6,6 @@ photo, so the training itself does not run them.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,10 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2net.errors import D2NetError, ImageError, WeightsError, needs_package
+from d2net.errors import D2NetError, ImageError, needs_package
 from d2net.io.atomic import output_errors, replacing
 from d2net.io.resume import fingerprint
 from d2net.networks.base import Network, View
+from d2net.networks.checkpoint import load_into
 from d2net.networks.vgg import VGG
 from d2net.networks.weights import load_network
 from d2net.progress import Progress
@@ -92,12 +92,7 @@ class AlikedTeacher:
             import kornia.feature as kf
         options: dict[str, Any] = {"max_num_keypoints": max(1, keypoints)}
         network: Any = kf.ALIKED(model_name=model, detection_threshold=0.0, **options)
-        try:
-            self.sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-            state = torch.load(file, weights_only=True, map_location="cpu")
-            network.load_state_dict(state, strict=False)
-        except Exception as error:  # a wrong file provokes all kinds of exceptions
-            raise WeightsError(f"{file} cannot be read as weights of {model}: {error}") from error
+        self.sha256 = load_into(network, file)
         self._network = network.to(device).eval()
         self._offset = torch.tensor(_ALIKED_OFFSETS[model], device=device)
 
