@@ -172,7 +172,8 @@ class GlobalDescriptors:
 
     def _search(self, vectors: Array, k: int) -> list[list[Hit]]:
         cosines = vectors @ self._float_vectors.T
-        cosines[cosines == 0] = -np.inf  # photos without features have zero vectors
+        cosines[:, ~self._float_vectors.any(axis=1)] = -np.inf  # photos without features
+        cosines[~vectors.any(axis=1)] = -np.inf
         nearest = (-cosines).argsort(axis=1, kind="stable")[:, :k]
         return [
             [(self.names[i], float(row[i])) for i in rows if row[i] > -np.inf]

@@ -74,7 +74,7 @@ def verify(
     """
     if model not in get_args(Model):
         raise InputError(f"model must be one of {', '.join(get_args(Model))}, not {model!r}")
-    if (intrinsics is not None) != (model == "essential"):
+    if (0 if intrinsics is None else len(intrinsics)) != (2 if model == "essential" else 0):
         raise InputError(
             "the model 'essential' needs intrinsics, the camera matrices of both photos, and the "
             f"other models take none; model is {model!r} and intrinsics "
