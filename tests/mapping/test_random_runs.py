@@ -114,6 +114,11 @@ class World:
         if not isinstance(came, dict):
             assert "FormatError" not in came  # d2net wrote the files itself
             assert finished_files(self.map) == before
+            if self.copy.exists() and stage is None and "run the stopped" not in came:
+                undisturbed = shutil.copytree(self.copy, self.root / "undisturbed")
+                expected = outcome(into, undisturbed)
+                assert expected == came.replace(str(self.map), str(undisturbed))
+                shutil.rmtree(undisturbed)
             return
         fresh = shutil.copytree(self.copy, self.root / "fresh") if adding else self.root / "fresh"
         assert outcome(into, fresh) == came
