@@ -1,4 +1,4 @@
-"""Random sequences of runs, edits and stops: a map never depends on what was stopped before it."""
+"""Random sequences of runs, edits and stops: stopped runs never change the map made after them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {}, {"camera_mode": "single"}, {"camera_mod
 
 
 class World:
-    """Two folders of photos and a map, with a copy of the map after the last finished run."""
+    """Two folders of photos, a map, and a copy of the map from the last finished run."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.random = random.Random(seed)
@@ -84,7 +84,7 @@ class World:
                 old.rename(self.folders[number])
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make the map or add to it, stop at times, and compare with an undisturbed run."""
+        """Make the map or add photos, sometimes stop, and compare with an undisturbed run."""
         adding = self.copy.exists() and self.random.random() < 0.6
         photos = self.folders[adding != (self.random.random() < 0.1)]
         stage = self.random.choice([*STAGES, None, None, None, None, None])
@@ -160,7 +160,7 @@ class World:
 
 
 def true_model(names: Container[str]) -> pycolmap.Reconstruction:
-    """The true poses of the photos that are called after their shade."""
+    """The true poses of the photos whose names say their original shade."""
     model = pycolmap.Reconstruction()
     lens = pycolmap.Camera(LENS.todict())
     lens.camera_id = 1
@@ -175,7 +175,7 @@ def true_model(names: Container[str]) -> pycolmap.Reconstruction:
 
 
 def outcome(run: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any] | str:
-    """The summary, without times and paths, or the error."""
+    """The summary without times, or the text of the error."""
     try:
         summary = run(folder)
     except (D2NetError, KeyboardInterrupt) as error:

@@ -885,7 +885,7 @@ def test_a_stopped_run_leaves_the_map_as_it_was(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a map, without those that runs share and those of stopped runs."""
+    """The files of a map, except HDF5 files, locks and the copies of stopped runs."""
     files = (path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     kept = {n: path for n, path in names.items() if ".d2net-tmp" not in n and "lock" not in n}

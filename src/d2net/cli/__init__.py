@@ -86,10 +86,8 @@ def main() -> None:
         code = _failed(f"{named}{error.strerror or error}")
     except typer.Abort:
         code = console.INTERRUPTED
-    except (
-        Exception,
-        KeyboardInterrupt,
-    ) as error:  # or NumPy's, after Ctrl-C
+    except (Exception, KeyboardInterrupt) as error:
+        # After Ctrl-C, NumPy's zip files raise a ValueError.
         cause: BaseException | None = error
         while not isinstance(cause, KeyboardInterrupt):
             if cause is None:

@@ -49,8 +49,8 @@ def check_replaceable(
 ) -> None:
     """OutputError if the output exists and is not an earlier result. Empty files may be replaced.
 
-    For other files, `is_own` returns False or raises a D2NetError; or it is a mark that the
-    beginning of earlier results has.
+    For other files, `is_own` returns False or raises a D2NetError. It may also be the bytes that
+    mark the beginning of earlier results.
     """
     if not output.exists() or output.stat().st_size == 0:
         return

@@ -177,7 +177,7 @@ class MatchFile(H5File):
     def among(
         self, num_keypoints: Mapping[str, int], selected: Collection[frozenset[str]] | None = None
     ) -> Iterator[tuple[str, str, Matches]]:
-        """Once each, the matches of all or `selected` pairs of photos in `num_keypoints`."""
+        """The matches of all (or the `selected`) pairs of photos in `num_keypoints`, once each."""
         seen = set[frozenset[str]]()
         for first, second in self.pairs_among(num_keypoints):
             pair = frozenset((first, second))

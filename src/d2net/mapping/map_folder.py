@@ -54,7 +54,7 @@ class MapFolder:
 
     @contextmanager
     def draft(self, *, resume: bool) -> Iterator[MapFolder]:
-        """A copy of the map to work in until `install`; with `resume`, the one of a stopped run."""
+        """A copy of the map to work in; `install` ends it. `resume` takes that of a stopped run."""
         place = self.path / (_DRAFT if resume else _ADDED)
         files = [self.record.path, self.database, self.pairs, self.retrieval]
         files = [file for file in (*files, *sorted(self.sparse.glob("*/*"))) if file.is_file()]
@@ -160,7 +160,7 @@ class MapFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder in the map, removed at the end or, after a failure, by the next use."""
+        """An empty folder in the map. If the work fails, the next use removes it."""
         path = self.path / "mapper.tmp"
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):

@@ -64,8 +64,8 @@ def reconstruct(
     """Make a map from a folder of photos.
 
     An interrupted run resumes at its stage when it is called again. With other photos, pairs
-    or mapping options, the stages that depend on them are repeated. An earlier map stays until the
-    new one is finished. Other extraction settings, or another matcher, are an error.
+    or mapping options, the stages that depend on them are repeated. An existing map stays in place
+    until the new one is finished. Other extraction settings or another matcher are an error.
 
     Args:
         photos: the folder.

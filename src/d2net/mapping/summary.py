@@ -177,6 +177,6 @@ def why_no_map(database: Path) -> str:
 
 
 def why_unregistered(database: Path, names: Iterable[str]) -> dict[str, str]:
-    """The reason, by name, why a photo would be in no map."""
+    """Reasons by name: why a photo is in no map, if it is not registered."""
     matched = {name for first, second, _ in verified_pairs(database) for name in (first, second)}
     return {name: TOO_FEW_INLIERS if name in matched else NO_MATCHES for name in names}

@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_into(network: nn.Module, path: Path) -> str:
-    """Load weights into ALIKED or XFeat; return their checksum. WeightsError if they do not fit."""
+    """Load a file into ALIKED or XFeat and return its checksum. WeightsError if it does not fit."""
     checkpoint = read_checkpoint(path)
     own = {name: x for name, x in network.named_buffers() if name == "dkd.hw_grid"}  # kornia's
     try:

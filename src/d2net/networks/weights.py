@@ -107,8 +107,8 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     name = checkpoint.metadata.get("name", path.stem) if record is None else record.name
     known, is_pair = CATALOGUE.get(name), CATALOGUE.keys() >= {*name.split("+")}
     is_other = known.sha256 not in (None, checkpoint.sha256) if known else is_pair
-    if is_other:  # than the weights of this name
-        name = f"./{name}"
+    if is_other:
+        name = f"./{name}"  # the file has the name of packaged weights, but other contents
     return Weights(
         network, name, path, checkpoint.bytes, checkpoint.sha256, checkpoint.metadata, record
     )
