@@ -358,3 +358,12 @@ def test_the_default_type_and_device_of_torch_do_not_matter(
     torch.testing.assert_close(found, expected)
     with torch.autocast("cpu", torch.bfloat16):  # the setting `precision` counts
         torch.testing.assert_close(results(), expected)
+
+
+def test_features_of_loaded_parameters_are_not_those_of_the_old_ones() -> None:
+    model = D2Net.from_pretrained("light")
+    packaged, state = model.descriptor_id(), model.state_dict()
+    model.load_state_dict(state)
+    assert model.descriptor_id() == packaged  # nothing has changed
+    model.load_state_dict({name: 1.01 * value for name, value in state.items()})
+    assert model.descriptor_id().startswith("loaded ")

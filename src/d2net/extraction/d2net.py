@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -39,7 +41,8 @@ class D2Net(nn.Module):
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
         settings: defaults of `extract`.
-        weights: name and checksum, saved with results. Set them if you change the parameters.
+        weights: name and checksum, saved with results. `load_state_dict` updates them; set them
+            yourself if you change the parameters in another way.
     """
 
     def __init__(
@@ -91,6 +94,19 @@ class D2Net(nn.Module):
     def device(self) -> torch.device:
         """Where the network is, and where features are returned."""
         return next(self.parameters()).device
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as torch has it)
+        """See `torch.nn.Module`. If this changes the parameters, `weights` gets their checksum."""
+        old = self._checksum()
+        outcome = super().load_state_dict(*args, **kwargs)
+        new = self._checksum()
+        if new != old:
+            self.weights = {"name": "loaded", "sha256": new}
+        return outcome
+
+    def _checksum(self) -> str:
+        arrays = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return sha256(safetensors.torch.save(arrays)).hexdigest()
 
     def resolve(self, **settings: Unpack[ExtractionOptions]) -> ExtractionSettings:
         """The model's settings with some changed, and with defaults of the network filled in.

@@ -77,6 +77,7 @@ def serve(
             make_app(model, shown, [host], matcher),
             log_level="warning",
             access_log=False,  # would reveal names of photos
+            ws="none",
             server_header=False,
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
