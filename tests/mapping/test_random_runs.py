@@ -16,7 +16,7 @@ import pytest
 
 from d2net.errors import D2NetError, FormatError, InputError
 from d2net.io.h5 import FeatureFile
-from d2net.mapping import reconstruct as stages
+from d2net.mapping import stages
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.mapper import verified_pairs

@@ -24,7 +24,7 @@ from d2net.io.colmap_model import read_model
 from d2net.io.exif import Position
 from d2net.io.h5 import FeatureFile, MatchFile
 from d2net.io.pair_lists import read_pairs, write_pairs
-from d2net.mapping import reconstruct as stages
+from d2net.mapping import stages
 from d2net.mapping.georeference import Georeference
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
@@ -610,7 +610,7 @@ def test_gps_positions_that_contradict_a_known_distance_are_mentioned(
 ) -> None:
     metre = 1 / 111_000  # in degrees
     places = {f"photo{i:02}.png": Position(0, (8 + 20 * i) * metre) for i in range(6)}
-    monkeypatch.setattr(stages, "gps_positions", lambda _: places)
+    monkeypatch.setattr("d2net.mapping.reconstruct.gps_positions", lambda _: places)
     for metres, is_placed in ((23.0, True), (3.0, False)):
         ends, folder = ("photo00.png", "photo01.png", metres), tmp_path / f"{metres:g}"
         reconstruct(made / "photos", folder, model=network(), known_distance=ends)

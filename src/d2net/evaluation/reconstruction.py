@@ -35,8 +35,8 @@ from d2net.io.image_lists import FoundImage, find_images, photos_folder
 from d2net.io.resume import fingerprint
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.plausibility import judge_map
-from d2net.mapping.reconstruct import Stages
 from d2net.mapping.settings import MappingSettings
+from d2net.mapping.stages import Stages
 from d2net.matching.pair_selection import PairChoice
 from d2net.progress import Progress, no_progress
 
