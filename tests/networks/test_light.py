@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,9 @@ def test_samples_lie_at_pixels_whatever_the_stride() -> None:
         torch.testing.assert_close(
             sample_centred(maps, positions, stride)[0, :, 0], positions[0, :, 0]
         )
+
+
+@pytest.mark.parametrize("widths", [{"dimension": 0}, {"channels": [16, 32, 0, 128, 128]}])
+def test_impossible_widths(widths: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        LightSettings.from_dict(widths)

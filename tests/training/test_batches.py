@@ -186,6 +186,7 @@ def test_pairs_without_correspondences_are_drawn_again() -> None:
 def test_the_files_of_a_run(tmp_path: Path) -> None:
     scene = Plane().write(tmp_path / "scene")
     write_depth_h5(scene / "depths" / "a.h5", Plane().depth(0))
+    (scene / "sparse" / "frames.txt").write_text("")  # of a model as text
     (tmp_path / "view").mkdir()
     for name in ("offsets.json", "notes.txt"):
         (tmp_path / "view" / name).write_text("{}")
@@ -194,7 +195,9 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     names = ("cameras", "frames", "images", "points3D", "rigs")
     model = {f"scene/sparse/{name}.bin" for name in names}
     photos = {f"scene/images/{name}" for name in NAMES}
-    expected = model | photos | {"scene/depths/a.h5", "view/offsets.json"}
+    expected = (
+        model | photos | {"scene/depths/a.h5", "scene/sparse/frames.txt", "view/offsets.json"}
+    )
     assert input_files(settings, tmp_path).keys() == expected
 
 

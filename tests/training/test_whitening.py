@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from d2net import D2Net
 from d2net.errors import TrainingError
@@ -19,6 +21,7 @@ from d2net.training.correspondences import corner_correspondences
 from d2net.training.recipes import train
 from d2net.training.settings import TrainingSettings
 from d2net.training.sources.base import TrainingPair
+from d2net.training.supervised import SupervisedObjective
 
 from . import made
 from .workers import SMALL
@@ -133,3 +136,22 @@ def test_too_little_is_an_error_for_who_asks_for_it() -> None:
     assert isinstance(network, VGG)
     with pytest.raises(TrainingError, match="600 corresponding keypoints, but"):
         whitening.learn_whitening(network, pairs(1, 0, 0.5))
+
+
+def test_a_run_finishes_although_its_best_weights_were_moved_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.2, 0.1])
+    monkeypatch.setattr(SupervisedObjective, "validate", lambda _: {"score": next(scores)})
+
+    def interrupt(stage: str, done: int, _: int | None) -> None:
+        if stage.startswith("training") and done == 2:
+            raise KeyboardInterrupt
+
+    settings = replace(SETTINGS, steps=2, validate_every=1, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path, workers=0, progress=interrupt)
+    (tmp_path / "best.safetensors").unlink()
+    result = train(settings, tmp_path, workers=0)
+    assert result.best is None and "best.safetensors" in caplog.text
+    assert "whitening.bias" in load_file(result.weights)

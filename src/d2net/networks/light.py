@@ -57,6 +57,12 @@ class LightSettings(Settings):
     dimension: int = 192
     """Length of the descriptors."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_least(1, "neck", "hidden", "dimension")
+        if min(self.channels) < 1:
+            raise InputError(f"channels must be at least 1, not {self.channels}")
+
 
 class ConvBlock(nn.Sequential):
     """Convolution, batch normalisation, ReLU."""

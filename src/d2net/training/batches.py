@@ -28,7 +28,10 @@ from d2net.training.sources.planar import OFFSETS_FILE, PAIRS_FILE
 
 T = TypeVar("T")
 
-_INPUTS = ("*.bin", "*.h5", "cameras.txt", "images.txt", "points3D.txt", PAIRS_FILE, OFFSETS_FILE)
+_INPUTS = (
+    *("*.bin", "*.h5", PAIRS_FILE, OFFSETS_FILE),
+    *("cameras.txt", "frames.txt", "images.txt", "points3D.txt", "rigs.txt"),
+)
 """Files besides photos that sources read."""
 _PADDING_STEP = 64  # few different lengths, because CPU kernels are set up once for each
 _MAX_UNREADABLE = 20  # pairs in a row that cannot be read
@@ -114,7 +117,8 @@ def input_files(settings: RunSettings, data: Path) -> dict[str, Path]:
     found: set[Path] = set()
     for source in (*settings.training_sources, *settings.validation_sources):
         others = (source.options.get(option) for option in ("model", "images"))
-        for folder in (data / source.path, *(data / source.path / path for path in others if path)):
+        paths = ("", *(path for path in others if isinstance(path, str)))
+        for folder in (data / source.path / path for path in paths):
             if folder.is_dir():
                 found.update(photo.path for photo in find_images([folder]))
                 patterns = () if source.kind == "photos" else _INPUTS

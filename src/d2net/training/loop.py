@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from d2net.errors import InputError, OutputError, TrainingError, needs_package
+from d2net.errors import InputError, OutputError, TrainingError, WeightsError, needs_package
 from d2net.io.atomic import locked, output_errors, replacing
 from d2net.io.resume import are_unchanged, record_files
 from d2net.progress import Progress, no_progress
@@ -108,7 +108,7 @@ def run(
     def finish(path: Path, name: str) -> None:
         try:
             objective.finish(path, progress)
-        except TrainingError as error:  # the weights are worth keeping without it
+        except (TrainingError, WeightsError) as error:  # the result is worth keeping without it
             warn(f"{name}: {error}")
 
     with _deterministic_on_cpu(), ExitStack() as stack:

@@ -25,6 +25,7 @@ from d2net.training.settings import (
     read_toml,
 )
 from d2net.training.sources import detect_kind
+from d2net.training.sources.reading import read_depth_map, read_photo
 from d2net.training.supervised import SupervisedObjective
 
 FeatureSettings: TypeAlias = TrainingSettings | FineTuningSettings
@@ -44,6 +45,8 @@ def train(
     progress: Progress = no_progress,
 ) -> TrainingResult:
     """Train or fine-tune a network, distil one or train a matcher, or resume; see `loop.run`."""
+    read_photo.cache_clear()  # files may have changed since the last training
+    read_depth_map.cache_clear()
     objective: Objective
     if isinstance(settings, MatcherTrainingSettings):
         objective = MatcherObjective(settings, Path(data), Path(output) / "pairs", progress)

@@ -83,8 +83,8 @@ def load_state(folder: Path) -> TrainingState | None:
         return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
     except TypeError as error:
         raise FormatError(
-            f"the training state {path} is of another version of d2net: resume it with that "
-            "version, or choose another output"
+            f"the training state {path} is damaged or of another version of d2net: resume it with "
+            "that version, or choose another output"
         ) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error

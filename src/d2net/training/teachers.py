@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d2net.errors import D2NetError, ImageError, needs_package
+from d2net.errors import D2NetError, ImageError, InputError, needs_package
 from d2net.io.atomic import output_errors, replacing
 from d2net.io.resume import fingerprint
 from d2net.networks.base import Network, View
@@ -120,6 +120,8 @@ def load_teachers(settings: DistillationSettings, data: Path, device: str) -> li
     for entry in settings.teachers:
         model, _, file = entry.name.partition(":")
         if model in _ALIKED_OFFSETS:
+            if not file:
+                raise InputError(f'the teacher {model} needs its file: name = "{model}:FILE"')
             teachers.append(AlikedTeacher(model, data / file, device, entry.keypoints))
         else:
             local = data / entry.name

@@ -161,6 +161,8 @@ def test_photos_gone_since_and_a_damaged_file(tmp_path):
     read_depth_map.cache_clear()
     with pytest.raises(FormatError, match="there is no depth map"):
         opened(tmp_path / "out").pair(0, pair_generator(0, 0))
+    prepare_megadepth(tmp_path / "moved", tmp_path / "out")
+    assert opened(tmp_path / "out").pair(0, pair_generator(0, 0))
 
 
 def test_scene_lists():

@@ -134,8 +134,8 @@ def prepare_megadepth(
 ) -> list[PreparedScene]:
     """Check MegaDepth and store the part that training needs. An interrupted run resumes.
 
-    `root` holds `phoenix` and `MegaDepth_v1_SfM`. `output` gets a file per reconstruction; existing
-    files are kept. `scenes` are `default`, `paper` or `all`.
+    `root` holds `phoenix` and `MegaDepth_v1_SfM`. `output` gets a file per reconstruction; files
+    that were made from the same `root` are kept. `scenes` are `default`, `paper` or `all`.
     """
     dense = sorted(path.parent for path in (root / PHOTOS).glob("*/dense*/depths"))
     available = {}
@@ -163,10 +163,11 @@ def prepare_megadepth(
     progress("preparing", 0, len(chosen))
     for name, (folder, model) in chosen.items():
         path = output / f"{name.replace('/', '-')}.h5"
-        try:
-            with _open(path) as (_, header):
+        result = None
+        with suppress(FormatError), _open(path) as (_, header):
+            if header["root"] == str(root.resolve()):
                 result = PreparedScene(**header["prepared"])
-        except FormatError:  # absent, of another version, or damaged
+        if result is None:  # absent, of another version, damaged, or of another root
             try:
                 result = _prepare(name, root, folder, model, path)
             except FormatError as error:
