@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from d2net import FeatureWriter, InputError, MissingPackageError, WeightsError
 from d2net.errors import ImageError
 from d2net.evaluation.cache import CachedPhotos, CachedSource
 from d2net.evaluation.feature_sources import NetworkSource, open_source
+from d2net.io.resume import record_files
 from d2net.networks.matcher import MatcherSettings, MatchingTransformer
 from d2net.networks.weights import save_weights
 from d2net.progress import no_progress
@@ -95,6 +97,19 @@ def test_a_file_name_does_not_stand_for_photos_in_other_folders(
     source = open_source(str(tmp_path / "mine.h5"))
     with pytest.raises(InputError, match=r"no features of 'other/photo\.png'"):
         source.extract(tmp_path / "other" / "photo.png", "other/photo.png")
+
+
+def test_features_of_a_photo_that_has_changed_are_refused(photo: Path, tmp_path: Path) -> None:
+    features = open_source("rootsift:max_keypoints=30").extract(photo, "x")
+    with FeatureWriter(tmp_path / "mine.h5", {}) as writer:
+        writer.add("photo.png", features, record_files(photo, None))
+    source = open_source(str(tmp_path / "mine.h5"))
+    os.utime(photo, (1, 1))
+    assert len(source.extract(photo, "photo.png")) == len(features)
+    with Image.open(photo) as image:
+        image.rotate(180).save(photo)
+    with pytest.raises(InputError, match="extract it again"):
+        source.extract(photo, "photo.png")
 
 
 @pytest.mark.parametrize("turned", [False, True])

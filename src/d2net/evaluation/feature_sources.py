@@ -17,7 +17,7 @@ from d2net.features import Features
 from d2net.geometry import coordinates
 from d2net.io import images
 from d2net.io.h5 import FeatureFile
-from d2net.io.resume import file_state
+from d2net.io.resume import are_unchanged, file_state
 from d2net.networks.checkpoint import load_into
 from d2net.networks.weights import file_names
 from d2net.settings import ExtractionSettings, parse_settings
@@ -96,7 +96,14 @@ class FileSource:
         """Look the photo up by `name`, or by a longer end of its path."""
         ends = ("/".join(photo.parts[start:]) for start in range(-len(photo.parts), 0))
         longer = (end for end in ends if end.endswith(f"/{name}") and end in self._file)
-        return self._file[next(longer, name)].to("cpu")
+        name = next(longer, name)
+        found, inputs = self._file[name].to("cpu"), self._file.inputs(name)
+        if inputs and not are_unchanged(inputs, photo):
+            raise InputError(
+                f"{photo} has changed since its features in {self._file.path} were made: extract "
+                "it again"
+            )
+        return found
 
 
 Detected = tuple[Tensor, Tensor, Tensor, Tensor]
