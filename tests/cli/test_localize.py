@@ -125,6 +125,17 @@ def test_poses_of_another_run_are_not_replaced(
         assert list(read_poses("poses_map1.txt")) == ["a.png"]
 
 
+@pytest.mark.parametrize("option", ["--num-retrieved 0", "--seed -1"])
+def test_wrong_options_leave_the_poses_of_an_earlier_run(
+    d2net: Run, here: Path, option: str
+) -> None:
+    write_photos(here / "photos", "a.png")
+    write_poses("poses.txt", {"a.png": pycolmap.Rigid3d()})
+    before = Path("poses.txt").read_text()
+    assert d2net("localize", "map", "photos", *option.split()).code == 2
+    assert Path("poses.txt").read_text() == before
+
+
 def test_queries_of_one_name_are_told_apart_even_if_one_is_lost(
     d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -568,6 +568,8 @@ def test_a_model_that_was_deleted_is_missed_until_it_is_made_again(tmp_path: Pat
     summary = reconstruct(photos, tmp_path / "map", model=network(PLACES))
     assert [len(part.photos) for part in summary.maps] == [5, 4]
     assert len(MapFolder(tmp_path / "map").read_models()) == 2
+    shutil.rmtree(tmp_path / "map" / "sparse" / "1")  # no number is missing
+    assert reconstruct(photos, tmp_path / "map", model=network(PLACES)).num_registered == 9
 
 
 def test_a_larger_new_place_does_not_take_the_old_one_s_number(tmp_path: Path) -> None:

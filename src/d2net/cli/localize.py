@@ -51,6 +51,7 @@ def localize(
     import pycolmap
 
     from d2net.cli import progress
+    from d2net.geometry.absolute_pose import AbsolutePoseOptions
     from d2net.io.exif import check_photo_sizes
     from d2net.io.image_lists import find_images
     from d2net.io.intrinsics import read_intrinsics
@@ -59,6 +60,9 @@ def localize(
     from d2net.mapping.localize import Localization, Map
     from d2net.visualization import plot_matches
 
+    if num_retrieved < 1:
+        raise InputError(f"--num-retrieved must be at least 1, not {num_retrieved}")
+    AbsolutePoseOptions(seed=seed)  # checks it before files are replaced
     photos = find_images(queries, root)
     if not photos:
         raise InputError("no photos to localize: give files or folders of photos")

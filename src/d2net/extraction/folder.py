@@ -220,7 +220,7 @@ def _find_masks(
     if not found:
         raise InputError(
             f"the folder {os.fspath(folder)!r} has no mask of these photos; the mask of a.jpg is "
-            "a.jpg.png or a.png in the same subfolder"
+            "a.jpg.png or a.png in the same subfolder, and a white mask keeps everything"
         )
     masks = {mask.resolve() for mask in found.values()}
     photos = [

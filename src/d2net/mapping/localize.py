@@ -207,13 +207,14 @@ class Map:
         made_with = f"the map {folder.path} was made with the weights {name} (sha256 {sha256[:12]})"
         if weights is None and not CATALOGUE.keys() >= {*name.split("+")}:
             raise InputError(f"{made_with}, which d2net does not have: give their file as weights")
-        model = D2Net.from_pretrained(weights or name, device=device, **recorded["extraction"])
+        model = D2Net.from_pretrained(weights or name, device=device)
         if model.weights["sha256"] != sha256:
             raise InputError(
                 f"{made_with}, not with {model.weights['name']} ({model.weights['sha256'][:12]}); "
                 "give their file as weights"
             )
         model.weights = recorded["weights"]  # a file may have been renamed
+        model.settings = model.resolve(**recorded["extraction"])
         return cls(folder, model, matcher)
 
     def localize(

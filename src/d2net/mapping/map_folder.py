@@ -238,12 +238,13 @@ class MapFolder:
         names = frozenset(photos).union(*(posed_photos(model) for model, _ in models))
         with FeatureFile(self.features) as features:
             known = {name: features.inputs(name) for name in names.intersection(features)}
-        self.record.values["features"] = known
+        self.record.values |= {"features": known, "models": len(models)}
 
 
 def finish_installation(path: Path) -> None:
     """Move a finished draft of the map `path` to its place, if there is one; the record last."""
     finished = path / _FINISHED
+    shutil.rmtree(path / _ADDED, ignore_errors=True)  # of a killed run
     with output_errors(path):
         for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
             target = path / file.name

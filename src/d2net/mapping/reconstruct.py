@@ -149,7 +149,7 @@ def add_photos(
         if not found and Path(photos).resolve() in existing.photo_folders:
             raise InputError(
                 f"{map_folder} was given all photos of {photos} before; to use other options, make "
-                "the map again"
+                "another map of all its photos"
             )
         if found:
             existing.check_database()

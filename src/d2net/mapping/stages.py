@@ -195,9 +195,10 @@ class Stages:
         folder = self._folder
         self._depend_on(positions, known_distance)
         if folder.record.inputs("mapping") == self.inputs:
-            with suppress(InputError):  # some were deleted
-                folder.read_models()
-                return
+            with suppress(InputError):
+                num_models = len(folder.read_models())
+                if num_models == folder.record.values.get("models", num_models):  # none was deleted
+                    return
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
         known = set(folder.record.values.get("known_cameras", ())) if adding else set[int]()
