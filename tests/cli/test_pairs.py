@@ -122,3 +122,12 @@ def test_a_file_that_is_called_like_a_method_is_no_list(d2net: Run, here: Path) 
     command = ("reconstruct", "empty", "--num-matched", "3")
     assert "at least two photos" in d2net(*command).err
     assert "not for list" in d2net(*command, "--pairs", "./auto").err
+
+
+def test_a_list_of_other_things_is_not_replaced(d2net: Run, frames: Path) -> None:
+    todo = Path("todo.txt")
+    todo.write_text("buy milk\ncall mum\n")
+    assert d2net("pairs", frames, "--method", "exhaustive", "-o", todo).code == 2
+    assert todo.read_text() == "buy milk\ncall mum\n"
+    todo.write_text("frames/gone.png\tvideo 1/frame 3.png\n")  # one of these photos
+    assert d2net("pairs", frames, "--method", "exhaustive", "-o", todo).code == 0

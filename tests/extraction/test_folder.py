@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -47,10 +48,10 @@ def run(model: D2Net, photos: Path, output: Path, **arguments: Any) -> folder.Su
     return extract_folder(model, find_images([photos]), output, **arguments)
 
 
-def release_files(root: Path) -> dict[str, bytes]:
-    """What a run has left below a folder."""
-    files = [*root.rglob("*.d2-net"), *root.rglob("d2net.json")]
-    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+def release_files(root: Path) -> dict[str, object]:
+    """What a run has left below a folder; of the record, whose times differ, the photos."""
+    files = {f.relative_to(root).as_posix(): f.read_bytes() for f in root.rglob("*.d2-net")}
+    return {**files, "d2net.json": sorted(json.loads((root / "d2net.json").read_text())["done"])}
 
 
 # --- What is stored --------------------------------------------------------------------------
@@ -351,6 +352,20 @@ def test_changed_photos_are_extracted_again(
             assert_same_features(again["a.png"], new["a.png"])
     else:
         assert release_files(tmp_path / "f") == release_files(tmp_path / "new")
+
+
+def test_a_damaged_file_of_the_release_s_format_is_not_passed_over(
+    tiny_model: D2Net, photos: Path, tmp_path: Path
+) -> None:
+    run(tiny_model, photos, tmp_path / "f", format="npz")
+    shutil.copytree(tmp_path / "f", tmp_path / "copy")  # without the times
+    assert not run(tiny_model, photos, tmp_path / "copy", format="npz").extracted
+    file = tmp_path / "f" / "a.png.d2-net"
+    file.write_bytes((tmp_path / "f" / "z.png.d2-net").read_bytes())
+    with pytest.raises(OutputError, match="move or delete it"):
+        run(tiny_model, photos, tmp_path / "f", format="npz")
+    file.unlink()
+    assert list(run(tiny_model, photos, tmp_path / "f", format="npz").extracted) == ["a.png"]
 
 
 @pytest.mark.parametrize("format", ["h5", "npz"])

@@ -132,7 +132,9 @@ def test_what_the_package_made_is_not_taken_for_a_photo(photos, caplog):
     assert "matches.png" in caplog.text
     assert "keypoints.JPG" in caplog.text
     assert "map.png" not in caplog.text
+    caplog.clear()
     assert names(find_images([folder / "matches.png"])) == ["matches.png"]
+    assert "matches.png is a picture that d2net made" in caplog.text
 
 
 def test_an_exported_scene_is_no_folder_of_photos(photos, caplog):

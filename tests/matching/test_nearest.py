@@ -186,3 +186,9 @@ def test_memory_for_30000_keypoints():
         [sys.executable, "-c", MEMORY_OF_30000], capture_output=True, text=True, check=True
     )
     assert int(result.stdout) < 1_000_000
+
+
+def test_arrays_are_refused_in_one_sentence():
+    array = np.eye(4, dtype=np.float32)
+    with pytest.raises(InputError, match=r"must be tensors, not .*ndarray"):
+        mutual_nearest(array, array)

@@ -10,6 +10,7 @@ import io
 import logging
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -102,5 +103,6 @@ def main() -> None:
 def _failed(message: str) -> int:
     console.error(message)
     if "--json" in sys.argv:
-        console.print_json({"error": message})
+        with suppress(OSError):  # the disk is full, for example
+            console.print_json({"error": message})
     return console.BAD_INPUT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ def pairs(
 
     from d2net.io.h5 import FeatureFile
     from d2net.io.image_lists import find_images
-    from d2net.io.pair_lists import is_own_list, write_pairs
+    from d2net.io.pair_lists import is_own_list, read_pairs, write_pairs
     from d2net.matching.pair_selection import choose_pairs
 
     check_output(output, pairing.model, is_own=is_own_list)
@@ -53,6 +54,7 @@ def pairs(
         raise InputError(
             f"{method} selects no pair of the {count(len(names), 'photo')} in {source}"
         )
+    check_output(output, is_own=lambda path: not {*names}.isdisjoint(chain(*read_pairs(path))))
     write_pairs(output, selected)
     paired = {name for pair in selected for name in pair}
     unpaired = [name for name in names if name not in paired]

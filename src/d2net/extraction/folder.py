@@ -279,6 +279,8 @@ class _ReleaseFiles:
             raise OutputError(
                 f"{path} exists, but {self.record.path} does not list it; choose another folder"
             )
+        if not all(are_unchanged(state, path) for state in inputs.split(";")[2:]):
+            raise OutputError(f"{path} is damaged or of another program: move or delete it")
         return inputs
 
     def add(self, name: str, features: Features, inputs: str) -> None:
@@ -289,6 +291,7 @@ class _ReleaseFiles:
         # Recorded first: after a kill, the next run must know whose file it is.
         self.record.finish(name, inputs)
         release_2019.write_release(path, features, self.format)
+        self.record.finish(name, f"{inputs};{record_files(path)}")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.d2-net"

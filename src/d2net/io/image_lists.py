@@ -66,6 +66,8 @@ def find_images(
         elif path.exists() or path.is_symlink():
             here = Path(root or path.parent)
             files = [(path, path.parent.resolve() / path.name)]
+            if is_own_picture(path):
+                _log.warning("%s is a picture that d2net made, not a photo", path)
         else:
             raise InputError(f"there is no file or folder {str(path)!r}")
         for file, location in files:

@@ -207,7 +207,7 @@ class EntryWriter:
         self.settings = as_settings(settings)
         self._stack = ExitStack()
         self._lock = threading.RLock()
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = self.path.parent / f"{self.path.name}.partial"
         self._database: sqlite3.Connection | None = None
         self._existing: H5File | None = None
         self._pending: set[str] = set()  # finished entries that only the database has

@@ -27,7 +27,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.extraction.d2net import D2Net
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
-from d2net.matching import matcher_id
+from d2net.matching.learned_matcher import load_learned
 from d2net.serving.guard import Guard
 from d2net.serving.photos import (
     MAX_FILE,
@@ -66,7 +66,8 @@ def serve(
     see `d2net.match` for `matcher`. `weights` are those of `model`, as they were given.
     """
     with listen(host, port) as listening:
-        matcher_id(matcher)  # reports a wrong file at once
+        if matcher != "nearest":  # reports a wrong one at once
+            load_learned(matcher).network(model.descriptor_id())
         shown = None
         if map_folder is not None:
             made_with = MapFolder(map_folder).made_by()["weights"]
@@ -97,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0].rstrip(".")
         raise InputError(
             f"cannot listen on port {port} of {host}: {reason}; change --port or --host"
         ) from error
