@@ -35,8 +35,7 @@ except ImportError as error:
         "index: pip install git+https://github.com/cvg/Hierarchical-Localization"
     ) from error
 
-NAME = "d2net_package"
-"""hloc's name of the extractor and of the matcher."""
+NAME = "d2net_package"  # hloc's name of the extractor and of the matcher
 
 _EXTRACTORS, _MATCHERS = f"hloc.extractors.{NAME}", f"hloc.matchers.{NAME}"
 

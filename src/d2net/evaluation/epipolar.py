@@ -37,10 +37,8 @@ from d2net.progress import Progress, no_progress
 WITHIN = Curve(
     "within", tuple(range(1, 21)), "share of marks within the threshold of their epipolar lines"
 )
-SEEDS = (0, 1, 2)
-"""Seeds of MAGSAC's random samples; figures are means over them."""
-THRESHOLD, MAX_ITERATIONS = 1.0, 20_000
-"""Threshold of MAGSAC in pixels."""
+SEEDS = (0, 1, 2)  # of MAGSAC's random samples; figures are means over them
+THRESHOLD, MAX_ITERATIONS = 1.0, 20_000  # of MAGSAC; the threshold in pixels
 DRAWN_AS_CORRECT = 5.0
 """A match is drawn as correct within this distance (pixels) of the geometry of the marks."""
 _ROWS = "lines of x1 y1 x2 y2"

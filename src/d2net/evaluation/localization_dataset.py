@@ -42,8 +42,7 @@ AACHEN_LIMITS = (
 )
 AACHEN_VERSIONS = {4328: "aachen-v1.0", 6697: "aachen-v1.1"}
 """Names of the dataset, told apart by the number of photos of the map."""
-AACHEN_THRESHOLD = 12.0
-"""Largest reprojection error of an inlier in pixels (hloc's and COLMAP's)."""
+AACHEN_THRESHOLD = 12.0  # largest reprojection error of an inlier in pixels (hloc's and COLMAP's)
 NUM_COVISIBLE = 20
 """Each photo of the map is matched with this many others that share the most points with it."""
 QUERY_LISTS = "*_time_queries_with_intrinsics.txt"

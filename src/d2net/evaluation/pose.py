@@ -39,8 +39,7 @@ from d2net.geometry.robust import Method, RobustOptions
 from d2net.io.exif import check_photo_sizes
 from d2net.progress import Progress, no_progress
 
-ANGLES = (1, 5, 10, 20)
-"""Limits of the AUC in degrees."""
+ANGLES = (1, 5, 10, 20)  # limits of the AUC in degrees
 PRECISION = Curve(
     "precision",
     tuple(range(1, 11)),
@@ -48,8 +47,7 @@ PRECISION = Curve(
 )
 THRESHOLDS = (0.5, 1, 2, 4, 8)
 """RANSAC's thresholds in pixels (Sampson distance). All are reported; none is chosen here."""
-SEEDS = (0, 1, 2)
-"""Seeds of RANSAC's random samples; figures are means over them."""
+SEEDS = (0, 1, 2)  # of RANSAC's random samples; figures are means over them
 DRAWN_AS_CORRECT = 3
 FAILED = 180.0
 """Error in degrees of a pair without an estimate. It exceeds every limit, and JSON can hold it."""

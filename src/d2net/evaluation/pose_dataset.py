@@ -22,8 +22,7 @@ from d2net.io.text_lists import as_known, finite_numbers, read_lines
 if TYPE_CHECKING:
     import pycolmap
 
-_NUMBERS = 2 + 9 + 9 + 16
-"""In a line of SuperGlue's files: rot0 rot1, K0, K1, T_0to1."""
+_NUMBERS = 2 + 9 + 9 + 16  # in a line of SuperGlue's files: rot0 rot1, K0, K1, T_0to1
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from d2net.io.atomic import write_text
 Figures: TypeAlias = dict[str, float]
 """Values by the name of their metric."""
 
-OVERALL = "overall"
-"""The group of all pairs."""
+OVERALL = "overall"  # the group of all pairs
 MARK = b'[\n  {\n    "d2net": '  # of files by `save_json`
 
 

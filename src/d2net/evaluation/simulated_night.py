@@ -15,14 +15,11 @@ from d2net.io.atomic import output_errors
 from d2net.io.drawn_pictures import write_picture
 from d2net.io.images import Pixels, to_pixels
 
-WHITE_ELECTRONS = 40.0
-"""Mean number of electrons of a white pixel beside the lamp."""
-READ_NOISE = 2.0
-"""Standard deviation of the read noise, in electrons."""
-SKY, LAMP_RADIUS = 0.04, 0.3
-"""Share of the light far from the lamp, and standard deviation of its fall-off, per longer edge."""
-BRIGHTEST = 0.3
-"""Share of white, in linear light, to which the 99th percentile is scaled."""
+WHITE_ELECTRONS = 40.0  # of a white pixel beside the lamp, on average
+READ_NOISE = 2.0  # standard deviation, in electrons
+SKY = 0.04  # share of the light far from the lamp
+LAMP_RADIUS = 0.3  # standard deviation of the fall-off of the lamp's light, per longer edge
+BRIGHTEST = 0.3  # share of white, in linear light, to which the 99th percentile is scaled
 _SODIUM, _MOON = np.array([1.0, 0.55, 0.125]), np.array([0.6, 0.75, 1.0])
 _GAMMA = 2.2
 

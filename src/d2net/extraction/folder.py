@@ -34,11 +34,9 @@ _Result: TypeAlias = tuple[str, str, Features | ImageError | InputError]
 
 _log = logging.getLogger(__name__)
 
-_READ_AHEAD = 4
-"""Photos read and reduced while the network works; each may take some 10 MB."""
+_READ_AHEAD = 4  # photos read and reduced while the network works; each may take some 10 MB
 
-_CLUSTER_BATCH = 4
-"""Photos that a process of a cluster extracts at a time."""
+_CLUSTER_BATCH = 4  # photos that a process of a cluster extracts at a time
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from d2net.extraction.pyramid import Level, Window
 from d2net.geometry.coordinates import AxisMap, Size
 
-MARGIN = 8
-"""Cells computed beyond those a tile owns, at each level."""
+MARGIN = 8  # cells computed beyond those a tile owns, at each level
 
 
 def tiles(size: Size, levels: Sequence[Level], cells_per_tile: int) -> Iterator[list[Window]]:

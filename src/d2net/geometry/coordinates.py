@@ -151,14 +151,12 @@ EXTRACTION_CELLS = pixels_from_cells(4, 3.5)
 """Stride-4 map: two 2x2 max pools centre a cell at 4c + 1.5. The average pool of stride 1 joins two
 such cells, so its centre is at 4c + 3.5."""
 
-SHALLOW_CELLS = pixels_from_cells(4, 1.5)
-"""Map of conv3_3 before its pool: two 2x2 max pools."""
+SHALLOW_CELLS = pixels_from_cells(4, 1.5)  # map of conv3_3 before its pool: two 2x2 max pools
 
 ORIGINAL_EXTRACTION_CELLS = pixels_from_cells(4, 1.5)
 """Where the release reports the same cells: it forgets the average pool (2 px up and left)."""
 
-TRAINING_CELLS = pixels_from_cells(8, 3.5)
-"""Stride-8 map: three 2x2 max pools."""
+TRAINING_CELLS = pixels_from_cells(8, 3.5)  # stride-8 map: three 2x2 max pools
 
 COLMAP_FROM_PIXELS = GridMap(AxisMap(1.0, 0.5), AxisMap(1.0, 0.5))
 """COLMAP puts the centre of the top-left pixel at (0.5, 0.5)."""

@@ -25,8 +25,7 @@ from d2net.io.atomic import new_folder
 from d2net.io.h5 import MatchFile
 from d2net.io.resumable_h5 import check_name
 
-TYPE = "d2net"
-"""The type of our keypoints, descriptors and matches, part of the folders' names."""
+TYPE = "d2net"  # the type of our keypoints, descriptors and matches, part of the folders' names
 
 _KEYPOINTS = Path("reconstruction/keypoints", TYPE)
 _DESCRIPTORS = Path("reconstruction/descriptors", TYPE)

@@ -20,8 +20,7 @@ from d2net.io.atomic import replacing
 
 Format = Literal["npz", "mat"]
 
-_MAT_TEXT = 116
-"""A mat file begins with 116 characters of free text, where SciPy writes the time."""
+_MAT_TEXT = 116  # a mat file begins with 116 characters of free text, where SciPy writes the time
 
 
 def write_release(path: Path, features: Features, format: Format = "npz") -> None:

@@ -36,8 +36,7 @@ from d2net.networks.catalogue import CATALOGUE
 
 Verdict: TypeAlias = Literal["localized", "doubtful", "lost"]
 
-NUM_RETRIEVED = 20
-"""Map photos that a query is matched with: those most similar to it."""
+NUM_RETRIEVED = 20  # map photos that a query is matched with: those most similar to it
 
 _FEW_PHOTOS = 5
 """The pose is also estimated from this many of a group's most similar photos. With all photos,

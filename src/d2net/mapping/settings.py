@@ -18,11 +18,9 @@ REPROJECTION_SIGMAS, MIN_REPROJECTION_ERROR = 2.7, 1.0
 scenes (docs/experiments.md, Maps): COLMAP's reprojection error of 4 px is made for SIFT. With
 points known to 0.4 px, it makes the errors of cameras 1.5 times as large."""
 
-MIN_INLIERS = 15
-"""Verified matches that a pair needs (COLMAP's min_num_inliers)."""
+MIN_INLIERS = 15  # verified matches that a pair needs (COLMAP's min_num_inliers)
 
-MIN_PHOTOS = 3
-"""Photos that a map needs. COLMAP's 10 would drop small sets."""
+MIN_PHOTOS = 3  # photos that a map needs. COLMAP's 10 would drop small sets
 
 
 class MappingOptions(TypedDict, total=False):

@@ -18,8 +18,7 @@ from d2net.networks.weights import load_matcher
 MAX_KEYPOINTS = 4096
 """Only the best keypoints of a photo are matched, because time grows with their number squared."""
 
-MIN_CONFIDENCE = 0.1
-"""Less probable matches are dropped, as in LightGlue."""
+MIN_CONFIDENCE = 0.1  # less probable matches are dropped, as in LightGlue
 
 _ENOUGH, _FILLED_CONFIDENCE = 500, 0.05
 """If fewer matches are left, mutual nearest neighbours with both ends unmatched are added, up to

@@ -38,8 +38,7 @@ PairMethod: TypeAlias = Literal[
     "auto", "exhaustive", "sequential", "retrieval", "gps", "covisibility", "list"
 ]
 
-MAX_EXHAUSTIVE = 50
-"""Largest number of photos for which `auto` selects all pairs (1,225 of them)."""
+MAX_EXHAUSTIVE = 50  # largest number of photos for which `auto` selects all pairs (1,225 of them)
 
 
 @dataclass(frozen=True)

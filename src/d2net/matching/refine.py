@@ -30,8 +30,7 @@ from d2net.settings import ExtractionSettings
 FIT_DEVIATION = 0.2
 """Standard deviation of a fitted point relative to its match, in pixels of the reduced photo."""
 
-MIN_MATCHES = 8
-"""Fewer matches do not determine the warp between two photos well enough."""
+MIN_MATCHES = 8  # fewer matches do not determine the warp between two photos well enough
 
 # All lengths are in pixels of the reduced photos.
 _HALF_PATCH = 7  # a patch has 15 x 15 pixels

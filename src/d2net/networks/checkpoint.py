@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from d2net.errors import WeightsError
 from d2net.networks.catalogue import PACKAGED
 
-_LENGTH = 8
-"""Bytes before a safetensors header: its length, little endian."""
+_LENGTH = 8  # bytes before a safetensors header: its length, little endian
 
 
 class _Unread:

@@ -31,8 +31,7 @@ MIN_RISE_ORIGINAL = 1e-4
 """The smallest height for `original` in float32. The release has no such limit, but it computes
 flat areas exactly flat, while Winograd convolution leaves rounding errors."""
 
-_LARGEST_STEP = 0.5
-"""A larger sub-pixel step, in cells, leads into another cell."""
+_LARGEST_STEP = 0.5  # a larger sub-pixel step, in cells, leads into another cell
 
 
 def soft_scores(maps: Tensor) -> Tensor:

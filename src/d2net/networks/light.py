@@ -21,19 +21,16 @@ from d2net.networks.base import Detections, Detector, Grid, Maps, Network, View
 from d2net.networks.detection import largest_around
 from d2net.settings import DescriptorType, Settings
 
-SCORE_CELL = 4
-"""The score is a distribution over the 4 x 4 pixels of a cell and "no keypoint"."""
+SCORE_CELL = 4  # the score is a distribution over the 4 x 4 pixels of a cell and "no keypoint"
 
 _COARSEST_STRIDE = 32
-_PEAK_RADIUS = 2
-"""A keypoint is the most probable pixel of the 5 x 5 around it."""
+_PEAK_RADIUS = 2  # a keypoint is the most probable pixel of the 5 x 5 around it
 
 _MIN_PROBABILITY = 1e-4
 """Smallest probability of a keypoint. In flat areas rounding in bfloat16 alone gives up to 5e-5. In
 structured photos the best 4,096 keypoints exceed this limit."""
 
-_UNCERTAINTY = 0.5
-"""Standard deviation per axis of a keypoint, in pixels of its level."""
+_UNCERTAINTY = 0.5  # standard deviation per axis of a keypoint, in pixels of its level
 
 _ROWS_AT_ONCE = 256
 _WINOGRAD_CHANNELS = 128  # of a block's input; Winograd does not speed up narrower ones
@@ -59,9 +56,8 @@ class LightSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_least(1, "neck", "hidden", "dimension")
-        if min(self.channels) < 1:
-            raise InputError(f"channels must be at least 1, not {self.channels}")
+        if min(*self.channels, self.neck, self.hidden, self.dimension) < 1:
+            raise InputError(f"widths must be at least 1, not {self.to_dict()}")
 
 
 class ConvBlock(nn.Sequential):

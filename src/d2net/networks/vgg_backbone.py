@@ -33,8 +33,7 @@ TRAINING_STRIDE = 8
 RECEPTIVE_FIELD = (-42, 49)
 """Cell c of the stride-4 map depends on pixels 4c - 42 to 4c + 49 and on no others."""
 
-MIN_SIDE = 8
-"""Shortest side of an image, in pixels, that leaves one cell at both strides."""
+MIN_SIDE = 8  # shortest side of an image, in pixels, that leaves one cell at both strides
 
 _BAND_BYTES = 8 << 20
 _WINOGRAD_FROM = {torch.float32: 128 * 256, torch.bfloat16: 256 * 512}

@@ -38,8 +38,7 @@ from d2net.progress import Progress, no_progress
 
 _log = logging.getLogger(__name__)
 
-_TIMEOUT = 30.0
-"""A download is given up after this many seconds without a byte."""
+_TIMEOUT = 30.0  # a download is given up after this many seconds without a byte
 
 _OF_VGG = {
     f"{index}.{kind}": f"backbone.{layer}.{kind}"

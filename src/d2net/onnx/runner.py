@@ -22,8 +22,7 @@ from PIL import Image, ImageOps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SMALLEST_SIDE = 8
-"""A photo with a shorter side has no keypoints."""
+SMALLEST_SIDE = 8  # a photo with a shorter side has no keypoints
 
 
 class Features(NamedTuple):

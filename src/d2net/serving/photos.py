@@ -19,11 +19,9 @@ from d2net.networks.combined import Combined
 from d2net.networks.vgg import VGG
 from d2net.settings import ExtractionSettings
 
-MAX_FILE = 32 * 2**20
-"""Bytes of a photo: the largest JPEG files of cameras."""
+MAX_FILE = 32 * 2**20  # bytes; the largest JPEG files of cameras
 
-MAX_PIXELS = 64_000_000
-"""Pixels of a photo; reducing it takes about 200 MB."""
+MAX_PIXELS = 64_000_000  # of a photo; reducing it takes about 200 MB
 
 MAX_MEMORY = 768 * 2**20
 """Bytes of all photos with their features. The least recently used are forgotten first."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from d2net.errors import TrainingError
 
-WINDOW = 50
-"""Steps over which figures are averaged before they raise an alarm."""
+WINDOW = 50  # steps over which figures are averaged before they raise an alarm
 
 _PATIENCE = 1000  # steps in which the loss must have fallen
 

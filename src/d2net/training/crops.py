@@ -14,8 +14,7 @@ from d2net.geometry.coordinates import Array, GridMap, Size
 from d2net.geometry.homography import transfer
 from d2net.settings import Settings
 
-RGB = NDArray[np.uint8]
-"""H x W x 3 pixels."""
+RGB = NDArray[np.uint8]  # H x W x 3 pixels
 
 _SQUARE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])  # corners, clockwise
 

@@ -30,8 +30,7 @@ SAFE_RADIUS = 32
 """Cells within this Chebyshev distance in pixels of the true position are no negatives: 4 cells at
 stride 8 (section 4.1)."""
 
-TEMPERATURE = 0.05
-"""Divisor of the similarities, which are cosines of descriptors."""
+TEMPERATURE = 0.05  # divisor of the similarities, which are cosines of descriptors
 
 SAFE_DISTANCE = 8.0
 """Keypoints within this Chebyshev distance in pixels of the partner are no negatives, because the

@@ -27,8 +27,7 @@ from d2net.training.settings import RunSettings
 from d2net.training.sources.base import TrainingPair, pair_generator
 from d2net.training.state import TrainingState
 
-THRESHOLDS = (3, 10)
-"""Maximum errors in pixels of matches that count as right in validation."""
+THRESHOLDS = (3, 10)  # maximum errors in pixels of matches that count as right in validation
 
 _SEED = 0  # the fixed pairs are the same for all runs, whatever their seed
 

@@ -20,15 +20,13 @@ from d2net.training.correspondences import corner_correspondences
 from d2net.training.crops import RGB
 from d2net.training.sources.base import TrainingPair
 
-DIMENSIONS = 384
-"""Dimensions of whitened descriptors."""
+DIMENSIONS = 384  # of whitened descriptors
 
 SHRINKAGE = 0.2
 """Share of the mean within-class variance that is added in every direction. Without it, directions
 in which hardly any variation was seen would dominate."""
 
-MIN_KEYPOINTS = 10 * WHITENING_INPUTS
-"""Fewer pairs of keypoints do not determine the covariances."""
+MIN_KEYPOINTS = 10 * WHITENING_INPUTS  # fewer pairs of keypoints do not determine the covariances
 
 
 def learn_whitening(network: VGG, pairs: Iterable[TrainingPair]) -> Whitening:

@@ -40,8 +40,7 @@ SCENE_LISTS = ("default", "paper")
 PHOTOS = Path("phoenix", "S6", "zl548", "MegaDepth_v1")
 MODELS = Path("MegaDepth_v1_SfM")
 
-MIN_STORED_OVERLAP = 0.1
-"""Pairs of photos with a smaller overlap in both orders are not stored."""
+MIN_STORED_OVERLAP = 0.1  # pairs of photos with a smaller overlap in both orders are not stored
 
 _PAIRS_PER_SCENE = 100  # as in the release
 _MAX_DEPTH_ERROR = 0.1  # largest median difference of a depth map from the points, as a share
