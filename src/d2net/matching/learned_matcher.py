@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
+from d2net.io.resume import file_state
 from d2net.features import Features, Matches
 from d2net.matching.nearest import check_descriptors, mutual_nearest
 from d2net.networks.catalogue import CATALOGUE, expand_user
@@ -88,11 +89,11 @@ def load_learned(path: str) -> LearnedMatcher:
         raise InputError(
             f'matcher must be "nearest", "learned" or a file, but there is no file {path!r}'
         )
-    return _read(str(path), file.stat().st_mtime_ns)
+    return _read(str(path), str(file_state(file)))
 
 
 @lru_cache(maxsize=2)
-def _read(path: str, _changed: int) -> LearnedMatcher:
+def _read(path: str, _state: str) -> LearnedMatcher:
     return LearnedMatcher(path)
 
 
