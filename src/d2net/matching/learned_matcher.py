@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from d2net.errors import InputError
-from d2net.io.resume import file_state
 from d2net.features import Features, Matches
+from d2net.io.resume import file_state
 from d2net.matching.nearest import check_descriptors, mutual_nearest
 from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.networks.matcher import KeypointBatch, MatchingTransformer, Prepared
