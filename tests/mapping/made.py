@@ -65,14 +65,21 @@ def nothing() -> Features:
 
 
 class PreparedNetwork(D2Net):
-    """Gives the features that were prepared for a shade of grey."""
+    """Gives the features that were prepared for a shade of grey, where the mask allows them."""
 
     def __init__(self, features: Sequence[Features]) -> None:
         super().__init__(VGG(make_tiny_network()))
         self._prepared = list(features)
 
     def extract_prepared(self, batch: Sequence[PreparedPhoto]) -> list[Features]:
-        return [self._prepared[int(photo.pixels[0, 0, 0])] for photo in batch]
+        found = []
+        for photo in batch:
+            features = self._prepared[int(photo.pixels[0, 0, 0])]
+            if photo.mask is not None:
+                columns, rows = features.keypoints.round().long().unbind(1)
+                features = features[torch.from_numpy(photo.mask)[rows, columns]]
+            found.append(features)
+        return found
 
 
 def write_photos(folder: Path, numbers: Sequence[int]) -> Path:

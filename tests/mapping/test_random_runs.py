@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 
 from d2net.errors import D2NetError, FormatError, InputError
 from d2net.io.h5 import FeatureFile
@@ -21,6 +22,7 @@ from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
 from d2net.mapping.mapper import verified_pairs
 from d2net.mapping.reconstruct import add_photos, reconstruct
+from d2net.matching.pair_selection import PairChoice
 
 from .made import LENS, SIZE, PreparedNetwork, camera, seen, write_photos
 
@@ -48,13 +50,24 @@ class World:
         self.steps: list[str] = []
         write_photos(self.folders[0], range(5))
         write_photos(self.folders[1], self.random.sample(range(5, 8), 2))
+        self.masks = root / "masks" if seed % 2 else None  # a map is made with masks or without
+        for name in ("photo00.png", "photo05.png", "photo06.png", "photo07.png"):
+            self.write_mask(name, 60)
+
+    def write_mask(self, name: str, hidden: int) -> None:
+        """Write a mask that hides the left columns of a photo."""
+        if self.masks is not None:
+            self.masks.mkdir(exist_ok=True)
+            mask = Image.new("L", SIZE, "white")
+            mask.paste("black", (0, 0, hidden, SIZE[1]))
+            mask.save(self.masks / name)
 
     def edit(self) -> None:
-        """Change the photos as people do."""
+        """Change the photos, the masks or the place of the map, as people do."""
         photos = sorted(path for folder in self.folders for path in folder.iterdir())
         photo = self.random.choice(photos)
         other = self.random.choice(self.folders) / f"photo{self.random.randrange(12):02}.png"
-        match self.random.randrange(7):
+        match self.random.randrange(11):
             case 0:
                 self.steps.append(f"write {other}")
                 write_photos(other.parent, [int(other.stem[-2:])])
@@ -82,6 +95,37 @@ class World:
                 )
                 self.steps.append(f"rename {old} to {self.folders[number]}")
                 old.rename(self.folders[number])
+            case 7:
+                hidden = self.random.choice([0, 100, 200, SIZE[0]])
+                self.steps.append(f"mask {hidden} columns of {other.name}")
+                self.write_mask(other.name, hidden)
+            case 8:
+                self.steps.append(f"position of {other}")
+                write_photos(other.parent, [int(other.stem[-2:])])
+                with Image.open(other) as image:
+                    image.save(other, exif=self.position(int(other.stem[-2:])))
+            case 9 if self.map.exists():
+                self.map = self.map.rename(self.root / f"map {len(self.steps)}")
+                self.steps.append(f"rename the map to {self.map}")
+            case 10:
+                self.steps.append("back up, or restore the backup")
+                backups = [self.root / "backup of map", self.root / "backup of copy"]
+                if self.copy.exists() and not backups[1].exists():
+                    for place, backup in zip((self.map, self.copy), backups, strict=True):
+                        shutil.copytree(place, backup)
+                elif backups[1].exists():
+                    for place, backup in zip((self.map, self.copy), backups, strict=True):
+                        shutil.rmtree(place)
+                        backup.rename(place)
+
+    def position(self, number: int) -> Image.Exif:
+        """EXIF data with the place of a camera on the earth, sometimes a wrong one."""
+        x = np.linspace(-2.5, 2.5, 8)[number % 8] * self.random.choice([1, 1, 3])
+        seconds = 3600 * (8 + x / 70_000), 3600 * (50 + np.sin(2 * x) / 222_000)
+        east, north = ((0.0, 0.0, round(value, 6)) for value in seconds)
+        exif = Image.Exif()
+        exif[0x8825] = {1: "N", 2: north, 3: "E", 4: east, 5: b"\0", 6: 100.0}
+        return exif
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make the map or add photos, sometimes stop, and compare with an undisturbed run."""
@@ -89,6 +133,11 @@ class World:
         photos = self.folders[adding != (self.random.random() < 0.1)]
         stage = self.random.choice([*STAGES, None, None, None, None, None])
         options = dict(self.random.choice(OPTIONS))
+        if self.masks is not None:
+            options["masks"] = self.masks
+        if not adding and self.random.random() < 0.3:
+            method = self.random.choice(["exhaustive", "sequential", "retrieval", "gps"])
+            options["pairs"] = PairChoice(method=method, num_matched=3, overlap=2)
         if not adding and self.random.random() < 0.3:
             poses = true_model([path.name for path in photos.iterdir()])
             ends = ("photo00.png", "photo01.png", 2.0)
@@ -156,7 +205,9 @@ class World:
                     with suppress(FormatError):
                         shade = int(folder.read_photo(image.name)[0, 0, 0])
                         prepared = PREPARED[shade].keypoints.numpy() + 0.5
-                        np.testing.assert_allclose(rows, prepared, atol=1e-3)
+                        distances = np.abs(rows[:, None] - prepared).max(axis=2).min(axis=1)
+                        assert distances.max(initial=0) < 1e-3
+                        assert self.masks is not None or len(rows) == len(prepared)
 
 
 def true_model(names: Container[str]) -> pycolmap.Reconstruction:
@@ -186,7 +237,7 @@ def outcome(run: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, An
 def finished_files(folder: Path) -> dict[str, bytes]:
     """The files of a map that runs replace."""
     names = ("database.db", "map.json", "pairs.txt", "report.json", "map.html", "map.png")
-    files = [*(folder / name for name in names), *(folder / "sparse").rglob("*.bin")]
+    files = [*(folder / name for name in names), *(folder / "sparse").rglob("*.*")]
     known = {str(file.relative_to(folder)): file.read_bytes() for file in files if file.exists()}
     return known if (folder / "sparse").exists() else {}
 
