@@ -68,7 +68,8 @@ def mutual_nearest(
 def check_descriptors(a: Tensor, b: Tensor) -> None:
     """Raise an InputError unless two photos' descriptors are comparable and have unit length."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        raise InputError(f"descriptors must be tensors, not {type(a)} and {type(b)}")
+        given = f"{type(a).__name__} and {type(b).__name__}"
+        raise InputError(f"descriptors must be tensors, not {given}")
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.device != b.device:
         raise InputError(
             f"descriptors of shapes {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
