@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from d2net.errors import FormatError, InputError
+from d2net.evaluation import homography
 from d2net.evaluation.cache import CachedSource
 from d2net.evaluation.homography import evaluate_homography, find_pairs
-from d2net.features import Features
+from d2net.features import Features, Matches
 
 SIZE = (200, 160)
 H = np.array([[0.9, 0.1, 12.0], [-0.05, 1.1, -6.0], [1e-4, 2e-4, 1.0]])
@@ -186,6 +187,39 @@ def test_features_are_counted_once_per_photo(tmp_path: Path) -> None:
     assert result.groups["overall"]["features"] == result.groups["v_one"]["features"] == 25
 
 
+def test_the_matches_of_the_matcher_are_refined(
+    scene: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, points, _ = scene
+    descriptors = np.random.default_rng(0).normal(size=(len(points), 192))  # as long as light's
+    known = Known(
+        {
+            "v_one/1.ppm": features(points, descriptors),
+            "v_one/2.ppm": features(transferred(H, points), descriptors),
+        }
+    )
+    given: list[Matches] = []
+
+    def refine(a: Features, b: Features, matches: Matches, *_: object, **__: object) -> Any:
+        given.append(matches)
+        return a, b
+
+    monkeypatch.setattr(homography, "refine", refine)
+    source = CachedSource(known, tmp_path / "cache", matcher="learned")
+    evaluate_homography(source, folder, refined=True)
+    assert given[0].confidence is not None and given[0].inliers is not None
+
+
+def test_a_sequence_may_be_called_like_a_union(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    write_sequence(folder, "viewpoint", {2: H})
+    rng = np.random.default_rng(2)
+    one = features(rng.uniform(0, 99, (10, 2)), rng.normal(size=(10, 8)))
+    by_name = {f"viewpoint/{k}.ppm": one for k in (1, 2)}
+    result = evaluate_homography(CachedSource(Known(by_name), tmp_path / "cache"), folder)
+    assert result.groups["viewpoint"]["matches"] == 10
+
+
 def test_layouts_of_hpatches_and_oxford(tmp_path: Path) -> None:
     write_sequence(tmp_path, "i_x", {2: H, 10: H})
     (tmp_path / "graf").mkdir()
@@ -226,6 +260,13 @@ def test_broken_truth_is_one_sentence(tmp_path: Path, content: str | None, messa
     if content is not None:
         path.write_text(content)
     with pytest.raises(FormatError, match=message):
+        find_pairs(tmp_path)
+
+
+def test_a_homography_without_its_photo_is_told(tmp_path: Path) -> None:
+    write_sequence(tmp_path, "v_one", {2: H, 3: H})
+    (tmp_path / "v_one" / "3.ppm").rename(tmp_path / "v_one" / "3.jp2")
+    with pytest.raises(FormatError, match="H_1_3 is the homography of an image that"):
         find_pairs(tmp_path)
 
 

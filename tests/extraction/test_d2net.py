@@ -367,3 +367,8 @@ def test_features_of_loaded_parameters_are_not_those_of_the_old_ones() -> None:
     assert model.descriptor_id() == packaged  # nothing has changed
     model.load_state_dict({name: 1.01 * value for name, value in state.items()})
     assert model.descriptor_id().startswith("loaded ")
+    half = D2Net.from_pretrained("light")
+    del state[next(iter(state))]
+    with pytest.raises(RuntimeError):  # after the others have been loaded
+        half.load_state_dict({name: 1.01 * value for name, value in state.items()})
+    assert half.descriptor_id() != packaged

@@ -88,7 +88,7 @@ def test_a_learned_matcher_makes_a_map_and_localizes_in_it(made: Path, tmp_path:
     length = query.descriptors.shape[1]
     weights = MatchingTransformer(MatcherSettings(length, width=32, heads=2, layers=1))
     file = tmp_path / "m.safetensors"
-    save_weights(file, weights, {"name": "m", "descriptor_id": query.descriptor_id or ""})
+    save_weights(file, weights, {"name": "m", "descriptor_id": network().descriptor_id()})
     reconstruct(made / "photos", tmp_path / "map", model=network(), matcher=str(file))
     assert model_of(tmp_path / "map").num_reg_images() == 6
     map_ = Map(MapFolder(tmp_path / "map"), PreparedNetwork([query]), str(file))
@@ -493,7 +493,8 @@ def test_known_cameras_of_added_photos_stay_when_others_are_added(tmp_path: Path
 def test_a_refused_matcher_changes_nothing(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "map", tmp_path / "map")
     weights = MatchingTransformer(MatcherSettings(64, width=32, heads=2, layers=1))
-    save_weights(tmp_path / "m.safetensors", weights, {"name": "m", "descriptor_id": ""})
+    about = {"name": "m", "descriptor_id": network().descriptor_id()}
+    save_weights(tmp_path / "m.safetensors", weights, about)
     new = write_photos(tmp_path / "new", [6, 7])
     both = network([*(seen(pose) for pose in POSES), seen(QUERY), nothing()])
     for run in (
@@ -570,6 +571,8 @@ def test_a_model_that_was_deleted_is_missed_until_it_is_made_again(tmp_path: Pat
     assert len(MapFolder(tmp_path / "map").read_models()) == 2
     shutil.rmtree(tmp_path / "map" / "sparse" / "1")  # no number is missing
     assert reconstruct(photos, tmp_path / "map", model=network(PLACES)).num_registered == 9
+    (tmp_path / "map" / "sparse" / "1" / "images.bin").write_bytes(b"damaged")
+    assert reconstruct(photos, tmp_path / "map", model=network(PLACES)).num_registered == 9
 
 
 def test_a_larger_new_place_does_not_take_the_old_one_s_number(tmp_path: Path) -> None:
@@ -587,6 +590,7 @@ def test_a_larger_new_place_does_not_take_the_old_one_s_number(tmp_path: Path) -
 def test_masks_of_added_photos_are_used(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", range(6))
     masks = write_photos(tmp_path / "masks", range(7))
+    Image.new("L", SIZE, "white").save(masks / "photo00.png")  # the others are not black either
     reconstruct(photos, tmp_path / "map", model=network(), masks=masks)
     new = write_photos(tmp_path / "new", [6])
     both = network([*(seen(pose) for pose in POSES), seen(QUERY)])

@@ -9,7 +9,7 @@ from typing import Literal
 
 from d2net.cli import options
 from d2net.cli.outputs import check_output
-from d2net.errors import InputError
+from d2net.errors import InputError, OutputError
 from d2net.wording import count
 
 
@@ -54,7 +54,11 @@ def pairs(
         raise InputError(
             f"{method} selects no pair of the {count(len(names), 'photo')} in {source}"
         )
-    check_output(output, is_own=lambda path: not {*names}.isdisjoint(chain(*read_pairs(path))))
+    listed = {*chain(*read_pairs(output))} if output.exists() else set[str]()
+    if listed and listed.isdisjoint(names):
+        raise OutputError(
+            f"{output} lists none of the photos of {source}: choose another output, or delete it"
+        )
     write_pairs(output, selected)
     paired = {name for pair in selected for name in pair}
     unpaired = [name for name in names if name not in paired]

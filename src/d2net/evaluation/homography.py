@@ -34,8 +34,8 @@ from d2net.geometry.homography import transfer, transfer_error
 from d2net.io.h5 import are_upright
 from d2net.io.image_lists import EXTENSIONS
 from d2net.io.text_lists import finite_numbers, read_lines
-from d2net.matching import match
 from d2net.matching.refine import refine
+from d2net.matching.verification import verify
 from d2net.progress import Progress, no_progress
 
 MMA = Curve(
@@ -96,6 +96,10 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
         if 1 not in images:
             raise FormatError(f"{sequence} has no image 1, the first image of every pair")
         first = images.pop(1)
+        for path in sequence.iterdir():
+            of_image = re.fullmatch(r"H_?1(?:_|to)(\d+)p?(?:\.txt)?", path.name)
+            if of_image and int(of_image[1]) not in images:
+                raise FormatError(f"{path} is the homography of an image that {sequence} lacks")
         for k, image in sorted(images.items()):
             names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")
             paths = [sequence / name for name in names if (sequence / name).is_file()]
@@ -149,16 +153,16 @@ def evaluate_homography(
         pair: HomographyPair, a: Features, b: Features, matches: Matches
     ) -> tuple[Figures, Drawing]:
         if refined:
-            verified = match(a, b, verify="fundamental")
-            a, b = refine(a, b, verified, *pair.photos, upright=upright)
+            a, b = refine(a, b, verify(a, b, matches), *pair.photos, upright=upright)
         sizes = zip(pair.photos, (len(a), len(b)), strict=True)
         num_keypoints.setdefault(pair.group, {}).update(sizes)
         return _judge(pair.H, a, b, matches)
 
     pairs = evaluate_pairs(source, folder, find_pairs(folder), judge, progress)
     unions = {
-        "illumination": [name for name in num_keypoints if name.startswith("i_")],
-        "viewpoint": [name for name in num_keypoints if name.startswith("v_")],
+        union: [name for name in num_keypoints if name.startswith(f"{union[0]}_")]
+        for union in ("illumination", "viewpoint")
+        if union not in num_keypoints
     }
     groups = averaged(pairs, unions)
     for name, figures in groups.items():

@@ -96,13 +96,16 @@ class D2Net(nn.Module):
         return next(self.parameters()).device
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as torch has it)
-        """See `torch.nn.Module`. If this changes the parameters, `weights` gets their checksum."""
+        """See `torch.nn.Module`. If this changes the parameters, `weights` gets their checksum.
+
+        `Map(MapFolder(path), model)` then opens maps of this model, and `Map.open` does not.
+        """
         old = self._checksum()
-        outcome = super().load_state_dict(*args, **kwargs)
-        new = self._checksum()
-        if new != old:
-            self.weights = {"name": "loaded", "sha256": new}
-        return outcome
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        finally:  # torch loads what fits before it raises an error
+            if (new := self._checksum()) != old:
+                self.weights = {"name": "loaded", "sha256": new}
 
     def _checksum(self) -> str:
         arrays = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}

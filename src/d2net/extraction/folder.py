@@ -277,8 +277,11 @@ class _ReleaseFiles:
             raise OutputError(
                 f"{path} exists, but {self.record.path} does not list it; choose another folder"
             )
-        if not all(are_unchanged(state, path) for state in inputs.split(";")[2:]):
-            raise OutputError(f"{path} is damaged or of another program: move or delete it")
+        *of_photo, written = inputs.split(";")
+        if len(of_photo) < 2:  # killed while the file was written
+            return ""
+        if not are_unchanged(written, path):
+            raise OutputError(f"{path} has changed since d2net wrote it: move or delete it")
         return inputs
 
     def add(self, name: str, features: Features, inputs: str) -> None:

@@ -30,7 +30,7 @@ from d2net.mapping.query_pose import (
     keypoint_points,
     observed_points,
 )
-from d2net.matching import create_matcher
+from d2net.matching import check_matcher, create_matcher
 from d2net.matching.retrieval import GlobalDescriptors
 from d2net.networks.catalogue import CATALOGUE
 
@@ -156,6 +156,7 @@ class Map:
     def __init__(self, folder: MapFolder, model: D2Net, matcher: str = "nearest") -> None:
         self.folder = folder
         self.model = model
+        check_matcher(matcher, model.descriptor_id())
         self._matcher = create_matcher(matcher)
         found = folder.read_models()
         models = [model for model, _ in found]

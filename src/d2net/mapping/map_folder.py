@@ -34,6 +34,7 @@ _MODEL_FILE = re.compile(
 """Files and folders in `sparse` that a map may replace, and hidden ones."""
 
 _DRAFT, _ADDED, _FINISHED = (f"{name}.d2net-tmp" for name in ("unfinished", "added", "finished"))
+_SCRATCH = "mapper.tmp"
 
 
 class MapFolder:
@@ -161,7 +162,7 @@ class MapFolder:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder in the map. If the work fails, the next use removes it."""
-        path = self.path / "mapper.tmp"
+        path = self.path / _SCRATCH
         shutil.rmtree(path, ignore_errors=True)
         with output_errors(path):
             path.mkdir()
@@ -244,7 +245,8 @@ class MapFolder:
 def finish_installation(path: Path) -> None:
     """Move a finished draft of the map `path` to its place, if there is one; the record last."""
     finished = path / _FINISHED
-    shutil.rmtree(path / _ADDED, ignore_errors=True)  # of a killed run
+    for left in (*path.glob(f"{_ADDED}*"), path / _SCRATCH):  # of killed runs
+        shutil.rmtree(left, ignore_errors=True)
     with output_errors(path):
         for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
             target = path / file.name

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from d2net.errors import InputError, MappingError
+from d2net.errors import FormatError, InputError, MappingError
 from d2net.extraction.d2net import D2Net
 from d2net.extraction.folder import extract_folder
 from d2net.features import LazyFeatures
@@ -36,7 +36,7 @@ from d2net.mapping.report import write_report
 from d2net.mapping.settings import MIN_PHOTOS, MappingSettings, Thresholds
 from d2net.mapping.summary import NO_FEATURES, MapSummary, summarise, why_no_map, why_unregistered
 from d2net.mapping.triangulate import triangulate
-from d2net.matching import matcher_id
+from d2net.matching import check_matcher, matcher_id
 from d2net.matching.match_pairs import match_pairs
 from d2net.matching.pair_selection import PairChoice, choose_pairs
 from d2net.matching.retrieval import GlobalDescriptors
@@ -71,6 +71,7 @@ class Stages:
 
     def extract(self, model: D2Net, photos: Sequence[FoundImage], masks: Path | str | None) -> None:
         """Extract the features of photos that have none yet."""
+        check_matcher(self._settings.matcher, model.descriptor_id())
         output, matches = self._folder.features, self._folder.matches
         if matches.exists():  # a matcher that is refused leaves the map as it is
             with MatchFile(matches) as file:
@@ -195,10 +196,9 @@ class Stages:
         folder = self._folder
         self._depend_on(positions, known_distance)
         if folder.record.inputs("mapping") == self.inputs:
-            with suppress(InputError):
-                num_models = len(folder.read_models())
-                if num_models == folder.record.values.get("models", num_models):  # none was deleted
-                    return
+            with suppress(InputError, FormatError):
+                if len(folder.read_models()) == folder.record.values.get("models"):
+                    return  # none was deleted
         self._progress("mapping", 0, None)
         old = folder.read_models() if adding else []
         known = set(folder.record.values.get("known_cameras", ())) if adding else set[int]()

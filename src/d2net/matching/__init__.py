@@ -96,6 +96,12 @@ def create_matcher(
     return nearest
 
 
+def check_matcher(name: str, descriptor_id: str) -> None:
+    """InputError if there is no such matcher, or if it does not match these descriptors."""
+    if name != "nearest":
+        load_learned(name).network(descriptor_id)
+
+
 def matcher_id(name: str) -> str:
     """The name of a matcher, with the checksum of its weights, for saving with matches."""
     return name if name == "nearest" else load_learned(name).id

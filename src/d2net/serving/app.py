@@ -27,7 +27,7 @@ from d2net.errors import D2NetError, InputError
 from d2net.extraction.d2net import D2Net
 from d2net.mapping.localize import Map
 from d2net.mapping.map_folder import MapFolder
-from d2net.matching.learned_matcher import load_learned
+from d2net.matching import check_matcher
 from d2net.serving.guard import Guard
 from d2net.serving.photos import (
     MAX_FILE,
@@ -66,8 +66,7 @@ def serve(
     see `d2net.match` for `matcher`. `weights` are those of `model`, as they were given.
     """
     with listen(host, port) as listening:
-        if matcher != "nearest":  # reports a wrong one at once
-            load_learned(matcher).network(model.descriptor_id())
+        check_matcher(matcher, model.descriptor_id())
         shown = None
         if map_folder is not None:
             made_with = MapFolder(map_folder).made_by()["weights"]
@@ -76,9 +75,8 @@ def serve(
             shown = ShownMap(opened)
         config = uvicorn.Config(
             make_app(model, shown, [host], matcher),
-            log_level="warning",
+            log_level="error",
             access_log=False,  # would reveal names of photos
-            ws="none",
             server_header=False,
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,

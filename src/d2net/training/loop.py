@@ -108,8 +108,10 @@ def run(
     def finish(path: Path, name: str) -> None:
         try:
             objective.finish(path, progress)
-        except (TrainingError, WeightsError) as error:  # the result is worth keeping without it
+        except TrainingError as error:  # the weights are worth keeping without it
             warn(f"{name}: {error}")
+        except WeightsError:
+            warn(f"{name} is missing or damaged, and stays so")
 
     with _deterministic_on_cpu(), ExitStack() as stack:
         if fabric.is_global_zero:

@@ -157,12 +157,16 @@ def test_photos_gone_since_and_a_damaged_file(tmp_path):
     with pytest.raises(FormatError, match="delete it and prepare it again"):
         opened(tmp_path / "out")
     prepare_megadepth(root, tmp_path / "out")
+    prepared = path.read_bytes()
+    with pytest.raises(InputError, match="choose another output"):
+        prepare_megadepth(write_raw(tmp_path / "other", "0003"), tmp_path / "out")
     root.rename(tmp_path / "moved")
     read_depth_map.cache_clear()
     with pytest.raises(FormatError, match="there is no depth map"):
         opened(tmp_path / "out").pair(0, pair_generator(0, 0))
     prepare_megadepth(tmp_path / "moved", tmp_path / "out")
     assert opened(tmp_path / "out").pair(0, pair_generator(0, 0))
+    assert path.read_bytes() == prepared  # or a stopped training could not go on
 
 
 def test_scene_lists():

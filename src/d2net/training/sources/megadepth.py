@@ -25,6 +25,7 @@ from d2net.errors import FormatError, InputError
 from d2net.geometry.cameras import intrinsics_from_colmap, pinhole, project, rays
 from d2net.io.atomic import output_errors, replacing
 from d2net.io.colmap_model import find_model, read_model
+from d2net.io.resume import WorkRecord
 from d2net.progress import Progress, no_progress
 from d2net.training.correspondences import PosedDepth
 from d2net.training.sources.colmap import scene_photo
@@ -45,7 +46,8 @@ MIN_STORED_OVERLAP = 0.1  # pairs of photos with a smaller overlap in both order
 _PAIRS_PER_SCENE = 100  # as in the release
 _MAX_DEPTH_ERROR = 0.1  # largest median difference of a depth map from the points, as a share
 _MIN_POINTS = 10  # with fewer points on known depth the median is not judged
-_HEADER = "d2net-scene-2"  # attribute of the file; other versions have another name
+_HEADER = "d2net-scene-3"  # attribute of the file; other versions have another name
+_ROOT = "root.json"  # beside the scenes; not a file of a run, because MegaDepth may be moved
 _OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
 
 
@@ -74,8 +76,8 @@ class StoredScene:
 
     def __init__(self, path: Path, options: SceneOptions) -> None:
         self._path, self._max_edge = path, options.max_edge
-        with _open(path) as (file, header):
-            self._root = Path(header["root"])
+        with _open(path) as (file, _):
+            self._root = Path(WorkRecord(path.parent / _ROOT).values.get("root", ""))
             self._photos: list[dict[str, Any]] = json.loads(file["photos"][()])
             self._ends = np.cumsum([0, *(photo["points"] for photo in self._photos)])
             self.pairs = file["pairs"][:][file["shares"][:] >= options.min_overlap]
@@ -133,8 +135,9 @@ def prepare_megadepth(
 ) -> list[PreparedScene]:
     """Check MegaDepth and store the part that training needs. An interrupted run resumes.
 
-    `root` holds `phoenix` and `MegaDepth_v1_SfM`. `output` gets a file per reconstruction; files
-    that were made from the same `root` are kept. `scenes` are `default`, `paper` or `all`.
+    `root` holds `phoenix` and `MegaDepth_v1_SfM`. `output` gets a file per reconstruction; existing
+    files are kept, and the place of `root` is recorded again in case that it was moved. `scenes`
+    are `default`, `paper` or `all`.
     """
     dense = sorted(path.parent for path in (root / PHOTOS).glob("*/dense*/depths"))
     available = {}
@@ -158,15 +161,19 @@ def prepare_megadepth(
         raise InputError(f"none of the scenes of the list {scenes!r} is in {root}")
     with output_errors(output / "scene"):
         output.mkdir(parents=True, exist_ok=True)
+    record, here = WorkRecord(output / _ROOT), str(root.resolve())
+    if record.values.get("root", here) != here and Path(record.values["root"]).is_dir():
+        raise InputError(f"{output} holds scenes of {record.values['root']}: choose another output")
+    record.values["root"] = here
+    record.save()
     results = []
     progress("preparing", 0, len(chosen))
     for name, (folder, model) in chosen.items():
         path = output / f"{name.replace('/', '-')}.h5"
-        result = None
-        with suppress(FormatError), _open(path) as (_, header):
-            if header["root"] == str(root.resolve()):
+        try:
+            with _open(path) as (_, header):
                 result = PreparedScene(**header["prepared"])
-        if result is None:  # absent, of another version, damaged, or of another root
+        except (FormatError, TypeError):  # absent, of another version, or damaged
             try:
                 result = _prepare(name, root, folder, model, path)
             except FormatError as error:
@@ -197,7 +204,7 @@ def _prepare(name: str, root: Path, dense: Path, model: Path, path: Path) -> Pre
     for key, attribute in (("id", "ids"), ("point", "points"), ("depth", "depths")):
         if photos:
             seen[key] = np.concatenate([getattr(photo, attribute) for photo in photos])
-    header = {"root": str(root.resolve()), "prepared": asdict(result)}
+    header = {"prepared": asdict(result)}
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[_HEADER] = json.dumps(header)
         file["photos"] = json.dumps(about)
