@@ -24,8 +24,7 @@ Item = TypeVar("Item")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
-_MAX_RETRIES = 10
-"""How often a batch is begun again after its process died. The batch itself may kill it."""
+_MAX_RETRIES = 10  # of a batch whose process died; the batch itself may have killed it
 
 
 def share(

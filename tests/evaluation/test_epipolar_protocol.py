@@ -141,6 +141,12 @@ def test_folders_without_pairs_are_told(tmp_path):
         find_pairs(tmp_path)
 
 
+def test_linked_folders_are_searched(folder, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "night").symlink_to(folder / "night", target_is_directory=True)
+    assert len(find_pairs(tmp_path / "linked")) == 2
+
+
 def test_a_pair_by_itself_is_found(folder):
     (pair,) = find_pairs(folder / "night/tower")
     assert pair.group == "tower"

@@ -8,6 +8,7 @@ epipolar lines, averaged over distances of 1 to 20 px (mAA).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from glob import iglob
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,9 @@ class MarkedPair(PhotoPair):
 def find_pairs(folder: Path) -> list[MarkedPair]:
     """Pairs in all folders below a folder that hold `corrs.txt` and photos `01.*` and `02.*`."""
     pairs = []
-    for corrs in sorted(folder.rglob("corrs.txt")):
+    # pathlib would not follow links
+    lists = iglob("**/corrs.txt", root_dir=folder, recursive=True)  # noqa: PTH207
+    for corrs in sorted(folder / name for name in lists):
         here, photos = corrs.parent, []
         for name in ("01", "02"):
             files = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]

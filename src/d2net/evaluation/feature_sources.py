@@ -94,7 +94,8 @@ class FileSource:
 
     def extract(self, photo: Path, name: str) -> Features:
         """Look the photo up by `name`, or by a longer end of its path."""
-        ends = ("/".join(photo.parts[start:]) for start in range(-len(photo.parts), 0))
+        parts = photo.absolute().parts
+        ends = ("/".join(parts[start:]) for start in range(-len(parts), 0))
         longer = (end for end in ends if end.endswith(f"/{name}") and end in self._file)
         name = next(longer, name)
         found, inputs = self._file[name].to("cpu"), self._file.inputs(name)
@@ -108,8 +109,7 @@ class FileSource:
 
 Detected = tuple[Tensor, Tensor, Tensor, Tensor]
 """Keypoints N x 2, scores N, descriptors N x D and scales N."""
-Detect = Callable[[NDArray[np.uint8]], Detected]
-"""Finds the features of a photo in RGB."""
+Detect = Callable[[NDArray[np.uint8]], Detected]  # finds the features of a photo in RGB
 
 
 class Baseline:

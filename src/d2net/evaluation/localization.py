@@ -60,8 +60,7 @@ from d2net.progress import Progress, no_progress
 if TYPE_CHECKING:
     import pycolmap
 
-MAX_ERROR = 4.0
-"""Largest reprojection error of a triangulated point in pixels (hloc's and COLMAP's)."""
+MAX_ERROR = 4.0  # largest reprojection error of a triangulated point in pixels (as in COLMAP)
 
 PROTOCOL = Protocol(
     "localization",

@@ -48,8 +48,7 @@ NUM_COVISIBLE = 20
 QUERY_LISTS = "*_time_queries_with_intrinsics.txt"
 
 SCENE_LIMITS = (Limit("1 %, 1°", 1, 1), Limit("2 %, 2°", 2, 2), Limit("5 %, 5°", 5, 5))
-QUERY_EVERY = 3
-"""Of every three photos of a scene, in the order of their names, the second is a query."""
+QUERY_EVERY = 3  # of every three photos of a scene, by their names, the second is a query
 
 
 class Query(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from d2net.errors import InputError
 from d2net.geometry.coordinates import Array
 from d2net.io.atomic import write_text
 
-Figures: TypeAlias = dict[str, float]
-"""Values by the name of their metric."""
+Figures: TypeAlias = dict[str, float]  # values by the name of their metric
 
 OVERALL = "overall"  # the group of all pairs
 MARK = b'[\n  {\n    "d2net": '  # of files by `save_json`
@@ -177,6 +177,8 @@ def averaged(
     groups: dict[str, list[PairResult]] = {}
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
+    if OVERALL in groups:
+        raise InputError(f"a folder of the data must not be called {OVERALL!r}: rename it")
     for name, members in (unions or {}).items():
         groups[name] = [pair for pair in pairs if pair.group in members]
     groups[OVERALL] = list(pairs)

@@ -20,8 +20,7 @@ from d2net.errors import InputError
 from d2net.geometry.coordinates import Size
 from d2net.io.image_decoding import MAX_PIXELS, Samples, UnreadableError, decode
 
-Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]
-"""H x W x 3 RGB, uint8 or float32 in 0..255."""
+Pixels: TypeAlias = npt.NDArray[np.uint8 | np.float32]  # H x W x 3 RGB, uint8 or float32 in 0..255
 
 ImageLike: TypeAlias = (
     str | os.PathLike[str] | io.BytesIO | Image.Image | npt.NDArray[Any] | torch.Tensor

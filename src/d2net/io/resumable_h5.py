@@ -28,8 +28,7 @@ from d2net.io.arrays import Array
 from d2net.io.atomic import check_regular, locked, output_errors, replacing
 from d2net.io.resume import Settings, as_settings, check_settings
 
-INPUTS = "inputs"
-"""An entry's attribute with the fingerprint of the inputs that the entry was made from."""
+INPUTS = "inputs"  # an entry's attribute with the fingerprint of what the entry was made from
 
 _SETTINGS = "d2net"  # the file's attribute with the settings as JSON
 _VERSION = ("v110", "v110")
@@ -68,6 +67,9 @@ class NoSuchEntryError(InputError, KeyError):
 
 class H5File:
     """An HDF5 file opened for reading; a context manager.
+
+    While it is open, HDF5 opens the same file again with its old content, even if another program
+    has overwritten it.
 
     Attributes:
         path: the file.

@@ -52,8 +52,7 @@ DOUBTFUL = 2.0
 """A query is lost at this significance or below, and doubtful up to `SIGNIFICANT`. Above that it is
 localized if its rotation is also known well enough."""
 
-MAX_ROTATION_DEVIATION = 1.0
-"""Largest standard deviation of a localized query's rotation, in degrees."""
+MAX_ROTATION_DEVIATION = 1.0  # standard deviation of a localized query's rotation, in degrees
 
 _CACHED_PHOTOS = 64  # map photos whose descriptors stay in memory, a few MB each
 

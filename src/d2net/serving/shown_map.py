@@ -10,7 +10,7 @@ from typing import Any
 
 from d2net.errors import InputError
 from d2net.features import Features
-from d2net.io.images import read_image
+from d2net.io.images import Pixels, read_image
 from d2net.io.resume import are_unchanged
 from d2net.mapping.assign_cameras import photo_camera
 from d2net.mapping.localize import Map
@@ -46,14 +46,17 @@ class ShownMap:
     @cached_property
     def _cloud(self) -> Cloud:
         cloud = read_cloud(self.map.reconstruction)
-        return add_colours(cloud, self.map.folder.read_photo)[0]
+        return add_colours(cloud, self._read)[0]
 
-    def picture(self, name: str) -> bytes:
-        """A JPEG of a photo of the map; InputError if it is missing."""
+    def _read(self, name: str) -> Pixels:
         path = self.map.folder.photo(name)
         if not are_unchanged(self._features_of.get(name, ""), path):
             raise InputError("the map has been made again since it was opened: restart d2net serve")
-        return screen_jpeg(read_image(path, upright=self.upright, max_pixels=MAX_PIXELS))
+        return read_image(path, upright=self.upright, max_pixels=MAX_PIXELS)
+
+    def picture(self, name: str) -> bytes:
+        """A JPEG of a photo of the map; InputError if it is missing."""
+        return screen_jpeg(self._read(name))
 
     def localize(self, photo: SentPhoto) -> dict[str, Any]:
         """Localize a photo.
