@@ -23,8 +23,7 @@ CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 _DEFAULT_BUDGET: Any = object()
 """Stands for the default of `max_keypoints` until it is known whether `original` is set."""
 
-_RELEASE = {"descriptor": "plain", "turns": 1, "stretch": False}
-"""The only values that `original` allows."""
+_RELEASE = {"descriptor": "plain", "turns": 1, "stretch": False}  # all that `original` allows
 
 
 @dataclass(frozen=True)

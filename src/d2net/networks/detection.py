@@ -18,8 +18,7 @@ from torch import Tensor
 
 from d2net.networks.base import Detections
 
-EDGE_THRESHOLD = 5.0
-"""Largest ratio of principal curvatures of a keypoint (section 4.1; Lowe 2004 uses 10)."""
+EDGE_THRESHOLD = 5.0  # largest ratio of a keypoint's principal curvatures (section 4.1)
 
 MIN_RISE = 0.01
 """Smallest height of a keypoint over the mean of its four neighbours, relative to its own value.

@@ -30,8 +30,7 @@ PointPairs: TypeAlias = tuple[Points, Points]
 PhotoWarp: TypeAlias = Callable[[Array], Array]
 """Maps N x 2 points of photo a to photo b; NaN where photo b does not show them."""
 
-MAX_CORNERS = 200
-"""Number of strongest corners of each crop for which a correspondence is interpolated."""
+MAX_CORNERS = 200  # strongest corners of each crop with an interpolated correspondence
 
 _BORDER = 8  # px; corners closer to the border of a crop are not used
 

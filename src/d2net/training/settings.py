@@ -22,8 +22,7 @@ else:
 
 R = TypeVar("R", bound="RunSettings")
 
-MIN_PHOTO_EDGE = 32
-"""Teachers do not see photos with a shorter edge in pixels: their maps would be empty."""
+MIN_PHOTO_EDGE = 32  # in pixels; teachers see no smaller photos, whose maps would be empty
 
 
 @dataclass(frozen=True)

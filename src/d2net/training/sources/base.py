@@ -56,8 +56,7 @@ class PairSource(Protocol[Pair_co]):
         ...
 
 
-Source: TypeAlias = PairSource[TrainingPair]
-"""A source of training pairs."""
+Source: TypeAlias = PairSource[TrainingPair]  # a source of training pairs
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from d2net.io.image_decoding import decode, quiet_opencv
 from d2net.io.images import limited_size, raise_low_contrast, read_image, resize
 from d2net.training.crops import RGB
 
-DepthMap = NDArray[np.float32]
-"""h x w depths along the optical axis; 0 where unknown."""
+DepthMap = NDArray[np.float32]  # h x w depths along the optical axis; 0 where unknown
 
 _KEPT = 48  # photos, and as many depth maps: 0.3 GB of each at 1600 pixels
 
