@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on(tmp_path):
     assert len(prepare_megadepth(root, out)) == 6
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
     prepare_megadepth(root, tmp_path / "undisturbed")
-    for path in sorted((tmp_path / "undisturbed").iterdir()):
+    for path in sorted((tmp_path / "undisturbed").glob("*.h5")):
         with h5py.File(path) as a, h5py.File(out / path.name) as b:
             assert all(np.array_equal(a[name][()], b[name][()]) for name in a)
 
