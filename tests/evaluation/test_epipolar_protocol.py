@@ -144,7 +144,10 @@ def test_folders_without_pairs_are_told(tmp_path):
 def test_linked_folders_are_searched(folder, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "night").symlink_to(folder / "night", target_is_directory=True)
-    assert len(find_pairs(tmp_path / "linked")) == 2
+    for name in ("back", "night/again"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "linked", target_is_directory=True)
+    (folder / "deep").rename(tmp_path / "linked" / ".hidden")
+    assert len(find_pairs(tmp_path / "linked")) == 3
 
 
 def test_a_pair_by_itself_is_found(folder):

@@ -7,8 +7,8 @@ epipolar lines, averaged over distances of 1 to 20 px (mAA).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from glob import iglob
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +72,22 @@ class MarkedPair(PhotoPair):
 def find_pairs(folder: Path) -> list[MarkedPair]:
     """Pairs in all folders below a folder that hold `corrs.txt` and photos `01.*` and `02.*`."""
     pairs = []
-    # pathlib would not follow links
-    lists = iglob("**/corrs.txt", root_dir=folder, recursive=True)  # noqa: PTH207
-    for corrs in sorted(folder / name for name in lists):
+    lists, seen = [], set[Path]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := Path(place).resolve()) in seen:
+            folders.clear()  # a link back
+        elif "corrs.txt" in files:
+            lists.append(Path(place, "corrs.txt"))
+        seen.add(real)
+    for corrs in sorted(lists):
         here, photos = corrs.parent, []
         for name in ("01", "02"):
-            files = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
-            if len(files) != 1:
-                found = ", ".join(file.name for file in files) or "none"
+            paths = [p for p in sorted(here.glob(f"{name}.*")) if p.suffix.lower() in EXTENSIONS]
+            if len(paths) != 1:
+                found = ", ".join(path.name for path in paths) or "none"
                 raise FormatError(f"{here} needs one photo {name} ({name}.png), but has {found}")
-            photos.append(files[0])
+            photos.append(paths[0])
         rows = []
         for number, line in read_lines(corrs, _ROWS):
             rows.append(finite_numbers(line.split(), 4))

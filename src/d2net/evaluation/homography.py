@@ -98,7 +98,7 @@ def find_pairs(folder: Path) -> list[HomographyPair]:
         first = images.pop(1)
         for path in sequence.iterdir():
             of_image = re.fullmatch(r"H_?1(?:_|to)(\d+)p?(?:\.txt)?", path.name)
-            if of_image and int(of_image[1]) not in images:
+            if of_image and path.is_file() and int(of_image[1]) not in {1, *images}:
                 raise FormatError(f"{path} is the homography of an image that {sequence} lacks")
         for k, image in sorted(images.items()):
             names = (f"H_1_{k}", f"H1to{k}p", f"H_1_{k}.txt", f"H1to{k}p.txt")

@@ -49,8 +49,7 @@ THRESHOLDS = (0.5, 1, 2, 4, 8)
 """RANSAC's thresholds in pixels (Sampson distance). All are reported; none is chosen here."""
 SEEDS = (0, 1, 2)  # of RANSAC's random samples; figures are means over them
 DRAWN_AS_CORRECT = 3
-FAILED = 180.0
-"""Error in degrees of a pair without an estimate. It exceeds every limit, and JSON can hold it."""
+FAILED = 180.0  # degrees; error of a pair without an estimate, above every limit
 
 PROTOCOL = Protocol(
     "pose",

@@ -43,8 +43,7 @@ from d2net.progress import Progress, no_progress
 if TYPE_CHECKING:
     import pycolmap
 
-WELL_PLACED = (1.0, 1.0)
-"""Largest errors of a well placed photo: percent of the cameras' spread, and degrees."""
+WELL_PLACED = (1.0, 1.0)  # largest errors: percent of the cameras' spread, and degrees
 
 PROTOCOL = Protocol(
     "reconstruction",

@@ -98,7 +98,8 @@ def reconstruct(
         if lost and (others or len(lost) == len(existing.finished)):
             raise OutputError(
                 f"{output} is a map of {lost[0]} and other photos, and a new map would lose them: "
-                f"choose another output, or add photos: d2net reconstruct {photos} --into {output}"
+                f"choose another output, give one folder with all photos, or add photos: "
+                f"d2net reconstruct {photos} --into {output}"
             )
         existing.record.save()  # by which a later run knows that the files are a map's
         with existing.draft(resume=True) as folder:

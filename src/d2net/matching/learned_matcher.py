@@ -16,8 +16,7 @@ from d2net.networks.catalogue import CATALOGUE, expand_user
 from d2net.networks.matcher import KeypointBatch, MatchingTransformer, Prepared
 from d2net.networks.weights import load_matcher
 
-MAX_KEYPOINTS = 4096
-"""Only the best keypoints of a photo are matched, because time grows with their number squared."""
+MAX_KEYPOINTS = 4096  # of a photo, the best; time grows with their number squared
 
 MIN_CONFIDENCE = 0.1  # less probable matches are dropped, as in LightGlue
 

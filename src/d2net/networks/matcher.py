@@ -41,8 +41,7 @@ _MIN_MATCHABILITY = 0.05
 """Keypoints that have a partner with a lower probability are pruned after a layer (LightGlue,
 section 3.3: 0.01). It saves a sixth of the time and costs few right matches."""
 
-_WAVES = 32
-"""Number of plane waves (Fourier features) that encode a position in a keypoint's first state."""
+_WAVES = 32  # plane waves (Fourier features) that encode a position in a keypoint's first state
 
 
 @dataclass(frozen=True)

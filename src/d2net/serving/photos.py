@@ -23,8 +23,7 @@ MAX_FILE = 32 * 2**20  # bytes; the largest JPEG files of cameras
 
 MAX_PIXELS = 64_000_000  # of a photo; reducing it takes about 200 MB
 
-MAX_MEMORY = 768 * 2**20
-"""Bytes of all photos with their features. The least recently used are forgotten first."""
+MAX_MEMORY = 768 * 2**20  # bytes of all photos with features; the least recently used go first
 
 MAX_KEYPOINTS = 8192
 """Keypoints of a photo. They are extracted once; smaller numbers take the best of them."""

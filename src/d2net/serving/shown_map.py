@@ -48,15 +48,15 @@ class ShownMap:
         cloud = read_cloud(self.map.reconstruction)
         return add_colours(cloud, self._read)[0]
 
-    def _read(self, name: str) -> Pixels:
+    def _read(self, name: str, **limit: int) -> Pixels:
         path = self.map.folder.photo(name)
         if not are_unchanged(self._features_of.get(name, ""), path):
             raise InputError("the map has been made again since it was opened: restart d2net serve")
-        return read_image(path, upright=self.upright, max_pixels=MAX_PIXELS)
+        return read_image(path, upright=self.upright, **limit)
 
     def picture(self, name: str) -> bytes:
         """A JPEG of a photo of the map; InputError if it is missing."""
-        return screen_jpeg(self._read(name))
+        return screen_jpeg(self._read(name, max_pixels=MAX_PIXELS))
 
     def localize(self, photo: SentPhoto) -> dict[str, Any]:
         """Localize a photo.

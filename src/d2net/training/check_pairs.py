@@ -26,8 +26,7 @@ from d2net.training.sources.base import Source, TrainingPair, pair_generator
 from d2net.training.sources.scenes import ScenePairs, median_known
 from d2net.visualization import plot_points
 
-AGREEMENT_PIXELS = 5.0
-"""A SIFT match agrees if it ends within this distance of the interpolated correspondence."""
+AGREEMENT_PIXELS = 5.0  # within which a SIFT match agrees with the interpolated correspondence
 
 _EXAMPLES = 8  # usable pairs of a report that can be drawn
 _RATIO = 0.75  # of Lowe's ratio test: low, so that few SIFT matches are wrong

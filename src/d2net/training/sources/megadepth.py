@@ -54,7 +54,7 @@ _OBSERVATION = np.dtype([("id", "i8"), ("point", "f4", 2), ("depth", "f4")])
 def open_megadepth(folder: Path, options: SceneOptions, crop: int) -> ScenePairs:
     """Open the scenes that `prepare_megadepth` wrote."""
     files = sorted(folder.glob("*.h5"))
-    if not files:
+    if not files or not (folder / _ROOT).is_file():
         raise InputError(
             f"{folder} holds no prepared scenes: run `d2net data prepare megadepth ROOT "
             f"--output {folder}` first"
@@ -162,10 +162,12 @@ def prepare_megadepth(
     with output_errors(output / "scene"):
         output.mkdir(parents=True, exist_ok=True)
     record, here = WorkRecord(output / _ROOT), str(root.resolve())
-    if record.values.get("root", here) != here and Path(record.values["root"]).is_dir():
-        raise InputError(f"{output} holds scenes of {record.values['root']}: choose another output")
-    record.values["root"] = here
-    record.save()
+    before = str(record.values.get("root", ""))
+    if before != here:
+        if before and Path(before, PHOTOS).is_dir():
+            raise InputError(f"{output} holds scenes of {before}: choose another output")
+        record.values["root"] = here
+        record.save()
     results = []
     progress("preparing", 0, len(chosen))
     for name, (folder, model) in chosen.items():
