@@ -127,9 +127,15 @@ def test_poses_of_another_run_are_not_replaced(
 
 @pytest.mark.parametrize("option", ["--num-retrieved 0", "--seed -1"])
 def test_wrong_options_leave_the_poses_of_an_earlier_run(
-    d2net: Run, here: Path, option: str
+    d2net: Run, here: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     write_photos(here / "photos", "a.png")
+
+    class LosingMap:
+        def localize(self, path: Path, **options: object) -> Answer:
+            return Answer("lost")
+
+    monkeypatch.setattr(Map, "open", lambda *arguments, **options: LosingMap())
     write_poses("poses.txt", {"a.png": pycolmap.Rigid3d()})
     before = Path("poses.txt").read_text()
     assert d2net("localize", "map", "photos", *option.split()).code == 2

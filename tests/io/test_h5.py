@@ -593,7 +593,7 @@ def test_each_pair_among_photos_once_and_checked(matches_path):
         assert found == [("a", "b"), ("a", "c")]
         with pytest.raises(FormatError, match="keypoints that the features do not have"):
             list(file.among({"a": 4, "b": 2}))
-        # The features of other pairs may have been replaced.
+        # Other pairs may have been matched before their features were extracted again.
         chosen = file.among({"a": 4, "b": 2, "c": 4}, [frozenset("ac")])
         assert [(first, second) for first, second, _ in chosen] == [("a", "c")]
 

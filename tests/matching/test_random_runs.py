@@ -1,4 +1,4 @@
-"""Extract, match, edit and stop in random order, and compare with runs that were not stopped."""
+"""Random sequences of extraction, matching, edits and stops, compared with undisturbed runs."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class D2Net(nn.Module):
     Args:
         network: computes the maps, detects and describes; None for an untrained VGG-16.
         settings: defaults of `extract`.
-        weights: name and checksum, saved with results. `load_state_dict` updates them; set them
-            yourself if you change the parameters in another way.
+        weights: name and checksum, saved with results. `load_state_dict` updates them. If you
+            change parameters in place, set them yourself.
     """
 
     def __init__(

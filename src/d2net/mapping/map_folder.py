@@ -243,11 +243,11 @@ class MapFolder:
 
 
 def finish_installation(path: Path) -> None:
-    """Move a finished draft of the map `path` to its place, if there is one; the record last."""
+    """Move a finished draft of the map `path` to its place, and remove leftovers of killed runs."""
     finished = path / _FINISHED
-    for left in (*path.glob(f"{_ADDED}*"), path / _SCRATCH):  # of killed runs
+    for left in (*path.glob(f"{_ADDED}*"), path / _SCRATCH):
         shutil.rmtree(left, ignore_errors=True)
-    with output_errors(path):
+    with output_errors(path):  # the record is moved last
         for file in sorted(finished.glob("*"), key=lambda file: file.name == "map.json"):
             target = path / file.name
             if target.is_symlink() and file.is_dir():

@@ -41,7 +41,7 @@ def reconstruct(
 
     An interrupted run resumes at its stage when it is called again. With other photos, pairs
     or mapping options, the stages that depend on them are repeated. An existing map stays in place
-    until the new one is finished. Other extraction settings or another matcher are an error.
+    until the new one is finished. Extraction settings and matcher must be those of the map.
 
     Args:
         photos: the folder.
@@ -98,7 +98,7 @@ def reconstruct(
         if lost and (others or len(lost) == len(existing.finished)):
             raise OutputError(
                 f"{output} is a map of {lost[0]} and other photos, and a new map would lose them: "
-                f"choose another output, give one folder with all photos, or add photos: "
+                "choose another output, give one folder with all photos, or add photos: "
                 f"d2net reconstruct {photos} --into {output}"
             )
         existing.record.save()  # by which a later run knows that the files are a map's

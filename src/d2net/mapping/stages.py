@@ -1,4 +1,4 @@
-"""The stages of making a map: features, pairs, matches, verification, mapping, report."""
+"""A map is made in stages: features, pairs, matches, verification, mapping, report."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Stages:
         self.survey(photo.name for photo in photos if photo.name not in self.failed)
 
     def survey(self, names: Iterable[str]) -> None:
-        """Read the sizes and uncertainties of photos from the features file."""
+        """Read image sizes and keypoint uncertainties from the features file."""
         with FeatureFile(self._folder.features) as features:
             for name in names:
                 if name not in features:
@@ -283,7 +283,7 @@ class Stages:
         folder.record.finish("mapping", fingerprint([self.inputs, str(poses)]))
 
     def finish(self) -> MapSummary:
-        """Write the report, and record that the map is finished."""
+        """Write the report, mark the map as finished and put it in its place."""
         folder = self._folder
         models = [model for model, _ in folder.read_models()]
         self._progress("writing the report", 0, None)
